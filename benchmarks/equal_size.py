@@ -1,0 +1,106 @@
+"""New-LLM, its cell as published, TinyGPT2 and an LSTM at equal parameters, equal tokens and one tokenizer.
+
+Every model is trained at two learning rates and shown at its better one. Interrupted, the same command continues.
+
+    python benchmarks/equal_size.py --data TRAIN.txt --eval_data VALID.txt --output_dir runs/equal_size
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from newllm_lib.cli import quiet_libraries
+from newllm_lib.models import build_config, build_model, count_parameters
+from newllm_lib.stages.compare import compare, comparison_figure, comparison_table
+from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, pretrain
+from newllm_lib.training.checkpoint import read_results, write_json
+
+# model type -> (learning rates, other settings). The reference is trained as published: Adam at a constant rate,
+# every row from a zero context.
+RECIPES = {
+    "newllm": ((3e-3, 5e-3), {}),
+    "newllm-reference": ((8e-4, 2e-3), PRESETS["published"]),
+    "tiny-gpt2": ((1e-3, 3e-3), {}),
+    "lstm": ((3e-3, 6e-3), {}),
+}
+
+
+def training_speed(model_type: str, vocab_size: int, num_parameters: int, rows: int, tokens: int) -> float:
+    """Median training tokens per second of five updates after two to warm up, on this machine as it is now."""
+    model = build_model(build_config(model_type, vocab_size, tokens, num_parameters=num_parameters))
+    optimizer = torch.optim.AdamW(model.parameters())
+    input_ids = torch.randint(0, vocab_size, (rows, tokens))
+    seconds = []
+    for _ in range(7):
+        started = time.perf_counter()
+        model(input_ids=input_ids, labels=input_ids, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - started)
+    return rows * tokens / statistics.median(seconds[2:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--eval_data", required=True)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/equal_size"))
+    parser.add_argument("--vocab_size", type=int, default=2048)
+    parser.add_argument("--max_steps", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--only", help="one run, MODEL:LEARNING_RATE, without the table")
+    options = parser.parse_args()
+    quiet_libraries()
+    logging.getLogger("newllm_lib").setLevel(logging.INFO)
+
+    num_parameters = count_parameters(build_config("newllm", options.vocab_size, 128))
+    best: dict[str, tuple[float, Path, float]] = {}
+    for model_type, (rates, recipe) in RECIPES.items():
+        for rate in rates:
+            if options.only and options.only != f"{model_type}:{rate:g}":
+                continue
+            folder = options.output_dir / f"{model_type}-{rate:g}"
+            arguments = PretrainArguments(
+                **{
+                    **recipe,
+                    "model_type": model_type,
+                    "data": options.data,
+                    "eval_data": options.eval_data,
+                    "vocab_size": options.vocab_size,
+                    "num_parameters": num_parameters,
+                    "max_steps": options.max_steps,
+                    "learning_rate": rate,
+                    "output_dir": str(folder),
+                    "seed": options.seed,
+                }
+            )
+            pretrain(arguments)
+            loss = read_results(folder)["loss"]
+            if model_type not in best or loss < best[model_type][0]:
+                best[model_type] = (loss, folder, rate)
+    if options.only:
+        return
+    rows = compare([folder for _, folder, _ in best.values()], options.eval_data)
+    for row, (model_type, (_, _, rate)) in zip(rows, best.items(), strict=True):
+        row["learning_rate"] = rate
+        row["training_tokens_per_second"] = training_speed(model_type, options.vocab_size, num_parameters, 32, 128)
+    settings = {"threads": torch.get_num_threads(), **{k: str(v) for k, v in vars(options).items()}}
+    write_json(options.output_dir / "equal_size.json", {"settings": settings, "rows": rows})
+    comparison_figure(rows).savefig(options.output_dir / "equal_size.png", dpi=120)
+    print(comparison_table(rows))
+    for row in rows:
+        print(
+            f"{row['name']}: learning rate {row['learning_rate']:g}, "
+            f"{row['training_tokens_per_second']:,.0f} training tokens/s on {settings['threads']} thread(s)"
+        )
+    print(json.dumps(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""The command `newllm <stage> --field value`: one function per command word, modules imported only when used."""
+
+import argparse
+import difflib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from . import __version__
+from .errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Exit codes: 0 done, 1 a fault of ours, 2 bad input, 130 interrupted with the run saved."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(usage())
+            return 0
+        if argv[0] == "--version":
+            print(f"newllm {__version__}")
+            return 0
+        command, *rest = argv
+        if command not in COMMANDS:
+            raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; newllm --help lists them all.")
+        quiet_libraries()
+        COMMANDS[command][0](rest)
+    except InputError as error:
+        print(f"newllm: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(
+            f"newllm: {error if error.args else 'Interrupted; nothing that was saved is lost.'}",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def usage() -> str:
+    lines = ["usage: newllm COMMAND ...    (newllm COMMAND --help shows its fields)", ""]
+    return "\n".join(lines + [f"  {word:<10} {text}" for word, (_, text) in COMMANDS.items()])
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """', did you mean X?' or nothing."""
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def quiet_libraries() -> None:
+    """Our own log lines on standard output; from the libraries below us, errors only."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stdout)
+    logging.getLogger(__package__).setLevel(logging.INFO)
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+
+
+class SentenceParser(argparse.ArgumentParser):
+    """argparse whose complaint is one InputError in place of the usage and an exit."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str):
+        raise InputError(f"{message}; {self.prog} --help lists the fields.")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse all of `argv`; an unknown flag is named with the nearest known one."""
+        namespace, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [option for action in self._actions for option in action.option_strings]
+            word = unknown[0].split("=")[0]
+            raise InputError(f"unknown argument {word!r}{nearest(word, flags)}; {self.prog} --help lists the fields.")
+        return namespace
+
+
+def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog: str, argv: Sequence[str]) -> Any:
+    """Flags -> the stage's dataclass, one flag per field; a preset's values are defaults, flags win.
+
+    Raises:
+        InputError: unknown flag or preset, or a value the field refuses.
+    """
+    from transformers import HfArgumentParser
+
+    from .training.arguments import SLIDER_KEYS
+
+    class StageParser(SentenceParser, HfArgumentParser):
+        def add_argument(self, *names, **options):
+            # A field's metadata reaches argparse whole; the slider's part means nothing to it.
+            options = {key: value for key, value in options.items() if key not in SLIDER_KEYS}
+            return super().add_argument(*names, **options)
+
+    parser = StageParser(arguments_class, prog=prog)
+    preset = parser.parse_known_args(argv)[0].preset
+    if preset is not None:
+        if preset not in presets:
+            raise InputError(f"preset has to be one of {', '.join(presets)}, got {preset!r}{nearest(preset, presets)}.")
+        parser.set_defaults(**presets[preset])
+    values = vars(parser.parse(argv))
+    try:
+        return arguments_class(**values)
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def run_pretrain(argv: Sequence[str]) -> None:
+    from .stages.pretrain import PRESETS, PretrainArguments, pretrain
+
+    pretrain(parse_stage(PretrainArguments, PRESETS, "newllm pretrain", argv))
+
+
+def run_evaluate(argv: Sequence[str]) -> None:
+    parser = SentenceParser(prog="newllm evaluate", description="Metrics of a trained model, every token scored once.")
+    parser.add_argument("model", help="folder of a finished run")
+    add_text_fields(parser)
+    parser.add_argument("--max_length", type=int, help="tokens per forward pass; as in training if left out")
+    parser.add_argument("--batch_size", type=int, default=32, help="rows per forward pass")
+    fields = parser.parse(argv)
+    for name in ("max_length", "batch_size"):
+        value = getattr(fields, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} has to be at least 1, got {value}.")
+    from .stages.evaluate import evaluate
+
+    metrics = evaluate(fields.model, fields.data, fields.max_length, fields.batch_size)
+    if fields.json:
+        print(json.dumps(metrics))
+    else:
+        for name, value in metrics.items():
+            shown = "-" if value is None else f"{value:,.4f}" if isinstance(value, float) else value
+            print(f"{name:<16} {shown}")
+
+
+def run_compare(argv: Sequence[str]) -> None:
+    parser = SentenceParser(prog="newllm compare", description="Trained models side by side.")
+    parser.add_argument("models", nargs="+", help="folders of finished runs")
+    add_text_fields(parser)
+    parser.add_argument("--picture", metavar="PNG", help="also draw the comparison into this file")
+    parser.add_argument("--prompt", action="append", help="a beginning to continue; may be given several times")
+    fields = parser.parse(argv)
+    from .stages.compare import compare, comparison_figure, comparison_table
+
+    rows = compare(fields.models, fields.data, fields.prompt)
+    if fields.picture:
+        comparison_figure(rows).savefig(fields.picture, dpi=120)
+    print(json.dumps(rows) if fields.json else comparison_table(rows))
+
+
+def run_generate(argv: Sequence[str]) -> None:
+    parser = SentenceParser(prog="newllm generate", description="Continue a prompt.")
+    parser.add_argument("model", help="folder of a finished run")
+    parser.add_argument("--prompt", required=True, help="beginning of the text")
+    parser.add_argument("--max_new_tokens", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token")
+    parser.add_argument("--top_p", type=float, default=0.95)
+    fields = parser.parse(argv)
+    from .stages.generate import generate
+
+    print(generate(fields.model, fields.prompt, fields.max_new_tokens, fields.seed, fields.temperature, fields.top_p))
+
+
+def run_doctor(argv: Sequence[str]) -> None:
+    parser = SentenceParser(prog="newllm doctor", description="What this machine is and what will run on it.")
+    parser.add_argument("--folder", default=".", help="where runs would be saved")
+    fields = parser.parse(argv)
+    from .doctor import doctor
+
+    marks = {"ok": "✓", "note": "!", "fail": "✗"}
+    for finding in doctor(fields.folder):
+        print(f"{marks[finding.status]} {finding.subject:<14} {finding.value:<34} {finding.advice}".rstrip())
+
+
+def add_text_fields(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", help="text file to evaluate on; the run's own held-out text if left out")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "pretrain": (run_pretrain, "train New-LLM or a baseline from scratch on text"),
+    "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),
+    "compare": (run_compare, "several models side by side: quality, speed, state, samples"),
+    "generate": (run_generate, "continue a prompt"),
+    "doctor": (run_doctor, "what this machine is and what will run on it"),
+}

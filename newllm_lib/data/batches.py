@@ -1,0 +1,212 @@
+"""From text to rows of tokens: packing for training, whole documents for evaluation.
+
+Dimensions: B rows, T = max_length tokens.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from datasets.arrow_writer import ArrowWriter
+from transformers import PreTrainedTokenizerFast
+
+from ..errors import InputError
+from .catalogue import Text
+from .rows import TextPiece
+
+PIECES_PER_CALL = 1000
+FORMAT_VERSION = 1  # part of the cache key: raise it when rows are laid out otherwise
+IGNORED = -100  # transformers' label for a position that is not scored
+
+
+@dataclass
+class TextCounts:
+    """What was read: the denominators of every metric."""
+
+    documents: int = 0
+    tokens: int = 0  # of the text itself, without the end-of-text that opens each document
+    bytes: int = 0  # UTF-8
+    words: int = 0  # separated by white space
+    unknown_tokens: int = 0
+
+    def add(self, other: "TextCounts") -> None:
+        for name, count in asdict(other).items():
+            setattr(self, name, getattr(self, name) + count)
+
+
+@dataclass
+class Document:
+    """One document as tokens."""
+
+    token_ids: np.ndarray  # int32, [tokens]
+    counts: TextCounts
+
+
+@dataclass
+class EvaluationDocuments:
+    """Whole documents, ready to be scored."""
+
+    documents: list[Document]
+    origin: str
+
+    @property
+    def counts(self) -> TextCounts:
+        total = TextCounts()
+        for document in self.documents:
+            total.add(document.counts)
+        return total
+
+    def sample(self, max_tokens: int) -> "EvaluationDocuments":
+        """Evenly spaced whole documents with about `max_tokens` tokens, at least one; always the same ones."""
+        every = max(math.ceil(self.counts.tokens / max_tokens), 1)
+        return EvaluationDocuments(self.documents[::every], self.origin)
+
+
+def tokenized_pieces(
+    pieces: Iterable[TextPiece], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[np.ndarray, bool, TextCounts]]:
+    """(token ids, starts a document, counts) for every piece; encoded many at a time, in parallel."""
+    iterator = iter(pieces)
+    while block := list(itertools.islice(iterator, PIECES_PER_CALL)):
+        encodings = tokenizer.backend_tokenizer.encode_batch([piece.text for piece in block], add_special_tokens=False)
+        for piece, encoding in zip(block, encodings, strict=True):
+            token_ids = np.asarray(encoding.ids, dtype=np.int32)
+            unknown = 0 if tokenizer.unk_token_id is None else int((token_ids == tokenizer.unk_token_id).sum())
+            counts = TextCounts(
+                documents=int(piece.starts_document),
+                tokens=len(token_ids),
+                bytes=len(piece.text.encode("utf-8")),
+                words=len(piece.text.split()),
+                unknown_tokens=unknown,
+            )
+            yield token_ids, piece.starts_document, counts
+
+
+def evaluation_documents(text: Text, tokenizer: PreTrainedTokenizerFast) -> EvaluationDocuments:
+    """The text as whole documents in memory: evaluation sets are small, training sets are not."""
+    parts: list[list[np.ndarray]] = []
+    totals: list[TextCounts] = []
+    for token_ids, starts_document, counts in tokenized_pieces(text.read(), tokenizer):
+        if starts_document or not parts:
+            parts.append([])
+            totals.append(TextCounts())
+        parts[-1].append(token_ids)
+        totals[-1].add(counts)
+    documents = [Document(np.concatenate(arrays), counts) for arrays, counts in zip(parts, totals, strict=True)]
+    return EvaluationDocuments([document for document in documents if len(document.token_ids)], text.origin)
+
+
+def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int) -> tuple[datasets.Dataset, TextCounts]:
+    """Training rows on disk, in the order of the text, every one full but for the last.
+
+    Columns, [T] each: `input_ids`; `labels`, already shifted (labels[t] follows input_ids[t]); `position_ids`, the
+    position in the document, 0 at the end-of-text token that opens it; and `row`, the row's number. Written once per
+    text, tokenizer and length under the cache folder, and found there again.
+
+    Raises:
+        InputError: the text is shorter than one row.
+    """
+    key = hashlib.sha256(
+        f"{FORMAT_VERSION}|{text.identity}|{tokenizer.backend_tokenizer.to_str()}|{max_length}".encode()
+    ).hexdigest()[:32]
+    arrow_path = cache_folder() / f"rows-{key}.arrow"
+    counts_path = arrow_path.with_suffix(".json")
+    if not (arrow_path.exists() and counts_path.exists()):
+        counts = _write_rows(text, tokenizer, max_length, arrow_path)
+        _write_atomically(counts_path, json.dumps(asdict(counts)))
+    counts = TextCounts(**json.loads(counts_path.read_text()))
+    if counts.tokens < max_length:
+        raise InputError(
+            f"{text.origin} gives {counts.tokens} tokens, fewer than one row of max_length {max_length}; give more "
+            f"text or a max_length of at most {max(counts.tokens, 2)}."
+        )
+    return datasets.Dataset.from_file(str(arrow_path)).with_format("numpy"), counts
+
+
+def cache_folder() -> Path:
+    """Where prepared rows are kept: NEWLLM_CACHE, or newllm in the user's cache folder."""
+    folder = Path(os.environ.get("NEWLLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "newllm")
+    folder = folder.expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int, path: Path) -> TextCounts:
+    counts = TextCounts()
+    column = datasets.Sequence(datasets.Value("int32"), length=max_length)
+    features = datasets.Features(
+        {"input_ids": column, "labels": column, "position_ids": column, "row": datasets.Value("int64")}
+    )
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with ArrowWriter(path=str(temporary), features=features) as writer:
+        for number, row in enumerate(_rows(text, tokenizer, max_length, counts)):
+            writer.write({**row, "row": number})
+        writer.finalize()
+    os.replace(temporary, path)
+    return counts
+
+
+def _rows(
+    text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int, counts: TextCounts
+) -> Iterator[dict[str, np.ndarray]]:
+    """Cut the stream `<eot> document <eot> document ... <eot>` into rows; the target of a token is the next one."""
+    end_of_text = np.asarray([tokenizer.eos_token_id], dtype=np.int32)
+    tokens = np.empty(0, dtype=np.int32)
+    positions = np.empty(0, dtype=np.int32)
+    next_position = 0
+    for token_ids, starts_document, seen in tokenized_pieces(text.read(), tokenizer):
+        counts.add(seen)
+        if starts_document:
+            next_position = 0
+            token_ids = np.concatenate([end_of_text, token_ids])
+        tokens = np.concatenate([tokens, token_ids])
+        positions = np.concatenate(
+            [positions, np.arange(next_position, next_position + len(token_ids), dtype=np.int32)]
+        )
+        next_position += len(token_ids)
+        full = (len(tokens) - 1) // max_length  # a row needs one token more, for its last target
+        for begin in range(0, full * max_length, max_length):
+            end = begin + max_length
+            yield {
+                "input_ids": tokens[begin:end],
+                "labels": tokens[begin + 1 : end + 1],
+                "position_ids": positions[begin:end],
+            }
+        tokens, positions = tokens[full * max_length :], positions[full * max_length :]
+    if len(tokens):
+        missing = max_length - len(tokens)
+        yield {
+            "input_ids": np.pad(tokens, (0, missing), constant_values=tokenizer.pad_token_id),
+            "labels": np.pad(np.append(tokens[1:], end_of_text), (0, missing), constant_values=IGNORED),
+            # Positions run on over the padding: it is no new document, and nothing after it is scored.
+            "position_ids": np.append(positions, positions[-1] + 1 + np.arange(missing, dtype=np.int32)),
+        }
+
+
+def collate_rows(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Rows of `packed_rows` -> [B, T] tensors, and `row` [B]. `shift_labels` tells transformers that the labels are
+    shifted already."""
+    batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])).long() for name in rows[0]}
+    return batch | {"shift_labels": batch["labels"]}
+
+
+def positions_within_row(position_ids: torch.Tensor) -> torch.Tensor:
+    """[B, T] positions in the document -> positions for a model that sees one row at a time: a document that goes on
+    from the row before starts again at 0."""
+    columns = torch.arange(position_ids.shape[1], device=position_ids.device)
+    last_start = torch.where(position_ids == 0, columns, 0).cummax(dim=1).values
+    return columns - last_start
+
+
+def _write_atomically(path: Path, content: str) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(content)
+    os.replace(temporary, path)

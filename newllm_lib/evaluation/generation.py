@@ -1,0 +1,100 @@
+"""Continue prompts, and measure what a generated token costs as the history grows.
+
+Dimensions: L layers, T tokens of history.
+"""
+
+import copy
+import statistics
+import time
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast, set_seed
+
+from ..models.context_cache import ContextCache, RecurrentGenerationMixin
+
+
+def continue_prompt(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: str,
+    max_new_tokens: int = 60,
+    seed: int = 0,
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+) -> str:
+    """The text that follows `prompt`, without it. The prompt is read after one end-of-text token, as every document
+    in training; temperature 0 takes the most likely token each time."""
+    set_seed(seed)
+    ids = [tokenizer.eos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
+    window = getattr(model.config, "n_positions", None)
+    if window is not None:
+        # A model with learned positions sees its window and no more: the end of the prompt counts.
+        max_new_tokens = min(max_new_tokens, window - 1)
+        ids = ids[-(window - max_new_tokens) :]
+    input_ids = torch.tensor([ids], device=model.device)
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    )
+    model.eval()
+    output = model.generate(
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **sampling,
+    )
+    return tokenizer.decode(output[0, input_ids.shape[1] :], skip_special_tokens=True)
+
+
+@torch.no_grad()
+def token_cost(model: PreTrainedModel, history_tokens: int, repeats: int = 20) -> tuple[float, int]:
+    """(median milliseconds for one more token, bytes of state held) after `history_tokens` tokens, batch of one.
+
+    A model with learned positions is timed on a copy with as many positions as it takes.
+    """
+    model.eval()
+    input_ids = torch.randint(0, model.config.vocab_size, (1, history_tokens), device=model.device)
+    if isinstance(model, RecurrentGenerationMixin):
+        cache = model(input_ids=input_ids, use_cache=True, logits_to_keep=1).past_key_values
+    else:
+        model = _with_positions(model, history_tokens + repeats + 1)
+        cache = _filled_key_value_cache(model, history_tokens)
+    milliseconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        cache = model(input_ids=input_ids[:, -1:], past_key_values=cache, use_cache=True).past_key_values
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        milliseconds.append(1000 * (time.perf_counter() - started))
+    return statistics.median(milliseconds[1:]), state_bytes(cache)
+
+
+def state_bytes(cache: ContextCache | DynamicCache) -> int:
+    """Bytes of a model's memory of the text."""
+    if isinstance(cache, ContextCache):
+        return cache.nbytes
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _with_positions(model: PreTrainedModel, positions: int) -> PreTrainedModel:
+    """The model, or a copy of it with more learned positions (their values do not matter for time)."""
+    if model.config.n_positions >= positions:
+        return model
+    longer = copy.deepcopy(model)
+    table = longer.transformer.wpe
+    longer.transformer.wpe = torch.nn.Embedding(positions, table.embedding_dim).to(table.weight)
+    longer.config.n_positions = positions
+    return longer
+
+
+def _filled_key_value_cache(model: PreTrainedModel, tokens: int) -> DynamicCache:
+    """A cache as it stands after `tokens` tokens, filled with noise: running them would take long and change nothing
+    about the time of the next one."""
+    config = model.config
+    shape = (1, config.num_attention_heads, tokens, config.hidden_size // config.num_attention_heads)
+    cache = DynamicCache(config=config)
+    for layer in range(config.num_hidden_layers):
+        cache.update(torch.randn(shape).to(model.device), torch.randn(shape).to(model.device), layer)
+    return cache

@@ -1,0 +1,165 @@
+"""Score held-out text: every token of it once, weighted by tokens, the context carried inside a document.
+
+A recurrent model reads each document from its start to its end in chunks of `max_length`. A model with attention and
+a fixed window reads overlapping windows: all but the first score their second half only, so every scored token has
+at least half a window of context. Bits per byte are of the original UTF-8 text, as in lm-evaluation-harness.
+
+Dimensions: B rows, T tokens, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from ..data.batches import IGNORED, EvaluationDocuments, TextCounts
+from ..models.context_cache import ContextCache, RecurrentGenerationMixin
+
+
+@dataclass(frozen=True)
+class TextMetrics:
+    """The metrics of one model on one text. Those that an incomplete tokenizer would flatter are None for it."""
+
+    loss: float  # nats per scored token
+    perplexity: float  # exp(loss)
+    token_accuracy: float  # share of tokens that were the most likely one
+    bits_per_byte: float | None  # of the UTF-8 text; the only figure comparable across tokenizers
+    word_perplexity: float | None  # exp(nats per white-space word)
+    unk_rate: float  # share of tokens that are <unk>
+    tokens: int
+    words: int
+    bytes: int
+
+
+def text_metrics(nats: float, correct: int, counts: TextCounts) -> TextMetrics:
+    """Totals over a text -> metrics. With unknown tokens the text was not scored whole: no figure per byte or word."""
+    loss = nats / counts.tokens
+    whole = counts.unknown_tokens == 0
+    return TextMetrics(
+        loss=loss,
+        perplexity=_exp(loss),
+        token_accuracy=correct / counts.tokens,
+        bits_per_byte=nats / math.log(2) / counts.bytes if whole else None,
+        word_perplexity=_exp(nats / max(counts.words, 1)) if whole else None,
+        unk_rate=counts.unknown_tokens / counts.tokens,
+        tokens=counts.tokens,
+        words=counts.words,
+        bytes=counts.bytes,
+    )
+
+
+def _exp(nats: float) -> float:
+    """exp that says infinity where a float cannot hold the result."""
+    return math.exp(nats) if nats < 709 else math.inf
+
+
+@torch.no_grad()
+def score_documents(
+    model: PreTrainedModel,
+    documents: EvaluationDocuments,
+    start_token_id: int,
+    max_length: int,
+    batch_size: int,
+) -> TextMetrics:
+    """Metrics of `model` on `documents`; each is read after one `start_token_id`, which is not scored itself.
+
+    Args:
+        max_length: tokens per forward pass, and the window of a model with attention.
+        batch_size: rows per forward pass.
+    """
+    counts = documents.counts
+    was_training = model.training
+    model.eval()
+    sequences = [
+        np.concatenate([[start_token_id], ids]).astype(np.int64)
+        for ids in (document.token_ids for document in documents.documents)
+    ]
+    if isinstance(model, RecurrentGenerationMixin):
+        batches = _carried_batches(sequences, max_length, batch_size)
+    else:
+        batches = _window_batches(sequences, max_length, batch_size)
+    nats = torch.zeros((), dtype=torch.float64)
+    correct = scored = 0
+    cache = None
+    try:
+        for input_ids, labels, position_ids, continues in batches:
+            cache = cache if continues else ContextCache()
+            arguments = {"past_key_values": cache} if isinstance(model, RecurrentGenerationMixin) else {}
+            logits = model(
+                input_ids=input_ids.to(model.device),
+                position_ids=position_ids.to(model.device),
+                use_cache=bool(arguments),
+                **arguments,
+            ).logits  # [B, T, V]
+            labels = labels.to(model.device)
+            chosen = labels != IGNORED
+            logits, labels = logits[chosen].float(), labels[chosen]
+            nats += functional.cross_entropy(logits, labels, reduction="none").double().sum().cpu()
+            correct += int((logits.argmax(-1) == labels).sum())
+            scored += labels.numel()
+    finally:
+        model.train(was_training)
+    assert scored == counts.tokens, f"scored {scored} of {counts.tokens} tokens"
+    return text_metrics(float(nats), correct, counts)
+
+
+def _carried_batches(sequences: list[np.ndarray], max_length: int, batch_size: int) -> Iterator[tuple]:
+    """(input_ids, labels, position_ids, continues), [B, T] each. Documents are laid end to end in B lanes of about
+    equal length, and the lanes are read in chunks of T."""
+    lanes: list[list[np.ndarray]] = [[] for _ in range(min(batch_size, len(sequences)))]
+    lengths = [0] * len(lanes)
+    for sequence in sorted(sequences, key=len, reverse=True):
+        shortest = lengths.index(min(lengths))
+        lanes[shortest].append(sequence)
+        lengths[shortest] += len(sequence) - 1
+    total = max(lengths)
+    # Beyond a lane's end: token 0 with position 1, read by nobody.
+    input_ids = np.zeros((len(lanes), total), dtype=np.int64)
+    labels = np.full((len(lanes), total), IGNORED, dtype=np.int64)
+    position_ids = np.ones((len(lanes), total), dtype=np.int64)
+    for lane, documents in enumerate(lanes):
+        begin = 0
+        for document in documents:
+            end = begin + len(document) - 1
+            input_ids[lane, begin:end] = document[:-1]
+            labels[lane, begin:end] = document[1:]
+            position_ids[lane, begin:end] = np.arange(end - begin)
+            begin = end
+    for begin in range(0, total, max_length):
+        chunk = slice(begin, begin + max_length)
+        yield *(torch.from_numpy(part[:, chunk]) for part in (input_ids, labels, position_ids)), begin > 0
+
+
+def _window_batches(sequences: list[np.ndarray], max_length: int, batch_size: int) -> Iterator[tuple]:
+    """As `_carried_batches`, for overlapping windows that know nothing of each other."""
+    stride = max(max_length // 2, 1)
+    windows = []
+    for sequence in sequences:
+        targets = len(sequence) - 1
+        scored_to = 0
+        for begin in _window_starts(targets, max_length, stride):
+            end = min(begin + max_length, targets)
+            labels = sequence[begin + 1 : end + 1].copy()
+            labels[: scored_to - begin] = IGNORED
+            windows.append((sequence[begin:end], labels))
+            scored_to = end
+    for begin in range(0, len(windows), batch_size):
+        block = windows[begin : begin + batch_size]
+        width = max(len(ids) for ids, _ in block)
+        input_ids = np.stack([np.pad(ids, (0, width - len(ids))) for ids, _ in block])
+        labels = np.stack([np.pad(row, (0, width - len(row)), constant_values=IGNORED) for _, row in block])
+        position_ids = torch.arange(width).expand(len(block), width)
+        yield torch.from_numpy(input_ids), torch.from_numpy(labels), position_ids, False
+
+
+def _window_starts(targets: int, max_length: int, stride: int) -> Iterator[int]:
+    """Starts of windows that together cover `targets` positions, each but the first overlapping its predecessor."""
+    begin = 0
+    yield begin
+    while begin + max_length < targets:
+        begin += stride
+        yield begin

@@ -1,0 +1,183 @@
+"""New-LLM as a Hugging Face model: embedding, context recurrence, language-modelling head.
+
+Dimensions: B rows, T tokens, E embedding, C context, H hidden, V vocabulary.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from .configuration_newllm import NewLLMConfig
+from .context_cache import ContextCache, RecurrentGenerationMixin
+from .context_recurrence import ContextGates, ContextRecurrence, HiddenLayer
+
+
+class NewLLMPreTrainedModel(PreTrainedModel):
+    config_class = NewLLMConfig
+    base_model_prefix = "model"
+    _supports_cache_class = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            init.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif self.config.initializer == "normal":
+            if isinstance(module, nn.Linear | nn.Embedding):
+                init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=1.0)
+        elif isinstance(module, nn.Linear):
+            if isinstance(module, HiddenLayer):
+                init.kaiming_normal_(module.weight, nonlinearity="relu")
+            else:
+                init.xavier_normal_(module.weight)
+            if module.bias is not None:
+                bias = torch.zeros_like(module.bias)
+                if isinstance(module, ContextGates):
+                    # Forget-gate bias +1: an untrained model remembers (Jozefowicz et al. 2015).
+                    bias[self.config.context_size : 2 * self.config.context_size] = 1.0
+                init.copy_(module.bias, bias)
+
+
+class NewLLMModel(NewLLMPreTrainedModel):
+    """The bare model: hidden states of the last layer, one per token."""
+
+    def __init__(self, config: NewLLMConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.recurrence = ContextRecurrence(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: ContextCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """
+        Args:
+            input_ids: [B, T] tokens; or give `inputs_embeds` [B, T, E].
+            attention_mask: [B, >= T]; 0 marks a position that leaves the context untouched, wherever it stands.
+            position_ids: [B, T]; a 0 at an unmasked position starts a new document with a zero context. No other
+                value matters: the model has no positions and no maximum length.
+            past_key_values: context to continue from, updated in place.
+
+        Raises:
+            ValueError: not exactly one of `input_ids` and `inputs_embeds` is given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        batch_size, num_tokens = inputs_embeds.shape[:2]
+        mask = None if attention_mask is None else attention_mask[:, -num_tokens:].bool()
+        document_starts = None
+        if position_ids is not None:
+            document_starts = (position_ids == 0).expand(batch_size, num_tokens)
+            if mask is not None:
+                document_starts = document_starts & mask
+        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
+            past_key_values = ContextCache()
+        hidden_states, context = self.recurrence(
+            self.recurrence.project_tokens(inputs_embeds),
+            context=None if past_key_values is None else past_key_values.context,
+            attention_mask=mask,
+            document_starts=document_starts,
+        )
+        if past_key_values is not None:
+            past_key_values.update(context, num_tokens)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+
+class TiedHead(nn.Module):
+    """Hidden states -> E -> RMSNorm; the logits against the embedding table are taken by the model that owns it."""
+
+    def __init__(self, hidden_size: int, embedding_size: int, eps: float):
+        super().__init__()
+        self.projection = nn.Linear(hidden_size, embedding_size)
+        self.norm = nn.RMSNorm(embedding_size, eps=eps)
+        # Unit-variance embeddings and a unit-RMS query give logits of variance E without this factor.
+        self.scale = embedding_size**-0.5
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.projection(hidden_states)) * self.scale
+
+
+class CausalLMHeadMixin:
+    """What the recurrent language models share after their hidden states: slicing, logits, loss."""
+
+    def lm_output(self, outputs, labels, logits_to_keep, **loss_kwargs) -> CausalLMOutputWithPast:
+        """Logits [B, T or logits_to_keep, V] and, with labels [B, T], the mean loss in nats per scored token."""
+        hidden_states = outputs.last_hidden_state
+        if isinstance(logits_to_keep, int):
+            logits_to_keep = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
+        logits = self.lm_head(self.head_transform(hidden_states[:, logits_to_keep]))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=None
+        )
+
+
+class NewLLMForCausalLM(CausalLMHeadMixin, NewLLMPreTrainedModel, RecurrentGenerationMixin):
+    """New-LLM with its language-modelling head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: NewLLMConfig):
+        super().__init__(config)
+        self.model = NewLLMModel(config)
+        if config.tie_word_embeddings:
+            self.head_transform = TiedHead(config.hidden_size, config.embedding_size, config.layer_norm_eps)
+            self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=False)
+        else:
+            self.head_transform = nn.Identity()
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.model.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head = value
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: ContextCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Arguments as `NewLLMModel.forward`; `labels` [B, T] are shifted inside (or pass `shift_labels`, already
+        shifted), -100 marks positions that are not scored."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+        )
+        return self.lm_output(outputs, labels, logits_to_keep, **kwargs)

@@ -1,0 +1,149 @@
+"""Several trained models side by side: quality, size, speed, memory of the text, samples."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..data.batches import evaluation_documents
+from ..errors import InputError
+from ..evaluation.generation import continue_prompt, token_cost
+from ..training.curves import COLOURS
+from .evaluate import held_out_text, open_model, score
+
+HISTORIES = (128, 1024, 8192)  # tokens before the generated one that is timed
+NUM_SAMPLES = 2
+PROMPT_WORDS = 8
+
+
+def compare(
+    paths: Sequence[str | Path],
+    data: str | None = None,
+    prompts: Sequence[str] | None = None,
+    max_new_tokens: int = 60,
+) -> list[dict[str, Any]]:
+    """One dictionary per model, in the order of `paths`.
+
+    Keys: name, folder, text, parameters, the metrics of `evaluate`, tokens_per_second (forward passes over the
+    held-out text), ms_per_token and state_bytes (by tokens of history), samples (prompt -> continuation).
+
+    Args:
+        data: a file to evaluate on; none: the text held out when the first model was trained.
+        prompts: beginnings to continue; none: those of two held-out documents.
+
+    Raises:
+        InputError: bad folder or file, or no model at all.
+    """
+    if not paths:
+        raise InputError("compare needs the folder of at least one finished run.")
+    models = [open_model(path) for path in paths]
+    text = held_out_text(models[0], data)
+    if prompts is None:
+        prompts = [
+            " ".join(piece.text.split()[:PROMPT_WORDS])
+            for piece, _ in zip(text.read(), range(NUM_SAMPLES), strict=False)
+        ]
+    rows = []
+    for trained, name in zip(models, _names(models), strict=True):
+        documents = evaluation_documents(text, trained.tokenizer)
+        started = time.perf_counter()
+        metrics = score(trained, documents)
+        seconds = time.perf_counter() - started
+        costs = {history: token_cost(trained.model, history) for history in HISTORIES}
+        rows.append(
+            {
+                "name": name,
+                "folder": str(trained.folder),
+                "text": text.origin,
+                "parameters": trained.model.num_parameters(),
+                **metrics,
+                "tokens_per_second": documents.counts.tokens / seconds,
+                "ms_per_token": {str(history): cost[0] for history, cost in costs.items()},
+                "state_bytes": {str(history): cost[1] for history, cost in costs.items()},
+                "samples": {
+                    prompt: continue_prompt(trained.model, trained.tokenizer, prompt, max_new_tokens)
+                    for prompt in prompts
+                },
+            }
+        )
+    return rows
+
+
+def _names(models) -> list[str]:
+    """The model types, or the folders' names where two would be called the same."""
+    names = [trained.name for trained in models]
+    return names if len(set(names)) == len(names) else [trained.folder.name for trained in models]
+
+
+def comparison_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The comparison as text: a header row, then a row per quantity."""
+
+    def shown(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:,.{digits}f}"
+
+    quantities = [
+        ("parameters", lambda row: shown(row["parameters"], 0)),
+        ("bits per byte", lambda row: shown(row["bits_per_byte"], 4)),
+        ("perplexity (per token)", lambda row: shown(row["perplexity"], 2)),
+        ("word perplexity", lambda row: shown(row["word_perplexity"], 1)),
+        ("token accuracy", lambda row: f"{row['token_accuracy']:.2%}"),
+        ("unknown tokens", lambda row: f"{row['unk_rate']:.1%}"),
+        ("tokens/s, scoring", lambda row: shown(row["tokens_per_second"], 0)),
+    ]
+    for history in HISTORIES:
+        quantities.append(
+            (f"ms per token after {history:,}", lambda row, h=str(history): shown(row["ms_per_token"][h], 2))
+        )
+    for history in HISTORIES:
+        quantities.append(
+            (f"bytes of state after {history:,}", lambda row, h=str(history): shown(row["state_bytes"][h], 0))
+        )
+    return [["", *(row["name"] for row in rows)], *([title, *map(cell, rows)] for title, cell in quantities)]
+
+
+def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The comparison and the samples as plain text."""
+    cells = comparison_cells(rows)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [f"Held-out text: {rows[0]['text']}", ""]
+    lines += [
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in cells
+    ]
+    for prompt in rows[0]["samples"]:
+        lines += ["", f"» {prompt}"]
+        lines += [f"  [{row['name']}]{row['samples'][prompt]}" for row in rows]
+    return "\n".join(lines)
+
+
+def comparison_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Three panels: quality, time per generated token and bytes of state against the length of the history."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    quality, speed, state = figure.subplots(1, 3)
+    colours = [COLOURS[index % len(COLOURS)] for index in range(len(rows))]
+    metric, label = ("bits_per_byte", "bits per byte, lower is better")
+    if any(row[metric] is None for row in rows):
+        metric, label = ("perplexity", "perplexity per token, lower is better")
+    names = [f"{row['name']}\n{row['parameters'] / 1e6:.2f} M" for row in rows]
+    bars = quality.bar(names, [row[metric] for row in rows], color=colours, width=0.55)
+    quality.bar_label(bars, fmt="%.3f", padding=2, fontsize=9)
+    quality.set(ylabel=label, title="Quality on held-out text")
+    for colour, row in zip(colours, rows, strict=True):
+        histories = [int(history) for history in row["ms_per_token"]]
+        speed.plot(histories, row["ms_per_token"].values(), "o-", color=colour, label=row["name"])
+        state.plot(histories, [b / 1024 for b in row["state_bytes"].values()], "o-", color=colour, label=row["name"])
+    speed.set(xlabel="tokens of history", ylabel="ms per generated token", title="Time", ylim=(0, None))
+    state.set(xlabel="tokens of history", ylabel="KiB of state", title="Memory of the text", yscale="log")
+    for axes in (speed, state):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(HISTORIES, [f"{history:,}" for history in HISTORIES])
+        axes.legend(frameon=False, fontsize=9)
+    for axes in (quality, speed, state):
+        axes.grid(alpha=0.25, axis="y")
+        axes.spines[["top", "right"]].set_visible(False)
+    quality.margins(y=0.15)
+    return figure

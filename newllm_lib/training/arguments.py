@@ -1,0 +1,214 @@
+"""Settings that every training stage shares. One dataclass is the command's flags, the notebook's sliders and the
+run's saved settings."""
+
+import dataclasses
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+from ..errors import InputError
+from .device import choose_precision, find_device
+
+# Keys of a setting's metadata beside its help text.
+SLIDER_KEYS = ("group", "low", "high", "log")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    group: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    log: bool = False,
+) -> Any:
+    """A dataclass field with a help text and, where it has one, the range of its slider (`log`: powers of two or
+    ten between)."""
+    metadata = {"help": help, "group": group}
+    if low is not None:
+        metadata |= {"low": low, "high": high, "log": log}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+# What may differ between two sessions of one run: the machine, the places, and how much is told.
+SESSION_FIELDS = frozenset(
+    [
+        "output_dir",
+        "resume_from_checkpoint",
+        "auto_precision",
+        "bf16",
+        "fp16",
+        "tf32",
+        "use_cpu",
+        "disable_tqdm",
+        "report_to",
+        "run_name",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "per_device_eval_batch_size",
+        "data",
+        "eval_data",
+        "log_level",
+        "log_level_replica",
+        "logging_first_step",
+        "logging_steps",
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "dataloader_persistent_workers",
+        "save_total_limit",
+        "local_rank",
+        "ddp_backend",
+        "torch_compile",
+        "torch_compile_backend",
+        "torch_compile_mode",
+        "bf16_full_eval",
+        "fp16_full_eval",
+        "project",
+        "trackio_space_id",
+        "push_to_hub",
+        "hub_model_id",
+        "hub_strategy",
+        "hub_private_repo",
+        "hub_always_push",
+        "hub_revision",
+        "torch_empty_cache_steps",
+        "logging_dir",
+        "preset",
+    ]
+)
+
+
+@dataclass
+class StageArguments(TrainingArguments):
+    """transformers' `TrainingArguments` with our defaults, and the fields every stage adds.
+
+    Raises (on construction):
+        InputError: a value outside its range.
+    """
+
+    data: str | None = setting(None, "Your own text: a .txt, .jsonl, .json, .csv or .parquet file.", group="Data")
+    eval_data: str | None = setting(None, "Text to evaluate on; none: 5 %% of --data are held out.", group="Data")
+    data_source: Literal["auto", "hub", "offline", "file"] = setting(
+        "auto",
+        "Where the text comes from; auto takes --data, else the hub, else the offline package.",
+        group="Data",
+    )
+    skip_bad_rows: bool = setting(False, "Leave out rows that do not fit, and count them.", group="Data")
+    max_length: int = setting(
+        128,
+        "Tokens per training row: how far back gradients reach.",
+        group="Data",
+        low=16,
+        high=1024,
+        log=True,
+    )
+    max_eval_tokens: int = setting(
+        50_000,
+        "Held-out tokens (whole documents) scored at each evaluation; the final score takes all.",
+        group="Data",
+    )
+    early_stopping_patience: int = setting(
+        0,
+        "Stop after this many evaluations without a better one; 0: never.",
+        group="Training",
+        low=0,
+        high=20,
+    )
+    auto_precision: bool = setting(True, "On a GPU without --fp16 or --bf16: choose by its capability.")
+    preset: str | None = setting(None, "A named set of values for other fields; fields given by name win.")
+
+    output_dir: str = setting("runs/pretrain", "Folder of the run: settings, model, checkpoints, curves.")
+    learning_rate: float = setting(
+        3e-3, "Peak learning rate of AdamW.", group="Training", low=1e-5, high=1e-2, log=True
+    )
+    num_train_epochs: float = setting(3.0, "Passes over the text.", group="Training", low=1, high=50)
+    per_device_train_batch_size: int = setting(
+        32, "Rows per forward pass and device.", group="Training", low=1, high=512, log=True
+    )
+    gradient_accumulation_steps: int = setting(1, "Forward passes per update.", group="Training", low=1, high=64)
+    per_device_eval_batch_size: int = setting(32, "Rows per forward pass in evaluation.")
+    lr_scheduler_type: str = setting("cosine", "How the learning rate changes over the run.", group="Training")
+    warmup_steps: float = setting(
+        0.05,
+        "Updates (or, below 1, share of them) to raise the learning rate.",
+        group="Training",
+        low=0,
+        high=0.5,
+    )
+    weight_decay: float = setting(0.01, "AdamW's weight decay.", group="Training", low=0, high=0.3)
+    max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
+    seed: int = setting(42, "Seed of initialisation, data order and dropout.", group="Training", low=0, high=999)
+    eval_strategy: str = setting("steps", "When to evaluate: no, steps or epoch.")
+    eval_steps: float = setting(0.1, "Updates (or, below 1, share of the run) between evaluations.")
+    save_strategy: str = setting("steps", "When to save a checkpoint: no, steps, epoch or best.")
+    save_steps: float = setting(0.1, "Updates (or, below 1, share of the run) between checkpoints.")
+    save_total_limit: int | None = setting(3, "Checkpoints kept: the best and the newest.")
+    logging_steps: float = setting(10, "Updates (or, below 1, share of the run) between lines of the metrics log.")
+    load_best_model_at_end: bool = setting(True, "Keep the best checkpoint's weights as the result.")
+    metric_for_best_model: str | None = setting("loss", "Held-out metric that decides which checkpoint is best.")
+    restore_callback_states_from_checkpoint: bool = setting(True, "Early stopping counts on after a resume.")
+    report_to: str | None = setting("none", "Experiment trackers of transformers' Trainer, for example tensorboard.")
+    disable_tqdm: bool | None = setting(True, "No progress bar: the log has one line per evaluation.")
+    remove_unused_columns: bool | None = setting(False, "Our rows hold no unused columns.")
+    dataloader_pin_memory: bool = setting(False, "Pin host memory; set by itself on a GPU.")
+
+    def __post_init__(self):
+        check_ranges(self)
+        device = find_device()
+        if device.kind == "cuda" and not self.use_cpu:
+            self.dataloader_pin_memory = True
+            if self.auto_precision and not (self.bf16 or self.fp16):
+                precision, _ = choose_precision(device)
+                self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        super().__post_init__()
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Rows per update, over all devices and accumulation steps."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * max(self.world_size, 1)
+
+    def run_settings(self) -> dict[str, Any]:
+        """What makes this run this run, as plain JSON values: every field but those of the session."""
+        return {**self._plain_values(session=False), "effective_batch_size": self.effective_batch_size}
+
+    def session_settings(self) -> dict[str, Any]:
+        """The fields that may change when the run is continued, as plain JSON values; never a token."""
+        return self._plain_values(session=True)
+
+    def _plain_values(self, session: bool) -> dict[str, Any]:
+        values = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.init and (field.name in SESSION_FIELDS) == session and not field.name.endswith("_token")
+        }
+        values = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+        return {name: value for name, value in values.items() if isinstance(value, str | int | float | None)}
+
+
+# Fields whose slider bounds are mere suggestions need only be sane; (field, smallest value, open below).
+MINIMA = (
+    ("max_length", 2, False),
+    ("max_eval_tokens", 1, False),
+    ("early_stopping_patience", 0, False),
+    ("learning_rate", 0, True),
+    ("per_device_train_batch_size", 1, False),
+    ("gradient_accumulation_steps", 1, False),
+    ("per_device_eval_batch_size", 1, False),
+    ("warmup_steps", 0, False),
+    ("weight_decay", 0, False),
+    ("max_grad_norm", 0, False),
+)
+
+
+def check_ranges(args: StageArguments) -> None:
+    """Raise InputError for a value no run could use."""
+    for name, minimum, is_open in MINIMA:
+        value = getattr(args, name)
+        if value < minimum or (is_open and value == minimum):
+            rule = f"more than {minimum}" if is_open else f"at least {minimum}"
+            raise InputError(f"{name} has to be {rule}, got {value}.")
+    if args.max_steps <= 0 and args.num_train_epochs <= 0:
+        raise InputError(f"num_train_epochs has to be more than 0, got {args.num_train_epochs}.")

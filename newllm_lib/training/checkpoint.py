@@ -1,0 +1,128 @@
+"""The run folder: settings, checkpoints that are known to be complete, results. Written so that a machine may vanish
+at any moment."""
+
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+SETTINGS_FILE = "settings.json"
+RESULTS_FILE = "results.json"
+COMPLETE_FILE = "complete.json"
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+
+logger = logging.getLogger(__name__)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write whole or not at all: temporary name, fsync, rename."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def open_run(folder: Path, run: dict[str, Any], session: dict[str, Any]) -> None:
+    """Claim `folder` for a run, or find that it holds that very run already.
+
+    Args:
+        run: what makes the run this run; has to be the same every time.
+        session: what may differ from one session to the next (paths, micro-batch); the newest is kept.
+
+    Raises:
+        InputError: the folder holds something else, or a run with other settings (which are named).
+    """
+    if (folder / SETTINGS_FILE).exists():
+        before = read_settings(folder)["run"]
+        differing = sorted(name for name in before.keys() | run.keys() if before.get(name) != run.get(name))
+        if differing:
+            changes = "; ".join(f"{name} was {before.get(name)!r}, is {run.get(name)!r}" for name in differing)
+            raise InputError(
+                f"output_dir {str(folder)!r} holds a run with other settings ({changes}); give the same settings to "
+                "continue it, or another --output_dir."
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"output_dir {str(folder)!r} is in use and holds no run of ours; choose another --output_dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SETTINGS_FILE, {"run": run, "session": session})
+
+
+def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """{"run": ..., "session": ...} of the run in `folder`.
+
+    Raises:
+        InputError: the folder is not a run of ours.
+    """
+    try:
+        settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        return {"run": settings["run"], "session": settings["session"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{str(folder)!r} is not the folder of a run of ours (no readable {SETTINGS_FILE}); name a folder that "
+            "newllm has written."
+        ) from error
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """The final metrics of a finished run, None while it is unfinished."""
+    path = folder / RESULTS_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def seal_checkpoint(checkpoint: Path) -> None:
+    """State the size of every file of a checkpoint, after all of them are written."""
+    write_json(checkpoint / COMPLETE_FILE, _file_sizes(checkpoint))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are all there in full. One that was cut off while being written is told of
+    and removed: training will pass its step again."""
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        if match := CHECKPOINT_NAME.fullmatch(path.name):
+            found.append((int(match[1]), path))
+    for _, path in sorted(found, reverse=True):
+        seal = path / COMPLETE_FILE
+        if seal.exists() and json.loads(seal.read_text(encoding="utf-8")) == _file_sizes(path):
+            return path
+        logger.warning("%s was not written to its end and is removed.", path.name)
+        shutil.rmtree(path)
+    return None
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != COMPLETE_FILE
+    }
+
+
+def check_model_folder(path: str | Path) -> Path:
+    """The folder of one of our trained models.
+
+    Raises:
+        InputError: it does not exist or holds no model with a tokenizer.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"model folder {str(path)!r} does not exist; name the --output_dir of a finished run.")
+    missing = [name for name in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / name).exists()]
+    if missing:
+        hint = " (the run is not finished: run the same command again)" if (folder / SETTINGS_FILE).exists() else ""
+        raise InputError(
+            f"{str(path)!r} is not a model folder of ours: {', '.join(missing)} missing{hint}; name the folder of "
+            "a finished run."
+        )
+    return folder

@@ -1,0 +1,91 @@
+"""The model card of a run: what was trained, on what, with which result, and how to do it again."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel, TrainerState
+
+from .. import __version__
+from ..data.catalogue import TextSplits
+from .arguments import StageArguments
+from .checkpoint import SETTINGS_FILE, write_text
+from .report import CURVES_FILE, METRICS_FILE
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+license: other
+---
+# {model_type}, {parameters:,} parameters
+
+A small language model trained from scratch with New-LLM {version}. It continues text; it is no assistant, and what it
+says is not to be relied on.
+
+| | |
+|---|---|
+| trained on | {train_origin} (licence: {train_licence}) |
+| held out | {validation_origin} (licence: {validation_licence}) |
+| updates | {updates:,}, {effective_batch_size} rows of {max_length} tokens each |
+| tokenizer | {tokenizer}, {vocab_size:,} types |
+
+## Metrics on the held-out text
+
+{metrics}
+
+![learning curves]({curves})
+
+## Use
+
+```python
+import newllm_lib.models
+from transformers import pipeline
+
+generator = pipeline("text-generation", model="path/to/this/folder")
+print(generator("The ", max_new_tokens=40)[0]["generated_text"])
+```
+
+All settings are in `{settings}`, the log of the run in `{log}`. Trained with Python {python}, torch {torch}, transformers
+{transformers}.
+"""
+
+
+def write_model_card(
+    folder: Path,
+    args: StageArguments,
+    splits: TextSplits,
+    model: PreTrainedModel,
+    metrics: dict[str, Any],
+    state: TrainerState,
+) -> None:
+    """Write README.md into the run folder."""
+    rows = ["| metric | value |", "|---|---|"]
+    for name, value in metrics.items():
+        shown = (
+            "not stated: the tokenizer has unknown words" if value is None else f"{value:,.4f}".rstrip("0").rstrip(".")
+        )
+        rows.append(f"| {name} | {shown} |")
+    card = CARD.format(
+        model_type=args.model_type,
+        parameters=model.num_parameters(),
+        version=__version__,
+        train_origin=splits.train.origin,
+        train_licence=splits.train.licence,
+        validation_origin=splits.validation.origin,
+        validation_licence=splits.validation.licence,
+        updates=state.global_step,
+        effective_batch_size=args.effective_batch_size,
+        max_length=args.max_length,
+        tokenizer=args.tokenizer,
+        vocab_size=model.config.vocab_size,
+        metrics="\n".join(rows),
+        curves=CURVES_FILE,
+        settings=SETTINGS_FILE,
+        log=METRICS_FILE,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+    )
+    write_text(folder / "README.md", card)

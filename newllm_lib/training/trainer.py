@@ -1,0 +1,120 @@
+"""transformers' `Trainer` for language models of ours: the context carried from batch to batch, and evaluation that
+scores every token once."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from ..data.batches import EvaluationDocuments, collate_rows, positions_within_row
+from ..evaluation.perplexity import TextMetrics, score_documents
+from ..models.context_cache import RecurrentGenerationMixin
+from .arguments import StageArguments
+from .checkpoint import newest_checkpoint, seal_checkpoint
+from .context_carrier import ContextCarrier, LaneSampler
+
+
+class LanguageModelTrainer(Trainer):
+    """Trains on rows of `packed_rows`, evaluates on whole documents.
+
+    Args:
+        carry_context: hand the context from row to row (recurrent models only); otherwise rows are shuffled and each
+            starts afresh.
+    """
+
+    def __init__(
+        self,
+        model,
+        args: StageArguments,
+        train_rows,
+        documents: EvaluationDocuments,
+        tokenizer,
+        carry_context: bool,
+        **kwargs,
+    ):
+        self.carries_context = carry_context and isinstance(model, RecurrentGenerationMixin)
+        self.carrier = ContextCarrier(args.effective_batch_size)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collate_rows,
+            train_dataset=train_rows,
+            eval_dataset=documents.sample(args.max_eval_tokens),
+            processing_class=tokenizer,
+            **kwargs,
+        )
+        self.add_callback(SealCheckpoints(self.carrier))
+
+    def resume_or_start(self) -> None:
+        """Train from the newest complete checkpoint of the run folder, or from the beginning."""
+        checkpoint = newest_checkpoint(Path(self.args.output_dir))
+        if checkpoint is not None:
+            self.carrier.load(checkpoint, self.args.device)
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    def _get_train_sampler(self, train_dataset=None):
+        if not self.carries_context:
+            return super()._get_train_sampler(train_dataset)
+        return LaneSampler(len(self.train_dataset), self.args.effective_batch_size, self.args.seed)
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        # A pickle of the settings, which nothing here reads: a run folder holds no pickle of ours.
+        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        rows = inputs.pop("row")
+        if self.carries_context:
+            inputs |= {"past_key_values": self.carrier.take(rows), "use_cache": True}
+        else:
+            inputs |= {"position_ids": positions_within_row(inputs["position_ids"]), "use_cache": False}
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.carries_context:
+            self.carrier.keep(rows, outputs.past_key_values.context)
+        return (loss, outputs) if return_outputs else loss
+
+    def score(self, documents: EvaluationDocuments) -> TextMetrics:
+        """Metrics of the model as it is now."""
+        return score_documents(
+            self.accelerator.unwrap_model(self.model),
+            documents,
+            self.processing_class.eos_token_id,
+            self.args.max_length,
+            self.args.per_device_eval_batch_size,
+        )
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, Any]:
+        started = time.perf_counter()
+        metrics = {
+            f"{metric_key_prefix}_{name}": value
+            for name, value in dataclasses.asdict(self.score(eval_dataset or self.eval_dataset)).items()
+            if value is not None
+        }
+        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class SealCheckpoints(TrainerCallback):
+    """Adds the carried context to every checkpoint, then states that it is complete."""
+
+    def __init__(self, carrier: ContextCarrier):
+        self.carrier = carrier
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self.carrier.save(checkpoint)
+            seal_checkpoint(checkpoint)
+
+
+def count_training_tokens(args: StageArguments, num_rows: int) -> tuple[int, int]:
+    """(updates, tokens) of a run over `num_rows` rows."""
+    lanes = min(args.effective_batch_size, num_rows)
+    steps = args.max_steps if args.max_steps > 0 else max(round(args.num_train_epochs * (num_rows // lanes)), 1)
+    return steps, steps * lanes * args.max_length

