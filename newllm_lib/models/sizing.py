@@ -16,7 +16,9 @@ TOLERANCE = 0.02  # relative difference in parameters that still counts as equal
 def count_parameters(config: PreTrainedConfig) -> int:
     """Parameters of the causal-LM with this config, tied weights once, without allocating it."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).num_parameters()
+        model = AutoModelForCausalLM.from_config(config)
+        model.tie_weights()  # transformers 5.0 leaves this out on the meta device
+    return model.num_parameters()
 
 
 def build_config(

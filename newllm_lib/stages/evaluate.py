@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from .. import models  # noqa: F401  registers our models with the Auto classes
 from ..data.batches import EvaluationDocuments, evaluation_documents
 from ..data.catalogue import Text, load_text
+from ..errors import InputError
 from ..evaluation.perplexity import score_documents
 from ..models import load_model
 from ..training.checkpoint import check_model_folder, read_settings
@@ -56,9 +57,12 @@ def held_out_text(trained: TrainedModel, data: str | None = None) -> Text:
     """
     if data is not None:
         return load_text(data=data, eval_data=data).validation
-    session = trained.session
-    splits = load_text(trained.run["data_source"], session.get("data"), session.get("eval_data"))
-    return splits.validation
+    run, session = trained.run, trained.session
+    files = {name: session[name] for name in ("data", "eval_data", "skip_bad_rows") if name in session}
+    text = load_text(run["text_source"], **files).validation
+    if text.identity != run["validation_text"]:
+        raise InputError(f"the text held out of {str(trained.folder)!r} has changed since; name a text with --data.")
+    return text
 
 
 def evaluate(

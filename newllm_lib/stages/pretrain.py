@@ -148,6 +148,7 @@ def pretrain(args: PretrainArguments, callbacks: tuple[TrainerCallback, ...] = (
     prepared = prepare(args)
     identity = {
         "stage": "pretrain",
+        "text_source": prepared.splits.source,
         "train_text": prepared.splits.train.identity,
         "validation_text": prepared.splits.validation.identity,
     }

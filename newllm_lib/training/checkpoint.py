@@ -45,9 +45,10 @@ def open_run(folder: Path, run: dict[str, Any], session: dict[str, Any]) -> None
     """
     if (folder / SETTINGS_FILE).exists():
         before = read_settings(folder)["run"]
-        differing = sorted(name for name in before.keys() | run.keys() if before.get(name) != run.get(name))
+        # Only what both sides know: another release of transformers has other fields, and that is no other run.
+        differing = sorted(name for name in before.keys() & run.keys() if before[name] != run[name])
         if differing:
-            changes = "; ".join(f"{name} was {before.get(name)!r}, is {run.get(name)!r}" for name in differing)
+            changes = "; ".join(f"{name} was {before[name]!r}, is {run[name]!r}" for name in differing)
             raise InputError(
                 f"output_dir {str(folder)!r} holds a run with other settings ({changes}); give the same settings to "
                 "continue it, or another --output_dir."

@@ -27,17 +27,10 @@ def curves_figure(histories: Mapping[str, Sequence[dict]], title: str = "") -> F
         if loss:
             training.plot(*zip(*loss, strict=True), color=colour, label=name, linewidth=1.4)
         if score:
-            held_out.plot(*zip(*score, strict=True), color=colour, label=name, marker="o", markersize=4)
-            step, best = min(score, key=lambda point: point[1])
-            held_out.annotate(
-                f"{best:.3f}",
-                (step, best),
-                xytext=(0, -12),
-                textcoords="offset points",
-                color=colour,
-                ha="center",
-                fontsize=9,
-            )
+            # The best value stands in the legend: beside its point it would collide with the other curves.
+            best = min(value for _, value in score)
+            label = f"{name}: {best:.3f}"
+            held_out.plot(*zip(*score, strict=True), color=colour, label=label, marker="o", markersize=4)
     training.set(xlabel="update", ylabel="training loss (nats per token)")
     held_out.set(
         xlabel="update",
@@ -48,7 +41,7 @@ def curves_figure(histories: Mapping[str, Sequence[dict]], title: str = "") -> F
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(y=0.12)
         if axes.get_lines():
-            axes.legend(frameon=False)
+            axes.legend(frameon=False, title="best" if axes is held_out else None, alignment="left")
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

@@ -47,8 +47,8 @@ generator = pipeline("text-generation", model="path/to/this/folder")
 print(generator("The ", max_new_tokens=40)[0]["generated_text"])
 ```
 
-All settings are in `{settings}`, the log of the run in `{log}`. Trained with Python {python}, torch {torch}, transformers
-{transformers}.
+All settings are in `{settings}`, the log of the run in `{log}`. Trained with Python {python}, torch {torch} and
+transformers {transformers}.
 """
 
 

@@ -75,7 +75,11 @@ def test_a_bad_row_is_named_by_line(tmp_path, content, complaint):
 def test_bad_rows_can_be_skipped(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n{"prompt": "b"}\n{"text": "c"}\n')
-    assert [piece.text for piece in read_pieces(path, "data", skip_bad_rows=True)] == ["a", "c"]
+    with pytest.raises(InputError, match="line 2"):
+        load_text(data=str(path), eval_data=str(path))
+    train = load_text(data=str(path), eval_data=str(path), skip_bad_rows=True).train
+    assert list(train.strings()) == ["a", "c"]
+    assert train.origin == "file rows.jsonl without 1 bad rows"
 
 
 def test_bad_files_are_refused_before_they_are_read(tmp_path):

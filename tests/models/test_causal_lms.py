@@ -174,6 +174,18 @@ def test_half_of_the_logits(model):
     torch.testing.assert_close(model(input_ids, logits_to_keep=2).logits, model(input_ids).logits[:, -2:])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_the_context_and_the_gradients_stay_fp32(dtype):
+    model = NewLLMForCausalLM(NewLLMConfig(**SIZES, context_size=14))
+    input_ids = tokens(2, 30)
+    with torch.autocast("cpu", dtype=dtype):
+        output = model(input_ids, labels=input_ids, use_cache=True)
+    output.loss.backward()
+    assert output.past_key_values.context.dtype == torch.float32
+    assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
+    assert abs(output.loss.item() - model(input_ids, labels=input_ids).loss.item()) < 0.02
+
+
 def test_dropout_is_reproducible_from_the_seed():
     model = NewLLMForCausalLM(NewLLMConfig(**{**SIZES, "dropout": 0.4}, context_size=14)).train()
     input_ids = tokens(2, 9)

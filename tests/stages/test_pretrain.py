@@ -112,6 +112,20 @@ def test_interrupted_and_run_again_gives_the_same_bits(text_file, tmp_path, stop
     assert len([entry for entry in entries(broken) if entry["step"] == stop_at + 1 and "loss" in entry]) == 1
 
 
+def test_resume_in_a_later_epoch_gives_the_same_bits(tmp_path):
+    """Each epoch starts at another row: the resumed run has to find the order of the epoch it is in."""
+    short = tmp_path / "short.txt"
+    short.write_text(make_text(24))
+    fields = {"max_steps": 24, "eval_steps": 24, "save_steps": 24}
+    unbroken = pretrain(arguments(short, tmp_path / "unbroken", **fields))
+    assert entries(unbroken)[-1]["epoch"] > 1.5
+    with pytest.raises(TrainingInterrupted):
+        pretrain(arguments(short, tmp_path / "broken", **fields), callbacks=(StopAt(18),))
+    broken = pretrain(arguments(short, tmp_path / "broken", **fields))
+    expected, found = (load_file(folder / "model.safetensors") for folder in (unbroken, broken))
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
 def test_a_machine_that_vanishes_while_saving_loses_one_interval(text_file, tmp_path):
     """The last checkpoint is cut off in the middle of a file: the run goes on from the one before, to the same bits."""
     unbroken = pretrain(arguments(text_file, tmp_path / "unbroken"))
@@ -203,6 +217,16 @@ def test_other_settings_never_overwrite_a_run(text_file, tmp_path):
     with pytest.raises(InputError, match=r"train_text was"):
         pretrain(arguments(text_file, folder, max_steps=2))
     assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_model_is_evaluated_on_the_text_that_was_held_out(text_file, tmp_path):
+    folder = pretrain(arguments(text_file, tmp_path / "run", max_steps=2))
+    other = tmp_path / "other.txt"
+    other.write_text("Something else altogether.\n" * 20)
+    assert evaluate(folder, str(other))["text"] == "file other.txt"
+    text_file.write_text(make_text(250))
+    with pytest.raises(InputError, match="has changed since; name a text with --data"):
+        evaluate(folder)
 
 
 def test_unknown_words_are_told_and_not_flattered(text_file, tmp_path, caplog):

@@ -54,6 +54,11 @@ def test_the_same_run_may_go_on_and_another_may_not(tmp_path):
     assert read_settings(folder)["run"]["learning_rate"] == 0.1
 
 
+def test_a_field_that_another_release_adds_is_no_other_run(tmp_path):
+    open_run(tmp_path / "run", {"seed": 1, "old_field": 2}, {})
+    open_run(tmp_path / "run", {"seed": 1, "new_field": 3}, {})
+
+
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.docx").write_text("years of work")
     with pytest.raises(InputError, match="holds no run of ours"):

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# From a fresh machine with Python 3.10 or newer to a trained and compared language model: makes .venv, installs the
+# package, runs the notebooks with offline data, and leaves what they show in runs/demo. Run it again at any time.
+# usage: bash scripts/demo.sh          (NEWLLM_PYTHON=/path/to/python picks the interpreter)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/environment.sh
+
+NOTEBOOKS=(
+    notebooks/01_pretrain_wikitext.ipynb
+)
+
+choose_python "${NEWLLM_PYTHON:-}"
+make_environment .venv -e ".[offline]" nbclient nbformat ipykernel
+
+export NEWLLM_RUNS=$PWD/runs/demo NEWLLM_DATA_SOURCE=offline NEWLLM_PRESET=demo
+mkdir -p "$NEWLLM_RUNS"
+for notebook in "${NOTEBOOKS[@]}"; do
+    say "running $notebook (data: $NEWLLM_DATA_SOURCE, preset: $NEWLLM_PRESET)"
+    .venv/bin/python scripts/run_notebook.py "$notebook" \
+        --output "runs/demo/$(basename "$notebook")" --cwd "$NEWLLM_RUNS"
+done
+
+say "done; runs/demo holds"
+find runs/demo \( -name '*.ipynb' -o -name '*.png' \) -not -path '*/checkpoint*' | sort
