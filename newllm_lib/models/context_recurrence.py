@@ -1,19 +1,20 @@
-"""The recurrence of New-LLM over time: token projections in, hidden states and the final context out.
+"""The recurrence of New-LLM over time: tokens in, hidden states and the final context out.
 
-One plain, readable loop. Everything that does not depend on the context (the token's share of the first layer, the
-vocabulary projection) stays outside of it. A faster implementation may replace this module: the model uses only
-`project_tokens` and `forward`.
+Everything that does not depend on the context stays outside of the loop over time: the token's share of the first layer
+before it (`project_ids`), the head after it. The loop itself is `context_scan`, with a backward written by hand; its
+slow, obvious twin is `plain_recurrence` in the tests.
 
-Dimensions: B rows, T tokens, E embedding, C context, H hidden.
+Dimensions: B rows, T tokens, E embedding, C context, H hidden, V vocabulary.
 """
 
-import itertools
+from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from .configuration_newllm import NewLLMConfig
+from .context_scan import scan_context
 
 
 class HiddenLayer(nn.Linear):
@@ -37,16 +38,23 @@ class ContextRecurrence(nn.Module):
         self.embedding_size = config.embedding_size
         self.context_size = config.context_size
         self.context_clamp = config.context_clamp
+        self.dropout = config.dropout
         widths = [config.embedding_size + config.context_size] + [config.hidden_size] * config.num_hidden_layers
-        self.layers = nn.ModuleList(HiddenLayer(fan_in, fan_out) for fan_in, fan_out in itertools.pairwise(widths))
-        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(HiddenLayer(fan_in, fan_out) for fan_in, fan_out in pairwise(widths))
         self.gates = ContextGates(config.hidden_size, 3 * config.context_size)
         self.norm = nn.LayerNorm(config.context_size, eps=config.layer_norm_eps)
 
-    def project_tokens(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """The part of the first layer that needs no context: [B, T, E] -> [B, T, H], bias included."""
+    def project_embeddings(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """The part of the first layer that needs no context: [..., E] -> [..., H], bias included."""
         first = self.layers[0]
         return functional.linear(inputs_embeds, first.weight[:, : self.embedding_size], first.bias)
+
+    def project_ids(self, input_ids: torch.LongTensor, embed_tokens: nn.Embedding) -> torch.Tensor:
+        """`project_embeddings` of the tokens' embeddings: [B, T] -> [B, T, H]. With fewer types than tokens the table
+        is projected once and rows are looked up in it, which is the same product with fewer rows."""
+        if embed_tokens.num_embeddings < input_ids.numel():
+            return functional.embedding(input_ids, self.project_embeddings(embed_tokens.weight))
+        return self.project_embeddings(embed_tokens(input_ids))
 
     def forward(
         self,
@@ -58,7 +66,7 @@ class ContextRecurrence(nn.Module):
         """Walk the tokens once.
 
         Args:
-            token_projections: [B, T, H] from `project_tokens`.
+            token_projections: [B, T, H] from `project_ids` or `project_embeddings`.
             context: [B, C] context before the first token; None means zero.
             attention_mask: [B, T] bool, False where a position must leave the context untouched.
             document_starts: [B, T] bool, True where a new document begins with a zero context.
@@ -67,24 +75,18 @@ class ContextRecurrence(nn.Module):
             Hidden states of the last layer [B, T, H] and the context after the last token [B, C].
         """
         if context is None:
-            # In the weights' precision: under autocast the context stays fp32 although the GEMMs do not.
+            # In the weights' precision: under autocast the context stays fp32 although the matrix products do not.
             context = self.norm.weight.new_zeros(token_projections.shape[0], self.context_size)
-        context_weight = self.layers[0].weight[:, self.embedding_size :]  # [H, C]
-        hidden_states = []
-        for t in range(token_projections.shape[1]):
-            if document_starts is not None:
-                context = context.masked_fill(document_starts[:, t, None], 0.0)
-            hidden = token_projections[:, t] + functional.linear(context, context_weight)  # [B, H]
-            hidden = self.dropout(functional.relu(hidden))
-            for layer in self.layers[1:]:
-                hidden = self.dropout(functional.relu(layer(hidden)))
-            hidden_states.append(hidden)
-            updated = self._update(hidden, context)
-            context = updated if attention_mask is None else torch.where(attention_mask[:, t, None], updated, context)
-        return torch.stack(hidden_states, dim=1), context
-
-    def _update(self, hidden: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """One step of the context: hidden [B, H], context [B, C] -> new context [B, C]."""
-        delta, forget, write = self.gates(hidden).to(context.dtype).chunk(3, dim=-1)
-        mixed = torch.sigmoid(forget) * context + torch.sigmoid(write) * delta
-        return self.norm(mixed).clamp(-self.context_clamp, self.context_clamp)
+        deeper = [parameter for layer in self.layers[1:] for parameter in (layer.weight, layer.bias)]
+        return scan_context(
+            token_projections,
+            context,
+            attention_mask,
+            document_starts,
+            self.dropout if self.training else 0.0,
+            self.context_clamp,
+            self.norm,
+            self.layers[0].weight[:, self.embedding_size :],
+            self.gates,
+            deeper,
+        )

@@ -78,8 +78,10 @@ class NewLLMModel(NewLLMPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        batch_size, num_tokens = inputs_embeds.shape[:2]
+            token_projections = self.recurrence.project_ids(input_ids, self.embed_tokens)
+        else:
+            token_projections = self.recurrence.project_embeddings(inputs_embeds)
+        batch_size, num_tokens = token_projections.shape[:2]
         mask = None if attention_mask is None else attention_mask[:, -num_tokens:].bool()
         document_starts = None
         if position_ids is not None:
@@ -89,7 +91,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
             past_key_values = ContextCache()
         hidden_states, context = self.recurrence(
-            self.recurrence.project_tokens(inputs_embeds),
+            token_projections,
             context=None if past_key_values is None else past_key_values.context,
             attention_mask=mask,
             document_starts=document_starts,

@@ -1,0 +1,122 @@
+"""The fast recurrence against the plain loop, in values and in every gradient."""
+
+import pytest
+import torch
+from plain_recurrence import plain_recurrence
+
+from newllm_lib.models import NewLLMConfig
+from newllm_lib.models.context_recurrence import ContextRecurrence
+
+# fp32 rounding differs by the order of sums: per tensor, the largest difference relative to the largest value.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
+
+
+def small_recurrence(layers: int, dtype: torch.dtype, dropout: float = 0.0, clamp: float = 1.5) -> ContextRecurrence:
+    """A clamp of 1.5 cuts off some of every context, so that its gradient matters too."""
+    config = NewLLMConfig(
+        vocab_size=11, embedding_size=7, context_size=12, hidden_size=20, num_hidden_layers=layers, dropout=dropout,
+        context_clamp=clamp,
+    )  # fmt: skip
+    recurrence = ContextRecurrence(config).to(dtype)
+    for parameter in recurrence.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return recurrence
+
+
+def values_and_gradients(run, recurrence, projections, context):
+    for tensor in (*recurrence.parameters(), projections, context):
+        tensor.grad = None
+    hidden_states, final = run()
+    generator = torch.Generator().manual_seed(1)
+    loss = sum(
+        (out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum() for out in (hidden_states, final)
+    )
+    loss.backward()
+    named = {name: parameter.grad for name, parameter in recurrence.named_parameters() if parameter.grad is not None}
+    return {
+        "hidden_states": hidden_states,
+        "final": final,
+        "projections": projections.grad,
+        "context": context.grad,
+        **named,
+    }
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("layers", [1, 4])
+@pytest.mark.parametrize(("batch_size", "length"), [(1, 1), (5, 2), (3, 63), (2, 257)])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("documents", [False, True])
+def test_equals_the_plain_loop(batch_size, length, layers, masked, documents, dtype):
+    recurrence = small_recurrence(layers, dtype)
+    projections = torch.randn(batch_size, length, 20, dtype=dtype, requires_grad=True)
+    context = torch.randn(batch_size, 12, dtype=dtype, requires_grad=True)
+    mask = torch.rand(batch_size, length) > 0.3 if masked else None
+    starts = torch.rand(batch_size, length) < 0.2 if documents else None
+    arguments = (projections, context, mask, starts)
+    expected = values_and_gradients(lambda: plain_recurrence(recurrence, *arguments), recurrence, projections, context)
+    found = values_and_gradients(lambda: recurrence(*arguments), recurrence, projections, context)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        scale = tensor.abs().max().clamp_min(1e-3)
+        assert (tensor - found[name]).abs().max() <= TOLERANCE[dtype] * scale, name
+
+
+def test_gradients_equal_finite_differences():
+    recurrence = small_recurrence(2, torch.float64, clamp=10.0)
+    projections = torch.randn(2, 4, 20, dtype=torch.float64, requires_grad=True)
+    context = torch.randn(2, 12, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[1, 1, 0, 1], [1, 1, 1, 1]], dtype=torch.bool)
+    starts = torch.tensor([[0, 0, 0, 1], [0, 1, 0, 0]], dtype=torch.bool)
+    assert torch.autograd.gradcheck(lambda p, c: recurrence(p, c, mask, starts), (projections, context))
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_dropout_drops_the_same_units_forward_and_backward(layers):
+    """With the masks fixed by the seed, the directional derivative is that of finite differences."""
+    recurrence = small_recurrence(layers, torch.float64, dropout=0.4, clamp=10.0).train()
+    projections = torch.randn(3, 9, 20, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn_like(projections)
+
+    def loss_at(step: float) -> torch.Tensor:
+        torch.manual_seed(7)
+        hidden_states, final = recurrence(projections + step * direction)
+        return hidden_states.square().sum() + final.square().sum()
+
+    loss = loss_at(0.0)
+    loss.backward()
+    numeric = (loss_at(1e-6) - loss_at(-1e-6)) / 2e-6
+    assert torch.isclose((projections.grad * direction).sum(), numeric, rtol=1e-6)
+    with torch.no_grad():
+        hidden_states, _ = recurrence(projections)
+    assert (hidden_states == 0).double().mean() > 0.55  # relu alone leaves about half
+
+
+def test_dropout_keeps_the_mean():
+    recurrence = small_recurrence(1, torch.float64, dropout=0.3, clamp=10.0)
+    projections = torch.rand(64, 1, 20, dtype=torch.float64) + 1
+    expected = recurrence.eval()(projections)[0].mean()
+    found = torch.stack([recurrence.train()(projections)[0].mean() for _ in range(50)]).mean()
+    assert found.item() == pytest.approx(expected.item(), rel=0.02)
+
+
+def test_without_gradients_the_values_are_the_same():
+    recurrence = small_recurrence(3, torch.float32)
+    projections = torch.randn(2, 50, 20)
+    with torch.no_grad():
+        inferred = recurrence(projections)
+    for trained, plain in zip(recurrence(projections), inferred, strict=True):
+        assert torch.equal(trained.detach(), plain)
+
+
+def test_the_table_of_projected_tokens_is_the_projection_of_their_embeddings():
+    recurrence = small_recurrence(1, torch.float64)
+    embedding = torch.nn.Embedding(11, 7, dtype=torch.float64)
+    input_ids = torch.randint(0, 11, (4, 9))
+    from_table = recurrence.project_ids(input_ids, embedding)
+    torch.testing.assert_close(from_table, recurrence.project_embeddings(embedding(input_ids)))
+    (expected,) = torch.autograd.grad(
+        recurrence.project_embeddings(embedding(input_ids)).square().sum(), embedding.weight
+    )
+    (found,) = torch.autograd.grad(from_table.square().sum(), embedding.weight)
+    torch.testing.assert_close(found, expected)
