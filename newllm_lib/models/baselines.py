@@ -84,7 +84,7 @@ class LSTMForCausalLM(CausalLMHeadMixin, PreTrainedModel, RecurrentGenerationMix
         if isinstance(module, nn.RMSNorm):
             init.ones_(module.weight)
         elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=1.0)
+            init.normal_(module.weight, std=self.config.embedding_size**-0.5)
         elif isinstance(module, nn.LSTM):
             for name, parameter in module.named_parameters():
                 if name.startswith("weight_ih"):
@@ -136,7 +136,7 @@ class LSTMForCausalLM(CausalLMHeadMixin, PreTrainedModel, RecurrentGenerationMix
         if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
             past_key_values = ContextCache()
         hidden_states, context = self._recur(
-            inputs_embeds, None if past_key_values is None else past_key_values.context, mask, starts
+            inputs_embeds * self.config.embedding_size**0.5, None if past_key_values is None else past_key_values.context, mask, starts
         )
         if past_key_values is not None:
             past_key_values.update(context, num_tokens)

@@ -18,10 +18,12 @@ class NewLLMConfig(PreTrainedConfig):
         dropout: probability of dropping a hidden unit, in [0, 1).
         context_clamp: bound on every element of the context after its LayerNorm.
         layer_norm_eps: epsilon of the context's LayerNorm (and of the head's RMSNorm).
-        tie_word_embeddings: True: hidden -> E projection -> RMSNorm -> logits against the embedding table, scaled by
-            E ** -0.5. False: one linear layer H -> V with bias, as published.
-        initializer: "scaled" (He/Xavier weights, unit-variance embeddings, forget-gate bias +1) or "normal"
-            (every weight from N(0, initializer_range), as published).
+        tie_word_embeddings: True: hidden -> E projection -> RMSNorm -> logits against the embedding table.
+            False: one linear layer H -> V with bias, as published.
+        embedding_scale: factor on embeddings as they enter the cell. None takes E ** 0.5 with tied embeddings (as in
+            Vaswani et al. 2017, section 3.4) and 1 otherwise, as published.
+        initializer: "scaled" (He/Xavier weights, embeddings of variance 1 / embedding_scale ** 2, forget-gate bias +1)
+            or "normal" (every weight from N(0, initializer_range), as published).
         initializer_range: standard deviation for `initializer="normal"`.
 
     Raises:
@@ -42,6 +44,7 @@ class NewLLMConfig(PreTrainedConfig):
         context_clamp: float = 10.0,
         layer_norm_eps: float = 1e-5,
         tie_word_embeddings: bool = True,
+        embedding_scale: float | None = None,
         initializer: str = "scaled",
         initializer_range: float = 0.02,
         use_cache: bool = True,
@@ -72,6 +75,9 @@ class NewLLMConfig(PreTrainedConfig):
         self.dropout = dropout
         self.context_clamp = context_clamp
         self.layer_norm_eps = layer_norm_eps
+        if embedding_scale is None:
+            embedding_scale = embedding_size**0.5 if tie_word_embeddings else 1.0
+        self.embedding_scale = embedding_scale
         self.initializer = initializer
         self.initializer_range = initializer_range
         self.use_cache = use_cache

@@ -28,7 +28,7 @@ class ContextGates(nn.Linear):
 class ContextRecurrence(nn.Module):
     """The gated context cell:
 
-    h0 = [e(x_t); c_{t-1}],  h_l = dropout(relu(W_l h_{l-1} + b_l)),  l = 1..L
+    h0 = [embedding_scale * e(x_t); c_{t-1}],  h_l = dropout(relu(W_l h_{l-1} + b_l)),  l = 1..L
     delta, f, i = W_delta h_L + b_delta,  sigmoid(W_f h_L + b_f),  sigmoid(W_i h_L + b_i)
     c_t = clamp(LayerNorm(f * c_{t-1} + i * delta), -context_clamp, context_clamp)
     """
@@ -36,6 +36,7 @@ class ContextRecurrence(nn.Module):
     def __init__(self, config: NewLLMConfig):
         super().__init__()
         self.embedding_size = config.embedding_size
+        self.embedding_scale = config.embedding_scale
         self.context_size = config.context_size
         self.context_clamp = config.context_clamp
         self.dropout = config.dropout
@@ -47,7 +48,7 @@ class ContextRecurrence(nn.Module):
     def project_embeddings(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """The part of the first layer that needs no context: [..., E] -> [..., H], bias included."""
         first = self.layers[0]
-        return functional.linear(inputs_embeds, first.weight[:, : self.embedding_size], first.bias)
+        return functional.linear(inputs_embeds, first.weight[:, : self.embedding_size] * self.embedding_scale, first.bias)
 
     def project_ids(self, input_ids: torch.LongTensor, embed_tokens: nn.Embedding) -> torch.Tensor:
         """`project_embeddings` of the tokens' embeddings: [B, T] -> [B, T, H]. With fewer types than tokens the table

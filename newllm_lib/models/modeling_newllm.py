@@ -31,7 +31,8 @@ class NewLLMPreTrainedModel(PreTrainedModel):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=1.0)
+            # Small, and scaled up on entry: with Adam the table then learns embedding_scale times as fast.
+            init.normal_(module.weight, std=1 / self.config.embedding_scale)
         elif isinstance(module, nn.Linear):
             if isinstance(module, HiddenLayer):
                 init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -102,18 +103,17 @@ class NewLLMModel(NewLLMPreTrainedModel):
 
 
 class TiedHead(nn.Module):
-    """Hidden states -> E -> RMSNorm; the logits against the embedding table are taken by the model that owns it."""
+    """Hidden states -> E -> RMSNorm; the model that owns it takes the logits against its embedding table, of unit
+    variance at first because embeddings start with variance 1 / E."""
 
     def __init__(self, hidden_size: int, embedding_size: int, eps: float):
         super().__init__()
         self.projection = nn.Linear(hidden_size, embedding_size)
         self.norm = nn.RMSNorm(embedding_size, eps=eps)
-        # Unit-variance embeddings and a unit-RMS query give logits of variance E without this factor.
-        self.scale = embedding_size**-0.5
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # The norm in fp32 also under autocast, as torch does for LayerNorm.
-        return self.norm(self.projection(hidden_states).to(self.norm.weight.dtype)) * self.scale
+        return self.norm(self.projection(hidden_states).to(self.norm.weight.dtype))
 
 
 class CausalLMHeadMixin:

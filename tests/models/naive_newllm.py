@@ -1,7 +1,5 @@
 """The equations of New-LLM's cell, written out one token and one gate at a time, as slowly and plainly as possible."""
 
-import math
-
 import torch
 
 
@@ -18,7 +16,7 @@ def naive_logits(model, input_ids: torch.Tensor) -> torch.Tensor:
         context = torch.zeros(size, dtype=gate_weight.dtype)
         logits = []
         for token in sequence:
-            hidden = torch.cat([weights["model.embed_tokens.weight"][token], context])
+            hidden = torch.cat([config.embedding_scale * weights["model.embed_tokens.weight"][token], context])
             for layer in range(layers):
                 name = f"model.recurrence.layers.{layer}"
                 hidden = weights[f"{name}.weight"] @ hidden + weights[f"{name}.bias"]
@@ -42,4 +40,4 @@ def naive_head(weights, config, hidden: torch.Tensor) -> torch.Tensor:
         return weights["lm_head.weight"] @ hidden + weights["lm_head.bias"]
     query = weights["head_transform.projection.weight"] @ hidden + weights["head_transform.projection.bias"]
     query = query / torch.sqrt((query * query).mean() + config.layer_norm_eps) * weights["head_transform.norm.weight"]
-    return weights["model.embed_tokens.weight"] @ query / math.sqrt(config.embedding_size)
+    return weights["model.embed_tokens.weight"] @ query

@@ -73,7 +73,7 @@ def test_documents_in_one_row_are_read_as_if_alone():
 def test_scaled_initialisation_has_the_stated_moments():
     model = NewLLMForCausalLM(NewLLMConfig(vocab_size=500))
     recurrence = model.model.recurrence
-    assert model.model.embed_tokens.weight.std().item() == pytest.approx(1.0, rel=0.02)
+    assert model.model.embed_tokens.weight.std().item() == pytest.approx(1 / 16, rel=0.02)
     assert recurrence.layers[0].weight.std().item() == pytest.approx((2 / 576) ** 0.5, rel=0.02)
     assert recurrence.gates.weight.std().item() == pytest.approx((2 / (640 + 960)) ** 0.5, rel=0.02)
     delta, forget, write = recurrence.gates.bias.chunk(3)
