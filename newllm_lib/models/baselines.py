@@ -32,7 +32,7 @@ class LSTMConfig(PreTrainedConfig):
         embedding_size: int = 256,
         hidden_size: int = 400,
         num_hidden_layers: int = 1,
-        dropout: float = 0.1,
+        dropout: float = 0.0,
         layer_norm_eps: float = 1e-5,
         tie_word_embeddings: bool = True,
         use_cache: bool = True,
@@ -136,7 +136,10 @@ class LSTMForCausalLM(CausalLMHeadMixin, PreTrainedModel, RecurrentGenerationMix
         if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
             past_key_values = ContextCache()
         hidden_states, context = self._recur(
-            inputs_embeds * self.config.embedding_size**0.5, None if past_key_values is None else past_key_values.context, mask, starts
+            inputs_embeds * self.config.embedding_size**0.5,
+            None if past_key_values is None else past_key_values.context,
+            mask,
+            starts,
         )
         if past_key_values is not None:
             past_key_values.update(context, num_tokens)

@@ -48,7 +48,9 @@ class ContextRecurrence(nn.Module):
     def project_embeddings(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """The part of the first layer that needs no context: [..., E] -> [..., H], bias included."""
         first = self.layers[0]
-        return functional.linear(inputs_embeds, first.weight[:, : self.embedding_size] * self.embedding_scale, first.bias)
+        return functional.linear(
+            inputs_embeds, first.weight[:, : self.embedding_size] * self.embedding_scale, first.bias
+        )
 
     def project_ids(self, input_ids: torch.LongTensor, embed_tokens: nn.Embedding) -> torch.Tensor:
         """`project_embeddings` of the tokens' embeddings: [B, T] -> [B, T, H]. With fewer types than tokens the table

@@ -144,6 +144,7 @@ def comparison_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.legend(frameon=False, fontsize=9)
     for axes in (quality, speed, state):
         axes.grid(alpha=0.25, axis="y")
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     quality.margins(y=0.15)
     return figure

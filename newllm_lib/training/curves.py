@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = ("#1f6feb", "#d1495b", "#2a9d8f", "#e09f3e")
 
@@ -40,6 +41,7 @@ def curves_figure(histories: Mapping[str, Sequence[dict]], title: str = "") -> F
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(y=0.12)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         if axes.get_lines():
             axes.legend(frameon=False, title="best" if axes is held_out else None, alignment="left")
     if title:
