@@ -1,0 +1,33 @@
+"""The check-up of `newllm doctor` as one table."""
+
+from pathlib import Path
+
+from IPython.display import HTML, display
+
+from ..doctor import Finding, doctor
+from .notices import escape, mark_html, quiet_libraries, say, table_html
+
+
+def show_check_up(folder: str | Path = ".") -> None:
+    """Examine the machine, show every finding, and sum them up in a sentence."""
+    quiet_libraries()
+    findings = doctor(folder)
+    display(HTML(check_up_html(findings)))
+    say(*verdict(findings))
+
+
+def check_up_html(findings: list[Finding]) -> str:
+    """One row per finding: mark, subject, value, advice."""
+    rows = [[mark_html(f.status), f"<b>{escape(f.subject)}</b>", escape(f.value), escape(f.advice)] for f in findings]
+    return table_html(rows)
+
+
+def verdict(findings: list[Finding]) -> tuple[str, str]:
+    """(sentence, status) of the whole check-up."""
+    failed = [f.subject for f in findings if f.status == "fail"]
+    notes = sum(f.status == "note" for f in findings)
+    if failed:
+        return f"Something is missing ({', '.join(failed)}): the table says what to do.", "fail"
+    if notes:
+        return f"Everything will run; {notes} remark{'s' if notes > 1 else ''} above.", "ok"
+    return "Everything will run.", "ok"

@@ -1,0 +1,207 @@
+"""One widget per setting, made from the metadata of the dataclass field: slider, drop-down, check box or text."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable
+from typing import Any, Literal, get_args, get_origin
+
+import ipywidgets as widgets
+
+from ..errors import InputError
+from .notices import escape
+
+# What the panel calls a field where its own name would not tell a student; also the order of the panel.
+LABELS = {
+    "data_source": "data",
+    "data": "your file",
+    "eval_data": "held-out file",
+    "skip_bad_rows": "skip bad rows",
+    "tokenizer": "tokenizer",
+    "vocab_size": "vocabulary",
+    "max_length": "row length",
+    "num_parameters": "parameters",
+    "num_layers": "layers",
+    "max_steps": "updates",
+    "num_train_epochs": "epochs",
+    "learning_rate": "learning rate",
+    "per_device_train_batch_size": "batch size",
+    "gradient_accumulation_steps": "accumulation",
+    "warmup_steps": "warm-up",
+}
+CHOICE_LABELS = {"file": "my file"}
+# Fields of transformers that the panel offers and our dataclasses say nothing about.
+EXTRA_METADATA = {
+    "max_steps": {
+        "help": "Length of the run in updates; or let the epochs decide.",
+        "group": "Training",
+        "low": 10,
+        "high": 20_000,
+        "steps": (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000),
+    },
+}
+AUTOMATIC = "automatic"
+UNSET = 0  # stands for None in a slider of steps, where ipywidgets would take None for no step at all
+BY_EPOCHS = "by epochs"  # what max_steps shows when it does not decide
+
+
+@dataclasses.dataclass
+class Control:
+    """The widget of one setting and what is laid out around it."""
+
+    name: str
+    widget: widgets.Widget
+    box: widgets.Widget
+    kind: type
+    optional: bool
+
+    @property
+    def value(self) -> Any:
+        """The setting's value in the type of its field: Colab's sliders have delivered 3.0 for 3."""
+        value = self.widget.value
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return value.strip() or None
+        if self.optional and value == UNSET:
+            return None
+        return int(value) if self.kind is int else float(f"{value:.6g}")
+
+    def set(self, value: Any) -> None:
+        """Show `value`; a slider of steps gets a step for it.
+
+        Raises:
+            InputError: the setting cannot have that value.
+        """
+        if value is None:
+            value = "" if isinstance(self.widget, widgets.Text) else UNSET
+        try:
+            if isinstance(self.widget, widgets.SelectionSlider):
+                steps = [step for _, step in self.widget.options]
+                if value not in steps:
+                    self.widget.options = _labelled(self.name, sorted([*steps, self.kind(value)]))
+            self.widget.value = value
+        except Exception as error:  # the widget's own complaint comes in several types
+            raise InputError(f"{self.name} cannot be {value!r}.") from error
+
+    def show_if(self, visible: bool) -> None:
+        self.box.layout.display = None if visible else "none"
+
+
+def settings_fields(arguments_class: type) -> list[dataclasses.Field]:
+    """The fields that a panel offers, in its order: those with a range, choices, a yes or no, or a file."""
+    fields = [field for field in dataclasses.fields(arguments_class) if _metadata(field).get("group")]
+    fields = [field for field in fields if field.name != "model_type" and _is_offered(field)]
+    order = list(LABELS)
+    return sorted(fields, key=lambda field: order.index(field.name) if field.name in order else len(order))
+
+
+def group_of(field: dataclasses.Field) -> str:
+    return _metadata(field)["group"]
+
+
+def make_control(field: dataclasses.Field, extra_values: Iterable[Any] = ()) -> Control:
+    """The control of one field.
+
+    Args:
+        extra_values: values a slider of steps has to have beside its own, such as those of presets.
+    """
+    metadata = _metadata(field)
+    kind, optional = _plain_type(field)
+    layout = widgets.Layout(width="auto", min_width="0")
+    if field.type is bool:
+        widget = widgets.Checkbox(value=field.default, indent=False, layout=layout, description="yes")
+    elif kind is str and not get_args(kind) and "low" not in metadata and optional:
+        widget = widgets.Text(
+            placeholder="path, for example /content/my_text.txt", continuous_update=False, layout=layout
+        )
+    elif get_origin(field.type) is Literal:
+        options = [(CHOICE_LABELS.get(choice, choice), choice) for choice in get_args(field.type)]
+        widget = widgets.Dropdown(options=options, value=field.default, layout=layout)
+    else:
+        widget = _slider(field, metadata, kind, optional, extra_values)
+    tooltip = f"--{field.name}"
+    if "tooltip" in widget.traits():  # ipywidgets 8; 7 has it for buttons only
+        widget.tooltip = tooltip
+    label = LABELS.get(field.name, field.name.replace("_", " "))
+    text = (
+        f'<div style="line-height:1.35;margin-top:8px"><b title="{tooltip}">{escape(label)}</b>'
+        f'<div style="opacity:.75;font-size:12px">{escape(_help(metadata))}</div></div>'
+    )
+    box = widgets.VBox([widgets.HTML(text, layout=layout), widget], layout=widgets.Layout(width="auto"))
+    return Control(field.name, widget, box, kind, optional)
+
+
+def _slider(field, metadata, kind, optional, extra_values) -> widgets.Widget:
+    low, high = metadata["low"], metadata["high"]
+    # The knob at the left end is wider than the rail: without the margin half of it would be cut off.
+    layout = widgets.Layout(width="auto", min_width="0", margin="2px 2px 2px 8px")
+    common = {"continuous_update": False, "layout": layout}
+    if metadata.get("log") or optional or "steps" in metadata:
+        steps = metadata.get("steps") or range(int(low), int(high) + 1)
+        if metadata.get("log"):
+            steps = _log_steps(low, high, kind)
+        default = UNSET if field.default is None else field.default
+        options = _labelled(field.name, sorted({*steps, *extra_values, default, *([UNSET] if optional else [])}))
+        return widgets.SelectionSlider(options=options, value=default, **common)
+    if kind is int:
+        return widgets.IntSlider(min=int(low), max=int(high), value=field.default, **common)
+    step = _nice(max((high - low) / 50, 1e-9))
+    digits = max(-math.floor(math.log10(step)), 0)
+    return widgets.FloatSlider(
+        min=low, max=high, step=step, value=field.default, readout_format=f".{digits}f", **common
+    )
+
+
+def _log_steps(low: float, high: float, kind: type) -> list[float]:
+    """Integers: doublings of `low`. Other numbers: 1, 2, 3 and 5 times each power of ten."""
+    if kind is int:
+        return [*(int(low) * 2**k for k in range(64) if int(low) * 2**k < high), int(high)]
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 3, 5)]
+    return [step for step in steps if low <= step <= high]
+
+
+def _nice(step: float) -> float:
+    """The smallest of 1, 2, 5 times a power of ten that is at least `step`."""
+    power = 10 ** math.floor(math.log10(step))
+    return next(float(f"{m * power:.6g}") for m in (1, 2, 5, 10) if m * power >= step * (1 - 1e-9))
+
+
+def _labelled(name: str, values: Iterable[Any]) -> list[tuple[str, Any]]:
+    return [(_label(name, value), value) for value in values]
+
+
+def _label(name: str, value: Any) -> str:
+    if name == "max_steps" and value <= 0:
+        return BY_EPOCHS
+    if value == UNSET:
+        return AUTOMATIC
+    if isinstance(value, int):
+        return f"{value / 1e6:g} M" if value >= 500_000 else f"{value:,}"
+    return f"{value:g}"
+
+
+def _help(metadata: dict[str, Any]) -> str:
+    """The field's help text, in the panel's words where it names other flags."""
+    text = metadata["help"].replace("%%", "%")  # argparse wants the sign doubled
+    return re.sub(r"--(\w+)", lambda flag: LABELS.get(flag[1], flag[1]), text)
+
+
+def _metadata(field: dataclasses.Field) -> dict[str, Any]:
+    return EXTRA_METADATA.get(field.name) or dict(field.metadata)
+
+
+def _plain_type(field: dataclasses.Field) -> tuple[type, bool]:
+    """(type without None, whether None is allowed)."""
+    choices = [choice for choice in get_args(field.type) if choice is not type(None)]
+    optional = len(choices) < len(get_args(field.type)) and get_origin(field.type) is not Literal
+    if optional:
+        return choices[0], True
+    return (str if get_origin(field.type) is Literal else field.type), False
+
+
+def _is_offered(field: dataclasses.Field) -> bool:
+    kind, optional = _plain_type(field)
+    choices = get_origin(field.type) is Literal
+    return choices or kind is bool or (kind is str and optional) or "low" in _metadata(field)

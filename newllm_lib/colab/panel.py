@@ -1,0 +1,242 @@
+"""The settings panel of a stage: presets, sliders by group, and a live line that says what the settings will cost."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+from IPython.display import display
+
+from ..errors import InputError
+from ..training.checkpoint import read_results, write_json
+from ..training.device import find_device
+from . import estimate
+from .controls import group_of, make_control, settings_fields
+from .notices import FAINT, escape, in_one_sentence, say, sentence_html
+from .text_source import resolve_source, text_identity
+
+PANEL_FILE = "settings-panel.json"
+PRESET_TITLES = {
+    "smoke": "Smoke: does everything run?",
+    "demo": "Demo: a first look",
+    "quick": "Quick: for a CPU",
+    "standard": "Standard: for a GPU",
+    "long": "Long: larger models, for a GPU",
+}
+
+
+class SettingsPanel:
+    """Every setting that makes sense as a slider, for training `models` of equal size one after the other.
+
+    Args:
+        arguments_class: the stage's dataclass; its fields are the sliders.
+        presets: name -> values of fields. One is chosen at the start: NEWLLM_PRESET, else standard on a GPU and quick
+            on a CPU.
+        output_dir: the stage's folder. Each set of settings has a run folder of its own in it, so that changing a
+            setting starts a new run and going back continues the old one. The panel itself is kept there too.
+
+    Raises:
+        InputError: NEWLLM_PRESET or NEWLLM_DATA_SOURCE names nothing we have.
+    """
+
+    @in_one_sentence
+    def __init__(
+        self,
+        arguments_class: type,
+        presets: dict[str, dict[str, Any]],
+        output_dir: str | Path,
+        models: Sequence[str] = ("newllm", "tiny-gpt2"),
+    ):
+        self.arguments_class = arguments_class
+        self.presets = {name: presets[name] for name in PRESET_TITLES if name in presets}
+        self.output_dir = Path(output_dir)
+        self.models = tuple(models)
+        self.seconds_per_flop: dict[str, float] | None = None
+        self._filling = False
+        fields = settings_fields(arguments_class)
+        self.controls = {
+            field.name: make_control(field, [p[field.name] for p in self.presets.values() if field.name in p])
+            for field in fields
+        }
+        self.defaults = {name: control.value for name, control in self.controls.items()}
+        self.preset = widgets.Dropdown(
+            options=[(PRESET_TITLES[name], name) for name in self.presets],
+            layout=widgets.Layout(width="auto", flex="1 1 240px"),
+        )
+        self.reset = widgets.Button(description="Reset to preset", layout=widgets.Layout(width="150px"))
+        self.line = widgets.HTML(layout=widgets.Layout(width="auto"))
+        self.box = self._lay_out(fields)
+        self._restore()
+        self.preset.observe(lambda change: self._apply_preset(), names="value")
+        self.reset.on_click(lambda button: self._apply_preset())
+        for control in self.controls.values():
+            control.widget.observe(lambda change: self.refresh(), names="value")
+        self.refresh()
+
+    def show(self) -> None:
+        """Measure one step of each model, then display the panel."""
+        try:
+            self.seconds_per_flop = {model: estimate.measure(self.arguments(model)) for model in self.models}
+        except InputError:
+            self.seconds_per_flop = None  # the live line says what is wrong; without a measurement it gives no minutes
+        self.refresh()
+        display(self.box)
+        say(f"Settings are kept in {self.output_dir / PANEL_FILE}; the cells below take them as they stand.")
+
+    def values(self) -> dict[str, Any]:
+        """Field -> value as the panel stands, the preset's other fields included; what is hidden is left alone."""
+        values = {name: control.value for name, control in self.controls.items()}
+        if values["data_source"] != "file":
+            values |= {"data": None, "eval_data": None}
+        if values["tokenizer"] in estimate.FIXED_VOCAB_SIZE:
+            values["vocab_size"] = None
+        return {**self.presets[self.preset.value], **values}
+
+    def arguments(self, model_type: str) -> Any:
+        """The settings of one model's run, in the run folder that belongs to them.
+
+        Raises:
+            InputError: the settings as they stand cannot be run.
+        """
+        values = self.values()
+        values["data_source"], _ = resolve_source(values["data_source"], values["data"], values["eval_data"])
+        values |= {"model_type": model_type, "preset": self.preset.value}
+        if values["num_layers"] is not None and values["num_parameters"] is None:
+            # Given layers change the default New-LLM's size, which the library would not match with the others.
+            values["num_parameters"] = estimate.count_model(self._build({**values, "model_type": self.models[0]}))
+        args = self._build(values)
+        estimate.count_model(args)
+        identity = {**args.run_settings(), "model_type": None, "text": text_identity(args)}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
+        args.output_dir = str(self.output_dir / f"{self.preset.value}-{digest}" / model_type)
+        return args
+
+    def _build(self, values: dict[str, Any]) -> Any:
+        try:
+            return self.arguments_class(**values, output_dir=str(self.output_dir))
+        except InputError:
+            raise
+        except (ValueError, TypeError) as error:  # transformers' own checks
+            raise InputError(" ".join(str(error).split())) from error
+
+    def _lay_out(self, fields) -> widgets.Widget:
+        columns = []
+        for group in dict.fromkeys(group_of(field) for field in fields):
+            heading = widgets.HTML(
+                f'<div style="font-weight:bold;font-size:15px;padding:2px 8px;background:{FAINT}">{group}</div>'
+            )
+            boxes = [self.controls[field.name].box for field in fields if group_of(field) == group]
+            # Three columns where there is room for them, else two or one: none is ever narrower than its sliders.
+            layout = widgets.Layout(flex="1 1 290px", min_width="270px", margin="4px 16px 8px 0")
+            columns.append(widgets.VBox([heading, *boxes], layout=layout))
+        top = widgets.HBox(
+            [widgets.HTML("<b>preset</b>"), self.preset, self.reset],
+            layout=widgets.Layout(flex_flow="row wrap", align_items="center", width="auto", max_width="640px"),
+        )
+        body = widgets.HBox(columns, layout=widgets.Layout(flex_flow="row wrap", width="100%"))
+        return widgets.VBox([top, body, self.line], layout=widgets.Layout(width="100%"))
+
+    def _restore(self) -> None:
+        """Start from the preset that is asked for, then what the panel's file holds for it."""
+        saved = self._read_file()
+        preset = os.environ.get("NEWLLM_PRESET") or saved.get("preset")
+        if preset is None:
+            preset = "standard" if find_device().kind == "cuda" else "quick"
+        if preset not in self.presets:
+            if os.environ.get("NEWLLM_PRESET"):
+                raise InputError(f"NEWLLM_PRESET has to be one of {', '.join(self.presets)}, got {preset!r}.")
+            preset, saved = "quick", {}
+        self.preset.value = preset
+        self._fill({**self.defaults, **self.presets[preset]})
+        if saved.get("preset") == preset:
+            for name, value in saved["values"].items():
+                try:
+                    self._fill({name: value})
+                except InputError:
+                    continue  # written by another version: the preset's value stands
+        if os.environ.get("NEWLLM_DATA_SOURCE"):
+            self._fill({"data_source": os.environ["NEWLLM_DATA_SOURCE"]})
+
+    def _read_file(self) -> dict[str, Any]:
+        try:
+            saved = json.loads((self.output_dir / PANEL_FILE).read_text(encoding="utf-8"))
+            return saved if isinstance(saved["values"], dict) else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}  # none yet, or not one of ours: it is written anew at the next change
+
+    def _fill(self, values: dict[str, Any]) -> None:
+        self._filling = True
+        try:
+            for name, value in values.items():
+                if name in self.controls:
+                    self.controls[name].set(value)
+        finally:
+            self._filling = False
+
+    def _apply_preset(self) -> None:
+        """The preset's values; where the text comes from is not the preset's business."""
+        keep = ("data_source", "data", "eval_data", "skip_bad_rows")
+        values = {**self.defaults, **self.presets[self.preset.value]}
+        self._fill({name: value for name, value in values.items() if name not in keep})
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show what the settings hide, keep them, and write the live line."""
+        if self._filling:
+            return
+        values = {name: control.value for name, control in self.controls.items()}
+        for name in ("data", "eval_data", "skip_bad_rows"):
+            self.controls[name].show_if(values["data_source"] == "file")
+        self.controls["vocab_size"].show_if(values["tokenizer"] not in estimate.FIXED_VOCAB_SIZE)
+        self.controls["num_train_epochs"].show_if(values["max_steps"] <= 0)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(self.output_dir / PANEL_FILE, {"preset": self.preset.value, "values": values})
+        self.line.value = self._line()
+
+    def _line(self) -> str:
+        try:
+            arguments = {model: self.arguments(model) for model in self.models}
+            cost = estimate.estimate(arguments, self.seconds_per_flop)
+            _, note = resolve_source(self.values()["data_source"], self.values()["data"], self.values()["eval_data"])
+        except InputError as error:
+            return sentence_html(str(error), "fail")
+        args = next(iter(arguments.values()))
+        sizes = ", ".join(f"{model} {count / 1e6:.2f} M" for model, count in cost.parameters.items())
+        parts = [
+            f"<b>{sizes}</b> parameters",
+            f"<b>{cost.updates:,}</b> updates of {args.effective_batch_size} rows of {args.max_length} tokens "
+            f"= <b>{cost.tokens / 1e6:.2f} M</b> tokens",
+        ]
+        if cost.minutes is not None:
+            parts.append(
+                f"about <b>{_minutes(cost.minutes)}</b> for both models here (estimated from one measured step)"
+            )
+        folder = Path(args.output_dir).parent
+        lines = [" · ".join(parts), f"run folder <b>{escape(folder.name)}</b>: {self._state(folder)}"]
+        if note:
+            lines.append(escape(note))
+        return (
+            f'<div style="background:{FAINT};padding:6px 10px;line-height:1.6;font-size:14px;overflow-wrap:anywhere">'
+            f"{'<br>'.join(lines)}</div>"
+        )
+
+    def _state(self, folder: Path) -> str:
+        """Whether the run is new, under way or finished."""
+        states = []
+        for model in self.models:
+            if read_results(folder / model) is not None:
+                states.append(f"{model} is finished")
+            elif any((folder / model).glob("checkpoint-*")):
+                states.append(f"{model} will be continued")
+        return ", ".join(states) or "new"
+
+
+def _minutes(minutes: float) -> str:
+    if minutes < 1.5:
+        return "a minute"
+    if minutes < 90:
+        return f"{minutes:.0f} minutes"
+    return f"{minutes / 60:.1f} hours"

@@ -1,0 +1,127 @@
+"""What came out: the models side by side, what they write, and where everything is."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from IPython.display import HTML, display
+
+from ..stages.compare import compare, comparison_cells, comparison_figure
+from ..stages.generate import generate
+from ..training.checkpoint import RESULTS_FILE, read_results, write_json
+from ..training.report import CURVES_FILE, METRICS_FILE
+from .notices import FAINT, escape, in_one_sentence, picture_html, say, table_html
+
+COMPARISON_FILE = "comparison.json"
+PICTURE_FILE = "comparison.png"
+PURPOSES = {
+    "model.safetensors": "the weights of the best checkpoint",
+    "config.json": "the model's sizes",
+    "tokenizer.json": "the tokenizer, without which the weights mean nothing",
+    "settings.json": "all settings of the run",
+    "README.md": "the model card: text, licence, metrics, how to use it",
+    METRICS_FILE: "every logged number",
+    CURVES_FILE: "the learning curves",
+    RESULTS_FILE: "the final metrics",
+}
+
+
+@in_one_sentence
+def show_comparison(folders: Sequence[Path]) -> None:
+    """Measure the trained models on the held-out text, side by side, and say which is better."""
+    rows = measured_rows(folders)
+    picture = Path(folders[0]).parent / PICTURE_FILE
+    comparison_figure(rows).savefig(picture, dpi=110)
+    cells = [[escape(cell) for cell in line] for line in comparison_cells(rows)]
+    display(HTML(f"<div>Held-out text: {escape(rows[0]['text'])}</div>{table_html(cells, header=True, numbers=True)}"))
+    display(HTML(picture_html(picture.read_bytes(), "comparison")))
+    display(
+        HTML(samples_html({prompt: {r["name"]: r["samples"][prompt] for r in rows} for prompt in rows[0]["samples"]}))
+    )
+    say(verdict(rows))
+
+
+def measured_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """The comparison, from its file if it was made after the models were finished."""
+    path = Path(folders[0]).parent / COMPARISON_FILE
+    finished = max((Path(folder) / RESULTS_FILE).stat().st_mtime for folder in folders)
+    if path.exists() and path.stat().st_mtime >= finished:
+        return json.loads(path.read_text(encoding="utf-8"))
+    rows = compare(folders)
+    write_json(path, rows)
+    return rows
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> str:
+    """Which model predicts the held-out text better, whichever it is."""
+    key, words = "bits_per_byte", "bits per byte"
+    if any(row[key] is None for row in rows):
+        key, words = "loss", "nats per token"
+    best, *others = sorted(rows, key=lambda row: row[key])
+    if not others:
+        return f"{best['name']}: {best[key]:.3f} {words}."
+    second = others[0]
+    less = 1 - best[key] / second[key]
+    if less < 0.005:
+        return (
+            f"No clear winner: {best['name']} {best[key]:.3f}, {second['name']} {second[key]:.3f} {words}, less than "
+            "half a per cent apart."
+        )
+    return (
+        f"{best['name']} predicts the held-out text better: {best[key]:.3f} against {second[key]:.3f} {words} of "
+        f"{second['name']}, {less:.1%} less. One run with one seed: another seed moves both a little."
+    )
+
+
+@in_one_sentence
+def show_samples(folders: Sequence[Path], prompt: str, max_new_tokens: int = 60, seed: int = 0) -> None:
+    """Let every model continue `prompt`, side by side."""
+    written = {Path(f).name: generate(f, prompt, max_new_tokens, seed)[len(prompt) :] for f in folders}
+    display(HTML(samples_html({prompt: written})))
+    say(f"{len(written)} continuations of the same beginning; another seed gives others.")
+
+
+def samples_html(samples: dict[str, dict[str, str]]) -> str:
+    """prompt -> model -> continuation, the models of one prompt side by side where there is room."""
+    blocks = []
+    for prompt, continuations in samples.items():
+        cards = [
+            f'<div style="flex:1 1 260px;min-width:240px;max-height:240px;overflow-y:auto;background:{FAINT};'
+            f'padding:6px 10px;white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px;line-height:1.45">'
+            f'<div style="opacity:.75">{escape(model)}</div>'
+            f"<b>{escape(prompt)}</b>{escape(text)}</div>"
+            for model, text in continuations.items()
+        ]
+        blocks.append(f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin:6px 0">{"".join(cards)}</div>')
+    return "".join(blocks)
+
+
+@in_one_sentence
+def show_saved_files(folders: Sequence[Path]) -> None:
+    """Every kept file of the run with its size in each model's folder, and what it is for."""
+    folders = [Path(folder) for folder in folders]
+    run = folders[0].parent
+    rows = [
+        [
+            "<b>file</b>",
+            *(f'<b style="white-space:nowrap">{escape(folder.name)}</b>' for folder in folders),
+            "<b>what it is</b>",
+        ]
+    ]
+    rows += [[name, *(_size(folder / name) for folder in folders), purpose] for name, purpose in PURPOSES.items()]
+    display(HTML(table_html(rows)))
+    unfinished = [folder.name for folder in folders if read_results(folder) is None]
+    if unfinished:
+        say(f"{', '.join(unfinished)} is not finished: run the training cell again.", "note")
+    else:
+        say(
+            f"Everything is in {run}, {COMPARISON_FILE} and {PICTURE_FILE} too; the next notebook continues from there."
+        )
+
+
+def _size(path: Path) -> str:
+    if not path.exists():
+        return "-"
+    size = path.stat().st_size
+    return f"{size / 1e6:.1f}&nbsp;MB" if size >= 1e6 else f"{size / 1e3:.1f}&nbsp;kB"

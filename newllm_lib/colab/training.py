@@ -1,0 +1,53 @@
+"""The training cell: every model of the panel in turn, under one live plot."""
+
+from pathlib import Path
+
+from ..errors import InputError
+from ..stages.pretrain import pretrain
+from ..training.checkpoint import newest_checkpoint, read_results
+from ..training.report import TrainingInterrupted
+from .live_plot import LivePlot
+from .notices import CellStopped, in_one_sentence, quiet_libraries, say
+from .panel import SettingsPanel
+
+
+@in_one_sentence
+def train_models(panel: SettingsPanel) -> list[Path]:
+    """Train the panel's models one after the other, or go on where an earlier session stopped.
+
+    Returns:
+        The models' folders, for the cells below.
+    """
+    quiet_libraries()
+    arguments = {model: panel.arguments(model) for model in panel.models}
+    folders = [Path(args.output_dir) for args in arguments.values()]
+    finished = [folder for folder in folders if read_results(folder) is not None]
+    plot = LivePlot(panel.models)
+    for (model, args), folder in zip(arguments.items(), folders, strict=True):
+        if folder in finished:
+            plot.add_finished(model, folder)
+            continue
+        plot.set_state(model, "preparing the text")
+        try:
+            pretrain(args, (plot.callback(model),))
+        except KeyboardInterrupt as stop:
+            plot.set_state(model, "stopped")
+            raise CellStopped(_stopped(stop, folder)) from None
+        except InputError:
+            plot.set_state(model, "not started")
+            raise
+        finally:
+            panel.refresh()  # its line says what is finished and what can be continued
+        plot.set_state(model, "finished")
+    done = "Trained" if len(finished) < len(folders) else "Nothing to train, for all models were finished before"
+    say(f"{done}; everything is in {folders[0].parent}.")
+    return folders
+
+
+def _stopped(stop: KeyboardInterrupt, folder: Path) -> str:
+    if isinstance(stop, TrainingInterrupted):
+        # The library's sentence ends in advice for the command line; here the advice is the cell.
+        return f"{str(stop).split(' The same command')[0]} Run this cell again to go on from there."
+    checkpoint = newest_checkpoint(folder) if folder.is_dir() else None
+    kept = f"{checkpoint.name} is kept" if checkpoint else "nothing was saved yet"
+    return f"Stopped at once; {kept}. Run this cell again to go on from there."

@@ -1,0 +1,255 @@
+"""Notebook 01 as a user meets it: JupyterLab in a real browser, Run all, sliders by mouse and keyboard, stop, go on.
+
+Pictures of the page go to the folder NEWLLM_SCREENSHOTS, for people to look at.
+"""
+
+import importlib.util
+import inspect
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = "01_pretrain_wikitext.ipynb"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER_FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+HEIGHT = 1000
+SECONDS = 1000  # playwright counts in milliseconds
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+    pytest.mark.skipif(importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab is not installed"),
+    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
+]
+
+
+def real_text() -> str:
+    """Some 60 kB of English: the documentation of a few standard modules."""
+    import argparse
+    import decimal
+    import logging
+    import statistics
+    import tarfile
+    import zipfile
+
+    pieces = []
+    for module in (argparse, decimal, logging, statistics, zipfile, tarfile):
+        members = [module, *(member for _, member in inspect.getmembers(module, inspect.isclass))]
+        members += [method for cls in members[1:] for _, method in inspect.getmembers(cls, inspect.isfunction)]
+        pieces += [inspect.getdoc(member) or "" for member in members]
+    return "\n\n".join(dict.fromkeys(pieces))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab that serves the notebook, its settings in a folder of their own."""
+    root = tmp_path_factory.mktemp("lab")
+    shutil.copy(ROOT / "notebooks" / NOTEBOOK, root)
+    text = root / "text.txt"
+    text.write_text(real_text(), encoding="utf-8")
+    stage = root / "runs" / "01_pretrain"
+    stage.mkdir(parents=True)
+    # The panel as an earlier session left it: a small text of the user's own, and small batches.
+    values = {"data_source": "file", "data": str(text), "per_device_train_batch_size": 8}
+    (stage / "settings-panel.json").write_text(json.dumps({"preset": "smoke", "values": values}))
+    settings = {
+        "apputils-extension/themes": {"theme": "JupyterLab Light"},
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+        "notebook-extension/tracker": {"windowingMode": "none"},  # else what is off the screen is not in the page
+    }
+    for name, content in settings.items():
+        path = root / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folders = {
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "IPYTHONDIR": "ipython",
+    }
+    folders |= {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "NEWLLM_RUNS": "runs"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NEWLLM_PRESET": "smoke", "JUPYTER_PREFER_ENV_PATH": "1"}
+    environment |= {name: str(root / folder) for name, folder in folders.items()}
+    environment.pop("NEWLLM_DATA_SOURCE", None)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    command += ["--ServerApp.token=", "--ServerApp.password=", f"--ServerApp.root_dir={root}"]
+    command += ["--expose-app-in-browser"]  # to change the theme without a walk through menus
+    with (root / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        wait_for_server(f"http://127.0.0.1:{port}", server, root / "server.log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def wait_for_server(address: str, server: subprocess.Popen, log: Path) -> None:
+    for _ in range(240):
+        assert server.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(f"{address}/api")
+            return
+        except OSError:
+            time.sleep(0.25)
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture(scope="module")
+def screenshots(tmp_path_factory) -> Path:
+    folder = Path(os.environ.get("NEWLLM_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(lab, screenshots):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_FLAGS.split())
+        page = browser.new_page(viewport={"width": 1400, "height": HEIGHT})
+        page.set_default_timeout(60 * SECONDS)
+        page.goto(f"{lab}/doc/tree/{NOTEBOOK}")
+        page.wait_for_selector(".jp-CodeCell")
+        # Before the session knows its kernel, Run All would ask which to take.
+        page.locator("#jp-bottom-panel, .jp-StatusBar-Widget").get_by_text(re.compile(r"\| Idle$")).wait_for()
+        yield page
+        page.screenshot(path=str(screenshots / "at-the-end.png"))
+        browser.close()
+
+
+def menu(page, *names: str) -> None:
+    for name in names:
+        page.get_by_role("menuitem", name=name, exact=True).first.click()
+
+
+def code_cell(page, title: str):
+    return page.locator(".jp-CodeCell").filter(has_text=f"#@title {title}")
+
+
+def run_cell(page, title: str) -> None:
+    code_cell(page, title).locator(".jp-InputPrompt").click()
+    page.keyboard.press("Control+Enter")
+
+
+def knob(page, label: str):
+    """The knob of the slider under `label`."""
+    control = page.locator(".widget-vbox", has=page.locator(f"b:text-is('{label}')")).last
+    return control.locator(".noUi-handle")
+
+
+def live_line(page) -> str:
+    return code_cell(page, "4").locator(".widget-html", has_text="run folder").last.inner_text()
+
+
+def wait_until(condition, seconds: float = 30):
+    """The first true value of `condition()`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    raise AssertionError("it did not happen in time")
+
+
+def take_pictures(page, folder: Path, theme: str) -> None:
+    """The cells with output, at the width of a desktop and of a narrow pane."""
+    for width in (1400, 600):
+        page.set_viewport_size({"width": width, "height": 2600})  # the tallest cell, whole
+        page.wait_for_timeout(1500)
+        for title in ("2", "4", "5", "6", "7", "8", "9"):
+            code_cell(page, title).screenshot(path=str(folder / f"{theme}-{width}-cell{title}.png"))
+    page.set_viewport_size({"width": 1400, "height": HEIGHT})
+
+
+def test_run_all(page, screenshots):
+    menu(page, "Run", "Run All Cells")
+    page.wait_for_selector("text=the next notebook continues from there", timeout=120 * SECONDS)
+    for number in range(1, 10):
+        assert "✓" in code_cell(page, f"{number} ·").locator(".jp-OutputArea").last.inner_text()
+    assert page.locator("text=Error displaying widget").count() == 0
+    assert code_cell(page, "6").locator("img").count() == 1
+    assert "finished" in code_cell(page, "6").inner_text()
+    take_pictures(page, screenshots, "light")
+
+
+@pytest.mark.parametrize("width", [1400, 600])
+def test_the_panel_fits_the_page(page, width):
+    page.set_viewport_size({"width": width, "height": HEIGHT})
+    page.wait_for_timeout(1000)
+    output = code_cell(page, "4").locator(".jp-OutputArea-output").first
+    assert output.evaluate("node => node.scrollWidth <= node.clientWidth + 1"), "the panel scrolls sideways"
+    rails = output.locator(".noUi-target:visible").evaluate_all("nodes => nodes.map(node => node.clientWidth)")
+    assert len(rails) >= 10 and min(rails) >= 120
+    clipped = "nodes => nodes.filter(node => node.scrollWidth > node.clientWidth + 1).map(node => node.innerText)"
+    assert output.locator(".widget-readout:visible, .widget-html-content:visible").evaluate_all(clipped) == []
+    tops = output.locator(".widget-html-content:visible", has_text=re.compile("^(Data|Model|Training)$"))
+    rows = {round(box["y"]) for box in (tops.nth(i).bounding_box() for i in range(3))}
+    assert len(rows) == (1 if width == 1400 else 3), "three columns, or one below the other"
+    page.set_viewport_size({"width": 1400, "height": HEIGHT})
+
+
+def test_sliders_move_by_mouse_and_keyboard(page):
+    before = live_line(page)
+    assert "20 updates" in before and "is finished" in before
+    knob(page, "dropout").scroll_into_view_if_needed()
+    box = knob(page, "dropout").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 80, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    dragged = wait_until(lambda: (line := live_line(page)) != before and line)
+    assert dragged.rstrip().endswith(": new"), "other settings have a folder of their own"
+
+    knob(page, "updates").focus()
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    line = wait_until(lambda: "100 updates" in (line := live_line(page)) and line)
+    assert "0.05 M tokens" in line and "minute" in line
+
+
+def test_stop_and_go_on(page, screenshots):
+    cell = code_cell(page, "6")
+    run_cell(page, "6")
+    wait_until(lambda: re.search(r"update ([2-9]\d) of 100", cell.inner_text()), 60)
+    page.locator('.jp-NotebookPanel-toolbar [data-jp-item-name="interrupt"]').click()  # the ■ button
+    cell.locator("text=Run this cell again to go on from there").wait_for()
+    stopped = int(re.search(r"Stopped at update (\d+) of 100", cell.inner_text())[1])
+    assert "Traceback" not in cell.inner_text()
+    cell.screenshot(path=str(screenshots / "light-1400-stopped.png"))
+
+    run_cell(page, "6")
+    updates = []
+
+    def is_done():
+        text = cell.inner_text()
+        updates.extend(int(number) for number in re.findall(r"newllm[^_]*?update (\d+) of 100", text))
+        return "everything is in" in text
+
+    wait_until(is_done, 90)
+    assert min(updates) >= stopped, "it went on where it stopped"
+    assert cell.locator("img").count() == 1 and cell.inner_text().count("finished") >= 2
+
+
+def test_dark_theme(page, screenshots):
+    page.evaluate("jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
+    page.wait_for_selector("body[data-jp-theme-light='false']", state="attached")
+    run_cell(page, "7")
+    code_cell(page, "7").locator("text=/another seed|No clear winner/").wait_for()
+    take_pictures(page, screenshots, "dark")

@@ -1,0 +1,22 @@
+"""A settings panel over a small text file, with the smallest preset."""
+
+import pytest
+
+from newllm_lib.colab.panel import SettingsPanel
+from newllm_lib.stages.pretrain import PRESETS, PretrainArguments
+
+
+@pytest.fixture
+def make_panel(tmp_path, text_file, monkeypatch):
+    """Builds the panel of the folder `tmp_path`, each time as a new session would."""
+    monkeypatch.setenv("NEWLLM_PRESET", "smoke")
+    monkeypatch.delenv("NEWLLM_DATA_SOURCE", raising=False)
+
+    def make(models=("newllm", "tiny-gpt2"), own_file=True) -> SettingsPanel:
+        panel = SettingsPanel(PretrainArguments, PRESETS, tmp_path / "runs", models)
+        if own_file and panel.controls["data"].value is None:
+            panel.controls["data"].widget.value = str(text_file)
+            panel.controls["data_source"].widget.value = "file"
+        return panel
+
+    return make

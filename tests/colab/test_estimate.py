@@ -1,0 +1,55 @@
+"""What the live line reckons with, against what a run really does."""
+
+import pytest
+
+from newllm_lib.colab import estimate
+from newllm_lib.data.batches import packed_rows
+from newllm_lib.data.catalogue import chitchat_splits, load_text
+from newllm_lib.data.tokenizer import build_tokenizer
+from newllm_lib.stages.pretrain import PRESETS, PretrainArguments
+
+
+def arguments(text_file, **values):
+    return PretrainArguments(output_dir="x", data=str(text_file), data_source="file", **values)
+
+
+def test_updates_and_tokens_of_a_run_by_steps_are_exact(text_file):
+    args = arguments(text_file, **PRESETS["smoke"])
+    cost = estimate.estimate({"newllm": args}, None)
+    assert (cost.updates, cost.tokens, cost.minutes) == (20, 20 * 32 * 64, None)
+
+
+def test_tokens_of_a_run_by_epochs_are_near(text_file):
+    args = arguments(text_file, num_train_epochs=2.0, tokenizer="byte", max_length=16)
+    cost = estimate.estimate({"newllm": args}, None)
+    text = load_text(data=str(text_file)).train
+    _, counts = packed_rows(text, build_tokenizer("byte", []), 16)
+    assert cost.tokens == pytest.approx(2 * counts.tokens, rel=0.25)
+
+
+def test_the_known_size_of_the_offline_text_is_right():
+    pytest.importorskip("chitchat_dataset")
+    size = sum(len(text.encode()) for text in chitchat_splits().train.strings())
+    assert estimate.TEXT_BYTES["offline"] == pytest.approx(size, rel=0.01)
+
+
+def test_minutes_grow_with_the_work(text_file):
+    rates = {"newllm": 1e-10, "tiny-gpt2": 1e-10}
+    minutes = []
+    for steps in (100, 1000, 10_000):
+        args = {m: arguments(text_file, max_steps=steps, model_type=m) for m in rates}
+        minutes.append(estimate.estimate(args, rates).minutes)
+    assert minutes == sorted(minutes) and minutes[2] == pytest.approx(10 * minutes[1], rel=0.2)
+
+
+@pytest.mark.parametrize("model_type", ["newllm", "tiny-gpt2"])
+def test_a_measured_step_is_plausible(text_file, model_type):
+    args = arguments(text_file, model_type=model_type, **PRESETS["smoke"])
+    operations_per_second = 1 / estimate.measure(args)
+    assert 1e7 < operations_per_second < 1e15
+
+
+def test_every_preset_can_be_reckoned(text_file):
+    for values in PRESETS.values():
+        args = arguments(text_file, **values)
+        assert estimate.estimate({"newllm": args}, {"newllm": 1e-10}).minutes > 0

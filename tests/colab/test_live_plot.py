@@ -1,0 +1,165 @@
+"""The live plot: one display, updated in place, seldom enough, right after a resume and for finished runs."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from newllm_lib.colab import live_plot, training
+from newllm_lib.colab.live_plot import LivePlot, read_history
+from newllm_lib.colab.notices import CellStopped
+from newllm_lib.training.report import TrainingInterrupted
+
+
+class Page:
+    """Stands in for the notebook: counts displays and updates, and tells the time by hand."""
+
+    def __init__(self):
+        self.displays, self.updates, self.now = [], [], 0.0
+
+    def show(self, content):
+        self.displays.append(content.data)
+        return SimpleNamespace(update=lambda content: self.updates.append(content.data))
+
+    def clock(self):
+        return self.now
+
+    @property
+    def newest(self):
+        return (self.displays + self.updates)[-1]
+
+
+@pytest.fixture
+def page():
+    return Page()
+
+
+@pytest.fixture
+def plot(page):
+    return LivePlot(["newllm", "tiny-gpt2"], clock=page.clock, show=page.show)
+
+
+ARGS = SimpleNamespace(effective_batch_size=4, max_length=16)
+
+
+def state(step, history=(), max_steps=100):
+    return SimpleNamespace(global_step=step, max_steps=max_steps, log_history=list(history))
+
+
+def test_one_display_that_is_updated_once_an_interval(plot, page):
+    callback = plot.callback("newllm")
+    callback.on_train_begin(ARGS, state(0), None)
+    before = len(page.updates)
+    for step in range(1, 41):
+        page.now += 0.25  # 40 updates in 10 seconds
+        callback.on_step_end(ARGS, state(step), None)
+    assert len(page.displays) == 1
+    assert len(page.updates) - before == 5
+    assert "update 40 of 100" in page.newest and "256 tokens/s" in page.newest and "0.2 minutes left" in page.newest
+
+
+def test_an_evaluation_is_drawn_at_once(plot, page, monkeypatch):
+    callback = plot.callback("newllm")
+    callback.on_train_begin(ARGS, state(0), None)
+    pictures = []
+    monkeypatch.setattr(live_plot, "curves_figure", lambda histories: pictures.append(histories) or Figure())
+    history = [{"step": 10, "loss": 5.0}, {"step": 10, "eval_bits_per_byte": 2.5}]
+    callback.on_evaluate(ARGS, state(10, history), None, {"eval_runtime": 1.0})
+    assert pictures == [{"newllm": history, "tiny-gpt2": []}]
+    assert "loss 5.000" in page.newest and "2.500 bits per byte" in page.newest
+
+
+class Figure:
+    def savefig(self, buffer, **options):
+        buffer.write(b"png")
+
+
+def test_drawing_takes_a_small_share_of_the_time(plot, page, monkeypatch):
+    drawn = []
+
+    def slow_figure(histories):
+        page.now += 0.5
+        drawn.append(page.now)
+        return Figure()
+
+    monkeypatch.setattr(live_plot, "curves_figure", slow_figure)
+    callback = plot.callback("newllm")
+    callback.on_train_begin(ARGS, state(0, max_steps=1000), None)
+    for step in range(1, 1001):
+        page.now += 0.1
+        callback.on_step_end(ARGS, state(step, max_steps=1000), None)
+    assert 0.5 * len(drawn) <= 0.07 * page.now
+    assert len(page.updates) > 30, "the line of text goes on all the same"
+
+
+def test_a_resumed_run_shows_its_history(plot, page):
+    callback = plot.callback("tiny-gpt2")
+    history = [{"step": 60, "loss": 4.0}, {"step": 60, "eval_bits_per_byte": 2.25}]
+    callback.on_train_begin(ARGS, state(60, history), None)
+    assert "update 60 of 100" in page.newest and "2.250 bits" in page.newest
+    page.now += 4
+    callback.on_step_end(ARGS, state(62, history), None)
+    assert "32 tokens/s" in page.newest, "speed is that of this session"
+
+
+def test_a_finished_run_is_read_from_its_log(plot, page, tmp_path):
+    lines = [{"step": 10, "loss": 4.0}, {"step": 20, "eval_bits_per_byte": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plot.add_finished("newllm", tmp_path)
+    assert plot.models["newllm"].history == lines == read_history(tmp_path)
+    assert "finished" in page.newest and "update 20 of 20" in page.newest and "✓" in page.newest
+    assert read_history(tmp_path / "gone") == []
+
+
+def test_the_last_save_is_told(plot, page):
+    callback = plot.callback("newllm")
+    callback.on_train_begin(ARGS, state(0), None)
+    callback.on_save(ARGS, state(1), None)
+    page.now += 38
+    callback.on_step_end(ARGS, state(1), None)
+    assert "saved 38 s ago ✓" in page.newest
+    callback.on_train_end(ARGS, state(1), None)
+    assert "saved" not in page.newest and "■" not in page.newest
+
+
+@pytest.fixture
+def cell(make_panel, page, monkeypatch):
+    """The training cell with a `pretrain` that is replaced and a page that is not there."""
+    sentences = []
+    monkeypatch.setattr(training, "LivePlot", lambda names: LivePlot(names, clock=page.clock, show=page.show))
+    monkeypatch.setattr(training, "say", sentences.append)
+    return SimpleNamespace(panel=make_panel(), sentences=sentences, monkeypatch=monkeypatch)
+
+
+def test_the_models_train_in_turn_and_finished_ones_are_left_alone(cell, page):
+    trained = []
+
+    def pretrain(args, callbacks):
+        trained.append(args.model_type)
+        folder = training.Path(args.output_dir)
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text("{}")
+
+    cell.monkeypatch.setattr(training, "pretrain", pretrain)
+    folders = training.train_models(cell.panel)
+    assert trained == ["newllm", "tiny-gpt2"] == [folder.name for folder in folders]
+    assert training.train_models(cell.panel) == folders and len(trained) == 2
+    assert cell.sentences[0].startswith("Trained") and "finished before" in cell.sentences[1]
+
+
+@pytest.mark.parametrize(
+    ("stop", "words"),
+    [
+        (TrainingInterrupted("Stopped at update 7 of 20; all is saved. The same command continues."), "update 7 of 20"),
+        (KeyboardInterrupt(), "nothing was saved yet"),
+    ],
+)
+def test_an_interrupt_ends_the_cell_and_says_how_to_go_on(cell, page, stop, words):
+    def pretrain(args, callbacks):
+        raise stop
+
+    cell.monkeypatch.setattr(training, "pretrain", pretrain)
+    with pytest.raises(CellStopped, match="Run this cell again") as error:
+        training.train_models(cell.panel)
+    assert words in str(error.value) and "same command" not in str(error.value)
+    assert "stopped" in page.newest

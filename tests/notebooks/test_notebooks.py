@@ -1,0 +1,170 @@
+"""The shipped notebooks: clean files with agreeing links, and notebook 01 from top to bottom in a fresh kernel."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from newllm_lib import __version__
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PLANNED = {
+    "02_dailydialog.ipynb", "03_dolly.ipynb", "04_ultrachat.ipynb", "05_qlora_lwf_gemma.ipynb",
+    "06_dpo_dialogpt.ipynb", "07_dpo_experiments.ipynb",
+}  # fmt: skip
+MAX_LINES = 10  # of code in a cell; blank lines and the title are none
+MAX_SECONDS = 300  # two minutes on a free core; the tests may have to share theirs
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def badges_script():
+    specification = importlib.util.spec_from_file_location("badges", ROOT / "scripts" / "badges.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_there_is_a_notebook():
+    assert ROOT / "notebooks" / "01_pretrain_wikitext.ipynb" in NOTEBOOKS
+
+
+@each_notebook
+def test_the_file_is_valid_and_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert "widgets" not in notebook.metadata
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    for cell in cells(path, "code"):
+        assert cell.outputs == [] and cell.execution_count is None
+
+
+@each_notebook
+def test_code_is_short_and_folded_behind_its_title(path):
+    for number, cell in enumerate(cells(path, "code"), start=1):
+        title, *lines = cell.source.splitlines()
+        assert re.match(rf"#@title {number} · \w", title), title
+        assert cell.metadata.get("cellView") == "form"
+        assert len([line for line in lines if line.strip()]) <= MAX_LINES, title
+
+
+@each_notebook
+def test_every_name_taken_from_the_library_exists(path):
+    for cell in cells(path, "code"):
+        for module, names in re.findall(r"^from (newllm_lib[\w.]*) import (.+)$", cell.source, re.MULTILINE):
+            for name in names.split(", "):
+                assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+@each_notebook
+def test_badge_install_cell_and_version_agree(path):
+    text = path.read_text(encoding="utf-8")
+    badges = re.findall(r"colab\.research\.google\.com/github/([^/]+/[^/]+)/blob/([^/]+)/notebooks/([\w.]+)", text)
+    sources = re.findall(r"//github\.com/([^/]+/[^/]+)/archive/refs/tags/([^\"\\]+)\.zip", text)
+    assert badges[0][2] == path.name and len(sources) == 1
+    assert len({repository for repository, *_ in [*badges, *sources]}) == 1
+    assert {tag for _, tag, *_ in [*badges, *sources]} == {f"v{__version__}"}
+
+
+@each_notebook
+def test_links_lead_somewhere(path):
+    for cell in cells(path, "markdown"):
+        for target in re.findall(r"\]\(([^)]+)\)", cell.source):
+            name = target.rsplit("/", 1)[-1]
+            if not target.startswith("http") or "/notebooks/" in target:
+                assert name in PLANNED or (path.parent / name).is_file(), target
+
+
+def test_badges_are_rewritten_together(tmp_path):
+    for path in NOTEBOOKS:
+        before = path.read_text(encoding="utf-8")
+        after, count = badges_script().rewrite_links(before, "someone/else", "v9.9.9")
+        json.loads(after)
+        assert count >= 2 and after.count("someone/else") == after.count("v9.9.9") == count
+        assert "new-llm/new-llm" not in after
+        assert badges_script().rewrite_links(after, "new-llm/new-llm", f"v{__version__}")[0] == before
+
+
+@pytest.mark.parametrize("arguments", [["--repo", "no-slash"], ["--repo", "a/b", "--tag", "a/b"], []])
+def test_bad_arguments_change_nothing(arguments):
+    script = [sys.executable, str(ROOT / "scripts" / "badges.py"), *arguments]
+    before = [path.read_bytes() for path in NOTEBOOKS]
+    assert subprocess.run(script, capture_output=True).returncode == 2
+    assert [path.read_bytes() for path in NOTEBOOKS] == before
+
+
+def test_the_install_cell_says_what_failed(tmp_path):
+    cell = cells(NOTEBOOKS[0], "code")[0]
+    # No network is asked: the address is replaced by one that cannot be, and the library by one that is missing.
+    source = re.sub(r"https://github\.com/[^\"]+", "file:missing.zip", cell.source)
+    source = source.replace('"newllm_lib"', '"newllm_missing"')
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    nbformat.write(notebook, tmp_path / "install.ipynb")
+    result, executed = run_headless(tmp_path / "install.ipynb", tmp_path, {})
+    assert result.returncode == 1
+    (output,) = [output for output in executed.cells[0].outputs if output.output_type == "error"]
+    assert "missing.zip" in output.evalue and "Not installed" in output.evalue
+
+
+def run_headless(path: Path, folder: Path, environment: dict[str, str]):
+    """(finished process, executed notebook), run as scripts/demo.sh runs it."""
+    runner = ROOT / "scripts" / "run_notebook.py"
+    output = folder / "executed" / path.name
+    command = [sys.executable, str(runner), str(path), "--output", str(output), "--cwd", str(folder / "here")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder / "ipython"), **environment}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=2 * MAX_SECONDS)
+    return result, nbformat.read(output, as_version=4)
+
+
+@pytest.mark.slow
+def test_notebook_01_runs_and_finds_its_finished_run_again(tmp_path):
+    pytest.importorskip("chitchat_dataset")
+    path = ROOT / "notebooks" / "01_pretrain_wikitext.ipynb"
+    runs = tmp_path / "runs"
+    environment = {"NEWLLM_PRESET": "smoke", "NEWLLM_DATA_SOURCE": "offline", "NEWLLM_RUNS": str(runs)}
+    started = time.perf_counter()
+    result, executed = run_headless(path, tmp_path, environment)
+    seconds = time.perf_counter() - started
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert seconds < MAX_SECONDS
+
+    code = [cell for cell in executed.cells if cell.cell_type == "code"]
+    for cell in code:
+        assert not [output for output in cell.outputs if output.get("name") == "stderr"], cell.outputs
+        assert "✓" in json.dumps(cell.outputs[-1], ensure_ascii=False), cell.source
+    training = code[5]
+    assert len([output for output in training.outputs if "image/png" in json.dumps(output)]) == 1, "one live plot"
+
+    (run,) = [folder for folder in (runs / "01_pretrain").iterdir() if folder.is_dir()]
+    assert (runs / "01_pretrain" / "settings-panel.json").is_file()
+    assert (run / "comparison.json").is_file() and (run / "comparison.png").is_file()
+    for model in ("newllm", "tiny-gpt2"):
+        for name in (
+            "model.safetensors",
+            "tokenizer.json",
+            "settings.json",
+            "metrics.jsonl",
+            "curves.png",
+            "README.md",
+        ):
+            assert (run / model / name).is_file(), name
+    sizes = [row["parameters"] for row in json.loads((run / "comparison.json").read_text())]
+    assert abs(sizes[0] - sizes[1]) <= 0.02 * sizes[0]
+
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    result, executed = run_headless(path, tmp_path, environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == before
+    assert "finished before" in json.dumps(executed.cells, ensure_ascii=False)
