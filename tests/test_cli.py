@@ -36,7 +36,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    from conftest import make_text
+    from sample_text import make_text
 
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text(make_text(240))

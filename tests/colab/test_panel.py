@@ -100,7 +100,7 @@ def test_a_preset_is_applied_whole(make_panel):
     panel.preset.value = "smoke"
     args = panel.arguments("newllm")
     assert {name: getattr(args, name) for name in PRESETS["smoke"]} == PRESETS["smoke"]
-    assert args.dropout == PretrainArguments(output_dir="x").dropout
+    assert args.dropout == PretrainArguments.dropout
     assert args.data_source == "file", "where the text comes from is not the preset's business"
 
 
@@ -127,7 +127,7 @@ def test_another_preset_asked_for_wins_over_the_file(make_panel, monkeypatch):
     make_panel().controls["dropout"].widget.value = 0.4
     monkeypatch.setenv("NEWLLM_PRESET", "quick")
     panel = make_panel()
-    assert panel.preset.value == "quick" and panel.values()["dropout"] == 0.1
+    assert panel.preset.value == "quick" and panel.values()["dropout"] == PretrainArguments.dropout
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_strange_file_does_not_stop_the_panel(make_panel, tmp_path, monkeypatc
     folder = tmp_path / "runs"
     folder.mkdir()
     (folder / PANEL_FILE).write_text(content, encoding="utf-8")
-    assert make_panel().values()["dropout"] == 0.1
+    assert make_panel().values()["dropout"] == PretrainArguments.dropout
     if "seed" in content:
         assert make_panel().values()["seed"] == 7
     monkeypatch.delenv("NEWLLM_PRESET")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_text
+from sample_text import make_text
 
 from newllm_lib.data.batches import (
     IGNORED,

@@ -1,5 +1,5 @@
 import pytest
-from conftest import make_text
+from sample_text import make_text
 from transformers import AutoTokenizer
 
 from newllm_lib.data.tokenizer import build_tokenizer

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 import torch
-from conftest import make_text
 from safetensors.torch import load_file
+from sample_text import make_text
 from transformers import TrainerCallback
 
 from newllm_lib.errors import InputError
