@@ -32,7 +32,7 @@ class LSTMConfig(PreTrainedConfig):
         embedding_size: int = 256,
         hidden_size: int = 400,
         num_hidden_layers: int = 1,
-        dropout: float = 0.0,
+        dropout: float = 0.1,
         layer_norm_eps: float = 1e-5,
         tie_word_embeddings: bool = True,
         use_cache: bool = True,

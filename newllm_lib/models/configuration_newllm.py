@@ -40,7 +40,7 @@ class NewLLMConfig(PreTrainedConfig):
         context_size: int = 320,
         hidden_size: int = 640,
         num_hidden_layers: int = 1,
-        dropout: float = 0.0,
+        dropout: float = 0.1,
         context_clamp: float = 10.0,
         layer_norm_eps: float = 1e-5,
         tie_word_embeddings: bool = True,
@@ -97,7 +97,6 @@ class NewLLMConfig(PreTrainedConfig):
             "embedding_size": 256,
             "context_size": 256,
             "hidden_size": 512,
-            "dropout": 0.1,
             "tie_word_embeddings": False,
             "initializer": "normal",
         }

@@ -30,7 +30,7 @@ def build_config(
     embedding_size: int | None = None,
     context_size: int | None = None,
     hidden_size: int | None = None,
-    dropout: float = 0.0,
+    dropout: float = 0.1,
     **token_ids: int | None,
 ) -> PreTrainedConfig:
     """The config of `model_type`, one of MODEL_TYPES.

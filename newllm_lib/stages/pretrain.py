@@ -42,7 +42,7 @@ class PretrainArguments(StageArguments):
     context_size: int | None = setting(None, "Width of the context vector.", group="Model")
     hidden_size: int | None = setting(None, "Width of the hidden layers.", group="Model")
     dropout: float = setting(
-        0.0, "Share of hidden units dropped in training; more for many epochs.", group="Model", low=0.0, high=0.5
+        0.1, "Share of hidden units dropped in training; more for many epochs.", group="Model", low=0.0, high=0.5
     )
     carry_context: bool = setting(
         True, "Hand the context from batch to batch over contiguous text (recurrent models).", group="Model"
@@ -86,7 +86,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
         "weight_decay": 0.0,
-        "dropout": 0.1,
         "carry_context": False,
     },
 }
