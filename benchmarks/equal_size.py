@@ -7,7 +7,6 @@ Every model is trained at two learning rates and shown at its better one. Interr
 
 import argparse
 import json
-import logging
 import statistics
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from newllm_lib.cli import quiet_libraries
+from newllm_lib.cli import set_up_output
 from newllm_lib.models import build_config, build_model, count_parameters
 from newllm_lib.stages.compare import compare, comparison_figure, comparison_table
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, pretrain
@@ -56,8 +55,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--only", help="name of one run's folder: train it alone, without the table")
     options = parser.parse_args()
-    quiet_libraries()
-    logging.getLogger("newllm_lib").setLevel(logging.INFO)
+    set_up_output()
 
     num_parameters = count_parameters(build_config("newllm", options.vocab_size, 128))
     best: dict[str, tuple[float, Path, float]] = {}

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, *rest = argv
         if command not in COMMANDS:
             raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; newllm --help lists them all.")
-        quiet_libraries()
+        set_up_output()
         COMMANDS[command][0](rest)
     except InputError as error:
         print(f"newllm: {error}", file=sys.stderr)
@@ -51,19 +51,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
-def quiet_libraries() -> None:
+def set_up_output() -> None:
     """Our own log lines on standard output; from the libraries below us, errors only."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stdout)
     logging.getLogger(__package__).setLevel(logging.INFO)
-    import datasets
-    import transformers
+    from .quiet import quiet_libraries
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
+    quiet_libraries()
 
 
 class SentenceParser(argparse.ArgumentParser):

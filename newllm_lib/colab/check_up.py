@@ -5,12 +5,12 @@ from pathlib import Path
 from IPython.display import HTML, display
 
 from ..doctor import Finding, doctor
-from .notices import escape, mark_html, quiet_libraries, say, table_html
+from .notices import escape, mark_html, quiet_notebook, say, table_html
 
 
 def show_check_up(folder: str | Path = ".") -> None:
     """Examine the machine, show every finding, and sum them up in a sentence."""
-    quiet_libraries()
+    quiet_notebook()
     findings = doctor(folder)
     display(HTML(check_up_html(findings)))
     say(*verdict(findings))

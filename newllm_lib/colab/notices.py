@@ -13,6 +13,7 @@ from typing import TypeVar
 from IPython.display import HTML, display
 
 from ..errors import InputError
+from ..quiet import quiet_libraries
 
 # status -> mark, colour of its badge (white text on it is readable on any page)
 MARKS = {"ok": ("✓", "#1a7f37"), "note": ("!", "#9a6700"), "fail": ("✗", "#cf222e")}
@@ -104,13 +105,7 @@ def picture_html(png: bytes, description: str) -> str:
     )
 
 
-def quiet_libraries() -> None:
+def quiet_notebook() -> None:
     """The notebook shows progress itself: from the libraries below only errors, from ours only warnings."""
-    import datasets
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
+    quiet_libraries()
     logging.getLogger("newllm_lib").setLevel(logging.WARNING)

@@ -7,7 +7,7 @@ from ..stages.pretrain import pretrain
 from ..training.checkpoint import newest_checkpoint, read_results
 from ..training.report import TrainingInterrupted
 from .live_plot import LivePlot
-from .notices import CellStopped, in_one_sentence, quiet_libraries, say
+from .notices import CellStopped, in_one_sentence, quiet_notebook, say
 from .panel import SettingsPanel
 
 
@@ -18,7 +18,7 @@ def train_models(panel: SettingsPanel) -> list[Path]:
     Returns:
         The models' folders, for the cells below.
     """
-    quiet_libraries()
+    quiet_notebook()
     arguments = {model: panel.arguments(model) for model in panel.models}
     folders = [Path(args.output_dir) for args in arguments.values()]
     finished = [folder for folder in folders if read_results(folder) is not None]

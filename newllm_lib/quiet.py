@@ -1,0 +1,12 @@
+"""Keep the libraries below us to errors: what a run has to say, it says itself."""
+
+import datasets
+import transformers
+
+
+def quiet_libraries() -> None:
+    """No warnings and no progress bars of transformers and datasets."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
