@@ -27,7 +27,7 @@ class CellStopped(Exception):
     """Ends a cell, and with it Run all, by one sentence. IPython asks an exception how it wants to be shown."""
 
     def _render_traceback_(self) -> list[str]:
-        return [f"✗ {self}"]
+        return [str(self)]
 
 
 def in_one_sentence(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -38,7 +38,7 @@ def in_one_sentence(function: Callable[..., Result]) -> Callable[..., Result]:
         try:
             return function(*args, **kwargs)
         except InputError as error:
-            raise CellStopped(str(error)) from None
+            raise CellStopped(f"✗ {error}") from None
 
     return wrapper
 

@@ -34,13 +34,17 @@ def preview_data(panel: SettingsPanel) -> None:
 
 
 def sample_texts(prepared: PreparedRun) -> list[str]:
-    """The beginnings of a few documents that are long enough to show something."""
+    """The beginnings of a few documents that are long enough to show something; of a text that has not so many,
+    stretches from the beginning and further on."""
     texts = (piece.text.strip() for piece in prepared.splits.train.read() if piece.starts_document)
     long_enough = (text for text in texts if len(text) >= LEAST_CHARACTERS)
     chosen = list(itertools.islice(long_enough, 0, NUM_SAMPLES * SKIPPED_DOCUMENTS, SKIPPED_DOCUMENTS))
-    if not chosen:  # a small text of short lines: what there is
-        chosen = [next(iter(prepared.splits.train.strings())).strip()]
-    return [text[:SAMPLE_CHARACTERS] + (" …" if len(text) > SAMPLE_CHARACTERS else "") for text in chosen]
+    if len(chosen) < NUM_SAMPLES:
+        text = next(iter(prepared.splits.train.strings()))
+        third = len(text) // NUM_SAMPLES
+        starts = [0, *(text.find("\n", number * third) + 1 for number in range(1, NUM_SAMPLES))]
+        chosen = [text[start:].strip() for start in dict.fromkeys(starts)]
+    return [text[:SAMPLE_CHARACTERS] + (" …" if len(text) > SAMPLE_CHARACTERS else "") for text in chosen if text]
 
 
 def counts_html(prepared: PreparedRun) -> str:

@@ -32,7 +32,7 @@ def train_models(panel: SettingsPanel) -> list[Path]:
             pretrain(args, (plot.callback(model),))
         except KeyboardInterrupt as stop:
             plot.set_state(model, "stopped")
-            raise CellStopped(_stopped(stop, folder)) from None
+            raise CellStopped(f"■ {_stopped(stop, folder)}") from None
         except InputError:
             plot.set_state(model, "not started")
             raise

@@ -27,6 +27,7 @@ def panel(make_panel):
     panel.controls["max_steps"].widget.value = 10
     panel.controls["per_device_train_batch_size"].widget.value = 4
     panel.controls["max_length"].widget.value = 16
+    panel.presets["smoke"] = {**panel.presets["smoke"], "eval_steps": 0.5, "save_steps": 0.5}
     return panel
 
 
@@ -39,7 +40,14 @@ def test_the_preview_names_the_text_and_marks_every_token(panel, shown, text_fil
     html, sentence = shown
     assert f"file {text_file.name}" in html and "as the file's owner says" in plain(html)
     assert "258 types" in html and "10 updates over 640 tokens" in sentence
-    assert html.count("border-radius:3px") > 100
+    assert html.count("border-radius:3px") > 100 and "3 samples" in html
+
+
+def test_a_text_in_one_piece_is_sampled_too(panel, shown, text_file):
+    text_file.write_text("".join(f"Line {number} of a text that is all one document.\n" for number in range(300)))
+    panel.controls["max_length"].widget.value = 32
+    preview.preview_data(panel)
+    assert "3 samples" in shown[0] and "Line 0 of" in shown[0]
 
 
 def test_tokens_tint_the_text_and_change_nothing_of_it(byte_tokenizer):
