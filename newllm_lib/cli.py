@@ -1,6 +1,7 @@
 """The command `newllm <stage> --field value`: one function per command word, modules imported only when used."""
 
 import argparse
+import dataclasses
 import difflib
 import json
 import logging
@@ -97,7 +98,12 @@ def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog:
             options = {key: value for key, value in options.items() if key not in SLIDER_KEYS}
             return super().add_argument(*names, **options)
 
+    fields = dataclasses.fields(arguments_class)
+    types = [field.type for field in fields]
     parser = StageParser(arguments_class, prog=prog)
+    # HfArgumentParser rewrites the dataclass's own field types (`str | None` to `str`); other readers need them whole.
+    for field, kind in zip(fields, types, strict=True):
+        field.type = kind
     preset = parser.parse_known_args(argv)[0].preset
     if preset is not None:
         if preset not in presets:

@@ -226,6 +226,12 @@ def test_flags_equal_keywords():
             assert getattr(parsed, field.name) == getattr(built, field.name), field.name
 
 
+def test_parsing_leaves_the_dataclass_as_it_was():
+    before = [field.type for field in dataclasses.fields(PretrainArguments)]
+    parse_stage(PretrainArguments, PRESETS, "newllm pretrain", [])
+    assert [field.type for field in dataclasses.fields(PretrainArguments)] == before
+
+
 def test_a_flag_wins_over_its_preset():
     parsed = parse_stage(PretrainArguments, PRESETS, "newllm pretrain", ["--preset", "smoke", "--max_steps", "7"])
     assert (parsed.max_steps, parsed.vocab_size) == (7, PRESETS["smoke"]["vocab_size"])
