@@ -109,8 +109,11 @@ class SettingsPanel:
             values["num_parameters"] = estimate.count_model(self._build({**values, "model_type": self.models[0]}))
         args = self._build(values)
         estimate.count_model(args)
-        identity = {**args.run_settings(), "model_type": None, "text": text_identity(args)}
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
+        # Only what the panel offers and presets set: another release of transformers brings other fields, and a run
+        # has to be found again after Colab's image has changed.
+        settings = {name: value for name, value in args.run_settings().items() if name in values}
+        settings |= {"batch": args.effective_batch_size, "model_type": None, "text": text_identity(args)}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
         args.output_dir = str(self.output_dir / f"{self.preset.value}-{digest}" / model_type)
         return args
 
