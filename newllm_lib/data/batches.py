@@ -19,12 +19,12 @@ from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
+from ..models.modeling_newllm import IGNORED
 from .catalogue import Text
 from .rows import TextPiece
 
 PIECES_PER_CALL = 1000
 FORMAT_VERSION = 1  # part of the cache key: raise it when rows are laid out otherwise
-IGNORED = -100  # transformers' label for a position that is not scored
 
 
 @dataclass

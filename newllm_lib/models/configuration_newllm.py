@@ -41,6 +41,7 @@ class NewLLMConfig(PreTrainedConfig):
         hidden_size: int = 640,
         num_hidden_layers: int = 1,
         dropout: float = 0.1,
+        recurrent_dropout: bool = False,
         context_clamp: float = 10.0,
         layer_norm_eps: float = 1e-5,
         tie_word_embeddings: bool = True,
@@ -73,6 +74,7 @@ class NewLLMConfig(PreTrainedConfig):
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.dropout = dropout
+        self.recurrent_dropout = recurrent_dropout
         self.context_clamp = context_clamp
         self.layer_norm_eps = layer_norm_eps
         if embedding_scale is None:
@@ -98,6 +100,7 @@ class NewLLMConfig(PreTrainedConfig):
             "context_size": 256,
             "hidden_size": 512,
             "tie_word_embeddings": False,
+            "recurrent_dropout": True,
             "initializer": "normal",
         }
         return cls(**{**published, **sizes})

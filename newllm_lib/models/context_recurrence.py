@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from .configuration_newllm import NewLLMConfig
 from .context_scan import scan_context
+from .matrix_products import linear
 
 
 class HiddenLayer(nn.Linear):
@@ -39,7 +40,7 @@ class ContextRecurrence(nn.Module):
         self.embedding_scale = config.embedding_scale
         self.context_size = config.context_size
         self.context_clamp = config.context_clamp
-        self.dropout = config.dropout
+        self.dropout = config.dropout if config.recurrent_dropout else 0.0
         widths = [config.embedding_size + config.context_size] + [config.hidden_size] * config.num_hidden_layers
         self.layers = nn.ModuleList(HiddenLayer(fan_in, fan_out) for fan_in, fan_out in pairwise(widths))
         self.gates = ContextGates(config.hidden_size, 3 * config.context_size)
@@ -48,9 +49,7 @@ class ContextRecurrence(nn.Module):
     def project_embeddings(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """The part of the first layer that needs no context: [..., E] -> [..., H], bias included."""
         first = self.layers[0]
-        return functional.linear(
-            inputs_embeds, first.weight[:, : self.embedding_size] * self.embedding_scale, first.bias
-        )
+        return linear(inputs_embeds * self.embedding_scale, first.weight[:, : self.embedding_size], first.bias)
 
     def project_ids(self, input_ids: torch.LongTensor, embed_tokens: nn.Embedding) -> torch.Tensor:
         """`project_embeddings` of the tokens' embeddings: [B, T] -> [B, T, H]. With fewer types than tokens the table

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from .matrix_products import add_product, dense, product
+
 
 def scan_context(
     token_projections: torch.Tensor,
@@ -41,16 +43,19 @@ def scan_context(
     """
     device = token_projections.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else context.dtype
+    context_weight = dense(context_weight)  # once, not at every step
     parameters = [norm.weight, norm.bias, context_weight, gates.weight, gates.bias, *deeper]
     trains = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (token_projections, context, *parameters)
     )
     by_time = token_projections.transpose(0, 1).to(dtype).contiguous()
     masks = [None if mask is None else mask.t()[:, :, None] for mask in (attention_mask, document_starts)]
+    arguments = (trains, dropout, clamp, norm.eps, dtype, *masks, by_time, context, *parameters)
     with torch.autocast(device, enabled=False):
-        hidden_states, context = ContextScan.apply(
-            trains, dropout, clamp, norm.eps, dtype, *masks, by_time, context, *parameters
-        )
+        if trains:
+            hidden_states, context = ContextScan.apply(*arguments)
+        else:
+            hidden_states, context = ContextScan.forward(None, *arguments)  # spares autograd's own work a token
     return hidden_states.transpose(0, 1), context
 
 
@@ -63,110 +68,126 @@ class ContextScan(torch.autograd.Function):
         num_tokens, batch_size, hidden_size = projections.shape
         context_size = context.shape[1]
         num_layers = 1 + len(deeper) // 2
-        slots = num_tokens if trains else 1  # without a backward one slot serves every step
+        own = context.dtype
 
         from_context, to_gates, gate_bias = context_weight.to(dtype).t(), gate_weight.to(dtype).t(), gate_bias.to(dtype)
         layers = [(w.to(dtype).t(), b.to(dtype)) for w, b in zip(deeper[0::2], deeper[1::2], strict=True)]
+        slots = num_tokens if trains else 1  # without a backward one slot serves every step
         hidden = [projections.new_empty(slots, batch_size, hidden_size) for _ in layers]
         hidden.append(projections.new_empty(num_tokens, batch_size, hidden_size))  # the output
-        inputs, mixed, updated = (context.new_empty(slots, batch_size, context_size) for _ in range(3))
+        contexts = context.new_empty(slots + 1, batch_size, context_size)  # before each token, and after the last
+        contexts[0] = context
+        mixed = context.new_empty(slots, batch_size, context_size)
         gates = context.new_empty(slots, batch_size, 3 * context_size)
-        means, rstds = (context.new_empty(slots, batch_size, 1) for _ in range(2))
+        statistics = []
         drops = None
         if dropout > 0:
             drops = torch.rand(num_tokens, num_layers, batch_size, hidden_size, device=projections.device)
             drops = drops.ge_(dropout).mul_(1 / (1 - dropout)).to(dtype)
 
-        for t in range(num_tokens):
-            slot = t if trains else 0
+        def steps(buffer):  # one view per time step, made at once: indexing in the loop would cost as much as its sums
+            return buffer.unbind(0) if len(buffer) == num_tokens else [buffer[0]] * num_tokens
+
+        hidden_at = list(zip(*map(steps, hidden), strict=True))
+        befores, afters = (contexts[:-1], contexts[1:]) if trains else (contexts[:1], contexts[:1])
+        views = map(steps, (projections, befores, afters, mixed, gates, *gates.split(context_size, 2)))
+        switches = steps(gates[..., context_size:])
+        for t, (token, before, after, mix, g, delta, forget, write) in enumerate(zip(*views, strict=True)):
             if starts is not None:
-                context = context.masked_fill(starts[t], 0.0)
-            inputs[slot].copy_(context)
-            for layer in range(num_layers):
-                h = hidden[layer][t if layer == num_layers - 1 else slot]
+                before.masked_fill_(starts[t], 0.0)
+            low = before.to(dtype)
+            for layer, h in enumerate(hidden_at[t]):
                 if layer == 0:
-                    torch.addmm(projections[t], context.to(dtype), from_context, out=h)
+                    add_product(token, low, from_context, out=h)
                 else:
-                    torch.addmm(layers[layer - 1][1], hidden[layer - 1][slot], layers[layer - 1][0], out=h)
+                    add_product(layers[layer - 1][1], hidden_at[t][layer - 1], layers[layer - 1][0], out=h)
                 h.relu_()
                 if drops is not None:
                     h.mul_(drops[t, layer])
-            g = gates[slot]
-            g.copy_(torch.addmm(gate_bias, h, to_gates))
-            g[:, context_size:].sigmoid_()
-            delta, forget, write = g.split(context_size, dim=1)
-            torch.mul(forget, inputs[slot], out=mixed[slot]).addcmul_(write, delta)
-            normal, mean, rstd = torch.native_layer_norm(mixed[slot], (context_size,), norm_weight, norm_bias, eps)
-            torch.clamp(normal, -clamp, clamp, out=updated[slot])
-            means[slot], rstds[slot] = mean, rstd
-            context = updated[slot] if keep is None else torch.where(keep[t], updated[slot], context)
+            if dtype == own:
+                add_product(gate_bias, h, to_gates, out=g)
+            else:
+                g.copy_(add_product(gate_bias, h, to_gates))
+            switches[t].sigmoid_()
+            torch.mul(forget, before, out=mix).addcmul_(write, delta)
+            normal, mean, rstd = torch.native_layer_norm(mix, (context_size,), norm_weight, norm_bias, eps)
+            if keep is None:
+                torch.clamp(normal, -clamp, clamp, out=after)
+            else:
+                after.copy_(torch.where(keep[t], normal.clamp_(-clamp, clamp), before))
+            if trains:
+                statistics += [mean, rstd]
 
         if trains:
-            saved = (keep, starts, inputs, mixed, updated, gates, means, rstds)
-            ctx.save_for_backward(*saved, *hidden, *parameters)
+            means, rstds = torch.stack(statistics[0::2]), torch.stack(statistics[1::2])
+            ctx.save_for_backward(keep, starts, contexts, mixed, gates, means, rstds, *hidden, *parameters)
             ctx.settings = dropout, clamp, dtype, num_layers
-        return hidden[-1], context.clone()
+        return hidden[-1], contexts[-1 if trains else 0].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_hidden, grad_context):
         dropout, clamp, dtype, num_layers = ctx.settings
-        keep, starts, inputs, mixed, updated, gates, means, rstds, *rest = ctx.saved_tensors
+        keep, starts, contexts, mixed, gates, means, rstds, *rest = ctx.saved_tensors
         hidden, parameters = rest[:num_layers], rest[num_layers:]
         norm_weight, norm_bias, context_weight, gate_weight, _, *deeper = parameters
-        num_tokens, batch_size, context_size = inputs.shape
+        context_size = mixed.shape[2]
         to_context, to_hidden = context_weight.to(dtype), gate_weight.to(dtype)
         downwards = [weight.to(dtype) for weight in deeper[0::2]]
 
-        delta, forget, write = gates.split(context_size, dim=2)
-        # d mixed / d (delta, forget, input gate before its sigmoid), all time steps at once.
-        slopes = torch.cat([write, inputs * forget * (1 - forget), delta * write * (1 - write)], dim=2)
-        slopes = slopes.view(num_tokens, batch_size, 3, context_size)
-        passes_clamp = updated.abs() < clamp
-        grad_normal = torch.empty_like(inputs)
+        normal = torch.empty_like(mixed[0])
+        norm_gradients = []
         grad_gates = torch.empty_like(gates, dtype=dtype)
         grad_layers = [torch.empty_like(h) for h in hidden]  # before relu
-        grad_hidden = grad_hidden.to(dtype)
-
-        for t in range(num_tokens - 1, -1, -1):
+        # The gates' gradients of one step, in the weights' precision; elsewhere only if that is another.
+        grad_own = None if dtype == gates.dtype else torch.empty_like(gates[0])
+        contents = (contexts[:-1], contexts[1:], mixed, means, rstds, grad_hidden.to(dtype), grad_gates)
+        views = [buffer.unbind(0) for buffer in (*contents, *gates.split(context_size, 2))]
+        layers_at = [
+            list(zip(h, g, strict=True))
+            for h, g in zip(zip(*hidden, strict=True), zip(*grad_layers, strict=True), strict=True)
+        ]
+        for t, step in reversed(list(enumerate(zip(*views, strict=True)))):
+            before, after, mix, mean, rstd, grad, grad_gate, delta, forget, write = step
             through = grad_context if keep is None else grad_context * keep[t]
-            torch.mul(through, passes_clamp[t], out=grad_normal[t])
-            grad_mixed, _, _ = torch.ops.aten.native_layer_norm_backward(
-                grad_normal[t],
-                mixed[t],
-                (context_size,),
-                means[t],
-                rstds[t],
-                norm_weight,
-                norm_bias,
-                (True, False, False),
+            torch.ops.aten.hardtanh_backward.grad_input(through, after, -clamp, clamp, grad_input=normal)
+            grad_mixed, *of_norm = torch.ops.aten.native_layer_norm_backward(
+                normal, mix, (context_size,), mean, rstd, norm_weight, norm_bias, (True, True, True)
             )
-            grad_gates[t].view(batch_size, 3, context_size).copy_(grad_mixed[:, None] * slopes[t])
-            past = grad_mixed * forget[t]
+            norm_gradients += of_norm
+            g = grad_gate if grad_own is None else grad_own
+            grad_delta, grad_forget, grad_write = g.split(context_size, 1)
+            torch.mul(grad_mixed, write, out=grad_delta)
+            torch.ops.aten.sigmoid_backward.grad_input(grad_mixed * before, forget, grad_input=grad_forget)
+            torch.ops.aten.sigmoid_backward.grad_input(grad_mixed * delta, write, grad_input=grad_write)
+            if grad_own is not None:
+                grad_gate.copy_(grad_own)
+            past = grad_mixed.mul_(forget)
             if keep is not None:
                 past += grad_context - through
-            grad = torch.addmm(grad_hidden[t], grad_gates[t], to_hidden)
+            grad = add_product(grad, grad_gate, to_hidden)
             for layer in range(num_layers - 1, -1, -1):
                 # A unit that relu cut off or dropout dropped is 0, and passes nothing.
-                torch.mul(grad, hidden[layer][t] > 0, out=grad_layers[layer][t])
+                h, below = layers_at[t][layer]
+                torch.ops.aten.threshold_backward.grad_input(grad, h, 0, grad_input=below)
                 if dropout > 0:
-                    grad_layers[layer][t].mul_(1 / (1 - dropout))
+                    below.mul_(1 / (1 - dropout))
                 if layer > 0:
-                    grad = grad_layers[layer][t] @ downwards[layer - 1]
-            grad_context = past + grad_layers[0][t] @ to_context
+                    grad = product(below, downwards[layer - 1])
+            grad_context = past.add_(product(below, to_context))
             if starts is not None:
                 grad_context = grad_context.masked_fill(starts[t], 0.0)
 
         def weight_gradient(grads, values):  # [T, B, N], [T, B, M] -> [N, M]
-            return (grads.flatten(0, 1).t() @ values.flatten(0, 1).to(dtype)).to(context_weight.dtype)
+            return product(grads.flatten(0, 1).t(), values.flatten(0, 1).to(dtype)).to(context_weight.dtype)
 
         def bias_gradient(grads):  # [T, B, N] -> [N]
             return grads.sum((0, 1), dtype=context_weight.dtype)
 
         gradients = [
-            (grad_normal * ((mixed - means) * rstds)).sum((0, 1)),
-            grad_normal.sum((0, 1)),
-            weight_gradient(grad_layers[0], inputs),
+            torch.stack(norm_gradients[0::2]).sum(0),
+            torch.stack(norm_gradients[1::2]).sum(0),
+            weight_gradient(grad_layers[0], contexts[:-1]),
             weight_gradient(grad_gates, hidden[-1]),
             bias_gradient(grad_gates),
         ]

@@ -9,9 +9,13 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from .chunked_loss import chunked_cross_entropy
 from .configuration_newllm import NewLLMConfig
 from .context_cache import ContextCache, RecurrentGenerationMixin
 from .context_recurrence import ContextGates, ContextRecurrence, HiddenLayer
+from .matrix_products import linear
+
+IGNORED = -100  # transformers' label for a position that is not scored
 
 
 class NewLLMPreTrainedModel(PreTrainedModel):
@@ -53,6 +57,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
         self.recurrence = ContextRecurrence(config)
+        self.dropout = nn.Dropout(0.0 if config.recurrent_dropout else config.dropout)
         self.post_init()
 
     def forward(
@@ -79,7 +84,8 @@ class NewLLMModel(NewLLMPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
-            token_projections = self.recurrence.project_ids(input_ids, self.embed_tokens)
+            # Time first in memory, as the recurrence wants it.
+            token_projections = self.recurrence.project_ids(input_ids.t(), self.embed_tokens).transpose(0, 1)
         else:
             token_projections = self.recurrence.project_embeddings(inputs_embeds)
         batch_size, num_tokens = token_projections.shape[:2]
@@ -99,7 +105,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         )
         if past_key_values is not None:
             past_key_values.update(context, num_tokens)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.dropout(hidden_states), past_key_values=past_key_values)
 
 
 class TiedHead(nn.Module):
@@ -113,24 +119,56 @@ class TiedHead(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # The norm in fp32 also under autocast, as torch does for LayerNorm.
-        return self.norm(self.projection(hidden_states).to(self.norm.weight.dtype))
+        projected = linear(hidden_states, self.projection.weight, self.projection.bias)
+        return self.norm(projected.to(self.norm.weight.dtype))
 
 
 class CausalLMHeadMixin:
     """What the recurrent language models share after their hidden states: slicing, logits, loss."""
 
-    def lm_output(self, outputs, labels, logits_to_keep, **loss_kwargs) -> CausalLMOutputWithPast:
-        """Logits [B, T or logits_to_keep, V] and, with labels [B, T], the mean loss in nats per scored token."""
+    def lm_output(
+        self, outputs, labels, logits_to_keep, skip_logits=False, shift_labels=None, num_items_in_batch=None, **kwargs
+    ) -> CausalLMOutputWithPast:
+        """Logits [B, T or logits_to_keep, V] and, with labels [B, T], the mean loss in nats per scored token (their sum
+        over `num_items_in_batch` where it is given, as the Trainer does under accumulation).
+
+        With `skip_logits` the loss is taken in chunks, and the logits, which would need B * T * V numbers, never exist.
+        Of transformers' other arguments none means anything here.
+        """
         hidden_states = outputs.last_hidden_state
-        if isinstance(logits_to_keep, int):
-            logits_to_keep = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
-        logits = self.lm_head(self.head_transform(hidden_states[:, logits_to_keep]))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_kwargs)
+        logits = loss = None
+        # A head that something has replaced, such as an adapter, is more than its weight.
+        if skip_logits and labels is not None and type(self.lm_head) is nn.Linear:
+            loss = self._loss_without_logits(hidden_states, labels, shift_labels, num_items_in_batch)
+        else:
+            if isinstance(logits_to_keep, int):
+                logits_to_keep = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
+            logits = self.lm_head(self.head_transform(hidden_states[:, logits_to_keep]))
+            if labels is not None:
+                loss = self.loss_function(
+                    logits,
+                    labels,
+                    vocab_size=self.config.vocab_size,
+                    shift_labels=shift_labels,
+                    num_items_in_batch=num_items_in_batch,
+                )
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=None
         )
+
+    def _loss_without_logits(self, hidden_states, labels, shift_labels, num_items_in_batch) -> torch.Tensor:
+        if shift_labels is None:
+            hidden_states, shift_labels = hidden_states[:, :-1], labels[:, 1:]
+        if hidden_states.stride(0) < hidden_states.stride(1):  # in the order in memory, flattening copies nothing
+            hidden_states, shift_labels = hidden_states.transpose(0, 1), shift_labels.t()
+        hidden_states, shift_labels = hidden_states.flatten(0, 1), shift_labels.flatten()
+        scored = shift_labels != IGNORED
+        count = int(scored.sum())
+        if count < len(shift_labels):
+            hidden_states, shift_labels = hidden_states[scored], shift_labels[scored]
+        inputs = self.head_transform(hidden_states)
+        total = chunked_cross_entropy(inputs, self.lm_head.weight, self.lm_head.bias, shift_labels)
+        return total / (count if num_items_in_batch is None else num_items_in_batch)
 
 
 class NewLLMForCausalLM(CausalLMHeadMixin, NewLLMPreTrainedModel, RecurrentGenerationMixin):
@@ -174,7 +212,7 @@ class NewLLMForCausalLM(CausalLMHeadMixin, NewLLMPreTrainedModel, RecurrentGener
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Arguments as `NewLLMModel.forward`; `labels` [B, T] are shifted inside (or pass `shift_labels`, already
-        shifted), -100 marks positions that are not scored."""
+        shifted), -100 marks positions that are not scored. `skip_logits=True`: the loss alone, in little memory."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -62,10 +62,10 @@ def build_config(
                 solved["embedding_size"] = width
             return make_config(**{**solved, **common})
 
-        config = _nearest_config(at_width, 2, num_parameters)
+        config = _aligned_config(at_width, num_parameters)
     elif model_type == "lstm":
         common |= {"num_hidden_layers": num_layers or 1, "dropout": dropout}
-        config = _nearest_config(lambda width: LSTMConfig(**{**common, "hidden_size": width}), 2, num_parameters)
+        config = _aligned_config(lambda width: LSTMConfig(**{**common, "hidden_size": width}), num_parameters)
     else:
         common |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
         common |= {"n_layer": num_layers or 3, "n_positions": max(max_length, 128)}
@@ -79,6 +79,16 @@ def build_config(
             f"num_parameters {num_parameters:,} cannot be met by {model_type} with a vocabulary of {vocab_size:,}: the "
             f"nearest size is {found:,}; choose that, or a smaller vocab_size."
         )
+    return config
+
+
+def _aligned_config(at_width: Callable[[int], PreTrainedConfig], num_parameters: int) -> PreTrainedConfig:
+    """As `_nearest_config`, with the roundest width that comes within the tolerance: matrix products run in blocks, and
+    a width that fills them is up to a third faster than its neighbours."""
+    for step in (32, 16, 8, 2):
+        config = _nearest_config(at_width, step, num_parameters)
+        if abs(count_parameters(config) - num_parameters) <= TOLERANCE * num_parameters:
+            break
     return config
 
 

@@ -7,15 +7,15 @@ from plain_recurrence import plain_recurrence
 from newllm_lib.models import NewLLMConfig
 from newllm_lib.models.context_recurrence import ContextRecurrence
 
-# fp32 rounding differs by the order of sums: per tensor, the largest difference relative to the largest value.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
+# Of the norm of the difference, relative to the norm of the tensor.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
 def small_recurrence(layers: int, dtype: torch.dtype, dropout: float = 0.0, clamp: float = 1.5) -> ContextRecurrence:
     """A clamp of 1.5 cuts off some of every context, so that its gradient matters too."""
     config = NewLLMConfig(
         vocab_size=11, embedding_size=7, context_size=12, hidden_size=20, num_hidden_layers=layers, dropout=dropout,
-        context_clamp=clamp,
+        context_clamp=clamp, recurrent_dropout=True,
     )  # fmt: skip
     recurrence = ContextRecurrence(config).to(dtype)
     for parameter in recurrence.parameters():
@@ -44,7 +44,7 @@ def values_and_gradients(run, recurrence, projections, context):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("layers", [1, 4])
-@pytest.mark.parametrize(("batch_size", "length"), [(1, 1), (5, 2), (3, 63), (2, 257)])
+@pytest.mark.parametrize(("batch_size", "length"), [(1, 1), (5, 2), (3, 63), (32, 63), (2, 257)])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("documents", [False, True])
 def test_equals_the_plain_loop(batch_size, length, layers, masked, documents, dtype):
@@ -58,8 +58,7 @@ def test_equals_the_plain_loop(batch_size, length, layers, masked, documents, dt
     found = values_and_gradients(lambda: recurrence(*arguments), recurrence, projections, context)
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
-        scale = tensor.abs().max().clamp_min(1e-3)
-        assert (tensor - found[name]).abs().max() <= TOLERANCE[dtype] * scale, name
+        assert (tensor - found[name]).norm() <= TOLERANCE[dtype] * tensor.norm().clamp_min(1e-3), name
 
 
 def test_gradients_equal_finite_differences():

@@ -1,0 +1,94 @@
+"""Generate token by token for somebody who watches: the same tokens as transformers' `generate`, without its bookkeeping
+per token, and with a state that outlives the reply, so that a conversation is never read twice.
+
+Dimensions: V vocabulary.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import (
+    LogitsProcessorList,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+
+class TokenStream:
+    """One sequence, its tokens so far and what the model keeps of them.
+
+    Args:
+        temperature: 0 takes the most likely token each time; otherwise tokens are drawn with torch's global generator.
+        top_p: draw among the most likely tokens that together have this probability.
+        repetition_penalty: as in transformers; 1 is none.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        repetition_penalty: float = 1.0,
+    ):
+        self.model = model.eval()
+        self.window = getattr(model.config, "n_positions", None)  # of a model with learned positions
+        self.greedy = temperature == 0
+        self.warpers = LogitsProcessorList()  # in the order in which `generate` applies them
+        if repetition_penalty != 1.0:
+            self.warpers.append(RepetitionPenaltyLogitsProcessor(repetition_penalty))
+        if not self.greedy and temperature != 1.0:
+            self.warpers.append(TemperatureLogitsWarper(temperature))
+        if not self.greedy and top_p < 1.0:
+            self.warpers.append(TopPLogitsWarper(top_p))
+        self.model_seconds = 0.0  # spent in the model's own forward pass, of all tokens so far
+        self._forget()
+
+    def _forget(self) -> None:
+        self.read: list[int] = []  # what the state is of
+        self.cache = None
+
+    @torch.no_grad()
+    def continue_with(self, token_ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int]) -> Iterator[int]:
+        """The tokens that follow `token_ids`, up to and without one of `stop_ids`.
+
+        Of `token_ids` only what the state does not hold yet is read: give the whole conversation every time.
+        """
+        token_ids = list(token_ids)
+        if self.read != token_ids[: len(self.read)] or len(self.read) >= len(token_ids):
+            self._forget()
+        fresh = token_ids[len(self.read) :]
+        history = torch.tensor([token_ids], device=self.model.device) if self._looks_back() else None
+        for _ in range(max_new_tokens):
+            logits = self._next_logits(fresh)
+            logits = self.warpers(history, logits)
+            if self.greedy:
+                chosen = logits.argmax(dim=-1, keepdim=True)
+            else:
+                chosen = torch.multinomial(logits.softmax(dim=-1), num_samples=1)
+            token = int(chosen)
+            if token in stop_ids:
+                return
+            yield token
+            if history is not None:
+                history = torch.cat([history, chosen], dim=1)
+            fresh = [token]
+
+    def _looks_back(self) -> bool:
+        return any(isinstance(warper, RepetitionPenaltyLogitsProcessor) for warper in self.warpers)
+
+    def _next_logits(self, fresh: list[int]) -> torch.Tensor:
+        """[1, V] fp32 after `fresh` has been read too."""
+        if self.window is not None and len(self.read) + len(fresh) > self.window:
+            # Positions have run out: the latter half of the text is read anew and goes on from there.
+            fresh = (self.read + fresh)[-(self.window // 2) :]
+            self._forget()
+        started = time.perf_counter()
+        input_ids = torch.tensor([fresh], device=self.model.device)
+        outputs = self.model(input_ids=input_ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.model_seconds += time.perf_counter() - started
+        self.cache = outputs.past_key_values
+        self.read += fresh
+        return outputs.logits[:, -1].float()

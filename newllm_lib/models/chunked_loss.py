@@ -1,0 +1,82 @@
+"""Cross-entropy of a linear head without its logits: tokens go through the head in chunks, and the gradients are taken
+while a chunk's probabilities are at hand. Memory does not depend on the vocabulary.
+
+The same idea as Liger's fused linear cross-entropy (Hsu et al. 2024), which needs Triton, and as torch 2.13's
+`linear_cross_entropy`, which Colab's torch does not have yet.
+
+Dimensions: N tokens, E width of the head's input, V vocabulary.
+"""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from .matrix_products import linear, product
+
+CHUNK_ELEMENTS = 2**22  # logits at a time: 16 MB in fp32
+
+
+def chunked_cross_entropy(
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.LongTensor,
+) -> torch.Tensor:
+    """`functional.cross_entropy(functional.linear(inputs, weight, bias), labels, reduction="sum")`.
+
+    Under autocast the matrix products run in its dtype, softmax and sums in fp32.
+
+    Args:
+        inputs: [N, E].
+        weight: [V, E].
+        bias: [V] or None.
+        labels: [N].
+
+    Returns:
+        The sum of the losses in nats, a scalar.
+    """
+    device = inputs.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
+    trains = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (inputs, weight, bias)
+    )
+    with torch.autocast(device, enabled=False):
+        return ChunkedCrossEntropy.apply(trains, dtype, inputs, weight, bias, labels)
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """The gradients are made in the forward pass, for the sum of the losses, and scaled in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, trains, dtype, inputs, weight, bias, labels):
+        total = inputs.new_zeros(())
+        low_weight, low_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        grad_inputs = torch.empty_like(inputs) if trains else None
+        grad_weight = torch.zeros_like(weight) if trains and ctx.needs_input_grad[3] else None
+        grad_bias = torch.zeros_like(bias) if trains and bias is not None else None
+        rows = max(CHUNK_ELEMENTS // weight.shape[0], 1)
+        for begin in range(0, len(inputs), rows):
+            chunk, chosen = inputs[begin : begin + rows].to(dtype), labels[begin : begin + rows, None]
+            logits = linear(chunk, low_weight, low_bias).to(total.dtype)
+            log_normalizer = logits.logsumexp(dim=1, keepdim=True)
+            total += (log_normalizer - logits.gather(1, chosen)).sum()
+            if not trains:
+                continue
+            slopes = logits.sub_(log_normalizer).exp_()
+            slopes.scatter_add_(1, chosen, slopes.new_full(chosen.shape, -1.0))
+            if grad_bias is not None:
+                grad_bias += slopes.sum(dim=0)
+            slopes = slopes.to(dtype)
+            grad_inputs[begin : begin + rows] = product(slopes, low_weight)
+            if grad_weight is not None:
+                grad_weight += product(slopes.t(), chunk)
+        ctx.gradients = grad_inputs, grad_weight, grad_bias
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_total):
+        if ctx.gradients is None:
+            raise RuntimeError("chunked_cross_entropy can go backward once: its gradients were handed over.")
+        gradients, ctx.gradients = ctx.gradients, None
+        grad_inputs, grad_weight, grad_bias = (None if g is None else g.mul_(grad_total) for g in gradients)
+        return None, None, grad_inputs, grad_weight, grad_bias, None
