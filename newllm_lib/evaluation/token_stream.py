@@ -1,5 +1,5 @@
-"""Generate token by token for somebody who watches: the same tokens as transformers' `generate`, without its bookkeeping
-per token, and with a state that outlives the reply, so that a conversation is never read twice.
+"""Generate token by token for somebody who watches: the tokens that transformers' `generate` gives, without its
+bookkeeping, and with a state that outlives the reply, so that a conversation is never read twice.
 
 Dimensions: V vocabulary.
 """

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from .matrix_products import linear, product
 
 CHUNK_ELEMENTS = 2**22  # logits at a time: 16 MB in fp32
+TYPES_PER_BLOCK = 4096  # rows of the weight's gradient at a time
 
 
 def chunked_cross_entropy(
@@ -68,7 +69,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             slopes = slopes.to(dtype)
             grad_inputs[begin : begin + rows] = product(slopes, low_weight)
             if grad_weight is not None:
-                grad_weight += product(slopes.t(), chunk)
+                for block in range(0, len(weight), TYPES_PER_BLOCK):  # a product of all types is as large as the weight
+                    types = slice(block, block + TYPES_PER_BLOCK)
+                    grad_weight[types] += product(slopes[:, types].t(), chunk)
         ctx.gradients = grad_inputs, grad_weight, grad_bias
         return total
 

@@ -16,6 +16,8 @@ class NewLLMConfig(PreTrainedConfig):
         hidden_size: width of the hidden layers, H.
         num_hidden_layers: number of hidden layers between input and gates, L >= 1.
         dropout: probability of dropping a hidden unit, in [0, 1).
+        recurrent_dropout: also drop the hidden units that gates and deeper layers see, as published; otherwise only
+            those on their way to the head, as in an LSTM language model.
         context_clamp: bound on every element of the context after its LayerNorm.
         layer_norm_eps: epsilon of the context's LayerNorm (and of the head's RMSNorm).
         tie_word_embeddings: True: hidden -> E projection -> RMSNorm -> logits against the embedding table.

@@ -29,7 +29,7 @@ class ContextGates(nn.Linear):
 class ContextRecurrence(nn.Module):
     """The gated context cell:
 
-    h0 = [embedding_scale * e(x_t); c_{t-1}],  h_l = dropout(relu(W_l h_{l-1} + b_l)),  l = 1..L
+    h0 = [embedding_scale * e(x_t); c_{t-1}],  h_l = relu(W_l h_{l-1} + b_l),  l = 1..L, with recurrent_dropout dropped
     delta, f, i = W_delta h_L + b_delta,  sigmoid(W_f h_L + b_f),  sigmoid(W_i h_L + b_i)
     c_t = clamp(LayerNorm(f * c_{t-1} + i * delta), -context_clamp, context_clamp)
     """

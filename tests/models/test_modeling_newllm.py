@@ -113,3 +113,14 @@ def test_contexts_of_different_prefixes_stay_apart():
     effective_rank = torch.exp(-(share * share.log()).sum())
     assert torch.pdist(contexts).min() > 1.0
     assert effective_rank > 16
+
+
+def test_dropout_leaves_the_default_models_memory_alone():
+    """Only units on their way to the head are dropped; the published cell drops what its gates see."""
+    input_ids = torch.randint(0, 23, (2, 9))
+    for make, changes in ((NewLLMConfig, False), (NewLLMConfig.reference, True)):
+        model = NewLLMForCausalLM(make(**{**SIZES, "dropout": 0.5}))
+        outputs = [model.train(mode)(input_ids, use_cache=True) for mode in (True, False)]
+        trained, inferred = (output.past_key_values.context for output in outputs)
+        assert torch.equal(trained, inferred) != changes
+        assert not torch.equal(outputs[0].logits, outputs[1].logits)
