@@ -175,6 +175,39 @@ def run_generate(argv: Sequence[str]) -> None:
     print(generate(fields.model, fields.prompt, fields.max_new_tokens, fields.seed, fields.temperature, fields.top_p))
 
 
+def run_chat(argv: Sequence[str]) -> None:
+    parser = SentenceParser(prog="newllm chat", description="Talk to a trained model; an empty line ends it.")
+    parser.add_argument("model", help="folder of a finished run")
+    parser.add_argument("--max_new_tokens", type=int, default=200)
+    parser.add_argument("--seed", type=int, help="draw the same replies every time")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token")
+    parser.add_argument("--top_p", type=float, default=0.95)
+    parser.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1: fewer repetitions")
+    fields = parser.parse(argv)
+    from .chat import Chat
+
+    chat = Chat(
+        fields.model,
+        fields.max_new_tokens,
+        fields.temperature,
+        fields.top_p,
+        fields.repetition_penalty,
+        fields.seed,
+    )
+    for line in iter(read_line, ""):
+        for piece in chat.reply(line):
+            print(piece, end="", flush=True)
+        print()
+
+
+def read_line() -> str:
+    """What the user types, or nothing at the end of the input."""
+    try:
+        return input("> ")
+    except EOFError:
+        return ""
+
+
 def run_doctor(argv: Sequence[str]) -> None:
     parser = SentenceParser(prog="newllm doctor", description="What this machine is and what will run on it.")
     parser.add_argument("--folder", default=".", help="where runs would be saved")
@@ -196,5 +229,6 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),
     "compare": (run_compare, "several models side by side: quality, speed, state, samples"),
     "generate": (run_generate, "continue a prompt"),
+    "chat": (run_chat, "talk to a model"),
     "doctor": (run_doctor, "what this machine is and what will run on it"),
 }

@@ -115,7 +115,23 @@ def test_a_run_with_other_settings_is_named(capsys, trained):
     assert "learning_rate was 0.003, is 0.1" in complaint_of(capsys, *argv)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "compare", "generate"])
+def test_compare_takes_the_runs_own_score_of_its_own_text(capsys, trained, text_file):
+    """The final metrics of a run are those that scoring its text again would give; another text is scored."""
+    own, again = json_of(capsys, "compare", trained), json_of(capsys, "evaluate", trained)
+    assert {name: own[0][name] for name in again if name != "text"} == pytest.approx(
+        {name: value for name, value in again.items() if name != "text"}
+    )
+    other = json_of(capsys, "compare", trained, "--data", text_file)
+    assert other[0]["bytes"] == len(text_file.read_bytes()) != own[0]["bytes"]
+
+
+def json_of(capsys, *argv):
+    capsys.readouterr()
+    assert main([*map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare", "generate", "chat"])
 def test_a_folder_that_is_not_ours(capsys, tmp_path, command):
     extra = ["--prompt", "x"] if command == "generate" else []
     assert "does not exist" in complaint_of(capsys, command, tmp_path / "nowhere", *extra)
@@ -167,6 +183,15 @@ def test_compare_prints_a_table_json_and_a_picture(capsys, trained, tmp_path):
     table = capsys.readouterr().out
     assert "bits per byte" in table
     assert "bytes of state after 8,192" in table
+
+
+def test_chat_until_an_empty_line(capsys, trained, monkeypatch):
+    lines = iter(["Hello", "", "never read"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    capsys.readouterr()
+    assert main(["chat", str(trained), "--max_new_tokens", "5", "--seed", "1"]) == 0
+    assert capsys.readouterr().out.endswith("\n")
+    assert next(lines) == "never read"
 
 
 def test_generate_is_reproducible(capsys, trained):

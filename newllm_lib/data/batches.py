@@ -121,7 +121,7 @@ def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int)
     counts_path = arrow_path.with_suffix(".json")
     if not (arrow_path.exists() and counts_path.exists()):
         counts = _write_rows(text, tokenizer, max_length, arrow_path)
-        _write_atomically(counts_path, json.dumps(asdict(counts)))
+        write_atomically(counts_path, json.dumps(asdict(counts)))
     counts = TextCounts(**json.loads(counts_path.read_text()))
     if counts.tokens < max_length:
         raise InputError(
@@ -206,7 +206,7 @@ def positions_within_row(position_ids: torch.Tensor) -> torch.Tensor:
     return columns - last_start
 
 
-def _write_atomically(path: Path, content: str) -> None:
+def write_atomically(path: Path, content: str) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(content)
     os.replace(temporary, path)

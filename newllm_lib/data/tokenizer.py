@@ -3,7 +3,9 @@
 `bpe` and `byte` keep every byte of the text; `word` is the published setting: lower-cased words with `<unk>`.
 """
 
+import hashlib
 from collections.abc import Iterable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..errors import InputError
+from .batches import cache_folder, write_atomically
 
 TOKENIZERS = ("bpe", "byte", "word", "gpt2")
 DEFAULT_VOCAB_SIZE = {"bpe": 4096, "word": 1000}
@@ -21,10 +24,13 @@ GPT2_HUB_ID = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 
 
-def build_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = None) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    kind: str, texts: Iterable[str], vocab_size: int | None = None, text_identity: str | None = None
+) -> PreTrainedTokenizerFast:
     """A tokenizer of `kind`, one of TOKENIZERS, learned from `texts` where it learns at all.
 
     Args:
+        text_identity: what `texts` are, whole; with it, the tokenizer is learned once and kept in the cache folder.
         vocab_size: number of types, special ones included; None takes up to 4,096 (bpe) or 1,000 (word).
 
     Raises:
@@ -37,7 +43,16 @@ def build_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
             raise InputError(f"vocab_size {vocab_size} cannot be set with the {kind} tokenizer; leave it out.")
         return _byte_tokenizer() if kind == "byte" else _gpt2_tokenizer()
     wanted = vocab_size or DEFAULT_VOCAB_SIZE[kind]
-    tokenizer = _train_bpe(texts, wanted) if kind == "bpe" else _train_word(texts, wanted)
+    train = _train_bpe if kind == "bpe" else _train_word
+    if text_identity is None:
+        learned = train(texts, wanted)
+    else:
+        key = hashlib.sha256(f"{version('tokenizers')}|{text_identity}|{kind}|{wanted}".encode()).hexdigest()[:32]
+        path = cache_folder() / f"tokenizer-{key}.json"
+        if not path.exists():
+            write_atomically(path, train(texts, wanted).to_str())
+        learned = Tokenizer.from_file(str(path))
+    tokenizer = _wrap(learned, **({"unk_token": UNKNOWN} if kind == "word" else {}))
     if vocab_size is not None and len(tokenizer) < vocab_size:
         raise InputError(
             f"vocab_size {vocab_size} is more than this text supports with the {kind} tokenizer, which finds "
@@ -69,7 +84,7 @@ def _byte_level(model: models.BPE) -> Tokenizer:
     return tokenizer
 
 
-def _train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def _train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     smallest = len(alphabet) + 2
     if vocab_size < smallest:
@@ -85,7 +100,7 @@ def _train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _wrap(tokenizer)
+    return tokenizer
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -100,7 +115,7 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
     return _wrap(tokenizer)
 
 
-def _train_word(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def _train_word(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     if vocab_size < 4:
         raise InputError(f"vocab_size {vocab_size} is too small for the word tokenizer; choose at least 4.")
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
@@ -111,7 +126,7 @@ def _train_word(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFas
     )
     # WikiText spells its own unknown words <unk>: they are the special token already, not one more word.
     tokenizer.train_from_iterator((text.replace(UNKNOWN, " ") for text in texts), trainer)
-    return _wrap(tokenizer, unk_token=UNKNOWN)
+    return tokenizer
 
 
 def _gpt2_tokenizer() -> PreTrainedTokenizerFast:

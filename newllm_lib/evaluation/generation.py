@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from ..models.context_cache import ContextCache, RecurrentGenerationMixin
+from .token_stream import TokenStream
 
 
 def continue_prompt(
@@ -26,25 +27,8 @@ def continue_prompt(
     in training; temperature 0 takes the most likely token each time."""
     set_seed(seed)
     ids = [tokenizer.eos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
-    window = getattr(model.config, "n_positions", None)
-    if window is not None:
-        # A model with learned positions sees its window and no more: the end of the prompt counts.
-        max_new_tokens = min(max_new_tokens, window - 1)
-        ids = ids[-(window - max_new_tokens) :]
-    input_ids = torch.tensor([ids], device=model.device)
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
-    )
-    model.eval()
-    output = model.generate(
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **sampling,
-    )
-    return tokenizer.decode(output[0, input_ids.shape[1] :], skip_special_tokens=True)
+    tokens = TokenStream(model, temperature, top_p).continue_with(ids, max_new_tokens, [tokenizer.eos_token_id])
+    return tokenizer.decode(list(tokens), skip_special_tokens=True)
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ..errors import InputError
+
 
 class TokenStream:
     """One sequence, its tokens so far and what the model keeps of them.
@@ -92,3 +94,15 @@ class TokenStream:
         self.cache = outputs.past_key_values
         self.read += fresh
         return outputs.logits[:, -1].float()
+
+
+def check_sampling(max_new_tokens: int, temperature: float, top_p: float, repetition_penalty: float = 1.0) -> None:
+    """Raises InputError for a value outside its range."""
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens has to be at least 1, got {max_new_tokens}.")
+    if temperature < 0:
+        raise InputError(f"temperature has to be 0 (greedy) or more, got {temperature}.")
+    if not 0 < top_p <= 1:
+        raise InputError(f"top_p has to lie in (0, 1], got {top_p}.")
+    if repetition_penalty <= 0:
+        raise InputError(f"repetition_penalty has to be above 0 (1 is none), got {repetition_penalty}.")

@@ -10,9 +10,9 @@ from .. import models  # noqa: F401  registers our models with the Auto classes
 from ..data.batches import EvaluationDocuments, evaluation_documents
 from ..data.catalogue import Text, load_text
 from ..errors import InputError
-from ..evaluation.perplexity import score_documents
+from ..evaluation.perplexity import TextMetrics, score_documents
 from ..models import load_model
-from ..training.checkpoint import check_model_folder, read_settings
+from ..training.checkpoint import check_model_folder, read_results, read_settings
 from ..training.device import find_device
 
 
@@ -81,6 +81,14 @@ def evaluate(
     documents = evaluation_documents(held_out_text(trained, data), trained.tokenizer)
     metrics = score(trained, documents, max_length, batch_size)
     return {**metrics, "text": documents.origin}
+
+
+def final_metrics(trained: TrainedModel, text: Text) -> dict[str, Any] | None:
+    """The metrics that the run itself ended with, if they are of `text`: it need not be scored again."""
+    results = read_results(trained.folder)
+    if results is None or trained.run["validation_text"] != text.identity:
+        return None
+    return {field.name: results[field.name] for field in dataclasses.fields(TextMetrics)}
 
 
 def score(

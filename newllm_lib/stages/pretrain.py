@@ -110,7 +110,7 @@ def prepare(args: PretrainArguments) -> PreparedRun:
         InputError: anything about the input that would fail later.
     """
     splits = load_text(args.data_source, args.data, args.eval_data, args.skip_bad_rows)
-    tokenizer = build_tokenizer(args.tokenizer, splits.train.strings(), args.vocab_size)
+    tokenizer = build_tokenizer(args.tokenizer, splits.train.strings(), args.vocab_size, splits.train.identity)
     train_rows, train_counts = packed_rows(splits.train, tokenizer, args.max_length)
     documents = evaluation_documents(splits.validation, tokenizer)
     if not documents.documents:

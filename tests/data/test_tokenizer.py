@@ -69,3 +69,21 @@ def test_word_is_lower_cased_and_wikitext_unknowns_are_unknown():
 def test_impossible_vocabularies_are_refused(kind, vocab_size, complaint):
     with pytest.raises(InputError, match=complaint):
         build_tokenizer(kind, [make_text(40)], vocab_size)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word"])
+def test_of_a_known_text_it_is_learned_once(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path))
+    text = make_text(400)
+    learned = build_tokenizer(kind, [text], 300, text_identity="text 1")
+    assert learned.backend_tokenizer.to_str() == build_tokenizer(kind, [text], 300).backend_tokenizer.to_str()
+
+    def unread():
+        raise AssertionError("read again")
+        yield
+
+    again = build_tokenizer(kind, unread(), 300, text_identity="text 1")
+    assert again.backend_tokenizer.to_str() == learned.backend_tokenizer.to_str()
+    assert again.special_tokens_map == learned.special_tokens_map
+    with pytest.raises(AssertionError, match="read again"):
+        build_tokenizer(kind, unread(), 300, text_identity="text 2")

@@ -1,0 +1,71 @@
+"""Talk to a trained model: history in, streamed reply out, whatever the model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers.decoders import DecodeStream
+from transformers import set_seed
+
+from .evaluation.token_stream import TokenStream, check_sampling
+from .stages.evaluate import open_model
+
+
+class Chat:
+    """A conversation with the model in a folder.
+
+    A model with a chat template gets the conversation as its template renders it; one without, such as a pretrained
+    model, goes on with the text so far. Nothing is read twice: the model's state is kept from turn to turn.
+
+    Attributes:
+        messages: the conversation, as {"role": "user" or "assistant", "content": text}.
+
+    Raises:
+        InputError: the folder is not one of our trained models, or a value is outside its range.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+    ):
+        check_sampling(max_new_tokens, temperature, top_p, repetition_penalty)
+        trained = open_model(path)
+        self.tokenizer = trained.tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.stream = TokenStream(trained.model, temperature, top_p, repetition_penalty)
+        self.messages: list[dict[str, str]] = []
+        if seed is not None:
+            set_seed(seed)
+
+    def reply(self, text: str) -> Iterator[str]:
+        """Say `text`; yields the reply piece by piece as it is made. The conversation grows by both when it is done, or
+        when the caller stops listening."""
+        self.messages.append({"role": "user", "content": text})
+        pieces = []
+        # Bytes of one character may be spread over tokens: the decoder holds them back until it is whole.
+        decoder = DecodeStream(skip_special_tokens=True)
+        try:
+            for token in self.stream.continue_with(
+                self._token_ids(), self.max_new_tokens, [self.tokenizer.eos_token_id]
+            ):
+                piece = decoder.step(self.tokenizer.backend_tokenizer, token)
+                if piece:
+                    pieces.append(piece)
+                    yield piece
+        finally:
+            self.messages.append({"role": "assistant", "content": "".join(pieces)})
+
+    def reset(self) -> None:
+        """Begin a new conversation."""
+        self.messages.clear()
+
+    def _token_ids(self) -> list[int]:
+        if self.tokenizer.chat_template is not None:
+            return self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, return_dict=False)
+        # As every document in training, the text begins with one end-of-text token.
+        text = "".join(message["content"] for message in self.messages)
+        return [self.tokenizer.eos_token_id, *self.tokenizer.encode(text, add_special_tokens=False)]

@@ -1,0 +1,70 @@
+"""A conversation with a saved model."""
+
+import json
+
+import pytest
+import torch
+
+from newllm_lib.chat import Chat
+from newllm_lib.errors import InputError
+from newllm_lib.models import build_config, build_model
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.fixture(params=["newllm", "tiny-gpt2"])
+def folder(request, tmp_path, byte_tokenizer):
+    torch.manual_seed(0)
+    ids = {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
+    build_model(build_config(request.param, 258, 128, num_parameters=120_000, **ids)).save_pretrained(tmp_path)
+    byte_tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "settings.json").write_text(json.dumps({"run": {"model_type": request.param}, "session": {}}))
+    return tmp_path
+
+
+def test_a_seed_makes_the_same_conversation(folder):
+    conversations = []
+    for seed in (1, 1, 2):
+        chat = Chat(folder, max_new_tokens=15, seed=seed)
+        replies = ["".join(chat.reply(text)) for text in ("Hello", " again")]
+        assert [message["content"] for message in chat.messages] == ["Hello", replies[0], " again", replies[1]]
+        conversations.append(replies)
+    assert conversations[0] == conversations[1] != conversations[2]
+
+
+def test_what_streams_is_what_the_tokens_say(folder):
+    chat = Chat(folder, max_new_tokens=30, temperature=0)
+    pieces = list(chat.reply("Ünïcode 日本"))
+    read = chat.stream.read[len(chat.tokenizer.encode("Ünïcode 日本")) + 1 :]  # all of the reply but its last token
+    whole = chat.tokenizer.decode(read, skip_special_tokens=True)
+    assert len(read) == 29
+    assert "".join(pieces).replace("\ufffd", "").startswith(whole.replace("\ufffd", ""))
+
+
+def test_a_template_is_the_only_home_of_roles(folder):
+    chat = Chat(folder, max_new_tokens=5)
+    chat.tokenizer.chat_template = TEMPLATE
+    list(chat.reply("Hi"))
+    rendered = chat.tokenizer.decode(chat.stream.read)
+    assert rendered.startswith("user: Hi\nassistant: ")
+
+
+def test_a_listener_who_leaves_keeps_what_was_said(folder):
+    chat = Chat(folder, max_new_tokens=50, temperature=0)
+    replies = chat.reply("Hello")
+    first = next(replies)
+    replies.close()
+    assert chat.messages[-1] == {"role": "assistant", "content": first}
+    chat.reset()
+    assert chat.messages == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("max_new_tokens", 0), ("temperature", -1), ("top_p", 0.0), ("repetition_penalty", 0.0)]
+)
+def test_values_out_of_range_are_named(tmp_path, field, value):
+    with pytest.raises(InputError, match=field):
+        Chat(tmp_path, **{field: value})
