@@ -68,7 +68,6 @@ class ContextScan(torch.autograd.Function):
         num_tokens, batch_size, hidden_size = projections.shape
         context_size = context.shape[1]
         num_layers = 1 + len(deeper) // 2
-        own = context.dtype
 
         from_context, to_gates, gate_bias = context_weight.to(dtype).t(), gate_weight.to(dtype).t(), gate_bias.to(dtype)
         layers = [(w.to(dtype).t(), b.to(dtype)) for w, b in zip(deeper[0::2], deeper[1::2], strict=True)]
@@ -77,9 +76,7 @@ class ContextScan(torch.autograd.Function):
         hidden.append(projections.new_empty(num_tokens, batch_size, hidden_size))  # the output
         contexts = context.new_empty(slots + 1, batch_size, context_size)  # before each token, and after the last
         contexts[0] = context
-        mixed = context.new_empty(slots, batch_size, context_size)
-        gates = context.new_empty(slots, batch_size, 3 * context_size)
-        statistics = []
+        kept = []  # what the backward pass needs of each step: gates, context before LayerNorm, mean, 1 / std
         drops = None
         if dropout > 0:
             drops = torch.rand(num_tokens, num_layers, batch_size, hidden_size, device=projections.device)
@@ -90,9 +87,8 @@ class ContextScan(torch.autograd.Function):
 
         hidden_at = list(zip(*map(steps, hidden), strict=True))
         befores, afters = (contexts[:-1], contexts[1:]) if trains else (contexts[:1], contexts[:1])
-        views = map(steps, (projections, befores, afters, mixed, gates, *gates.split(context_size, 2)))
-        switches = steps(gates[..., context_size:])
-        for t, (token, before, after, mix, g, delta, forget, write) in enumerate(zip(*views, strict=True)):
+        views = zip(*map(steps, (projections, befores, afters)), strict=True)
+        for t, (token, before, after) in enumerate(views):
             if starts is not None:
                 before.masked_fill_(starts[t], 0.0)
             low = before.to(dtype)
@@ -104,51 +100,47 @@ class ContextScan(torch.autograd.Function):
                 h.relu_()
                 if drops is not None:
                     h.mul_(drops[t, layer])
-            if dtype == own:
-                add_product(gate_bias, h, to_gates, out=g)
-            else:
-                g.copy_(add_product(gate_bias, h, to_gates))
-            switches[t].sigmoid_()
-            torch.mul(forget, before, out=mix).addcmul_(write, delta)
+            g = add_product(gate_bias, h, to_gates).to(context.dtype)
+            g[:, context_size:].sigmoid_()
+            delta, forget, write = g.split(context_size, 1)
+            mix = (forget * before).addcmul_(write, delta)
             normal, mean, rstd = torch.native_layer_norm(mix, (context_size,), norm_weight, norm_bias, eps)
             if keep is None:
                 torch.clamp(normal, -clamp, clamp, out=after)
             else:
                 after.copy_(torch.where(keep[t], normal.clamp_(-clamp, clamp), before))
             if trains:
-                statistics += [mean, rstd]
+                kept += [g, mix, mean, rstd]
 
         if trains:
-            means, rstds = torch.stack(statistics[0::2]), torch.stack(statistics[1::2])
-            ctx.save_for_backward(keep, starts, contexts, mixed, gates, means, rstds, *hidden, *parameters)
-            ctx.settings = dropout, clamp, dtype, num_layers
+            ctx.save_for_backward(keep, starts, contexts, *hidden, *parameters, *kept)
+            ctx.settings = dropout, clamp, dtype, num_layers, len(parameters)
         return hidden[-1], contexts[-1 if trains else 0].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_hidden, grad_context):
-        dropout, clamp, dtype, num_layers = ctx.settings
-        keep, starts, contexts, mixed, gates, means, rstds, *rest = ctx.saved_tensors
-        hidden, parameters = rest[:num_layers], rest[num_layers:]
+        dropout, clamp, dtype, num_layers, num_parameters = ctx.settings
+        keep, starts, contexts, *rest = ctx.saved_tensors
+        hidden, rest = rest[:num_layers], rest[num_layers:]
+        parameters, kept = rest[:num_parameters], rest[num_parameters:]
         norm_weight, norm_bias, context_weight, gate_weight, _, *deeper = parameters
-        context_size = mixed.shape[2]
+        num_tokens, batch_size, context_size = len(kept) // 4, *contexts.shape[1:]
         to_context, to_hidden = context_weight.to(dtype), gate_weight.to(dtype)
         downwards = [weight.to(dtype) for weight in deeper[0::2]]
 
-        normal = torch.empty_like(mixed[0])
+        normal = torch.empty_like(contexts[0])
         norm_gradients = []
-        grad_gates = torch.empty_like(gates, dtype=dtype)
+        grad_gates = contexts.new_empty(num_tokens, batch_size, 3 * context_size, dtype=dtype)
         grad_layers = [torch.empty_like(h) for h in hidden]  # before relu
         # The gates' gradients of one step, in the weights' precision; elsewhere only if that is another.
-        grad_own = None if dtype == gates.dtype else torch.empty_like(gates[0])
-        contents = (contexts[:-1], contexts[1:], mixed, means, rstds, grad_hidden.to(dtype), grad_gates)
-        views = [buffer.unbind(0) for buffer in (*contents, *gates.split(context_size, 2))]
-        layers_at = [
-            list(zip(h, g, strict=True))
-            for h, g in zip(zip(*hidden, strict=True), zip(*grad_layers, strict=True), strict=True)
-        ]
-        for t, step in reversed(list(enumerate(zip(*views, strict=True)))):
-            before, after, mix, mean, rstd, grad, grad_gate, delta, forget, write = step
+        grad_own = None if dtype == contexts.dtype else torch.empty_like(grad_gates[0], dtype=contexts.dtype)
+        views = [buffer.unbind(0) for buffer in (contexts[:-1], contexts[1:], grad_hidden.to(dtype), grad_gates)]
+        hidden_at, grads_at = (list(zip(*buffers, strict=True)) for buffers in (hidden, grad_layers))
+        for t in range(num_tokens - 1, -1, -1):
+            before, after, grad, grad_gate = (view[t] for view in views)
+            gates, mix, mean, rstd = kept[4 * t : 4 * t + 4]
+            delta, forget, write = gates.split(context_size, 1)
             through = grad_context if keep is None else grad_context * keep[t]
             torch.ops.aten.hardtanh_backward.grad_input(through, after, -clamp, clamp, grad_input=normal)
             grad_mixed, *of_norm = torch.ops.aten.native_layer_norm_backward(
@@ -168,8 +160,8 @@ class ContextScan(torch.autograd.Function):
             grad = add_product(grad, grad_gate, to_hidden)
             for layer in range(num_layers - 1, -1, -1):
                 # A unit that relu cut off or dropout dropped is 0, and passes nothing.
-                h, below = layers_at[t][layer]
-                torch.ops.aten.threshold_backward.grad_input(grad, h, 0, grad_input=below)
+                below = grads_at[t][layer]
+                torch.ops.aten.threshold_backward.grad_input(grad, hidden_at[t][layer], 0, grad_input=below)
                 if dropout > 0:
                     below.mul_(1 / (1 - dropout))
                 if layer > 0:

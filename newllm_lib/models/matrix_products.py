@@ -42,6 +42,8 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def add_product(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """base + a @ b for [N, M] or [M], [N, K] and [K, M], into `out` if given; without autograd."""
     if runs_on_onednn(a):
+        if base.ndim == 1 and out is None:
+            return onednn_linear(a, b.t(), base)
         return torch.add(base, onednn_linear(a, b.t()), out=out)
     return torch.addmm(base, a, b, out=out)
 
