@@ -16,6 +16,7 @@ import torch
 
 from newllm_lib.cli import set_up_output
 from newllm_lib.models import build_config, build_model, count_parameters
+from newllm_lib.models.modeling_newllm import loss_only
 from newllm_lib.stages.compare import compare, comparison_figure, comparison_table
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, pretrain
 from newllm_lib.training.checkpoint import read_results, write_json
@@ -38,7 +39,7 @@ def training_speed(model_type: str, vocab_size: int, num_parameters: int, rows: 
     seconds = []
     for _ in range(7):
         started = time.perf_counter()
-        model(input_ids=input_ids, labels=input_ids, use_cache=False).loss.backward()
+        model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - started)

@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 
 from newllm_lib.models import build_config, build_model
+from newllm_lib.models.modeling_newllm import loss_only
 from newllm_lib.training.checkpoint import write_json
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -37,11 +38,10 @@ def one_setting(model_type: str, vocab_size: int, batch_size: int, max_length: i
     model = model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters())
     input_ids = torch.randint(0, vocab_size, (batch_size, max_length), device=device)
-    extra = {"skip_logits": True} if hasattr(model, "lm_output") else {}
 
     def update() -> None:
         with torch.autocast(device, torch.bfloat16 if device == "cpu" else torch.float16, enabled=bf16):
-            loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **extra).loss
+            loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

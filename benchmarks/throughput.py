@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from newllm_lib.models import LSTMForCausalLM, build_config, build_model, count_parameters
+from newllm_lib.models.modeling_newllm import loss_only
 from newllm_lib.training.checkpoint import write_json
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
@@ -81,14 +82,13 @@ def trained_models(vocab_size: int, num_layers: int, max_length: int, dropout: f
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, input_ids: torch.Tensor, dtype) -> Callable[[], None]:
     """One training update as a function without arguments."""
     own_loss = isinstance(model, PublishedLoop)
-    extra = {"skip_logits": True} if hasattr(model, "lm_output") else {}
 
     def run() -> None:
         with nullcontext() if dtype is None else torch.autocast(input_ids.device.type, dtype):
             if own_loss:
                 loss = model.loss(input_ids)
             else:
-                loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **extra).loss
+                loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

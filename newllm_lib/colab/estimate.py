@@ -11,6 +11,7 @@ import torch
 from ..data.tokenizer import DEFAULT_VOCAB_SIZE
 from ..errors import InputError
 from ..models import build_config, build_model, count_parameters
+from ..models.modeling_newllm import loss_only
 from ..stages.pretrain import PretrainArguments
 from ..training.device import choose_precision, find_device
 from ..training.trainer import count_training_tokens
@@ -103,7 +104,7 @@ def measure(args: PretrainArguments) -> float:
         _synchronize(device.kind)
         started = time.perf_counter()
         with torch.autocast(device.kind, dtype, enabled=dtype is not None):
-            loss = model(input_ids=input_ids, labels=input_ids, use_cache=False).loss
+            loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -26,6 +26,16 @@ class ContextGates(nn.Linear):
     """H -> 3C; rows in the order delta, forget gate, input gate."""
 
 
+def weight_and_bias(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a linear layer multiplies by and adds. Of one that has been replaced, as PEFT's adapters and bitsandbytes'
+    quantized layers do, this is what it makes of unit vectors and of zero."""
+    if type(layer) in (HiddenLayer, ContextGates):
+        return layer.weight, layer.bias
+    units = torch.eye(layer.in_features, device=next(layer.parameters()).device)
+    bias = layer(torch.zeros_like(units[:1]))[0]
+    return (layer(units) - bias).t(), bias
+
+
 class ContextRecurrence(nn.Module):
     """The gated context cell:
 
@@ -48,8 +58,8 @@ class ContextRecurrence(nn.Module):
 
     def project_embeddings(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """The part of the first layer that needs no context: [..., E] -> [..., H], bias included."""
-        first = self.layers[0]
-        return linear(inputs_embeds * self.embedding_scale, first.weight[:, : self.embedding_size], first.bias)
+        weight, bias = weight_and_bias(self.layers[0])
+        return linear(inputs_embeds * self.embedding_scale, weight[:, : self.embedding_size], bias)
 
     def project_ids(self, input_ids: torch.LongTensor, embed_tokens: nn.Embedding) -> torch.Tensor:
         """`project_embeddings` of the tokens' embeddings: [B, T] -> [B, T, H]. With fewer types than tokens the table
@@ -79,7 +89,7 @@ class ContextRecurrence(nn.Module):
         if context is None:
             # In the weights' precision: under autocast the context stays fp32 although the matrix products do not.
             context = self.norm.weight.new_zeros(token_projections.shape[0], self.context_size)
-        deeper = [parameter for layer in self.layers[1:] for parameter in (layer.weight, layer.bias)]
+        deeper = [tensor for layer in self.layers[1:] for tensor in weight_and_bias(layer)]
         return scan_context(
             token_projections,
             context,
@@ -88,7 +98,7 @@ class ContextRecurrence(nn.Module):
             self.dropout if self.training else 0.0,
             self.context_clamp,
             self.norm,
-            self.layers[0].weight[:, self.embedding_size :],
-            self.gates,
+            weight_and_bias(self.layers[0])[0][:, self.embedding_size :],
+            *weight_and_bias(self.gates),
             deeper,
         )

@@ -25,7 +25,8 @@ def scan_context(
     clamp: float,
     norm: nn.LayerNorm,
     context_weight: torch.Tensor,
-    gates: nn.Linear,
+    gate_weight: torch.Tensor,
+    gate_bias: torch.Tensor,
     deeper: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the cell over T tokens.
@@ -35,7 +36,7 @@ def scan_context(
         context: [B, C] before the first token.
         attention_mask, document_starts: [B, T] bool or None.
         context_weight: [H, C], the first layer's weights on the context.
-        gates: H -> 3C in the order delta, forget, input.
+        gate_weight, gate_bias: [3C, H] and [3C], in the order delta, forget, input.
         deeper: weight and bias of layers 2 to L.
 
     Returns:
@@ -44,7 +45,7 @@ def scan_context(
     device = token_projections.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else context.dtype
     context_weight = dense(context_weight)  # once, not at every step
-    parameters = [norm.weight, norm.bias, context_weight, gates.weight, gates.bias, *deeper]
+    parameters = [norm.weight, norm.bias, context_weight, gate_weight, gate_bias, *deeper]
     trains = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (token_projections, context, *parameters)
     )

@@ -119,7 +119,10 @@ class TiedHead(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # The norm in fp32 also under autocast, as torch does for LayerNorm.
-        projected = linear(hidden_states, self.projection.weight, self.projection.bias)
+        if type(self.projection) is nn.Linear:
+            projected = linear(hidden_states, self.projection.weight, self.projection.bias)
+        else:  # something, such as an adapter, has replaced it
+            projected = self.projection(hidden_states)
         return self.norm(projected.to(self.norm.weight.dtype))
 
 
@@ -169,6 +172,11 @@ class CausalLMHeadMixin:
         inputs = self.head_transform(hidden_states)
         total = chunked_cross_entropy(inputs, self.lm_head.weight, self.lm_head.bias, shift_labels)
         return total / (count if num_items_in_batch is None else num_items_in_batch)
+
+
+def loss_only(model: nn.Module) -> dict[str, bool]:
+    """The argument that tells one of our models to leave its logits out; nothing for any other model."""
+    return {"skip_logits": True} if isinstance(model, CausalLMHeadMixin) else {}
 
 
 class NewLLMForCausalLM(CausalLMHeadMixin, NewLLMPreTrainedModel, RecurrentGenerationMixin):

@@ -104,4 +104,4 @@ class SaveOnInterrupt(TrainerCallback):
             self.restore()
             raise KeyboardInterrupt
         self.interrupted = True
-        logger.info("Stopping after this update and saving; press again to stop at once without saving.")
+        logger.warning("Stopping after this update and saving; press again to stop at once without saving.")

@@ -12,7 +12,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ..data.batches import EvaluationDocuments, collate_rows, positions_within_row
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..models.context_cache import RecurrentGenerationMixin
-from ..models.modeling_newllm import CausalLMHeadMixin
+from ..models.modeling_newllm import loss_only
 from .arguments import StageArguments
 from .checkpoint import newest_checkpoint, seal_checkpoint
 from .context_carrier import ContextCarrier, LaneSampler
@@ -73,8 +73,7 @@ class LanguageModelTrainer(Trainer):
             inputs |= {"past_key_values": self.carrier.take(rows), "use_cache": True}
         else:
             inputs |= {"position_ids": positions_within_row(inputs["position_ids"]), "use_cache": False}
-        if isinstance(model, CausalLMHeadMixin):
-            inputs["skip_logits"] = True
+        inputs |= loss_only(self.accelerator.unwrap_model(model))
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.carries_context:
             self.carrier.keep(rows, outputs.past_key_values.context)

@@ -1,5 +1,7 @@
 """The fast recurrence against the plain loop, in values and in every gradient."""
 
+import copy
+
 import pytest
 import torch
 from plain_recurrence import plain_recurrence
@@ -119,3 +121,33 @@ def test_the_table_of_projected_tokens_is_the_projection_of_their_embeddings():
     )
     (found,) = torch.autograd.grad(from_table.square().sum(), embedding.weight)
     torch.testing.assert_close(found, expected)
+
+
+class LowRank(torch.nn.Module):
+    """What an adapter library puts in the place of a linear layer."""
+
+    def __init__(self, base: torch.nn.Linear):
+        super().__init__()
+        self.base, self.in_features = base, base.in_features
+        self.down = torch.nn.Parameter(torch.randn(2, base.in_features, dtype=base.weight.dtype))
+        self.up = torch.nn.Parameter(torch.randn(base.out_features, 2, dtype=base.weight.dtype))
+
+    def forward(self, inputs):
+        return self.base(inputs) + inputs.to(self.down.dtype) @ self.down.t() @ self.up.t()
+
+
+def test_adapters_on_its_layers_act_and_learn():
+    recurrence = small_recurrence(2, torch.float32).eval()
+    embeds = torch.randn(3, 8, 7)
+    merged = copy.deepcopy(recurrence)
+    adapted = copy.deepcopy(recurrence)
+    adapted.layers = torch.nn.ModuleList(map(LowRank, adapted.layers))
+    adapted.gates = LowRank(adapted.gates)
+    for plain, layer in zip([*merged.layers, merged.gates], [*adapted.layers, adapted.gates], strict=True):
+        plain.weight.data += (layer.up @ layer.down).detach()
+    hidden_states, context = adapted(adapted.project_embeddings(embeds))
+    for found, expected in zip((hidden_states, context), merged(merged.project_embeddings(embeds)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    (hidden_states.sum() + context.sum()).backward()
+    for layer in [*adapted.layers, adapted.gates]:
+        assert layer.up.grad.abs().sum() > 0 and layer.down.grad.abs().sum() > 0
