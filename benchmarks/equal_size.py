@@ -22,7 +22,7 @@ from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, pretrain
 from newllm_lib.training.checkpoint import read_results, write_json
 
 # model type -> (its learning rates, other settings). The reference is trained as published: Adam at a constant rate,
-# every row from a zero context. Dropout is 0.1 in every model.
+# rows of 128 tokens, every row from a zero context. Dropout is 0.1 in every model.
 RUNS = {
     "newllm": ((2e-3, 3e-3), {}),
     "newllm-reference": ((8e-4, 2e-3), PRESETS["published"]),
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--eval_data", required=True)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/equal_size"))
     parser.add_argument("--vocab_size", type=int, default=2048)
-    parser.add_argument("--max_steps", type=int, default=1000)
+    parser.add_argument("--tokens", type=int, default=4_096_000, help="to train every model on")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--only", help="name of one run's folder: train it alone, without the table")
     options = parser.parse_args()
@@ -73,12 +73,12 @@ def main() -> None:
                     "eval_data": options.eval_data,
                     "vocab_size": options.vocab_size,
                     "num_parameters": num_parameters,
-                    "max_steps": options.max_steps,
                     "learning_rate": rate,
                     "output_dir": str(folder),
                     "seed": options.seed,
                 }
             )
+            arguments.max_steps = options.tokens // (arguments.effective_batch_size * arguments.max_length)
             pretrain(arguments)
             loss = read_results(folder)["loss"]
             bits_per_byte = read_results(folder)["bits_per_byte"]
