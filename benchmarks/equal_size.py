@@ -26,8 +26,8 @@ from newllm_lib.training.checkpoint import read_results, write_json
 RUNS = {
     "newllm": ((2e-3, 3e-3), {}),
     "newllm-reference": ((8e-4, 2e-3), PRESETS["published"]),
-    "tiny-gpt2": ((1e-3, 3e-3), {}),
-    "lstm": ((3e-3, 6e-3), {}),
+    "tiny-gpt2": ((2e-3, 3e-3), {}),
+    "lstm": ((2e-3, 3e-3), {}),
 }
 
 
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--vocab_size", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=4_096_000, help="to train every model on")
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--bf16", action="store_true", help="autocast all models to bf16, also on a CPU")
     parser.add_argument("--only", help="name of one run's folder: train it alone, without the table")
     options = parser.parse_args()
     set_up_output()
@@ -76,6 +77,8 @@ def main() -> None:
                     "learning_rate": rate,
                     "output_dir": str(folder),
                     "seed": options.seed,
+                    "bf16": options.bf16,
+                    "use_cpu": options.bf16 and not torch.cuda.is_available(),
                 }
             )
             arguments.max_steps = options.tokens // (arguments.effective_batch_size * arguments.max_length)

@@ -68,7 +68,7 @@ def build_config(
         config = _aligned_config(lambda width: LSTMConfig(**{**common, "hidden_size": width}), num_parameters)
     else:
         common |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-        common |= {"n_layer": num_layers or 3, "n_positions": max(max_length, 128)}
+        common |= {"n_layer": num_layers or 3, "n_positions": max_length}
         width = _nearest_config(lambda width: tiny_gpt2_config(width, **common), 4, num_parameters).n_embd
         # Widths come in steps of four heads; the feed-forward width makes up the difference.
         config = _nearest_config(lambda inner: tiny_gpt2_config(width, n_inner=inner, **common), 4, num_parameters)

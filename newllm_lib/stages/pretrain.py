@@ -44,6 +44,14 @@ class PretrainArguments(StageArguments):
     dropout: float = setting(
         0.1, "Share of hidden units dropped in training; more for many epochs.", group="Model", low=0.0, high=0.5
     )
+    max_length: int = setting(
+        64,
+        "Tokens per row: how far back gradients reach, and the whole window of a model with attention.",
+        group="Data",
+        low=16,
+        high=1024,
+        log=True,
+    )
     carry_context: bool = setting(
         True, "Hand the context from batch to batch over contiguous text (recurrent models).", group="Model"
     )
@@ -68,12 +76,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_steps": 20,
         "vocab_size": 512,
         "num_parameters": 500_000,
-        "max_length": 64,
         "max_eval_tokens": 5_000,
         "logging_steps": 2,
     },
-    "demo": {"max_steps": 150, "vocab_size": 1024, "num_parameters": 1_000_000, "max_eval_tokens": 20_000},
-    "quick": {"max_steps": 400, "vocab_size": 2048},
+    "demo": {"max_steps": 300, "vocab_size": 1024, "num_parameters": 1_000_000, "max_eval_tokens": 20_000},
+    "quick": {"max_steps": 800, "vocab_size": 2048},
     "standard": {"num_train_epochs": 5.0},
     "long": {
         "num_train_epochs": 20.0,
@@ -86,6 +93,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
         "weight_decay": 0.0,
+        "max_length": 128,
         "carry_context": False,
     },
 }

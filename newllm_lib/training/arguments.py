@@ -138,7 +138,7 @@ class StageArguments(TrainingArguments):
         low=0,
         high=0.5,
     )
-    weight_decay: float = setting(0.01, "AdamW's weight decay.", group="Training", low=0, high=0.3)
+    weight_decay: float = setting(0.1, "AdamW's weight decay.", group="Training", low=0, high=0.3)
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
     seed: int = setting(42, "Seed of initialisation, data order and dropout.", group="Training", low=0, high=999)
     eval_strategy: str = setting("steps", "When to evaluate: no, steps or epoch.")
