@@ -54,7 +54,6 @@ def main() -> None:
     parser.add_argument("--vocab_size", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=4_096_000, help="to train every model on")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--bf16", action="store_true", help="autocast all models to bf16, also on a CPU")
     parser.add_argument("--only", help="name of one run's folder: train it alone, without the table")
     options = parser.parse_args()
     set_up_output()
@@ -77,8 +76,6 @@ def main() -> None:
                     "learning_rate": rate,
                     "output_dir": str(folder),
                     "seed": options.seed,
-                    "bf16": options.bf16,
-                    "use_cpu": options.bf16 and not torch.cuda.is_available(),
                 }
             )
             arguments.max_steps = options.tokens // (arguments.effective_batch_size * arguments.max_length)

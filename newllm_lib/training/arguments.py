@@ -9,7 +9,7 @@ from typing import Any, Literal
 from transformers import TrainingArguments
 
 from ..errors import InputError
-from .device import choose_precision, find_device
+from .device import CPU, choose_precision, find_device
 
 # Keys of a setting's metadata beside its help text.
 SLIDER_KEYS = ("group", "low", "high", "log")
@@ -117,7 +117,7 @@ class StageArguments(TrainingArguments):
         low=0,
         high=20,
     )
-    auto_precision: bool = setting(True, "On a GPU without --fp16 or --bf16: choose by its capability.")
+    auto_precision: bool = setting(True, "Without --fp16 or --bf16: choose by what the GPU or CPU can do.")
     preset: str | None = setting(None, "A named set of values for other fields; fields given by name win.")
 
     output_dir: str = setting("runs/pretrain", "Folder of the run: settings, model, checkpoints, curves.")
@@ -157,12 +157,13 @@ class StageArguments(TrainingArguments):
 
     def __post_init__(self):
         check_ranges(self)
-        device = find_device()
-        if device.kind == "cuda" and not self.use_cpu:
-            self.dataloader_pin_memory = True
-            if self.auto_precision and not (self.bf16 or self.fp16):
-                precision, _ = choose_precision(device)
-                self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        device = CPU if self.use_cpu else find_device()
+        self.dataloader_pin_memory |= device.kind == "cuda"
+        if self.auto_precision and not (self.bf16 or self.fp16):
+            precision, _ = choose_precision(device)
+            self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        # Without being told of the CPU, transformers takes bf16 for a GPU's.
+        self.use_cpu |= self.bf16 and device.kind == "cpu"
         super().__post_init__()
 
     @property

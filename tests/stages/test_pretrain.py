@@ -72,7 +72,8 @@ def test_a_finished_run_holds_everything(text_file, tmp_path, model_type):
     assert losses[-1] < losses[0]
     # The text held out is small enough to be scored whole each time: the result is the best of the evaluations.
     assert results["loss"] == pytest.approx(min(losses), rel=1e-6)
-    assert evaluate(folder)["loss"] == pytest.approx(results["loss"], rel=1e-6)
+    # A run scores in the precision it trains in, `evaluate` in fp32.
+    assert evaluate(folder)["loss"] == pytest.approx(results["loss"], rel=1e-4)
     assert results["bits_per_byte"] == pytest.approx(results["loss"] / 0.6931471805599453, rel=1e-9)
     card = (folder / "README.md").read_text()
     assert "text.txt" in card
@@ -166,13 +167,14 @@ def test_the_same_seed_gives_the_same_model(text_file, tmp_path):
 
 def test_accumulation_does_not_change_what_is_learned(text_file, tmp_path):
     """Micro-batch x accumulation is the device's affair: same rows, same gradients, up to rounding."""
-    whole = pretrain(arguments(text_file, tmp_path / "whole", max_steps=3, dropout=0.0))
+    whole = pretrain(arguments(text_file, tmp_path / "whole", max_steps=3, dropout=0.0, auto_precision=False))
     halves = pretrain(
         arguments(
             text_file,
             tmp_path / "halves",
             max_steps=3,
             dropout=0.0,
+            auto_precision=False,
             per_device_train_batch_size=2,
             gradient_accumulation_steps=2,
         )

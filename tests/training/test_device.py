@@ -1,6 +1,7 @@
 import pytest
 
-from newllm_lib.training.device import Device, choose_precision
+from newllm_lib.training.arguments import StageArguments
+from newllm_lib.training.device import CPU, Device, choose_precision
 
 
 @pytest.mark.parametrize(
@@ -19,5 +20,18 @@ def test_precision_follows_the_compute_capability(name, capability, precision):
     assert "fp32 weights" in why
 
 
-def test_without_a_gpu_it_is_fp32():
-    assert choose_precision(Device("cpu", "CPU", None, None, 2))[0] == "fp32"
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({}, "fp32"), ({"avx512_f": True}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")],
+)
+def test_on_a_cpu_it_follows_its_instructions(monkeypatch, capabilities, precision):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities, raising=False)
+    assert choose_precision(CPU)[0] == precision
+    arguments = StageArguments()
+    assert arguments.bf16 == (precision == "bf16") and not arguments.fp16
+    assert StageArguments(auto_precision=False).bf16 is False
+
+
+def test_a_torch_that_does_not_tell_gets_fp32(monkeypatch):
+    monkeypatch.delattr("torch.cpu.get_capabilities", raising=False)
+    assert choose_precision(CPU)[0] == "fp32"
