@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from run_files import RUN_FILES
 from safetensors.torch import load_file
 from sample_text import make_text
 from transformers import TrainerCallback
@@ -54,16 +55,7 @@ class StopAt(TrainerCallback):
 def test_a_finished_run_holds_everything(text_file, tmp_path, model_type):
     folder = pretrain(arguments(text_file, tmp_path / "run", model_type=model_type))
     names = {path.name for path in folder.iterdir()}
-    assert names >= {
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "settings.json",
-        "metrics.jsonl",
-        "curves.png",
-        "README.md",
-        "results.json",
-    }
+    assert names >= RUN_FILES
     assert not list(folder.rglob("*.bin")), "no pickle of settings"
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     results = json.loads((folder / "results.json").read_text())
