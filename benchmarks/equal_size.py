@@ -20,6 +20,7 @@ from newllm_lib.models.modeling_newllm import loss_only
 from newllm_lib.stages.compare import compare, comparison_figure, comparison_table
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, pretrain
 from newllm_lib.training.checkpoint import read_results, write_json
+from newllm_lib.training.device import choose_precision, find_device
 
 # model type -> (its learning rates, other settings). The reference is trained as published: Adam at a constant rate,
 # rows of 128 tokens, every row from a zero context. Dropout is 0.1 in every model.
@@ -32,14 +33,19 @@ RUNS = {
 
 
 def training_speed(model_type: str, vocab_size: int, num_parameters: int, rows: int, tokens: int) -> float:
-    """Median training tokens per second of five updates after two to warm up, on this machine as it is now."""
-    model = build_model(build_config(model_type, vocab_size, tokens, num_parameters=num_parameters))
+    """Median training tokens per second of seven updates after two to warm up, in the precision that training takes, on
+    this machine as it is now."""
+    device = find_device()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(device)[0])
+    model = build_model(build_config(model_type, vocab_size, tokens, num_parameters=num_parameters)).to(device.kind)
     optimizer = torch.optim.AdamW(model.parameters())
-    input_ids = torch.randint(0, vocab_size, (rows, tokens))
+    input_ids = torch.randint(0, vocab_size, (rows, tokens), device=device.kind)
     seconds = []
-    for _ in range(7):
+    for _ in range(9):
         started = time.perf_counter()
-        model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss.backward()
+        with torch.autocast(device.kind, dtype, enabled=dtype is not None):
+            loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - started)
@@ -90,8 +96,13 @@ def main() -> None:
     rows = compare([folder for _, folder, _ in best.values()], options.eval_data)
     for row, (model_type, (_, _, rate)) in zip(rows, best.items(), strict=True):
         row["learning_rate"] = rate
-        row["training_tokens_per_second"] = training_speed(model_type, options.vocab_size, num_parameters, 32, 128)
-    settings = {"threads": torch.get_num_threads(), **{k: str(v) for k, v in vars(options).items()}}
+        row["training_tokens_per_second"] = training_speed(model_type, options.vocab_size, num_parameters, 32, 64)
+    precision = choose_precision(find_device())[0]
+    settings = {
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        **{k: str(v) for k, v in vars(options).items()},
+    }
     write_json(options.output_dir / "equal_size.json", {"settings": settings, "rows": rows})
     comparison_figure(rows).savefig(options.output_dir / "equal_size.png", dpi=120)
     print(comparison_table(rows))

@@ -4,7 +4,6 @@ bookkeeping, and with a state that outlives the reply, so that a conversation is
 Dimensions: V vocabulary.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -45,7 +44,6 @@ class TokenStream:
             self.warpers.append(TemperatureLogitsWarper(temperature))
         if not self.greedy and top_p < 1.0:
             self.warpers.append(TopPLogitsWarper(top_p))
-        self.model_seconds = 0.0  # spent in the model's own forward pass, of all tokens so far
         self._forget()
 
     def _forget(self) -> None:
@@ -87,10 +85,8 @@ class TokenStream:
             # Positions have run out: the latter half of the text is read anew and goes on from there.
             fresh = (self.read + fresh)[-(self.window // 2) :]
             self._forget()
-        started = time.perf_counter()
         input_ids = torch.tensor([fresh], device=self.model.device)
         outputs = self.model(input_ids=input_ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.model_seconds += time.perf_counter() - started
         self.cache = outputs.past_key_values
         self.read += fresh
         return outputs.logits[:, -1].float()

@@ -39,9 +39,11 @@ def weight_and_bias(layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
 class ContextRecurrence(nn.Module):
     """The gated context cell:
 
-    h0 = [embedding_scale * e(x_t); c_{t-1}],  h_l = relu(W_l h_{l-1} + b_l),  l = 1..L, with recurrent_dropout dropped
+    h0 = [embedding_scale * e(x_t); c_{t-1}],  h_l = relu(W_l h_{l-1} + b_l),  l = 1..L
     delta, f, i = W_delta h_L + b_delta,  sigmoid(W_f h_L + b_f),  sigmoid(W_i h_L + b_i)
     c_t = clamp(LayerNorm(f * c_{t-1} + i * delta), -context_clamp, context_clamp)
+
+    With `recurrent_dropout` every h_l passes through dropout in here, as published.
     """
 
     def __init__(self, config: NewLLMConfig):
