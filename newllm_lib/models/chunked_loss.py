@@ -58,11 +58,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         for begin in range(0, len(inputs), rows):
             chunk, chosen = inputs[begin : begin + rows].to(dtype), labels[begin : begin + rows, None]
             logits = linear(chunk, low_weight, low_bias).to(total.dtype)
-            log_normalizer = logits.logsumexp(dim=1, keepdim=True)
-            total += (log_normalizer - logits.gather(1, chosen)).sum()
+            log_probabilities = logits.log_softmax(dim=1)
+            total -= log_probabilities.gather(1, chosen).sum()
             if not trains:
                 continue
-            slopes = logits.sub_(log_normalizer).exp_()
+            slopes = log_probabilities.exp_()
             slopes.scatter_add_(1, chosen, slopes.new_full(chosen.shape, -1.0))
             if grad_bias is not None:
                 grad_bias += slopes.sum(dim=0)
