@@ -33,6 +33,8 @@ def test_every_command_parses(line, monkeypatch):
         monkeypatch.setattr(f"newllm_lib.stages.{stage}.{stage}", record)
     monkeypatch.setattr("newllm_lib.stages.compare.comparison_table", lambda rows: "")
     monkeypatch.setattr("newllm_lib.doctor.doctor", record)
+    monkeypatch.setattr("newllm_lib.chat.Chat", record)
+    monkeypatch.setattr("builtins.input", lambda prompt: "")
 
     class NoFigure:
         def savefig(self, *args, **kwargs):
@@ -45,7 +47,7 @@ def test_every_command_parses(line, monkeypatch):
 
 def test_there_are_commands_for_every_stage():
     words = {line.split()[1] for line in commands()}
-    assert words >= {"pretrain", "evaluate", "compare", "generate", "doctor"}
+    assert words >= {"pretrain", "evaluate", "compare", "generate", "chat", "doctor"}
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: path.name)
