@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from newllm_lib.evaluation.generation import token_cost
 from newllm_lib.evaluation.token_stream import TokenStream
@@ -48,6 +49,7 @@ def stream_cost(model, tokens: int, repeats: int = 7) -> tuple[float, float]:
 
 def picture(rows: list[dict]) -> Figure:
     figure = Figure(figsize=(8, 3.2), layout="constrained")
+    histories = sorted({row["history"] for row in rows})
     for axes, field, label in zip(
         figure.subplots(1, 2), ("ms_per_token", "state_bytes"), ("ms per token", "bytes of state"), strict=True
     ):
@@ -56,6 +58,10 @@ def picture(rows: list[dict]) -> Figure:
             axes.plot(*zip(*line, strict=True), marker="o", label=model)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if field == "ms_per_token" else (1,)))
+        axes.yaxis.set_major_formatter("{x:,.10g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticks(histories, [f"{history:,}" for history in histories])
         axes.set_xlabel("tokens of history")
         axes.set_ylabel(label)
         axes.spines[["top", "right"]].set_visible(False)

@@ -131,7 +131,9 @@ def comparison_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     metric, label = ("bits_per_byte", "bits per byte, lower is better")
     if any(row[metric] is None for row in rows):
         metric, label = ("perplexity", "perplexity per token, lower is better")
-    names = [f"{row['name']}\n{row['parameters'] / 1e6:.2f} M" for row in rows]
+    # Beside three others a long name has no room: it is broken at its hyphens.
+    break_at = "-\n" if len(rows) > 3 else "-"
+    names = [f"{row['name'].replace('-', break_at)}\n{row['parameters'] / 1e6:.2f} M" for row in rows]
     bars = quality.bar(names, [row[metric] for row in rows], color=colours, width=0.55)
     quality.bar_label(bars, fmt="%.3f", padding=2, fontsize=9)
     quality.set(ylabel=label, title="Quality on held-out text")
