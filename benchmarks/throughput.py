@@ -1,8 +1,8 @@
 """Training speed: New-LLM's fast recurrence beside the loop as published, torch's LSTM and GRU, and TinyGPT2.
 
 All models of one row of the table have the same number of parameters (within 2 %), and take turns: every figure is the
-median over the rounds of one run, every ratio is within a round. `share of GEMM` is the time of the matrix products
-alone, replayed at the shapes one update runs them at, over the time of the whole update.
+median over the rounds of one run, every ratio is within a round. `GEMM GFLOP/s` is the rate of an update's
+matrix products alone, replayed at their shapes, `share of it` their time over the time of the whole update.
 
     OMP_NUM_THREADS=1 python benchmarks/throughput.py --batch_size 32 --num_layers 1 4
     OMP_NUM_THREADS=2 python benchmarks/throughput.py --batch_size 128
@@ -10,7 +10,6 @@ alone, replayed at the shapes one update runs them at, over the time of the whol
 
 import argparse
 import itertools
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -29,7 +28,8 @@ from newllm_lib.models.modeling_newllm import loss_only
 from newllm_lib.training.checkpoint import write_json
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
-PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "_linear_pointwise")
+# matrix product -> position of its first factor, and the axis of the second that is the result's
+PRODUCTS = {"mm": (0, -1), "bmm": (0, -1), "addmm": (1, -1), "baddbmm": (1, -1), "_linear_pointwise": (0, 0)}
 
 
 class GRULanguageModel(LSTMForCausalLM):
@@ -105,10 +105,14 @@ class RecordProducts(TorchDispatchMode):
         super().__init__()
         self.calls = []
         self.inputs = {}
+        self.operations = 0  # floating-point, multiplications and additions
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function.overloadpacket.__name__ in PRODUCTS:
+        name = function.overloadpacket.__name__
+        if name in PRODUCTS:
+            first, axis = PRODUCTS[name]
+            self.operations += 2 * args[first].numel() * args[first + 1].shape[axis]
             self.calls.append((function, *tree_map_only(torch.Tensor, self.stand_in, (args, kwargs))))
         return function(*args, **kwargs)
 
@@ -125,12 +129,19 @@ class RecordProducts(TorchDispatchMode):
             function(*args, **kwargs)
 
 
-def products_of(run: Callable[[], None]) -> Callable[[], None]:
-    """The matrix products of one update, alone, as a function without arguments."""
+def products_of(run: Callable[[], None]) -> RecordProducts:
+    """The matrix products of one update."""
     recorder = RecordProducts()
     with recorder:
         run()
-    return recorder.replay
+    recorder.replay()
+    return recorder
+
+
+def timed(run: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
 
 
 def measure(vocab_size, num_layers, batch_size, max_length, options) -> list[dict]:
@@ -139,7 +150,7 @@ def measure(vocab_size, num_layers, batch_size, max_length, options) -> list[dic
     device = "cuda" if torch.cuda.is_available() else "cpu"
     input_ids = torch.randint(0, vocab_size, (batch_size, max_length), device=device)
     runs: dict[tuple[str, str], Callable[[], None]] = {}
-    products: dict[tuple[str, str], Callable[[], None]] = {}
+    products: dict[tuple[str, str], RecordProducts] = {}
     parameters = {}
     for name, model in trained_models(vocab_size, num_layers, max_length, options.dropout).items():
         if options.models and name not in options.models:
@@ -154,36 +165,41 @@ def measure(vocab_size, num_layers, batch_size, max_length, options) -> list[dic
             runs[name, precision]()
             if name in ("newllm", "published cell"):
                 products[name, precision] = products_of(runs[name, precision])
-                products[name, precision]()
     seconds = {key: [] for key in runs}
     product_seconds = {key: [] for key in products}
     for _ in range(options.rounds):
-        for table, functions in ((seconds, runs), (product_seconds, products)):
-            for key, run in functions.items():
-                started = time.perf_counter()
-                run()
-                table[key].append(time.perf_counter() - started)
+        for key, run in runs.items():
+            seconds[key].append(timed(run))
+            if key in products:
+                product_seconds[key].append(timed(products[key].replay))
     setting = {"vocab_size": vocab_size, "num_layers": num_layers, "batch_size": batch_size, "max_length": max_length}
     base = seconds.get(("loop as published", "fp32"))
     rows = []
     for (name, precision), times in seconds.items():
         row = {**setting, "model": name, "precision": precision, "parameters": parameters[name]}
         row["tokens_per_second"] = input_ids.numel() / statistics.median(times)
-        row["to_published"] = statistics.median(b / t for b, t in zip(base, times, strict=True)) if base else math.nan
+        if base:
+            row["to_published"] = statistics.median(b / t for b, t in zip(base, times, strict=True))
         if (name, precision) in product_seconds:
             pairs = zip(product_seconds[name, precision], times, strict=True)
             row["share_of_gemm"] = statistics.median(product / whole for product, whole in pairs)
+            operations = products[name, precision].operations
+            row["gemm_gflops"] = operations / statistics.median(product_seconds[name, precision]) / 1e9
         rows.append(row)
     return rows
 
 
 def table(rows: list[dict]) -> str:
-    lines = [f"{'model':<20} {'parameters':>11} {'tokens/s':>9} {'to published':>13} {'share of GEMM':>14}"]
+    lines = [
+        f"{'model':<20} {'parameters':>11} {'tokens/s':>9} {'to published':>13} {'GEMM GFLOP/s':>13} {'share of it':>12}"
+    ]
     for row in rows:
-        share = f"{row['share_of_gemm']:.0%}" if "share_of_gemm" in row else "-"
+        rate, share = "-", "-"
+        if "share_of_gemm" in row:
+            rate, share = f"{row['gemm_gflops']:.0f}", f"{row['share_of_gemm']:.0%}"
         lines.append(
             f"{row['model'] + ' ' + row['precision']:<20} {row['parameters']:>11,} {row['tokens_per_second']:>9,.0f} "
-            f"{row['to_published']:>12.2f}x {share:>14}"
+            f"{ratio:>13} {rate:>13} {share:>12}"
         )
     return "\n".join(lines)
 

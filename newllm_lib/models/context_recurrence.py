@@ -63,12 +63,18 @@ class ContextRecurrence(nn.Module):
         weight, bias = weight_and_bias(self.layers[0])
         return linear(inputs_embeds * self.embedding_scale, weight[:, : self.embedding_size], bias)
 
-    def project_ids(self, input_ids: torch.LongTensor, embed_tokens: nn.Embedding) -> torch.Tensor:
+    def project_ids(
+        self, input_ids: torch.LongTensor, embed_tokens: nn.Embedding, sparse_gradient: bool = False
+    ) -> torch.Tensor:
         """`project_embeddings` of the tokens' embeddings: [B, T] -> [B, T, H]. With fewer types than tokens the table
-        is projected once and rows are looked up in it, which is the same product with fewer rows."""
+        is projected once and rows are looked up in it, which is the same product with fewer rows.
+
+        `sparse_gradient`: the looked-up rows' gradient is added to the one that a tied head makes for the whole table;
+        a second one of that size never exists. Without such a head an optimizer would have to take sparse gradients.
+        """
         if embed_tokens.num_embeddings < input_ids.numel():
             return functional.embedding(input_ids, self.project_embeddings(embed_tokens.weight))
-        return self.project_embeddings(embed_tokens(input_ids))
+        return self.project_embeddings(functional.embedding(input_ids, embed_tokens.weight, sparse=sparse_gradient))
 
     def forward(
         self,

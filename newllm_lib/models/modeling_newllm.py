@@ -68,6 +68,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         past_key_values: ContextCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        sparse_embedding_gradient: bool = False,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """
@@ -77,6 +78,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
             position_ids: [B, T]; a 0 at an unmasked position starts a new document with a zero context. No other
                 value matters: the model has no positions and no maximum length.
             past_key_values: context to continue from, updated in place.
+            sparse_embedding_gradient: see `ContextRecurrence.project_ids`.
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds` is given.
@@ -85,7 +87,9 @@ class NewLLMModel(NewLLMPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             # Time first in memory, as the recurrence wants it.
-            token_projections = self.recurrence.project_ids(input_ids.t(), self.embed_tokens).transpose(0, 1)
+            token_projections = self.recurrence.project_ids(
+                input_ids.t(), self.embed_tokens, sparse_embedding_gradient
+            ).transpose(0, 1)
         else:
             token_projections = self.recurrence.project_embeddings(inputs_embeds)
         batch_size, num_tokens = token_projections.shape[:2]
@@ -228,5 +232,8 @@ class NewLLMForCausalLM(CausalLMHeadMixin, NewLLMPreTrainedModel, RecurrentGener
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            sparse_embedding_gradient=self.lm_head.weight is self.model.embed_tokens.weight
+            and labels is not None
+            and kwargs.get("skip_logits", False),
         )
         return self.lm_output(outputs, labels, logits_to_keep, **kwargs)

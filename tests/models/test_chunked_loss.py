@@ -117,3 +117,22 @@ def test_the_logits_never_exist(monkeypatch):
     with Watch():
         model(input_ids=input_ids, labels=input_ids, skip_logits=True, use_cache=False).loss.backward()
     assert largest == 20 * 5000 < 4 * 50 * 5000
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_more_types_than_tokens(tied):
+    """The looked-up rows' sparse gradient joins the head's dense one; an untied table keeps a dense one of its own."""
+    config = NewLLMConfig(
+        vocab_size=300, embedding_size=8, context_size=10, hidden_size=20, dropout=0.0, tie_word_embeddings=tied
+    )
+    model = NewLLMForCausalLM(config).double()
+    input_ids = torch.randint(0, 300, (2, 9))
+    gradients = []
+    for skip_logits in (False, True):
+        for _ in range(2):  # the second backward pass adds to what is there
+            model(input_ids=input_ids, labels=input_ids, skip_logits=skip_logits).loss.backward()
+        assert all(parameter.grad.layout == torch.strided for parameter in model.parameters())
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        model.zero_grad()
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
