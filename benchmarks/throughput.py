@@ -190,10 +190,10 @@ def measure(vocab_size, num_layers, batch_size, max_length, options) -> list[dic
 
 
 def table(rows: list[dict]) -> str:
-    lines = [
-        f"{'model':<20} {'parameters':>11} {'tokens/s':>9} {'to published':>13} {'GEMM GFLOP/s':>13} {'share of it':>12}"
-    ]
+    titles = ("model", "parameters", "tokens/s", "to published", "GEMM GFLOP/s", "share of it")
+    lines = ["{:<20} {:>11} {:>9} {:>13} {:>13} {:>12}".format(*titles)]
     for row in rows:
+        ratio = f"{row['to_published']:.2f}x" if "to_published" in row else "-"
         rate, share = "-", "-"
         if "share_of_gemm" in row:
             rate, share = f"{row['gemm_gflops']:.0f}", f"{row['share_of_gemm']:.0%}"
