@@ -38,7 +38,7 @@ def training_speed(model_type: str, vocab_size: int, num_parameters: int, rows: 
     device = find_device()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(device)[0])
     model = build_model(build_config(model_type, vocab_size, tokens, num_parameters=num_parameters)).to(device.kind)
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     input_ids = torch.randint(0, vocab_size, (rows, tokens), device=device.kind)
     seconds = []
     for _ in range(9):

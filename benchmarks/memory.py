@@ -36,7 +36,7 @@ def one_setting(model_type: str, vocab_size: int, batch_size: int, max_length: i
         build_config(model_type, vocab_size, max_length, num_layers=1 if "newllm" in model_type else None)
     )
     model = model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)  # as the Trainer does
     input_ids = torch.randint(0, vocab_size, (batch_size, max_length), device=device)
 
     def update() -> None:

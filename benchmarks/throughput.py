@@ -157,7 +157,7 @@ def measure(vocab_size, num_layers, batch_size, max_length, options) -> list[dic
             continue
         model = model.to(device).train()
         parameters[name] = sum(parameter.numel() for parameter in model.parameters())
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
         for precision, dtype in DTYPES.items():
             if name == "loop as published" and precision == "bf16":
                 continue

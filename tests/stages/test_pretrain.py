@@ -65,7 +65,7 @@ def test_a_finished_run_holds_everything(text_file, tmp_path, model_type):
     # The text held out is small enough to be scored whole each time: the result is the best of the evaluations.
     assert results["loss"] == pytest.approx(min(losses), rel=1e-6)
     # A run scores in the precision it trains in, `evaluate` in fp32.
-    assert evaluate(folder)["loss"] == pytest.approx(results["loss"], rel=1e-4)
+    assert evaluate(folder)["loss"] == pytest.approx(results["loss"], rel=1e-3)
     assert results["bits_per_byte"] == pytest.approx(results["loss"] / 0.6931471805599453, rel=1e-9)
     card = (folder / "README.md").read_text()
     assert "text.txt" in card
