@@ -34,12 +34,9 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
     pytest.mark.skipif(importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab is not installed"),
     pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
+    # Colab's images carry ipywidgets 7, for a front end of Colab's own.
+    pytest.mark.skipif(version("ipywidgets") < "8", reason="JupyterLab 4 shows no widgets of ipywidgets 7"),
 ]
-
-# Colab's images carry ipywidgets 7 for a front end of Colab's own; in JupyterLab 4 its sliders are other elements.
-ipywidgets_8 = pytest.mark.skipif(
-    int(version("ipywidgets").split(".")[0]) < 8, reason="JupyterLab 4 goes with ipywidgets 8"
-)
 
 
 def real_text() -> str:
@@ -189,13 +186,12 @@ def test_run_all(page, screenshots):
     page.wait_for_selector("text=the next notebook continues from there", timeout=120 * SECONDS)
     for number in range(1, 10):
         assert "✓" in code_cell(page, f"{number} ·").locator(".jp-OutputArea").last.inner_text()
-    assert page.locator("text=Error displaying widget").count() == 0
+    assert page.locator("text=/Error displaying widget|javascript error/").count() == 0
     assert code_cell(page, "6").locator("img").count() == 1
     assert "finished" in code_cell(page, "6").inner_text()
     take_pictures(page, screenshots, "light")
 
 
-@ipywidgets_8
 @pytest.mark.parametrize("width", [1400, 600])
 def test_the_panel_fits_the_page(page, width):
     page.set_viewport_size({"width": width, "height": HEIGHT})
@@ -212,7 +208,6 @@ def test_the_panel_fits_the_page(page, width):
     page.set_viewport_size({"width": 1400, "height": HEIGHT})
 
 
-@ipywidgets_8
 def test_sliders_move_by_mouse_and_keyboard(page):
     before = live_line(page)
     assert "20 updates" in before and "is finished" in before
@@ -232,7 +227,6 @@ def test_sliders_move_by_mouse_and_keyboard(page):
     assert "0.05 M tokens" in line and "minute" in line
 
 
-@ipywidgets_8
 def test_stop_and_go_on(page, screenshots):
     cell = code_cell(page, "6")
     run_cell(page, "6")
