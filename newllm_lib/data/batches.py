@@ -208,5 +208,5 @@ def positions_within_row(position_ids: torch.Tensor) -> torch.Tensor:
 
 def write_atomically(path: Path, content: str) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(content)
+    temporary.write_text(content, encoding="utf-8")
     os.replace(temporary, path)

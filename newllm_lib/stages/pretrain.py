@@ -44,14 +44,6 @@ class PretrainArguments(StageArguments):
     dropout: float = setting(
         0.1, "Share of hidden units dropped in training; more for many epochs.", group="Model", low=0.0, high=0.5
     )
-    max_length: int = setting(
-        64,
-        "Tokens per row: how far back gradients reach, and the whole window of a model with attention.",
-        group="Data",
-        low=16,
-        high=1024,
-        log=True,
-    )
     carry_context: bool = setting(
         True, "Hand the context from batch to batch over contiguous text (recurrent models).", group="Model"
     )

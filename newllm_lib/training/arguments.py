@@ -9,7 +9,7 @@ from typing import Any, Literal
 from transformers import TrainingArguments
 
 from ..errors import InputError
-from .device import CPU, choose_precision, find_device
+from .device import choose_precision, find_device
 
 # Keys of a setting's metadata beside its help text.
 SLIDER_KEYS = ("group", "low", "high", "log")
@@ -98,8 +98,8 @@ class StageArguments(TrainingArguments):
     )
     skip_bad_rows: bool = setting(False, "Leave out rows that do not fit, and count them.", group="Data")
     max_length: int = setting(
-        128,
-        "Tokens per training row: how far back gradients reach.",
+        64,
+        "Tokens per row: how far back gradients reach, and the whole window of a model with attention.",
         group="Data",
         low=16,
         high=1024,
@@ -157,7 +157,7 @@ class StageArguments(TrainingArguments):
 
     def __post_init__(self):
         check_ranges(self)
-        device = CPU if self.use_cpu else find_device()
+        device = find_device(self.use_cpu)
         self.dataloader_pin_memory |= device.kind == "cuda"
         if self.auto_precision and not (self.bf16 or self.fp16):
             precision, _ = choose_precision(device)

@@ -18,12 +18,9 @@ class Device:
     threads: int
 
 
-CPU = Device("cpu", "CPU", None, None, torch.get_num_threads())
-
-
-def find_device() -> Device:
+def find_device(use_cpu: bool = False) -> Device:
     """The device that transformers' Trainer will take."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not use_cpu:
         properties = torch.cuda.get_device_properties(0)
         return Device(
             "cuda",
@@ -32,9 +29,9 @@ def find_device() -> Device:
             (properties.major, properties.minor),
             torch.get_num_threads(),
         )
-    if torch.backends.mps.is_available():
+    if torch.backends.mps.is_available() and not use_cpu:
         return Device("mps", "Apple GPU", None, None, torch.get_num_threads())
-    return CPU
+    return Device("cpu", "CPU", None, None, torch.get_num_threads())
 
 
 def choose_precision(device: Device) -> tuple[str, str]:

@@ -9,8 +9,9 @@ from plain_recurrence import plain_recurrence
 from newllm_lib.models import NewLLMConfig
 from newllm_lib.models.context_recurrence import ContextRecurrence
 
-# Of the norm of the difference, relative to the norm of the tensor.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
+# Of the norm of the difference relative to the tensor's, and of the largest difference relative to the largest value,
+# which in fp32 varies with the order of sums.
+TOLERANCE = {torch.float64: (1e-12, 1e-12), torch.float32: (1e-6, 3e-6)}
 
 
 def small_recurrence(layers: int, dtype: torch.dtype, dropout: float = 0.0, clamp: float = 1.5) -> ContextRecurrence:
@@ -60,7 +61,10 @@ def test_equals_the_plain_loop(batch_size, length, layers, masked, documents, dt
     found = values_and_gradients(lambda: recurrence(*arguments), recurrence, projections, context)
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
-        assert (tensor - found[name]).norm() <= TOLERANCE[dtype] * tensor.norm().clamp_min(1e-3), name
+        of_norm, of_largest = TOLERANCE[dtype]
+        difference = tensor - found[name]
+        assert difference.norm() <= of_norm * tensor.norm().clamp_min(1e-3), name
+        assert difference.abs().max() <= of_largest * tensor.abs().max().clamp_min(1e-3), name
 
 
 def test_gradients_equal_finite_differences():

@@ -53,7 +53,7 @@ class StopAt(TrainerCallback):
 
 @pytest.mark.parametrize("model_type", ["newllm", "newllm-reference", "tiny-gpt2", "lstm"])
 def test_a_finished_run_holds_everything(text_file, tmp_path, model_type):
-    folder = pretrain(arguments(text_file, tmp_path / "run", model_type=model_type))
+    folder = pretrain(arguments(text_file, tmp_path / "run", model_type=model_type, auto_precision=False))
     names = {path.name for path in folder.iterdir()}
     assert names >= RUN_FILES
     assert not list(folder.rglob("*.bin")), "no pickle of settings"
@@ -64,12 +64,17 @@ def test_a_finished_run_holds_everything(text_file, tmp_path, model_type):
     assert losses[-1] < losses[0]
     # The text held out is small enough to be scored whole each time: the result is the best of the evaluations.
     assert results["loss"] == pytest.approx(min(losses), rel=1e-6)
-    # A run scores in the precision it trains in, `evaluate` in fp32.
-    assert evaluate(folder)["loss"] == pytest.approx(results["loss"], rel=1e-3)
+    assert evaluate(folder)["loss"] == pytest.approx(results["loss"], rel=1e-6)
     assert results["bits_per_byte"] == pytest.approx(results["loss"] / 0.6931471805599453, rel=1e-9)
     card = (folder / "README.md").read_text()
     assert "text.txt" in card
     assert f"{results['parameters']:,} parameters" in card
+
+
+def test_a_run_in_bf16_scores_nearly_as_evaluate_does_in_fp32(text_file, tmp_path):
+    folder = pretrain(arguments(text_file, tmp_path / "run", bf16=True, use_cpu=True))
+    results = json.loads((folder / "results.json").read_text())
+    assert evaluate(folder)["loss"] == pytest.approx(results["loss"], rel=1e-3)
 
 
 ACCUMULATED = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}

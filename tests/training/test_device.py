@@ -1,7 +1,7 @@
 import pytest
 
 from newllm_lib.training.arguments import StageArguments
-from newllm_lib.training.device import CPU, Device, choose_precision
+from newllm_lib.training.device import Device, choose_precision, find_device
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_precision_follows_the_compute_capability(name, capability, precision):
 )
 def test_on_a_cpu_it_follows_its_instructions(monkeypatch, capabilities, precision):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities, raising=False)
-    assert choose_precision(CPU)[0] == precision
+    assert choose_precision(find_device(use_cpu=True))[0] == precision
     arguments = StageArguments()
     assert arguments.bf16 == (precision == "bf16") and not arguments.fp16
     assert StageArguments(auto_precision=False).bf16 is False
@@ -34,4 +34,4 @@ def test_on_a_cpu_it_follows_its_instructions(monkeypatch, capabilities, precisi
 
 def test_a_torch_that_does_not_tell_gets_fp32(monkeypatch):
     monkeypatch.delattr("torch.cpu.get_capabilities", raising=False)
-    assert choose_precision(CPU)[0] == "fp32"
+    assert choose_precision(find_device(use_cpu=True))[0] == "fp32"
