@@ -14,7 +14,8 @@ class Chat:
     """A conversation with the model in a folder.
 
     A model with a chat template gets the conversation as its template renders it; one without, such as a pretrained
-    model, goes on with the text so far. Nothing is read twice: the model's state is kept from turn to turn.
+    model, goes on with the text so far. The model's state is kept from turn to turn: what it holds is not read again,
+    unless the conversation, turned into tokens anew, comes out otherwise than the model wrote it.
 
     Attributes:
         messages: the conversation, as {"role": "user" or "assistant", "content": text}.

@@ -165,10 +165,8 @@ def run_generate(argv: Sequence[str]) -> None:
     parser = SentenceParser(prog="newllm generate", description="Continue a prompt.")
     parser.add_argument("model", help="folder of a finished run")
     parser.add_argument("--prompt", required=True, help="beginning of the text")
-    parser.add_argument("--max_new_tokens", type=int, default=60)
+    add_sampling_fields(parser, max_new_tokens=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token")
-    parser.add_argument("--top_p", type=float, default=0.95)
     fields = parser.parse(argv)
     from .stages.generate import generate
 
@@ -178,10 +176,8 @@ def run_generate(argv: Sequence[str]) -> None:
 def run_chat(argv: Sequence[str]) -> None:
     parser = SentenceParser(prog="newllm chat", description="Talk to a trained model; an empty line ends it.")
     parser.add_argument("model", help="folder of a finished run")
-    parser.add_argument("--max_new_tokens", type=int, default=200)
+    add_sampling_fields(parser, max_new_tokens=200)
     parser.add_argument("--seed", type=int, help="draw the same replies every time")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token")
-    parser.add_argument("--top_p", type=float, default=0.95)
     parser.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1: fewer repetitions")
     fields = parser.parse(argv)
     from .chat import Chat
@@ -222,6 +218,12 @@ def run_doctor(argv: Sequence[str]) -> None:
 def add_text_fields(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="text file to evaluate on; the run's own held-out text if left out")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+
+
+def add_sampling_fields(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token")
+    parser.add_argument("--top_p", type=float, default=0.95)
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
