@@ -9,18 +9,17 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
 
 from newllm_lib.cli import set_up_output
 from newllm_lib.models import build_config, build_model, count_parameters
-from newllm_lib.models.modeling_newllm import loss_only
 from newllm_lib.stages.compare import compare, comparison_figure, comparison_table
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, pretrain
 from newllm_lib.training.checkpoint import read_results, write_json
-from newllm_lib.training.device import choose_precision, find_device
+from newllm_lib.training.device import autocast_dtype, choose_precision, find_device
+from newllm_lib.training.update import timed_update
 
 # model type -> (its learning rates, other settings). The reference is trained as published: Adam at a constant rate,
 # rows of 128 tokens, every row from a zero context. Dropout is 0.1 in every model.
@@ -36,19 +35,10 @@ def training_speed(model_type: str, vocab_size: int, num_parameters: int, rows: 
     """Median training tokens per second of seven updates after two to warm up, in the precision that training takes, on
     this machine as it is now."""
     device = find_device()
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(device)[0])
     model = build_model(build_config(model_type, vocab_size, tokens, num_parameters=num_parameters)).to(device.kind)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     input_ids = torch.randint(0, vocab_size, (rows, tokens), device=device.kind)
-    seconds = []
-    for _ in range(9):
-        started = time.perf_counter()
-        with torch.autocast(device.kind, dtype, enabled=dtype is not None):
-            loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.perf_counter() - started)
+    seconds = [timed_update(model, optimizer, input_ids, autocast_dtype(device)) for _ in range(9)]
     return rows * tokens / statistics.median(seconds[2:])
 
 

@@ -17,8 +17,8 @@ import torch
 from matplotlib.figure import Figure
 
 from newllm_lib.models import build_config, build_model
-from newllm_lib.models.modeling_newllm import loss_only
 from newllm_lib.training.checkpoint import write_json
+from newllm_lib.training.update import timed_update
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -39,22 +39,17 @@ def one_setting(model_type: str, vocab_size: int, batch_size: int, max_length: i
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)  # as the Trainer does
     input_ids = torch.randint(0, vocab_size, (batch_size, max_length), device=device)
 
-    def update() -> None:
-        with torch.autocast(device, torch.bfloat16 if device == "cpu" else torch.float16, enabled=bf16):
-            loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    dtype = None if not bf16 else torch.bfloat16 if device == "cpu" else torch.float16
 
-    update()
-    update()
+    timed_update(model, optimizer, input_ids, dtype)
+    timed_update(model, optimizer, input_ids, dtype)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
         CLEAR.write_text("5")  # the peak starts again from what is resident now
         before = resident("VmRSS")
-    update()
+    timed_update(model, optimizer, input_ids, dtype)
     peak = (torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")) - before
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     return {

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers.modeling_outputs import CausalLMOutput
 
 from newllm_lib.models import NewLLMConfig
 
@@ -29,8 +30,8 @@ class PublishedLoop(nn.Module):
         self.write = nn.Linear(config.hidden_size, config.context_size)
         self.norm = nn.LayerNorm(config.context_size)
 
-    def forward(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        """[B, T] -> logits [B, T, V]."""
+    def forward(self, input_ids: torch.LongTensor, labels: torch.LongTensor, use_cache: bool) -> CausalLMOutput:
+        """[B, T] -> logits [B, T, V] and the mean loss; it has no cache."""
         embedded = self.embedding(input_ids)
         context = embedded.new_zeros(len(input_ids), self.context_size)
         logits = []
@@ -40,8 +41,6 @@ class PublishedLoop(nn.Module):
             delta = self.delta(hidden)
             forget, write = torch.sigmoid(self.forget(hidden)), torch.sigmoid(self.write(hidden))
             context = self.norm(forget * context + write * delta).clamp(-self.clamp, self.clamp)
-        return torch.stack(logits, dim=1)
-
-    def loss(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        logits = self(input_ids)
-        return functional.cross_entropy(logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
+        logits = torch.stack(logits, dim=1)
+        loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return CausalLMOutput(loss=loss, logits=logits)

@@ -13,7 +13,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from newllm_lib.models import LSTMForCausalLM, build_config, build_model, count_parameters
-from newllm_lib.models.modeling_newllm import loss_only
 from newllm_lib.training.checkpoint import write_json
+from newllm_lib.training.update import timed_update
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 # matrix product -> position of its first factor, and the axis of the second that is the result's
@@ -79,25 +79,6 @@ def trained_models(vocab_size: int, num_layers: int, max_length: int, dropout: f
     return models
 
 
-def update(model: nn.Module, optimizer: torch.optim.Optimizer, input_ids: torch.Tensor, dtype) -> Callable[[], None]:
-    """One training update as a function without arguments."""
-    own_loss = isinstance(model, PublishedLoop)
-
-    def run() -> None:
-        with nullcontext() if dtype is None else torch.autocast(input_ids.device.type, dtype):
-            if own_loss:
-                loss = model.loss(input_ids)
-            else:
-                loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if input_ids.is_cuda:
-            torch.cuda.synchronize()
-
-    return run
-
-
 class RecordProducts(TorchDispatchMode):
     """Notes every matrix product that runs inside: the operation and copies of what it was given."""
 
@@ -124,12 +105,17 @@ class RecordProducts(TorchDispatchMode):
         return self.inputs[key]
 
     @torch.no_grad()
-    def replay(self) -> None:
+    def replay(self) -> float:
+        """Seconds that the products take alone."""
+        started = time.perf_counter()
         for function, args, kwargs in self.calls:
             function(*args, **kwargs)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
 
 
-def products_of(run: Callable[[], None]) -> RecordProducts:
+def products_of(run: Callable[[], float]) -> RecordProducts:
     """The matrix products of one update."""
     recorder = RecordProducts()
     with recorder:
@@ -138,18 +124,12 @@ def products_of(run: Callable[[], None]) -> RecordProducts:
     return recorder
 
 
-def timed(run: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
 def measure(vocab_size, num_layers, batch_size, max_length, options) -> list[dict]:
     """One row per model and precision."""
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     input_ids = torch.randint(0, vocab_size, (batch_size, max_length), device=device)
-    runs: dict[tuple[str, str], Callable[[], None]] = {}
+    runs: dict[tuple[str, str], Callable[[], float]] = {}
     products: dict[tuple[str, str], RecordProducts] = {}
     parameters = {}
     for name, model in trained_models(vocab_size, num_layers, max_length, options.dropout).items():
@@ -161,7 +141,7 @@ def measure(vocab_size, num_layers, batch_size, max_length, options) -> list[dic
         for precision, dtype in DTYPES.items():
             if name == "loop as published" and precision == "bf16":
                 continue
-            runs[name, precision] = update(model, optimizer, input_ids, dtype)
+            runs[name, precision] = partial(timed_update, model, optimizer, input_ids, dtype)
             runs[name, precision]()
             if name in ("newllm", "published cell"):
                 products[name, precision] = products_of(runs[name, precision])
@@ -169,9 +149,9 @@ def measure(vocab_size, num_layers, batch_size, max_length, options) -> list[dic
     product_seconds = {key: [] for key in products}
     for _ in range(options.rounds):
         for key, run in runs.items():
-            seconds[key].append(timed(run))
+            seconds[key].append(run())
             if key in products:
-                product_seconds[key].append(timed(products[key].replay))
+                product_seconds[key].append(products[key].replay())
     setting = {"vocab_size": vocab_size, "num_layers": num_layers, "batch_size": batch_size, "max_length": max_length}
     base = seconds.get(("loop as published", "fp32"))
     rows = []

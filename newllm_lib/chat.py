@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers.decoders import DecodeStream
 from transformers import set_seed
 
-from .evaluation.token_stream import TokenStream, check_sampling
+from .evaluation.token_stream import TokenStream, check_sampling, document_ids
 from .stages.evaluate import open_model
 
 
@@ -67,6 +67,4 @@ class Chat:
     def _token_ids(self) -> list[int]:
         if self.tokenizer.chat_template is not None:
             return self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, return_dict=False)
-        # As every document in training, the text begins with one end-of-text token.
-        text = "".join(message["content"] for message in self.messages)
-        return [self.tokenizer.eos_token_id, *self.tokenizer.encode(text, add_special_tokens=False)]
+        return document_ids(self.tokenizer, "".join(message["content"] for message in self.messages))

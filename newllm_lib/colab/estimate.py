@@ -2,7 +2,6 @@
 
 import functools
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import torch
 from ..data.tokenizer import DEFAULT_VOCAB_SIZE
 from ..errors import InputError
 from ..models import build_config, build_model, count_parameters
-from ..models.modeling_newllm import loss_only
 from ..stages.pretrain import PretrainArguments
-from ..training.device import choose_precision, find_device
+from ..training.device import autocast_dtype, find_device
 from ..training.trainer import count_training_tokens
+from ..training.update import timed_update
 
 # Bytes of training text by source; nothing is downloaded or read for an estimate.
 TEXT_BYTES = {"hub": 10_900_000, "auto": 10_900_000, "offline": 12_110_594}
@@ -95,30 +94,16 @@ def measure(args: PretrainArguments) -> float:
     config = _config(*_sizes(args))
     model = build_model(config).to(device.kind).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    precision, _ = choose_precision(device)
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    dtype = autocast_dtype(device)
     length = min(args.max_length, PROBE_LENGTH)
 
     def seconds(rows: int) -> float:
         input_ids = torch.randint(0, config.vocab_size, (rows, length), device=device.kind)
-        _synchronize(device.kind)
-        started = time.perf_counter()
-        with torch.autocast(device.kind, dtype, enabled=dtype is not None):
-            loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        _synchronize(device.kind)
-        return time.perf_counter() - started
+        return timed_update(model, optimizer, input_ids, dtype)
 
     seconds(1)  # the first step sets things up that the others find ready
     rows = max(min(int(PROBE_SECONDS / seconds(1)), args.per_device_train_batch_size), 1)
     return seconds(rows) / (6 * count_parameters(config) * rows * length)
-
-
-def _synchronize(kind: str) -> None:
-    if kind == "cuda":
-        torch.cuda.synchronize()
 
 
 def _sizes(args: PretrainArguments) -> tuple:

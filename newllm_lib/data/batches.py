@@ -3,7 +3,6 @@
 Dimensions: B rows, T = max_length tokens.
 """
 
-import hashlib
 import itertools
 import json
 import math
@@ -20,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
 from ..models.modeling_newllm import IGNORED
+from .cache import cache_path, write_atomically
 from .catalogue import Text
 from .rows import TextPiece
 
@@ -114,10 +114,9 @@ def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int)
     Raises:
         InputError: the text is shorter than one row.
     """
-    key = hashlib.sha256(
-        f"{FORMAT_VERSION}|{text.identity}|{tokenizer.backend_tokenizer.to_str()}|{max_length}".encode()
-    ).hexdigest()[:32]
-    arrow_path = cache_folder() / f"rows-{key}.arrow"
+    arrow_path = cache_path(
+        "rows", ".arrow", FORMAT_VERSION, text.identity, tokenizer.backend_tokenizer.to_str(), max_length
+    )
     counts_path = arrow_path.with_suffix(".json")
     if not (arrow_path.exists() and counts_path.exists()):
         counts = _write_rows(text, tokenizer, max_length, arrow_path)
@@ -129,14 +128,6 @@ def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int)
             f"text or a max_length of at most {max(counts.tokens, 2)}."
         )
     return datasets.Dataset.from_file(str(arrow_path)).with_format("numpy"), counts
-
-
-def cache_folder() -> Path:
-    """Where prepared rows are kept: NEWLLM_CACHE, or newllm in the user's cache folder."""
-    folder = Path(os.environ.get("NEWLLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "newllm")
-    folder = folder.expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _write_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int, path: Path) -> TextCounts:
@@ -204,9 +195,3 @@ def positions_within_row(position_ids: torch.Tensor) -> torch.Tensor:
     columns = torch.arange(position_ids.shape[1], device=position_ids.device)
     last_start = torch.where(position_ids == 0, columns, 0).cummax(dim=1).values
     return columns - last_start
-
-
-def write_atomically(path: Path, content: str) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)

@@ -3,7 +3,6 @@
 `bpe` and `byte` keep every byte of the text; `word` is the published setting: lower-cased words with `<unk>`.
 """
 
-import hashlib
 from collections.abc import Iterable
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -13,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..errors import InputError
-from .batches import cache_folder, write_atomically
+from .cache import cache_path, write_atomically
 
 TOKENIZERS = ("bpe", "byte", "word", "gpt2")
 DEFAULT_VOCAB_SIZE = {"bpe": 4096, "word": 1000}
@@ -47,8 +46,7 @@ def build_tokenizer(
     if text_identity is None:
         learned = train(texts, wanted)
     else:
-        key = hashlib.sha256(f"{version('tokenizers')}|{text_identity}|{kind}|{wanted}".encode()).hexdigest()[:32]
-        path = cache_folder() / f"tokenizer-{key}.json"
+        path = cache_path("tokenizer", ".json", version("tokenizers"), text_identity, kind, wanted)
         if not path.exists():
             write_atomically(path, train(texts, wanted).to_str())
         learned = Tokenizer.from_file(str(path))

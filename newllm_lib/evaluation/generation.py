@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from ..models.context_cache import ContextCache, RecurrentGenerationMixin
-from .token_stream import TokenStream
+from .token_stream import TokenStream, document_ids
 
 
 def continue_prompt(
@@ -26,7 +26,7 @@ def continue_prompt(
     """The text that follows `prompt`, without it. The prompt is read after one end-of-text token, as every document
     in training; temperature 0 takes the most likely token each time."""
     set_seed(seed)
-    ids = [tokenizer.eos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
+    ids = document_ids(tokenizer, prompt)
     tokens = TokenStream(model, temperature, top_p).continue_with(ids, max_new_tokens, [tokenizer.eos_token_id])
     return tokenizer.decode(list(tokens), skip_special_tokens=True)
 

@@ -10,6 +10,7 @@ import torch
 from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
@@ -90,6 +91,11 @@ class TokenStream:
         self.cache = outputs.past_key_values
         self.read += fresh
         return outputs.logits[:, -1].float()
+
+
+def document_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The tokens of a text's beginning, after one end-of-text token, as every document in training."""
+    return [tokenizer.eos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_p: float, repetition_penalty: float = 1.0) -> None:

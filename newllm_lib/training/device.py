@@ -49,6 +49,11 @@ def choose_precision(device: Device) -> tuple[str, str]:
     )
 
 
+def autocast_dtype(device: Device) -> torch.dtype | None:
+    """The dtype of `choose_precision` for `torch.autocast`; None is none."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision(device)[0])
+
+
 def cpu_multiplies_bf16() -> bool:
     """True if the CPU has instructions for it (AVX512-BF16 or AMX). A training step is then up to twice as fast; on any
     other CPU bf16 is emulated and slower than fp32."""
