@@ -18,7 +18,7 @@ from newllm_lib.models import build_config, build_model, count_parameters
 from newllm_lib.stages.compare import compare, comparison_figure, comparison_table
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, pretrain
 from newllm_lib.training.checkpoint import read_results, write_json
-from newllm_lib.training.device import autocast_dtype, choose_precision, find_device
+from newllm_lib.training.device import autocast_dtype, choose_precision, find_device, keep_freed_memory
 from newllm_lib.training.update import timed_update
 
 # model type -> (its learning rates, other settings). The reference is trained as published: Adam at a constant rate,
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--only", help="name of one run's folder: train it alone, without the table")
     options = parser.parse_args()
     set_up_output()
+    keep_freed_memory()
 
     num_parameters = count_parameters(build_config("newllm", options.vocab_size, 128))
     best: dict[str, tuple[float, Path, float]] = {}

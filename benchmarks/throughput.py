@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map_only
 
 from newllm_lib.models import LSTMForCausalLM, build_config, build_model, count_parameters
 from newllm_lib.training.checkpoint import write_json
+from newllm_lib.training.device import keep_freed_memory
 from newllm_lib.training.update import timed_update
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
@@ -213,6 +214,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     torch.set_num_interop_threads(1)
+    keep_freed_memory()
     titles, tables = [], []
     for layers, batch, length, vocab in itertools.product(
         options.num_layers, options.batch_size, options.max_length, options.vocab_size

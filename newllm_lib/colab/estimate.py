@@ -11,7 +11,7 @@ from ..data.tokenizer import DEFAULT_VOCAB_SIZE
 from ..errors import InputError
 from ..models import build_config, build_model, count_parameters
 from ..stages.pretrain import PretrainArguments
-from ..training.device import autocast_dtype, find_device
+from ..training.device import autocast_dtype, find_device, keep_freed_memory
 from ..training.trainer import count_training_tokens
 from ..training.update import timed_update
 
@@ -91,6 +91,8 @@ def measure(args: PretrainArguments) -> float:
     """Seconds per floating-point operation in one training step of this model on this machine; on a CPU the step is
     made smaller, to take under a second in all."""
     device = find_device()
+    if device.kind == "cpu":
+        keep_freed_memory()
     config = _config(*_sizes(args))
     model = build_model(config).to(device.kind).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)

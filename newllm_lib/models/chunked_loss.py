@@ -10,7 +10,7 @@ Dimensions: N tokens, E width of the head's input, V vocabulary.
 import torch
 from torch.autograd.function import once_differentiable
 
-from .matrix_products import linear, product
+from .matrix_products import linear, product, product_over_rows
 
 CHUNK_ELEMENTS = 2**22  # logits at a time: 16 MB in fp32
 TYPES_PER_BLOCK = 4096  # rows of the weight's gradient at a time
@@ -71,7 +71,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             if grad_weight is not None:
                 for block in range(0, len(weight), TYPES_PER_BLOCK):  # a product of all types is as large as the weight
                     types = slice(block, block + TYPES_PER_BLOCK)
-                    grad_weight[types] += product(slopes[:, types].t(), chunk)
+                    grad_weight[types] += product_over_rows(slopes[:, types], chunk)
         ctx.gradients = grad_inputs, grad_weight, grad_bias
         return total
 

@@ -86,7 +86,7 @@ class ContextRecurrence(nn.Module):
         """Walk the tokens once.
 
         Args:
-            token_projections: [B, T, H] from `project_ids` or `project_embeddings`.
+            token_projections: [B, T, H] from `project_ids` or `project_embeddings`; may be overwritten.
             context: [B, C] context before the first token; None means zero.
             attention_mask: [B, T] bool, False where a position must leave the context untouched.
             document_starts: [B, T] bool, True where a new document begins with a zero context.

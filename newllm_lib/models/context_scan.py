@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .matrix_products import add_product, dense, product
+from .matrix_products import add_product, dense, product, product_over_rows
 
 
 def scan_context(
@@ -32,7 +32,7 @@ def scan_context(
     """Run the cell over T tokens.
 
     Args:
-        token_projections: [B, T, H], what the first layer makes of the tokens.
+        token_projections: [B, T, H], what the first layer makes of the tokens; may be overwritten.
         context: [B, C] before the first token.
         attention_mask, document_starts: [B, T] bool or None.
         context_weight: [H, C], the first layer's weights on the context.
@@ -74,7 +74,7 @@ class ContextScan(torch.autograd.Function):
         layers = [(w.to(dtype).t(), b.to(dtype)) for w, b in zip(deeper[0::2], deeper[1::2], strict=True)]
         slots = num_tokens if trains else 1  # without a backward one slot serves every step
         hidden = [projections.new_empty(slots, batch_size, hidden_size) for _ in layers]
-        hidden.append(projections.new_empty(num_tokens, batch_size, hidden_size))  # the output
+        hidden.append(projections.detach())  # the output is written over what each step has read: less memory to walk
         contexts = context.new_empty(slots + 1, batch_size, context_size)  # before each token, and after the last
         contexts[0] = context
         kept = []  # what the backward pass needs of each step: gates, context before LayerNorm, mean, 1 / std
@@ -172,7 +172,7 @@ class ContextScan(torch.autograd.Function):
                 grad_context = grad_context.masked_fill(starts[t], 0.0)
 
         def weight_gradient(grads, values):  # [T, B, N], [T, B, M] -> [N, M]
-            return product(grads.flatten(0, 1).t(), values.flatten(0, 1).to(dtype)).to(context_weight.dtype)
+            return product_over_rows(grads.flatten(0, 1), values.flatten(0, 1).to(dtype)).to(context_weight.dtype)
 
         def bias_gradient(grads):  # [T, B, N] -> [N]
             return grads.sum((0, 1), dtype=context_weight.dtype)

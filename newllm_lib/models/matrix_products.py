@@ -39,6 +39,12 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return a @ b
 
 
+def product_over_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a.t() @ b for [K, N] and [K, M], as a weight's gradient is; without autograd. oneDNN copies its transposed first
+    factor, so that is the narrower one."""
+    return product(a.t(), b) if a.shape[1] <= b.shape[1] else product(b.t(), a).t()
+
+
 def add_product(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """base + a @ b for [N, M] or [M], [N, K] and [K, M], into `out` if given; without autograd."""
     if runs_on_onednn(a):
@@ -70,6 +76,6 @@ class OneDNNLinear(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         return (
             product(grad, weight) if wanted[0] else None,
-            product(grad.t(), inputs) if wanted[1] else None,
+            product_over_rows(grad, inputs) if wanted[1] else None,
             grad.sum(0) if wanted[2] else None,
         )

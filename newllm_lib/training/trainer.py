@@ -16,6 +16,7 @@ from ..models.modeling_newllm import loss_only
 from .arguments import StageArguments
 from .checkpoint import newest_checkpoint, seal_checkpoint
 from .context_carrier import ContextCarrier, LaneSampler
+from .device import keep_freed_memory
 
 
 class LanguageModelTrainer(Trainer):
@@ -51,6 +52,8 @@ class LanguageModelTrainer(Trainer):
 
     def resume_or_start(self) -> None:
         """Train from the newest complete checkpoint of the run folder, or from the beginning."""
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
         checkpoint = newest_checkpoint(Path(self.args.output_dir))
         if checkpoint is not None:
             self.carrier.load(checkpoint, self.args.device)

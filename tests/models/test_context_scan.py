@@ -100,8 +100,8 @@ def test_dropout_drops_the_same_units_forward_and_backward(layers):
 def test_dropout_keeps_the_mean():
     recurrence = small_recurrence(1, torch.float64, dropout=0.3, clamp=10.0)
     projections = torch.rand(64, 1, 20, dtype=torch.float64) + 1
-    expected = recurrence.eval()(projections)[0].mean()
-    found = torch.stack([recurrence.train()(projections)[0].mean() for _ in range(50)]).mean()
+    expected = recurrence.eval()(projections.clone())[0].mean()
+    found = torch.stack([recurrence.train()(projections.clone())[0].mean() for _ in range(50)]).mean()
     assert found.item() == pytest.approx(expected.item(), rel=0.02)
 
 
@@ -109,7 +109,7 @@ def test_without_gradients_the_values_are_the_same():
     recurrence = small_recurrence(3, torch.float32)
     projections = torch.randn(2, 50, 20)
     with torch.no_grad():
-        inferred = recurrence(projections)
+        inferred = recurrence(projections.clone())
     for trained, plain in zip(recurrence(projections), inferred, strict=True):
         assert torch.equal(trained.detach(), plain)
 
