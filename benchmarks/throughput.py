@@ -99,7 +99,9 @@ class RecordProducts(TorchDispatchMode):
         return function(*args, **kwargs)
 
     def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
-        """One tensor for all of the same shape and strides."""
+        """One tensor for all of the same shape and strides; a weight in oneDNN's own layout stands for itself."""
+        if tensor.layout is not torch.strided:
+            return tensor
         key = (tensor.dtype, tuple(tensor.shape), tensor.stride())
         if key not in self.inputs:
             self.inputs[key] = torch.randn_like(tensor.detach().clone(memory_format=torch.preserve_format))

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from .matrix_products import linear, product, product_over_rows
 
+IGNORED = -100  # transformers' label for a position that is not scored
 CHUNK_ELEMENTS = 2**22  # logits at a time: 16 MB in fp32
 TYPES_PER_BLOCK = 4096  # rows of the weight's gradient at a time
 
@@ -30,7 +31,7 @@ def chunked_cross_entropy(
         inputs: [N, E].
         weight: [V, E].
         bias: [V] or None.
-        labels: [N].
+        labels: [N]; IGNORED is not scored.
 
     Returns:
         The sum of the losses in nats, a scalar.
@@ -56,18 +57,22 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias) if trains and bias is not None else None
         rows = max(CHUNK_ELEMENTS // weight.shape[0], 1)
         for begin in range(0, len(inputs), rows):
-            chunk, chosen = inputs[begin : begin + rows].to(dtype), labels[begin : begin + rows, None]
+            chosen = labels[begin : begin + rows, None]
+            scored = (chosen != IGNORED).to(total.dtype)  # [rows, 1]
+            chosen = chosen.clamp(min=0)
+            # A token that is not scored enters as zero, and so leaves no trace in the weight's gradient.
+            chunk = (inputs[begin : begin + rows] * scored).to(dtype)
             logits = linear(chunk, low_weight, low_bias).to(total.dtype)
             log_probabilities = logits.log_softmax(dim=1)
-            total -= log_probabilities.gather(1, chosen).sum()
+            total -= (log_probabilities.gather(1, chosen) * scored).sum()
             if not trains:
                 continue
             slopes = log_probabilities.exp_()
             slopes.scatter_add_(1, chosen, slopes.new_full(chosen.shape, -1.0))
             if grad_bias is not None:
-                grad_bias += slopes.sum(dim=0)
+                grad_bias += (scored.t() @ slopes)[0]
             slopes = slopes.to(dtype)
-            grad_inputs[begin : begin + rows] = product(slopes, low_weight)
+            grad_inputs[begin : begin + rows] = product(slopes, low_weight) * scored
             if grad_weight is not None:
                 for block in range(0, len(weight), TYPES_PER_BLOCK):  # a product of all types is as large as the weight
                     types = slice(block, block + TYPES_PER_BLOCK)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .matrix_products import add_product, dense, product, product_over_rows
+from .matrix_products import RepeatedLinear, product_over_rows
 
 
 def scan_context(
@@ -44,7 +44,6 @@ def scan_context(
     """
     device = token_projections.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else context.dtype
-    context_weight = dense(context_weight)  # once, not at every step
     parameters = [norm.weight, norm.bias, context_weight, gate_weight, gate_bias, *deeper]
     trains = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (token_projections, context, *parameters)
@@ -70,13 +69,19 @@ class ContextScan(torch.autograd.Function):
         context_size = context.shape[1]
         num_layers = 1 + len(deeper) // 2
 
-        from_context, to_gates, gate_bias = context_weight.to(dtype).t(), gate_weight.to(dtype).t(), gate_bias.to(dtype)
-        layers = [(w.to(dtype).t(), b.to(dtype)) for w, b in zip(deeper[0::2], deeper[1::2], strict=True)]
+        def repeated(weight, bias=None):
+            bias = None if bias is None else bias.to(dtype)
+            return RepeatedLinear(weight.to(dtype), bias, num_tokens, batch_size)
+
+        from_context, to_gates = repeated(context_weight), repeated(gate_weight, gate_bias)
+        layers = [repeated(*layer) for layer in zip(deeper[0::2], deeper[1::2], strict=True)]
         slots = num_tokens if trains else 1  # without a backward one slot serves every step
         hidden = [projections.new_empty(slots, batch_size, hidden_size) for _ in layers]
         hidden.append(projections.detach())  # the output is written over what each step has read: less memory to walk
         contexts = context.new_empty(slots + 1, batch_size, context_size)  # before each token, and after the last
         contexts[0] = context
+        converts = dtype != context.dtype
+        lows = contexts.new_empty(slots, batch_size, context_size, dtype=dtype) if converts else contexts[:slots]
         kept = []  # what the backward pass needs of each step: gates, context before LayerNorm, mean, 1 / std
         drops = None
         if dropout > 0:
@@ -88,20 +93,20 @@ class ContextScan(torch.autograd.Function):
 
         hidden_at = list(zip(*map(steps, hidden), strict=True))
         befores, afters = (contexts[:-1], contexts[1:]) if trains else (contexts[:1], contexts[:1])
-        views = zip(*map(steps, (projections, befores, afters)), strict=True)
-        for t, (token, before, after) in enumerate(views):
+        views = zip(*map(steps, (projections, befores, afters, lows)), strict=True)
+        for t, (token, before, after, low) in enumerate(views):
             if starts is not None:
                 before.masked_fill_(starts[t], 0.0)
-            low = before.to(dtype)
+            if converts:
+                low.copy_(before)
             for layer, h in enumerate(hidden_at[t]):
                 if layer == 0:
-                    add_product(token, low, from_context, out=h)
+                    torch.add(token, from_context(low), out=h).relu_()
                 else:
-                    add_product(layers[layer - 1][1], hidden_at[t][layer - 1], layers[layer - 1][0], out=h)
-                h.relu_()
+                    h.copy_(layers[layer - 1](hidden_at[t][layer - 1], relu=True))
                 if drops is not None:
                     h.mul_(drops[t, layer])
-            g = add_product(gate_bias, h, to_gates).to(context.dtype)
+            g = to_gates(h).to(context.dtype)
             g[:, context_size:].sigmoid_()
             delta, forget, write = g.split(context_size, 1)
             mix = (forget * before).addcmul_(write, delta)
@@ -114,7 +119,7 @@ class ContextScan(torch.autograd.Function):
                 kept += [g, mix, mean, rstd]
 
         if trains:
-            ctx.save_for_backward(keep, starts, contexts, *hidden, *parameters, *kept)
+            ctx.save_for_backward(keep, starts, contexts, lows, *hidden, *parameters, *kept)
             ctx.settings = dropout, clamp, dtype, num_layers, len(parameters)
         return hidden[-1], contexts[-1 if trains else 0].clone()
 
@@ -122,17 +127,22 @@ class ContextScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_hidden, grad_context):
         dropout, clamp, dtype, num_layers, num_parameters = ctx.settings
-        keep, starts, contexts, *rest = ctx.saved_tensors
+        keep, starts, contexts, lows, *rest = ctx.saved_tensors
         hidden, rest = rest[:num_layers], rest[num_layers:]
         parameters, kept = rest[:num_parameters], rest[num_parameters:]
         norm_weight, norm_bias, context_weight, gate_weight, _, *deeper = parameters
         num_tokens, batch_size, context_size = len(kept) // 4, *contexts.shape[1:]
-        to_context, to_hidden = context_weight.to(dtype), gate_weight.to(dtype)
-        downwards = [weight.to(dtype) for weight in deeper[0::2]]
+
+        def repeated(weight):  # [N, K] -> from gradients [B, N] to gradients [B, K]
+            return RepeatedLinear(weight.to(dtype).t(), None, num_tokens, batch_size)
+
+        to_context, to_hidden = repeated(context_weight), repeated(gate_weight)
+        downwards = [repeated(weight) for weight in deeper[0::2]]
 
         normal = torch.empty_like(contexts[0])
         norm_gradients = []
         grad_gates = contexts.new_empty(num_tokens, batch_size, 3 * context_size, dtype=dtype)
+        grad_gate_bias = torch.zeros_like(kept[0])
         grad_layers = [torch.empty_like(h) for h in hidden]  # before relu
         # The gates' gradients of one step, in the weights' precision; elsewhere only if that is another.
         grad_own = None if dtype == contexts.dtype else torch.empty_like(grad_gates[0], dtype=contexts.dtype)
@@ -153,12 +163,13 @@ class ContextScan(torch.autograd.Function):
             torch.mul(grad_mixed, write, out=grad_delta)
             torch.ops.aten.sigmoid_backward.grad_input(grad_mixed * before, forget, grad_input=grad_forget)
             torch.ops.aten.sigmoid_backward.grad_input(grad_mixed * delta, write, grad_input=grad_write)
+            grad_gate_bias += g
             if grad_own is not None:
                 grad_gate.copy_(grad_own)
             past = grad_mixed.mul_(forget)
             if keep is not None:
                 past += grad_context - through
-            grad = add_product(grad, grad_gate, to_hidden)
+            grad = to_hidden(grad_gate).add_(grad)
             for layer in range(num_layers - 1, -1, -1):
                 # A unit that relu cut off or dropout dropped is 0, and passes nothing.
                 below = grads_at[t][layer]
@@ -166,13 +177,13 @@ class ContextScan(torch.autograd.Function):
                 if dropout > 0:
                     below.mul_(1 / (1 - dropout))
                 if layer > 0:
-                    grad = product(below, downwards[layer - 1])
-            grad_context = past.add_(product(below, to_context))
+                    grad = downwards[layer - 1](below)
+            grad_context = past.add_(to_context(below))
             if starts is not None:
                 grad_context = grad_context.masked_fill(starts[t], 0.0)
 
         def weight_gradient(grads, values):  # [T, B, N], [T, B, M] -> [N, M]
-            return product_over_rows(grads.flatten(0, 1), values.flatten(0, 1).to(dtype)).to(context_weight.dtype)
+            return product_over_rows(grads.flatten(0, 1), values.flatten(0, 1)).to(context_weight.dtype)
 
         def bias_gradient(grads):  # [T, B, N] -> [N]
             return grads.sum((0, 1), dtype=context_weight.dtype)
@@ -180,9 +191,9 @@ class ContextScan(torch.autograd.Function):
         gradients = [
             torch.stack(norm_gradients[0::2]).sum(0),
             torch.stack(norm_gradients[1::2]).sum(0),
-            weight_gradient(grad_layers[0], contexts[:-1]),
+            weight_gradient(grad_layers[0], lows),
             weight_gradient(grad_gates, hidden[-1]),
-            bias_gradient(grad_gates),
+            grad_gate_bias.sum(0),
         ]
         for layer in range(1, num_layers):
             gradients += [weight_gradient(grad_layers[layer], hidden[layer - 1]), bias_gradient(grad_layers[layer])]

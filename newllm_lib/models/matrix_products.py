@@ -1,8 +1,9 @@
-"""fp32 matrix products on a CPU by oneDNN, which torch carries but uses for other precisions only.
+"""Matrix products on a CPU by oneDNN, as far as torch's own are slower.
 
 torch's own fp32 products run in MKL, whose AVX-512 kernels are for Intel: on an AMD EPYC with AVX-512 oneDNN is twice
-as fast, at the same precision. Everything else (other devices and precisions, a torch built without oneDNN) takes
-torch's own products.
+as fast, at the same precision. And torch lays a weight out anew for every product, which for one that is used at every
+time step costs a fifth. Everything else (other devices and precisions, a torch built without oneDNN) takes torch's own
+products.
 """
 
 import torch
@@ -11,6 +12,43 @@ from torch.nn import functional
 
 # linear(x, weight, bias, attr, scalars, algorithm); torch.compile's own fp32 linear layers run on it.
 ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
+
+
+MIN_REPEATS = 8  # products with one weight from which on its layout pays
+
+
+class RepeatedLinear:
+    """x @ weight.t() + bias, again and again with the same weight; without autograd.
+
+    Args:
+        weight: [N, K].
+        bias: [N] or None.
+        repeats: how often about; rows: of each x, about.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, repeats: int, rows: int):
+        self.weight, self.bias = weight, bias
+        self.by_onednn = runs_on_onednn(weight) or (repeats >= MIN_REPEATS and bf16_runs_on_onednn(weight))
+        if self.by_onednn:
+            self.weight = dense(weight)
+            if repeats >= MIN_REPEATS:
+                self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), rows)
+
+    def __call__(self, x: torch.Tensor, relu: bool = False) -> torch.Tensor:
+        """[rows, K] -> [rows, N]; through relu on request."""
+        if self.by_onednn:
+            return ONEDNN_LINEAR(dense(x), self.weight, self.bias, "relu" if relu else "none", [], "")
+        y = functional.linear(x, self.weight, self.bias)
+        return y.relu_() if relu else y
+
+
+def bf16_runs_on_onednn(weight: torch.Tensor) -> bool:
+    return (
+        ONEDNN_LINEAR is not None
+        and weight.dtype == torch.bfloat16
+        and weight.device.type == "cpu"
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def runs_on_onednn(inputs: torch.Tensor) -> bool:
@@ -43,15 +81,6 @@ def product_over_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a.t() @ b for [K, N] and [K, M], as a weight's gradient is; without autograd. oneDNN copies its transposed first
     factor, so that is the narrower one."""
     return product(a.t(), b) if a.shape[1] <= b.shape[1] else product(b.t(), a).t()
-
-
-def add_product(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """base + a @ b for [N, M] or [M], [N, K] and [K, M], into `out` if given; without autograd."""
-    if runs_on_onednn(a):
-        if base.ndim == 1 and out is None:
-            return onednn_linear(a, b.t(), base)
-        return torch.add(base, onednn_linear(a, b.t()), out=out)
-    return torch.addmm(base, a, b, out=out)
 
 
 def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -5,17 +5,18 @@ Dimensions: B rows, T tokens, E embedding, C context, H hidden, V vocabulary.
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from .chunked_loss import chunked_cross_entropy
+from .chunked_loss import IGNORED, chunked_cross_entropy
 from .configuration_newllm import NewLLMConfig
 from .context_cache import ContextCache, RecurrentGenerationMixin
 from .context_recurrence import ContextGates, ContextRecurrence, HiddenLayer
 from .matrix_products import linear
 
-IGNORED = -100  # transformers' label for a position that is not scored
+LEAST_SCORED = 0.9  # share of the positions from which on leaving the others out costs more than it saves
 
 
 class NewLLMPreTrainedModel(PreTrainedModel):
@@ -165,13 +166,13 @@ class CausalLMHeadMixin:
 
     def _loss_without_logits(self, hidden_states, labels, shift_labels, num_items_in_batch) -> torch.Tensor:
         if shift_labels is None:
-            hidden_states, shift_labels = hidden_states[:, :-1], labels[:, 1:]
+            shift_labels = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
         if hidden_states.stride(0) < hidden_states.stride(1):  # in the order in memory, flattening copies nothing
             hidden_states, shift_labels = hidden_states.transpose(0, 1), shift_labels.t()
         hidden_states, shift_labels = hidden_states.flatten(0, 1), shift_labels.flatten()
         scored = shift_labels != IGNORED
         count = int(scored.sum())
-        if count < len(shift_labels):
+        if count < LEAST_SCORED * len(shift_labels):
             hidden_states, shift_labels = hidden_states[scored], shift_labels[scored]
         inputs = self.head_transform(hidden_states)
         total = chunked_cross_entropy(inputs, self.lm_head.weight, self.lm_head.bias, shift_labels)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from newllm_lib.models import matrix_products
-from newllm_lib.models.matrix_products import add_product, linear, product
+from newllm_lib.models.matrix_products import RepeatedLinear, linear, product, product_over_rows
 
 LAYOUTS = {
     "rows": lambda m: m,
@@ -23,13 +23,25 @@ def close(found, expected):
 @pytest.mark.parametrize("b_layout", LAYOUTS)
 @pytest.mark.parametrize(("n", "k", "m"), [(1, 1, 1), (3, 70, 33), (64, 128, 96)])
 def test_products(a_layout, b_layout, n, k, m):
-    a, b, bias = torch.randn(n, k), torch.randn(k, m), torch.randn(m)
+    a, b = torch.randn(n, k), torch.randn(k, m)
     expected = a.double() @ b.double()
     a, b = LAYOUTS[a_layout](a), LAYOUTS[b_layout](b)
     close(product(a, b), expected)
-    out = torch.empty(n, m)
-    assert add_product(bias, a, b, out=out) is out
-    close(out, expected + bias.double())
+    close(product_over_rows(a.t(), b), expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("repeats", [1, 100])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_a_repeated_linear_layer(layout, repeats, dtype, error):
+    x, weight, bias = (torch.randn(*shape, dtype=dtype) for shape in ((7, 70), (33, 70), (33,)))
+    expected = x.double() @ weight.double().t() + bias.double()
+    layer = RepeatedLinear(LAYOUTS[layout](weight), bias, repeats, rows=7)
+    for found, wanted in ((layer(LAYOUTS[layout](x)), expected), (layer(x, relu=True), expected.relu())):
+        assert found.dtype == dtype
+        assert (found.double() - wanted).norm() <= error * wanted.norm()
+    unbiased = RepeatedLinear(weight, None, repeats, rows=7)(x).double()
+    assert (unbiased - (expected - bias.double())).norm() <= error * expected.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -54,4 +66,4 @@ def test_torch_without_onednn(monkeypatch):
     monkeypatch.setattr(matrix_products, "ONEDNN_LINEAR", None)
     a, b = torch.randn(3, 4), torch.randn(4, 5)
     assert torch.equal(product(a, b), a @ b)
-    assert torch.equal(add_product(torch.zeros(5), a, b), torch.addmm(torch.zeros(5), a, b))
+    assert torch.equal(RepeatedLinear(b.t(), torch.zeros(5), 100, rows=3)(a), torch.addmm(torch.zeros(5), a, b))
