@@ -45,7 +45,7 @@ PAGES_OF_ONE_MORE_TENSOR = """
 import resource, torch
 from newllm_lib.training.device import keep_freed_memory
 {}
-for _ in range(5):
+for _ in range(12):
     torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.ones(2**24)
