@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 
-from .data.catalogue import WIKITEXT, hub_problem
+from .data.hub import hub_problem
+from .data.text import WIKITEXT
 from .training.device import choose_precision, find_device
 
 # package -> what it is for; the versions that the tests run with are in constraints.txt and the Colab images.
@@ -72,7 +73,7 @@ def doctor(folder: str | Path = ".") -> list[Finding]:
             findings.append(Finding(package, version(package), "ok"))
         except PackageNotFoundError:
             findings.append(Finding(package, "missing", "fail", f"Needed for {purpose}: pip install {package}"))
-    problem = hub_problem(WIKITEXT)
+    problem = hub_problem(WIKITEXT.sources[0])
     offline = find_spec("chitchat_dataset") is not None
     if problem is None:
         findings.append(Finding("Hub", "reached", "ok"))

@@ -5,7 +5,8 @@ import itertools
 from IPython.display import HTML, display
 from transformers import PreTrainedTokenizerFast
 
-from ..stages.pretrain import PreparedRun, prepare
+from ..stages.pretrain import prepare
+from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
 from .notices import FAINT, escape, in_one_sentence, say, table_html
 from .panel import SettingsPanel

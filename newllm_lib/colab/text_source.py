@@ -5,8 +5,9 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..data.catalogue import WIKITEXT, hub_problem, load_text
 from ..data.files import check_file, content_hash
+from ..data.hub import hub_problem
+from ..data.text import WIKITEXT, load_text
 from ..errors import InputError
 
 
@@ -40,14 +41,16 @@ def resolve_source(data_source: str, data: str | None, eval_data: str | None = N
 
 @functools.lru_cache(maxsize=1)
 def _hub_problem() -> str | None:
-    return hub_problem(WIKITEXT)
+    return hub_problem(WIKITEXT.sources[0])
 
 
 def text_identity(args) -> str:
     """Changes when the text does: the pinned revision, the package's release, or the files' content."""
     if args.data is not None:
         return " ".join(_file_identity(path) for path in (args.data, args.eval_data) if path is not None)
-    return WIKITEXT.revision if args.data_source == "hub" else f"chitchat-dataset {version('chitchat-dataset')}"
+    return (
+        WIKITEXT.sources[0].revision if args.data_source == "hub" else f"chitchat-dataset {version('chitchat-dataset')}"
+    )
 
 
 def _file_identity(path: str) -> str:

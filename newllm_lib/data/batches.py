@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerFast
 from ..errors import InputError
 from ..models.modeling_newllm import IGNORED
 from .cache import cache_path, write_atomically
-from .catalogue import Text
 from .rows import TextPiece
+from .text import Text
 
 PIECES_PER_CALL = 1000
 FORMAT_VERSION = 1  # part of the cache key: raise it when rows are laid out otherwise
@@ -48,6 +48,7 @@ class Document:
 
     token_ids: np.ndarray  # int32, [tokens]
     counts: TextCounts
+    supervised: np.ndarray | None = None  # bool, [tokens]: those that are scored; None is all
 
 
 @dataclass

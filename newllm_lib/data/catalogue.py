@@ -1,240 +1,187 @@
-"""The datasets we know, one entry each, and where a run's text comes from: the hub, a package, or the user's file."""
+"""The datasets we know, one entry each: where the hub keeps them, their columns, licence and size, how a row becomes a
+conversation, and what stands in for them where there is no hub."""
 
-import random
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from ..errors import InputError
-from .files import check_file, content_hash, read_pieces
-from .rows import TextPiece, piece_of_conversation, pieces_of_lines
-
-DATA_SOURCES = ("auto", "hub", "offline", "file")
-HUB_TIMEOUT_SECONDS = 10
-HELD_OUT_SHARE = 0.05
+from . import rows
+from .rows import Message
 
 
 @dataclass(frozen=True)
-class HubDataset:
-    """A dataset on the hub, pinned."""
-
-    hub_id: str
-    config: str
-    revision: str
-    licence: str
-    rows: dict[str, int]  # expected per split
-
-
-WIKITEXT = HubDataset(
-    hub_id="Salesforce/wikitext",
-    config="wikitext-2-raw-v1",
-    revision="b08601e04326c79dfdd32d625aee71d232d685c3",
-    licence="CC BY-SA 3.0 and GFDL",
-    rows={"train": 36_718, "validation": 3_760},
-)
-
-
-@dataclass(frozen=True)
-class Text:
-    """Text that can be read any number of times, always the same.
+class HubSource:
+    """A dataset on the hub, pinned.
 
     Attributes:
-        origin: what it is and where it came from, for plots, model cards and saved settings.
-        licence: its licence, or how the user can know.
-        read: starts a new pass over its pieces.
-        identity: changes when the text does.
+        splits: our name of a split -> the hub's; what is not there is held out of "train".
+        rows: expected rows of our splits, as far as they are known.
+        regroup: what has to be done to this mirror's rows before they have the columns of the entry.
     """
 
-    origin: str
-    licence: str
-    identity: str
-    read: Callable[[], Iterable[TextPiece]] = field(repr=False)
-
-    def strings(self) -> Iterator[str]:
-        return (piece.text for piece in self.read())
+    hub_id: str
+    revision: str
+    config: str | None = None
+    splits: dict[str, str] = field(default_factory=lambda: {"train": "train"})
+    rows: dict[str, int] = field(default_factory=dict)
+    regroup: Callable[[Iterable[dict]], Iterable[dict]] | None = None
 
 
 @dataclass(frozen=True)
-class TextSplits:
-    train: Text
-    validation: Text
-    source: str  # "hub", "offline" or "file": what "auto" came to
-    note: str = ""  # what the user should know about how the source was chosen
+class Dataset:
+    """One entry of the catalogue.
+
+    Attributes:
+        sources: the first that answers and has the expected number of rows is taken.
+        columns: what a row has to have.
+        messages: row -> conversation; raises RowError. None for plain text.
+        template: the chat template that a model without one gets, of TEMPLATES.
+        offline: what stands in for it with no hub: "chitchat", "documentation" or None.
+        streamed: too large to download whole: rows are read as they come.
+    """
+
+    licence: str
+    sources: tuple[HubSource, ...]
+    columns: tuple[str, ...]
+    messages: Callable[[dict], list[Message]] | None = None
+    template: str = "dialogue"
+    offline: str | None = None
+    streamed: bool = False
 
 
-def load_text(
-    data_source: str = "auto",
-    data: str | None = None,
-    eval_data: str | None = None,
-    skip_bad_rows: bool = False,
-) -> TextSplits:
-    """The text to train on and the text to evaluate on.
+THREE_SPLITS = {"train": "train", "validation": "validation", "test": "test"}
 
-    Args:
-        data_source: "hub" (WikiText-2), "offline" (ChitChat, from a package), "file" (`data`), or "auto": `data` if
-            given, else the hub if it answers, else offline; the note then says which and why.
-        eval_data: a file to evaluate on; without it, the last 5 % of `data` are held out.
+DATASETS: dict[str, Dataset] = {
+    "wikitext": Dataset(
+        licence="CC BY-SA 3.0 and GFDL",
+        sources=(
+            HubSource(
+                "Salesforce/wikitext",
+                "b08601e04326c79dfdd32d625aee71d232d685c3",
+                config="wikitext-2-raw-v1",
+                splits=THREE_SPLITS,
+                rows={"train": 36_718, "validation": 3_760},
+            ),
+        ),
+        columns=("text",),
+        offline="chitchat",
+    ),
+    "dailydialog": Dataset(
+        licence="CC BY-NC-SA 4.0",
+        sources=(
+            HubSource("OpenRL/daily_dialog", "main", splits=THREE_SPLITS, rows={"train": 11_118, "validation": 1_000}),
+            HubSource(
+                "pixelsandpointers/better_daily_dialog",
+                "main",
+                splits=THREE_SPLITS,
+                regroup=rows.dialogues_of_utterances,
+            ),
+            HubSource(
+                "roskoN/dailydialog",
+                "refs/convert/parquet",
+                config="full",
+                splits=THREE_SPLITS,
+                rows={"train": 11_118, "validation": 1_000},
+                regroup=rows.utterances_as_dialogue,
+            ),
+        ),
+        columns=("dialog",),
+        messages=rows.dailydialog,
+        offline="chitchat",
+    ),
+    "dolly": Dataset(
+        licence="CC BY-SA 3.0",
+        sources=(
+            HubSource(
+                "databricks/databricks-dolly-15k", "bdd27f4d94b9c1f951818a7da7fd7aeea5dbff1a", rows={"train": 15_011}
+            ),
+        ),
+        columns=("instruction", "context", "response"),
+        messages=rows.dolly,
+        template="instruction",
+        offline="documentation",
+    ),
+    "dolly-ja": Dataset(
+        licence="CC BY-SA 3.0",
+        sources=(HubSource("kunishou/databricks-dolly-15k-ja", "main"),),
+        columns=("instruction", "input", "output"),
+        messages=rows.alpaca,
+        template="instruction",
+    ),
+    "ultrachat": Dataset(
+        licence="MIT",
+        sources=(
+            HubSource(
+                "HuggingFaceH4/ultrachat_200k",
+                "8049631c405ae6576f93f445c6b8166f76f5505a",
+                splits={"train": "train_sft", "validation": "test_sft"},
+                rows={"train": 207_865, "validation": 23_110},
+            ),
+        ),
+        columns=("messages",),
+        messages=rows.messages_column,
+        offline="chitchat",
+    ),
+    "ultrachat-full": Dataset(
+        licence="MIT by its card, CC BY-NC 4.0 by its project's README",
+        sources=(HubSource("openbmb/UltraChat", "main"), HubSource("stingning/ultrachat", "main")),
+        columns=("data",),
+        messages=rows.ultrachat,
+        offline="chitchat",
+        streamed=True,
+    ),
+    "hh-rlhf": Dataset(
+        licence="MIT",
+        sources=(
+            HubSource(
+                "Anthropic/hh-rlhf",
+                "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa",
+                splits={"train": "train", "validation": "test"},
+                rows={"train": 160_800, "validation": 8_552},
+            ),
+        ),
+        columns=("chosen", "rejected"),
+        messages=rows.hh_rlhf,
+        offline="chitchat",
+    ),
+    "alpaca": Dataset(
+        licence="CC BY-NC 4.0",
+        sources=(HubSource("yahma/alpaca-cleaned", "main", rows={"train": 51_760}),),
+        columns=("instruction", "input", "output"),
+        messages=rows.alpaca,
+        template="instruction",
+        offline="documentation",
+    ),
+    "alpaca-ja": Dataset(
+        licence="see the card of fujiki/japanese_alpaca_data",
+        sources=(HubSource("fujiki/japanese_alpaca_data", "main"),),
+        columns=("instruction", "input", "output"),
+        messages=rows.alpaca,
+        template="instruction",
+    ),
+    "codealpaca": Dataset(
+        licence="CC BY 4.0",
+        sources=(HubSource("sahil2801/CodeAlpaca-20k", "main", rows={"train": 20_022}),),
+        columns=("instruction", "input", "output"),
+        messages=rows.alpaca,
+        template="instruction",
+        offline="documentation",
+    ),
+}
+CONVERSATION_DATASETS = tuple(name for name, entry in DATASETS.items() if entry.messages is not None)
+
+
+def find_dataset(name: str) -> Dataset:
+    """The entry called `name`, or for any other id on the hub ("owner/name") one that takes rows of messages.
 
     Raises:
-        InputError: bad file, unknown source, hub out of reach, or the offline package missing.
+        InputError: neither.
     """
-    if data_source not in DATA_SOURCES:
-        raise InputError(f"data_source has to be one of {', '.join(DATA_SOURCES)}, got {data_source!r}.")
-    if data is not None:
-        if data_source not in ("auto", "file"):
-            raise InputError(f"data {data!r} contradicts data_source {data_source!r}; leave one of them out.")
-        splits = _file_splits(data, eval_data, skip_bad_rows)
-    elif data_source == "file":
-        raise InputError("data_source 'file' needs the path of the file; add --data PATH.")
-    elif data_source == "offline":
-        splits = chitchat_splits()
-    else:
-        problem = hub_problem(WIKITEXT)
-        if problem is None:
-            splits = hub_splits(WIKITEXT)
-        elif data_source == "hub":
-            raise InputError(
-                f"data_source 'hub': {WIKITEXT.hub_id} could not be reached ({problem}); check the network, or choose "
-                "--data_source offline."
-            )
-        elif find_spec("chitchat_dataset") is None:
-            raise InputError(
-                f"data_source 'auto': the hub could not be reached ({problem}) and no offline data are installed; "
-                "run pip install 'newllm[offline]', or give a file with --data."
-            )
-        else:
-            splits = chitchat_splits(note=f"The hub could not be reached ({problem}): the offline text is used.")
-    if eval_data is not None and data is None:
-        splits = replace(splits, validation=_file_text(eval_data, "eval_data", skip_bad_rows))
-    return splits
-
-
-def hub_problem(dataset: HubDataset) -> str | None:
-    """None if the hub serves the pinned revision, else the reason in a few words; asks once, with a time-out."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        HfApi().dataset_info(dataset.hub_id, revision=dataset.revision, timeout=HUB_TIMEOUT_SECONDS)
-    except OfflineModeIsEnabled:
-        return "HF_HUB_OFFLINE is set"
-    except HfHubHTTPError as error:
-        return f"it answered {error.response.status_code}"
-    except Exception as error:  # the HTTP library differs between hub versions; any failure to connect means the same
-        return f"no connection: {type(error).__name__}"
-    return None
-
-
-def hub_splits(dataset: HubDataset) -> TextSplits:
-    """WikiText-2 as the hub serves it, with a check of its row counts.
-
-    Raises:
-        InputError: a split has another number of rows than the pinned revision.
-    """
-    from datasets import load_dataset
-
-    def split_text(split: str) -> Text:
-        rows = load_dataset(dataset.hub_id, dataset.config, split=split, revision=dataset.revision)
-        if len(rows) != dataset.rows[split]:
-            raise InputError(
-                f"{dataset.hub_id} {split} has {len(rows)} rows where {dataset.rows[split]} are expected; clear the "
-                "datasets cache and try again."
-            )
-        return Text(
-            origin=f"{dataset.hub_id}, {dataset.config}, {split}, revision {dataset.revision[:8]}",
-            licence=dataset.licence,
-            identity=f"{dataset.hub_id}/{dataset.config}/{split}@{dataset.revision}",
-            read=lambda: pieces_of_lines(row["text"] for row in rows),
-        )
-
-    return TextSplits(split_text("train"), split_text("validation"), "hub")
-
-
-def chitchat_splits(note: str = "") -> TextSplits:
-    """7,168 real conversations from the package `chitchat-dataset` (MIT), every twentieth held out.
-
-    Raises:
-        InputError: the package is not installed.
-    """
-    if find_spec("chitchat_dataset") is None:
-        raise InputError("data_source 'offline' needs the package chitchat-dataset; run pip install 'newllm[offline]'.")
-    from importlib.metadata import version
-
-    def read(held_out: bool) -> Iterator[TextPiece]:
-        from chitchat_dataset import ConversationDataset
-
-        conversations = [list(turns) for turns in ConversationDataset()]
-        random.Random(0).shuffle(conversations)
-        every = round(1 / HELD_OUT_SHARE)
-        for index, turns in enumerate(conversations):
-            if (index % every == 0) == held_out and any(turn.strip() for turn in turns):
-                yield piece_of_conversation(turns)
-
-    def split_text(name: str, held_out: bool) -> Text:
-        release = version("chitchat-dataset")
-        return Text(
-            origin=f"ChitChat conversations, {name} (package chitchat-dataset {release})",
-            licence="MIT",
-            identity=f"chitchat-dataset/{release}/{name}",
-            read=lambda: read(held_out),
-        )
-
-    return TextSplits(split_text("train", False), split_text("validation", True), "offline", note)
-
-
-def _file_splits(data: str, eval_data: str | None, skip_bad_rows: bool) -> TextSplits:
-    train = _file_text(data, "data", skip_bad_rows)
-    if eval_data is not None:
-        return TextSplits(train, _file_text(eval_data, "eval_data", skip_bad_rows), "file")
-    characters = sum(len(text) for text in train.strings())
-    held_out_from = int(characters * (1 - HELD_OUT_SHARE))
-
-    def part(name: str, held_out: bool) -> Text:
-        return Text(
-            origin=f"{train.origin}, {'last' if held_out else 'first'} part ({name})",
-            licence=train.licence,
-            identity=f"{train.identity}/{name}",
-            read=lambda: _part_of(train.read(), held_out_from, held_out),
-        )
-
-    return TextSplits(
-        part("train", False),
-        part("validation", True),
-        "file",
-        f"No eval_data given: the last {HELD_OUT_SHARE:.0%} of {Path(data).name} are held out for evaluation.",
-    )
-
-
-def _part_of(pieces: Iterable[TextPiece], boundary: int, after: bool) -> Iterator[TextPiece]:
-    """The pieces before or after `boundary` characters; a piece that straddles it is cut at the next space."""
-    position = 0
-    for piece in pieces:
-        end = position + len(piece.text)
-        if end <= boundary:
-            cut = len(piece.text)
-        elif position >= boundary:
-            cut = 0
-        else:
-            cut = piece.text.find(" ", boundary - position)
-            cut = len(piece.text) if cut < 0 else cut
-        if after and cut < len(piece.text):
-            yield TextPiece(piece.text[cut:], piece.starts_document or cut > 0)
-        elif not after and cut > 0:
-            yield TextPiece(piece.text[:cut], piece.starts_document)
-        position = end
-
-
-def _file_text(path: str, name: str, skip_bad_rows: bool) -> Text:
-    file = check_file(path, name)
-    complaints: list[str] = []
-    # One whole pass now, so that a bad row at the end is told before any long work.
-    pieces = read_pieces(file, name, complaints.append if skip_bad_rows else None)
-    if not sum(bool(piece.text.strip()) for piece in pieces):
-        raise InputError(f"{name} {path!r} holds no text; name a file with text in it.")
-    return Text(
-        origin=f"file {file.name}" + (f" without {len(complaints)} bad rows" if complaints else ""),
-        licence="as the file's owner says",
-        identity=f"file/{content_hash(file)}",
-        read=lambda: read_pieces(file, name, (lambda complaint: None) if skip_bad_rows else None),
+    if name in CONVERSATION_DATASETS:
+        return DATASETS[name]
+    if "/" in name:
+        return Dataset("as its card on the hub says", (HubSource(name, "main"),), (), rows.any_conversation)
+    raise InputError(
+        f"dataset has to be one of {', '.join(CONVERSATION_DATASETS)}, or the id of a dataset on the hub "
+        f"(owner/name), got {name!r}."
     )

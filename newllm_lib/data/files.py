@@ -57,7 +57,7 @@ def read_pieces(path: Path, field: str, on_bad_row: Callable[[str], None] | None
     if path.suffix.lower() == ".txt":
         yield from pieces_of_lines(line for _, line in _decoded_lines(path, field))
         return
-    for place, row in _rows(path, field):
+    for place, row in read_rows(path, field):
         text = row.get("text") if isinstance(row, dict) else None
         if isinstance(text, str) and text:
             yield TextPiece(text, True)
@@ -79,7 +79,7 @@ def _complaint(row: object) -> str:
     return f"'text' has to be a string, got {type(row['text']).__name__}"
 
 
-def _rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
+def read_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
     """(place, row) for every row of a .jsonl, .json, .csv or .parquet file."""
     suffix = path.suffix.lower()
     if suffix == ".jsonl":

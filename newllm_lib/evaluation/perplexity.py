@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ..data.batches import IGNORED, EvaluationDocuments, TextCounts
+from ..data.batches import IGNORED, Document, EvaluationDocuments, TextCounts
 from ..models.context_cache import ContextCache, RecurrentGenerationMixin
 
 
@@ -74,10 +74,7 @@ def score_documents(
     counts = documents.counts
     was_training = model.training
     model.eval()
-    sequences = [
-        np.concatenate([[start_token_id], ids]).astype(np.int64)
-        for ids in (document.token_ids for document in documents.documents)
-    ]
+    sequences = [_sequence(document, start_token_id) for document in documents.documents]
     if isinstance(model, RecurrentGenerationMixin):
         batches = _carried_batches(sequences, max_length, batch_size)
     else:
@@ -107,15 +104,24 @@ def score_documents(
     return text_metrics(float(nats), correct, counts)
 
 
-def _carried_batches(sequences: list[np.ndarray], max_length: int, batch_size: int) -> Iterator[tuple]:
+def _sequence(document: Document, start_token_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the model reads and what it is to say after each token, [tokens] each."""
+    labels = document.token_ids.astype(np.int64)
+    input_ids = np.concatenate([[start_token_id], labels[:-1]])
+    if document.supervised is not None:
+        labels = np.where(document.supervised, labels, IGNORED)
+    return input_ids, labels
+
+
+def _carried_batches(sequences: list[tuple], max_length: int, batch_size: int) -> Iterator[tuple]:
     """(input_ids, labels, position_ids, continues), [B, T] each. Documents are laid end to end in B lanes of about
     equal length, and the lanes are read in chunks of T."""
-    lanes: list[list[np.ndarray]] = [[] for _ in range(min(batch_size, len(sequences)))]
+    lanes: list[list[tuple]] = [[] for _ in range(min(batch_size, len(sequences)))]
     lengths = [0] * len(lanes)
-    for sequence in sorted(sequences, key=len, reverse=True):
+    for sequence in sorted(sequences, key=lambda sequence: len(sequence[0]), reverse=True):
         shortest = lengths.index(min(lengths))
         lanes[shortest].append(sequence)
-        lengths[shortest] += len(sequence) - 1
+        lengths[shortest] += len(sequence[0])
     total = max(lengths)
     # Beyond a lane's end: token 0 with position 1, read by nobody.
     input_ids = np.zeros((len(lanes), total), dtype=np.int64)
@@ -123,10 +129,10 @@ def _carried_batches(sequences: list[np.ndarray], max_length: int, batch_size: i
     position_ids = np.ones((len(lanes), total), dtype=np.int64)
     for lane, documents in enumerate(lanes):
         begin = 0
-        for document in documents:
-            end = begin + len(document) - 1
-            input_ids[lane, begin:end] = document[:-1]
-            labels[lane, begin:end] = document[1:]
+        for document_ids, document_labels in documents:
+            end = begin + len(document_ids)
+            input_ids[lane, begin:end] = document_ids
+            labels[lane, begin:end] = document_labels
             position_ids[lane, begin:end] = np.arange(end - begin)
             begin = end
     for begin in range(0, total, max_length):
@@ -134,18 +140,18 @@ def _carried_batches(sequences: list[np.ndarray], max_length: int, batch_size: i
         yield *(torch.from_numpy(part[:, chunk]) for part in (input_ids, labels, position_ids)), begin > 0
 
 
-def _window_batches(sequences: list[np.ndarray], max_length: int, batch_size: int) -> Iterator[tuple]:
+def _window_batches(sequences: list[tuple], max_length: int, batch_size: int) -> Iterator[tuple]:
     """As `_carried_batches`, for overlapping windows that know nothing of each other."""
     stride = max(max_length // 2, 1)
     windows = []
-    for sequence in sequences:
-        targets = len(sequence) - 1
+    for document_ids, document_labels in sequences:
+        targets = len(document_ids)
         scored_to = 0
         for begin in _window_starts(targets, max_length, stride):
             end = min(begin + max_length, targets)
-            labels = sequence[begin + 1 : end + 1].copy()
+            labels = document_labels[begin:end].copy()
             labels[: scored_to - begin] = IGNORED
-            windows.append((sequence[begin:end], labels))
+            windows.append((document_ids[begin:end], labels))
             scored_to = end
     for begin in range(0, len(windows), batch_size):
         block = windows[begin : begin + batch_size]

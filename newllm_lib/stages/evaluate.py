@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from .. import models  # noqa: F401  registers our models with the Auto classes
 from ..data.batches import EvaluationDocuments, evaluation_documents
-from ..data.catalogue import Text, load_text
+from ..data.text import Text, load_text
 from ..errors import InputError
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..models import load_model

@@ -189,6 +189,43 @@ class StageArguments(TrainingArguments):
         return {name: value for name, value in values.items() if isinstance(value, str | int | float | None)}
 
 
+@dataclass
+class ModelArguments(StageArguments):
+    """The settings of a model that is made from scratch, with its tokenizer."""
+
+    model_type: Literal["newllm", "newllm-reference", "tiny-gpt2", "lstm"] = setting(
+        "newllm", "New-LLM, its cell as published, or a baseline.", group="Model"
+    )
+    num_parameters: int | None = setting(
+        None,
+        "Solve the model's width for this many parameters.",
+        group="Model",
+        low=500_000,
+        high=50_000_000,
+        log=True,
+    )
+    num_layers: int | None = setting(None, "Hidden layers (tiny-gpt2: blocks).", group="Model", low=1, high=6)
+    embedding_size: int | None = setting(None, "Width of a token embedding.", group="Model")
+    context_size: int | None = setting(None, "Width of the context vector.", group="Model")
+    hidden_size: int | None = setting(None, "Width of the hidden layers.", group="Model")
+    dropout: float = setting(
+        0.1, "Share of hidden units dropped in training; more for many epochs.", group="Model", low=0.0, high=0.5
+    )
+    tokenizer: Literal["bpe", "byte", "word", "gpt2"] = setting(
+        "bpe",
+        "bpe: learned pieces; byte: any language; word: published setting; gpt2: GPT-2's.",
+        group="Data",
+    )
+    vocab_size: int | None = setting(
+        None,
+        "Token types; none: up to 4,096 (bpe) or 1,000 (word).",
+        group="Data",
+        low=512,
+        high=16384,
+        log=True,
+    )
+
+
 # Fields whose slider bounds are mere suggestions need only be sane; (field, smallest value, open below).
 MINIMA = (
     ("max_length", 2, False),

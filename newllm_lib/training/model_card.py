@@ -9,7 +9,7 @@ import transformers
 from transformers import PreTrainedModel, TrainerState
 
 from .. import __version__
-from ..data.catalogue import TextSplits
+from ..data.text import TextSplits
 from .arguments import StageArguments
 from .checkpoint import SETTINGS_FILE, write_text
 from .report import CURVES_FILE, METRICS_FILE

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..data.batches import EvaluationDocuments, collate_rows, positions_within_row
@@ -25,6 +25,8 @@ class LanguageModelTrainer(Trainer):
     Args:
         carry_context: hand the context from row to row (recurrent models only); otherwise rows are shuffled and each
             starts afresh.
+        teacher: a model with the same tokenizer; the loss is then (1 - args.teacher_weight) times the cross-entropy
+            plus args.teacher_weight times the KL divergence from it, see `distillation_loss`.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class LanguageModelTrainer(Trainer):
         documents: EvaluationDocuments,
         tokenizer,
         carry_context: bool,
+        teacher: PreTrainedModel | None = None,
         **kwargs,
     ):
+        self.teacher = teacher
         self.carries_context = carry_context and isinstance(model, RecurrentGenerationMixin)
         self.carrier = ContextCarrier(args.effective_batch_size)
         super().__init__(

@@ -4,7 +4,7 @@ import pytest
 
 from newllm_lib.colab import estimate
 from newllm_lib.data.batches import packed_rows
-from newllm_lib.data.catalogue import chitchat_splits, load_text
+from newllm_lib.data.text import chitchat_splits, load_text
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments
 

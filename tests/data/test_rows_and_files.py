@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from newllm_lib.data.catalogue import load_text
 from newllm_lib.data.files import check_file, read_pieces
 from newllm_lib.data.rows import PIECE_CHARACTERS, TextPiece, piece_of_conversation, pieces_of_lines
+from newllm_lib.data.text import load_text
 from newllm_lib.errors import InputError
 
 
@@ -126,7 +126,7 @@ def test_text_knows_when_a_file_changed(text_file):
 
 
 def test_no_hub_and_no_offline_package_says_which_extra(monkeypatch):
-    monkeypatch.setattr("newllm_lib.data.catalogue.find_spec", lambda name: None)
+    monkeypatch.setattr("newllm_lib.data.text.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"newllm\[offline\]"):
         load_text("auto")
     with pytest.raises(InputError, match=r"newllm\[offline\]"):
@@ -155,22 +155,22 @@ def test_wikitext_from_the_hub_is_read_whole(monkeypatch):
     """The hub's rows are lines; titles start documents, and a wrong number of rows is refused."""
     import datasets
 
-    from newllm_lib.data import catalogue
+    from newllm_lib.data import hub, text
+    from newllm_lib.data.catalogue import Dataset, HubSource
 
     served = {"train": [" = A = \n", "text\n", ""], "validation": [" = B = \n", "more\n"]}
 
-    def load_dataset(hub_id, config, split, revision):
+    def load_dataset(hub_id, config, split, revision, streaming):
         assert (hub_id, config) == ("Salesforce/wikitext", "wikitext-2-raw-v1")
         assert len(revision) == 40
         return datasets.Dataset.from_dict({"text": served[split]})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(catalogue, "hub_problem", lambda dataset: None)
+    monkeypatch.setattr(hub, "hub_problem", lambda source: None)
     with pytest.raises(InputError, match=r"train has 3 rows where 36718"):
         load_text("hub")
-    small = catalogue.HubDataset(
-        "Salesforce/wikitext", "wikitext-2-raw-v1", "0" * 40, "CC", {"train": 3, "validation": 2}
-    )
-    splits = catalogue.hub_splits(small)
+    both = {"train": "train", "validation": "validation"}
+    small = HubSource("Salesforce/wikitext", "0" * 40, "wikitext-2-raw-v1", both, {"train": 3, "validation": 2})
+    splits = text.hub_splits(Dataset("CC", (small,), ("text",)), small)
     assert [piece.text for piece in splits.train.read()] == [" = A = \ntext\n"]
     assert [piece.text for piece in splits.validation.read()] == [" = B = \nmore\n"]

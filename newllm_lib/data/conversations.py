@@ -1,0 +1,235 @@
+"""Where a run's conversations come from: a dataset of the catalogue from the hub, what stands in for it offline, or the
+user's file."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from ..errors import InputError
+from .catalogue import Dataset, find_dataset
+from .documentation import documentation_identity, documentation_rows
+from .files import check_file, content_hash, read_rows
+from .hub import first_answering, open_hub_split
+from .rows import Message, RowError, any_conversation, dailydialog, dolly
+from .text import DATA_SOURCES, HELD_OUT_SHARE, chitchat_conversations, chitchat_release
+
+# What a reading gives: the row's number from 0, its conversation or None, and what is wrong with a row that is none.
+NumberedConversation = tuple[int, list[Message] | None, str]
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """Conversations that can be read any number of times, always the same, from any row on.
+
+    Attributes:
+        origin: what they are and where they came from, for plots, model cards and saved settings.
+        licence: their licence, or how the user can know.
+        identity: changes when the conversations do.
+        read: starts a pass at a row's number.
+    """
+
+    origin: str
+    licence: str
+    identity: str
+    read: Callable[[int], Iterator[NumberedConversation]] = field(repr=False)
+
+    def __iter__(self) -> Iterator[list[Message]]:
+        return (messages for _, messages, _ in self.read(0) if messages is not None)
+
+
+@dataclass(frozen=True)
+class ConversationSplits:
+    train: Conversations
+    validation: Conversations
+    source: str  # "hub", "offline" or "file": what "auto" came to
+    template: str  # the chat template of the data, for a model that has none
+    note: str = ""  # what the user should know about how the source was chosen
+
+
+def load_conversations(
+    dataset: str | None = None,
+    data_source: str = "auto",
+    data: str | None = None,
+    eval_data: str | None = None,
+    skip_bad_rows: bool = False,
+    held_out: str = "hash",
+    held_out_share: float = HELD_OUT_SHARE,
+    max_samples: int | None = None,
+) -> ConversationSplits:
+    """The conversations to train on and those to evaluate on.
+
+    Args:
+        dataset: a name of the catalogue or an id on the hub; with `data`, says what the file's columns are.
+        data_source: as for `load_text`.
+        held_out: where no validation split is given: "hash" holds out a share by what a conversation says, so that
+            equal ones are on the same side whatever is added; "random" draws rows with `train_test_split(seed=42)`,
+            as the published runs did.
+        max_samples: rows of the training split to look at, the first ones; None takes all.
+
+    Raises:
+        InputError: bad file or row, unknown dataset or source, or data out of reach.
+    """
+    if data_source not in DATA_SOURCES:
+        raise InputError(f"data_source has to be one of {', '.join(DATA_SOURCES)}, got {data_source!r}.")
+    if dataset is None and data is None:
+        raise InputError("there is nothing to train on; name a --dataset, or a file with --data.")
+    if max_samples is not None and max_samples < 1:
+        raise InputError(f"max_samples has to be at least 1, got {max_samples}.")
+    entry = None if dataset is None else find_dataset(dataset)
+    if data is not None:
+        if data_source not in ("auto", "file"):
+            raise InputError(f"data {data!r} contradicts data_source {data_source!r}; leave one of them out.")
+        splits = _file_splits(entry, data, eval_data, skip_bad_rows)
+    elif data_source == "file":
+        raise InputError("data_source 'file' needs the path of the file; add --data PATH.")
+    elif data_source == "offline":
+        splits = _offline_splits(dataset, entry)
+    else:
+        source, problem = first_answering(entry)
+        if source is not None:
+            splits = _hub_splits(entry, source, note=f"Before it: {problem}." if problem else "")
+        elif data_source == "hub" or entry.offline is None:
+            raise InputError(
+                f"dataset {dataset!r} could not be had from the hub ({problem}); check the network and the name, or "
+                "give a file with --data."
+            )
+        else:
+            note = f"The hub could not be reached ({problem}): {entry.offline} stands in for {dataset}."
+            splits = replace(_offline_splits(dataset, entry), note=note)
+    if splits.validation is None:
+        train, validation = hold_out(splits.train, held_out, held_out_share)
+        note = f"{splits.note} {held_out_share:.0%} of the conversations are held out for evaluation.".strip()
+        splits = replace(splits, train=train, validation=validation, note=note)
+    if max_samples is not None:
+        splits = replace(splits, train=_first_rows(splits.train, max_samples))
+    return splits
+
+
+def hold_out(whole: Conversations, how: str, share: float) -> tuple[Conversations, Conversations]:
+    """(for training, held out): a share of the conversations, drawn once and for all."""
+    if not 0 < share < 1:
+        raise InputError(f"held_out_share has to lie between 0 and 1, got {share}.")
+    if how == "random":
+        from datasets import Dataset as Rows
+
+        numbers = Rows.from_dict({"row": range(sum(1 for _ in whole.read(0)))})
+        drawn = set(numbers.train_test_split(test_size=share, seed=42)["test"]["row"])
+
+        def is_held_out(number: int, messages: list[Message] | None) -> bool:
+            return number in drawn
+    else:
+
+        def is_held_out(number: int, messages: list[Message] | None) -> bool:
+            return messages is not None and conversation_hash(messages) % 10_000 < share * 10_000
+
+    def part(name: str, wanted: bool) -> Conversations:
+        def read(first_row: int) -> Iterator[NumberedConversation]:
+            for number, messages, complaint in whole.read(first_row):
+                if is_held_out(number, messages) == wanted:
+                    yield number, messages, complaint
+
+        return replace(
+            whole, origin=f"{whole.origin}, {name}", identity=f"{whole.identity}/{how} {share} {name}", read=read
+        )
+
+    return part("train", False), part("held out", True)
+
+
+def conversation_hash(messages: list[Message]) -> int:
+    """64 bits that are equal for equal conversations, on every machine."""
+    said = json.dumps([[message["role"], message["content"]] for message in messages], ensure_ascii=False)
+    return int.from_bytes(hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def _first_rows(whole: Conversations, count: int) -> Conversations:
+    def read(first_row: int) -> Iterator[NumberedConversation]:
+        for item in whole.read(first_row):
+            if item[0] >= count:
+                return
+            yield item
+
+    return replace(
+        whole, origin=f"{whole.origin}, first {count:,} rows", identity=f"{whole.identity}/{count}", read=read
+    )
+
+
+def _file_splits(entry: Dataset | None, data: str, eval_data: str | None, skip_bad_rows: bool) -> ConversationSplits:
+    train = _file_conversations(entry, data, "data", skip_bad_rows)
+    validation = None if eval_data is None else _file_conversations(entry, eval_data, "eval_data", skip_bad_rows)
+    return ConversationSplits(train, validation, "file", "dialogue" if entry is None else entry.template)
+
+
+def _file_conversations(entry: Dataset | None, path: str, name: str, skip_bad_rows: bool) -> Conversations:
+    file = check_file(path, name)
+    if file.suffix.lower() == ".txt":
+        raise InputError(f"{name} {path!r} is running text; conversations come as .jsonl, .json, .csv or .parquet.")
+    as_messages = any_conversation if entry is None else entry.messages
+
+    def read(first_row: int) -> Iterator[NumberedConversation]:
+        for number, (place, row) in enumerate(read_rows(file, name)):
+            if number < first_row:
+                continue
+            try:
+                if not isinstance(row, dict):
+                    raise RowError(f"expected an object, got {type(row).__name__}")
+                yield number, as_messages(row), ""
+            except RowError as error:
+                if not skip_bad_rows:
+                    raise InputError(
+                        f"{name} {str(file)!r}, {place}: {error}; --skip_bad_rows leaves such rows out."
+                    ) from error
+                yield number, None, f"{place}: {error}"
+
+    return Conversations(f"file {file.name}", "as the file's owner says", f"file/{content_hash(file)}", read)
+
+
+def _hub_splits(entry: Dataset, source, note: str) -> ConversationSplits:
+    def conversations(split: str) -> Conversations:
+        opened = open_hub_split(entry, source, split)
+        return Conversations(
+            opened.origin,
+            entry.licence,
+            opened.identity,
+            lambda first: _numbered(opened.read(first), first, entry.messages),
+        )
+
+    validation = conversations("validation") if "validation" in source.splits else None
+    return ConversationSplits(conversations("train"), validation, "hub", entry.template, note)
+
+
+def _offline_splits(dataset: str, entry: Dataset) -> ConversationSplits:
+    if entry.offline == "chitchat":
+        release = chitchat_release()
+
+        def conversations(name: str, held_out: bool) -> Conversations:
+            return Conversations(
+                f"ChitChat conversations, {name} (package chitchat-dataset {release})",
+                "MIT",
+                f"chitchat-dataset/{release}/{name}",
+                lambda first: _numbered(
+                    ({"dialog": turns} for turns in list(chitchat_conversations(held_out))[first:]), first, dailydialog
+                ),
+            )
+
+        return ConversationSplits(
+            conversations("train", False), conversations("validation", True), "offline", entry.template
+        )
+    if entry.offline == "documentation":
+        documentation = Conversations(
+            "questions about the Python standard library, from its documentation",
+            "PSF-2.0",
+            documentation_identity(),
+            lambda first: _numbered(documentation_rows()[first:], first, dolly),
+        )
+        return ConversationSplits(documentation, None, "offline", entry.template)
+    raise InputError(f"dataset {dataset!r} has no offline stand-in; give a file with --data.")
+
+
+def _numbered(rows, first_row: int, as_messages) -> Iterator[NumberedConversation]:
+    """Rows that the user cannot mend: a bad one is left out, with its complaint."""
+    for number, row in enumerate(rows, start=first_row):
+        try:
+            yield number, as_messages(row), ""
+        except RowError as error:
+            yield number, None, f"row {number + 1}: {error}"

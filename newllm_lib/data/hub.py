@@ -1,0 +1,105 @@
+"""Rows from the hub: mirrors in order of preference, asked once with a time-out, their number of rows checked."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+from .catalogue import Dataset, HubSource
+
+TIMEOUT_SECONDS = 10
+
+
+def hub_problem(source: HubSource) -> str | None:
+    """None if the hub serves the pinned revision, else the reason in a few words; asks once, with a time-out."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        HfApi().dataset_info(source.hub_id, revision=source.revision, timeout=TIMEOUT_SECONDS)
+    except OfflineModeIsEnabled:
+        return "HF_HUB_OFFLINE is set"
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            return f"it answered {status}: not there, or gated: accept its licence on its page and set HF_TOKEN"
+        return f"it answered {status}"
+    except Exception as error:  # the HTTP library differs between hub versions; any failure to connect means the same
+        return f"no connection: {type(error).__name__}"
+    return None
+
+
+def first_answering(entry: Dataset) -> tuple[HubSource | None, str]:
+    """(the first source that the hub serves or None, what is wrong with those before it)."""
+    problems = []
+    for source in entry.sources:
+        problem = hub_problem(source)
+        if problem is None:
+            return source, "; ".join(problems)
+        problems.append(f"{source.hub_id}: {problem}" if len(entry.sources) > 1 else problem)
+        if "no connection" in problem or "HF_HUB_OFFLINE" in problem:
+            break  # the next one would wait as long for the same
+    return None, "; ".join(problems)
+
+
+@dataclass(frozen=True)
+class HubSplit:
+    """One split as the hub serves it. `rows` is None for one that is read as it comes."""
+
+    source: HubSource
+    name: str
+    data: Any
+    num_rows: int | None
+
+    def read(self, first_row: int = 0) -> Iterator[dict]:
+        """The rows from `first_row` on."""
+        if self.source.regroup is not None:
+            yield from itertools.islice(self.source.regroup(self.data), first_row, None)
+        elif self.num_rows is None:
+            yield from self.data.skip(first_row)
+        else:
+            yield from (self.data[number] for number in range(first_row, self.num_rows))
+
+    @property
+    def origin(self) -> str:
+        config = f", {self.source.config}" if self.source.config else ""
+        return f"{self.source.hub_id}{config}, {self.name}, revision {self.source.revision[:8]}"
+
+    @property
+    def identity(self) -> str:
+        return f"{self.source.hub_id}/{self.source.config}/{self.name}@{self.source.revision}"
+
+
+def open_hub_split(entry: Dataset, source: HubSource, split: str) -> HubSplit:
+    """A split, downloaded (or opened, if the entry is streamed), with a check of its columns and number of rows.
+
+    Raises:
+        InputError: it cannot be loaded, or is not what the catalogue says.
+    """
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(TIMEOUT_SECONDS))
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(
+            source.hub_id,
+            source.config,
+            split=source.splits[split],
+            revision=source.revision,
+            streaming=entry.streamed,
+        )
+    except Exception as error:  # the loader's complaints come in many types; all mean that there are no rows
+        sentence = " ".join(str(error).split())
+        raise InputError(
+            f"{source.hub_id} could not be loaded ({type(error).__name__}: {sentence[:200]}); try again, or give a "
+            "file with --data."
+        ) from error
+    num_rows = None if entry.streamed else len(data)
+    expected = source.rows.get(split)
+    if num_rows is not None and expected is not None and num_rows != expected:
+        raise InputError(
+            f"{source.hub_id} {split} has {num_rows} rows where {expected} are expected; clear the datasets cache and "
+            "try again."
+        )
+    return HubSplit(source, split, data, num_rows)

@@ -1,0 +1,210 @@
+"""Where a run's running text comes from: the hub, a package, or the user's file."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..errors import InputError
+from .catalogue import DATASETS, Dataset, HubSource
+from .files import check_file, content_hash, read_pieces
+from .hub import first_answering, open_hub_split
+from .rows import TextPiece, piece_of_conversation, pieces_of_lines
+
+DATA_SOURCES = ("auto", "hub", "offline", "file")
+HELD_OUT_SHARE = 0.05
+WIKITEXT = DATASETS["wikitext"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text that can be read any number of times, always the same.
+
+    Attributes:
+        origin: what it is and where it came from, for plots, model cards and saved settings.
+        licence: its licence, or how the user can know.
+        read: starts a new pass over its pieces.
+        identity: changes when the text does.
+    """
+
+    origin: str
+    licence: str
+    identity: str
+    read: Callable[[], Iterable[TextPiece]] = field(repr=False)
+
+    def strings(self) -> Iterator[str]:
+        return (piece.text for piece in self.read())
+
+
+@dataclass(frozen=True)
+class TextSplits:
+    train: Text
+    validation: Text
+    source: str  # "hub", "offline" or "file": what "auto" came to
+    note: str = ""  # what the user should know about how the source was chosen
+
+
+def load_text(
+    data_source: str = "auto",
+    data: str | None = None,
+    eval_data: str | None = None,
+    skip_bad_rows: bool = False,
+) -> TextSplits:
+    """The text to train on and the text to evaluate on.
+
+    Args:
+        data_source: "hub" (WikiText-2), "offline" (ChitChat, from a package), "file" (`data`), or "auto": `data` if
+            given, else the hub if it answers, else offline; the note then says which and why.
+        eval_data: a file to evaluate on; without it, the last 5 % of `data` are held out.
+
+    Raises:
+        InputError: bad file, unknown source, hub out of reach, or the offline package missing.
+    """
+    if data_source not in DATA_SOURCES:
+        raise InputError(f"data_source has to be one of {', '.join(DATA_SOURCES)}, got {data_source!r}.")
+    if data is not None:
+        if data_source not in ("auto", "file"):
+            raise InputError(f"data {data!r} contradicts data_source {data_source!r}; leave one of them out.")
+        splits = _file_splits(data, eval_data, skip_bad_rows)
+    elif data_source == "file":
+        raise InputError("data_source 'file' needs the path of the file; add --data PATH.")
+    elif data_source == "offline":
+        splits = chitchat_splits()
+    else:
+        source, problem = first_answering(WIKITEXT)
+        if source is not None:
+            splits = hub_splits(WIKITEXT, source)
+        elif data_source == "hub":
+            raise InputError(
+                f"data_source 'hub': {WIKITEXT.sources[0].hub_id} could not be reached ({problem}); check the network, or "
+                "choose --data_source offline."
+            )
+        elif find_spec("chitchat_dataset") is None:
+            raise InputError(
+                f"data_source 'auto': the hub could not be reached ({problem}) and no offline data are installed; "
+                "run pip install 'newllm[offline]', or give a file with --data."
+            )
+        else:
+            splits = chitchat_splits(note=f"The hub could not be reached ({problem}): the offline text is used.")
+    if eval_data is not None and data is None:
+        splits = replace(splits, validation=_file_text(eval_data, "eval_data", skip_bad_rows))
+    return splits
+
+
+def hub_splits(entry: Dataset, source: HubSource) -> TextSplits:
+    """Plain text as the hub serves it."""
+
+    def split_text(split: str) -> Text:
+        rows = open_hub_split(entry, source, split)
+        return Text(
+            origin=rows.origin,
+            licence=entry.licence,
+            identity=rows.identity,
+            read=lambda: pieces_of_lines(row["text"] for row in rows.read()),
+        )
+
+    return TextSplits(split_text("train"), split_text("validation"), "hub")
+
+
+def chitchat_splits(note: str = "") -> TextSplits:
+    """7,168 real conversations from the package `chitchat-dataset` (MIT), every twentieth held out.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    release = chitchat_release()
+
+    def read(held_out: bool) -> Iterator[TextPiece]:
+        return (piece_of_conversation(turns) for turns in chitchat_conversations(held_out))
+
+    def split_text(name: str, held_out: bool) -> Text:
+        return Text(
+            origin=f"ChitChat conversations, {name} (package chitchat-dataset {release})",
+            licence="MIT",
+            identity=f"chitchat-dataset/{release}/{name}",
+            read=lambda: read(held_out),
+        )
+
+    return TextSplits(split_text("train", False), split_text("validation", True), "offline", note)
+
+
+def chitchat_release() -> str:
+    """The installed release of the package `chitchat-dataset`.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    if find_spec("chitchat_dataset") is None:
+        raise InputError("data_source 'offline' needs the package chitchat-dataset; run pip install 'newllm[offline]'.")
+    return version("chitchat-dataset")
+
+
+def chitchat_conversations(held_out: bool) -> Iterator[list[str]]:
+    """Its conversations in an order of our own, every twentieth held out."""
+    from chitchat_dataset import ConversationDataset
+
+    conversations = [list(turns) for turns in ConversationDataset()]
+    random.Random(0).shuffle(conversations)
+    every = round(1 / HELD_OUT_SHARE)
+    for index, turns in enumerate(conversations):
+        if (index % every == 0) == held_out and any(turn.strip() for turn in turns):
+            yield turns
+
+
+def _file_splits(data: str, eval_data: str | None, skip_bad_rows: bool) -> TextSplits:
+    train = _file_text(data, "data", skip_bad_rows)
+    if eval_data is not None:
+        return TextSplits(train, _file_text(eval_data, "eval_data", skip_bad_rows), "file")
+    characters = sum(len(text) for text in train.strings())
+    held_out_from = int(characters * (1 - HELD_OUT_SHARE))
+
+    def part(name: str, held_out: bool) -> Text:
+        return Text(
+            origin=f"{train.origin}, {'last' if held_out else 'first'} part ({name})",
+            licence=train.licence,
+            identity=f"{train.identity}/{name}",
+            read=lambda: _part_of(train.read(), held_out_from, held_out),
+        )
+
+    return TextSplits(
+        part("train", False),
+        part("validation", True),
+        "file",
+        f"No eval_data given: the last {HELD_OUT_SHARE:.0%} of {Path(data).name} are held out for evaluation.",
+    )
+
+
+def _part_of(pieces: Iterable[TextPiece], boundary: int, after: bool) -> Iterator[TextPiece]:
+    """The pieces before or after `boundary` characters; a piece that straddles it is cut at the next space."""
+    position = 0
+    for piece in pieces:
+        end = position + len(piece.text)
+        if end <= boundary:
+            cut = len(piece.text)
+        elif position >= boundary:
+            cut = 0
+        else:
+            cut = piece.text.find(" ", boundary - position)
+            cut = len(piece.text) if cut < 0 else cut
+        if after and cut < len(piece.text):
+            yield TextPiece(piece.text[cut:], piece.starts_document or cut > 0)
+        elif not after and cut > 0:
+            yield TextPiece(piece.text[:cut], piece.starts_document)
+        position = end
+
+
+def _file_text(path: str, name: str, skip_bad_rows: bool) -> Text:
+    file = check_file(path, name)
+    complaints: list[str] = []
+    # One whole pass now, so that a bad row at the end is told before any long work.
+    pieces = read_pieces(file, name, complaints.append if skip_bad_rows else None)
+    if not sum(bool(piece.text.strip()) for piece in pieces):
+        raise InputError(f"{name} {path!r} holds no text; name a file with text in it.")
+    return Text(
+        origin=f"file {file.name}" + (f" without {len(complaints)} bad rows" if complaints else ""),
+        licence="as the file's owner says",
+        identity=f"file/{content_hash(file)}",
+        read=lambda: read_pieces(file, name, (lambda complaint: None) if skip_bad_rows else None),
+    )

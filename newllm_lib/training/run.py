@@ -1,0 +1,156 @@
+"""A run from its prepared data to its finished folder; what stages of one model have in common."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
+
+from ..data.batches import EvaluationDocuments, TextCounts
+from ..errors import InputError
+from ..models import build_config, build_model
+from .arguments import ModelArguments
+from .checkpoint import RESULTS_FILE, open_run, read_results, write_json
+from .model_card import write_model_card
+from .report import RunLog, SaveOnInterrupt, TrainingInterrupted
+from .trainer import LanguageModelTrainer, count_training_tokens
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """All that is known before training starts. `splits` has `train` and `validation` with their origin, licence and
+    identity, `source` and `note`; `remarks` are what the user should know about the data."""
+
+    splits: Any
+    tokenizer: Any
+    train_rows: Any
+    train_counts: TextCounts
+    documents: EvaluationDocuments
+    model: PreTrainedModel
+    remarks: tuple[str, ...] = ()
+
+
+def prepare_once(args: ModelArguments, prepare: Callable[[ModelArguments], PreparedRun]) -> PreparedRun:
+    """`prepare(args)`; of several processes the first prepares, and the others find its work in the cache."""
+    with args.main_process_first(desc="preparing the data"):
+        return prepare(args)
+
+
+def new_model(args: ModelArguments, tokenizer) -> PreTrainedModel:
+    """The model that the settings describe, initialised from the seed.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    set_seed(args.seed)
+    try:
+        config = build_config(
+            args.model_type,
+            vocab_size=len(tokenizer),
+            max_length=args.max_length,
+            num_layers=args.num_layers,
+            num_parameters=args.num_parameters,
+            embedding_size=args.embedding_size,
+            context_size=args.context_size,
+            hidden_size=args.hidden_size,
+            dropout=args.dropout,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return build_model(config)
+
+
+def train_run(
+    args: ModelArguments,
+    prepared: PreparedRun,
+    identity: dict[str, Any],
+    carry_context: bool,
+    callbacks: tuple[TrainerCallback, ...] = (),
+    advice: Callable[[dict[str, Any]], str] = lambda metrics: "",
+    teacher: PreTrainedModel | None = None,
+) -> Path:
+    """Train the prepared model, or go on with the run that `args.output_dir` holds; score it and write its folder.
+
+    Args:
+        identity: what makes the run this run beside its settings.
+        advice: final metrics -> what to do next, told at the end.
+        teacher: a larger model to learn from beside the data, see `LanguageModelTrainer`.
+
+    Raises:
+        InputError: the folder holds something else.
+        TrainingInterrupted: stopped by hand; the same call continues.
+    """
+    folder = Path(args.output_dir)
+    is_main = args.process_index == 0
+    if is_main:
+        open_run(folder, {**identity, **args.run_settings()}, args.session_settings())
+    if (results := read_results(folder)) is not None:
+        logger.info("This run is finished: loss %.4f. Choose another --output_dir for a new one.", results["loss"])
+        return folder
+    if is_main:
+        _introduce(args, prepared)
+    interrupt = SaveOnInterrupt()
+    stoppers = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
+    trainer = LanguageModelTrainer(
+        prepared.model,
+        args,
+        prepared.train_rows,
+        prepared.documents,
+        prepared.tokenizer,
+        carry_context=carry_context,
+        teacher=teacher,
+        callbacks=[*stoppers, RunLog(args.model_type), interrupt, *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.resume_or_start()
+    finally:
+        interrupt.restore()
+    if interrupt.interrupted:
+        raise TrainingInterrupted(
+            f"Stopped at update {trainer.state.global_step} of {trainer.state.max_steps}; everything is saved in "
+            f"{folder}. The same command continues from there."
+        )
+    trainer.save_model(str(folder))
+    metrics = dataclasses.asdict(trainer.score(prepared.documents))
+    if is_main:
+        write_model_card(folder, args, prepared.splits, prepared.model, metrics, trainer.state)
+        # Last: its presence says that the run is finished.
+        write_json(
+            folder / RESULTS_FILE,
+            {**metrics, "parameters": prepared.model.num_parameters(), "updates": trainer.state.global_step},
+        )
+        for line in (advice(metrics), f"Finished: everything is in {folder}."):
+            if line:
+                logger.info("%s", line)
+    return folder
+
+
+def _introduce(args: ModelArguments, prepared: PreparedRun) -> None:
+    """Tell what is trained on what."""
+    steps, tokens = count_training_tokens(args, len(prepared.train_rows))
+    counts = prepared.train_counts
+    origins = f"Text: {prepared.splits.train.origin}; held out: {prepared.documents.origin}."
+    for line in (prepared.splits.note, origins, *prepared.remarks):
+        if line:
+            logger.info("%s", line)
+    logger.info(
+        "%s: %s parameters, %s tokens of text, %d updates over %s tokens, on %s.",
+        args.model_type,
+        f"{prepared.model.num_parameters():,}",
+        f"{counts.tokens:,}",
+        steps,
+        f"{tokens:,}",
+        args.device,
+    )
+    if counts.unknown_tokens:
+        share = counts.unknown_tokens / counts.tokens
+        logger.info("%.1f %% of the training tokens are <unk>: perplexity is flattered by as much.", 100 * share)
