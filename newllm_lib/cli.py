@@ -124,6 +124,12 @@ def run_pretrain(argv: Sequence[str]) -> None:
     pretrain(parse_stage(PretrainArguments, PRESETS, "newllm pretrain", argv))
 
 
+def run_sft(argv: Sequence[str]) -> None:
+    from .stages.sft import PRESETS, SftArguments, sft
+
+    sft(parse_stage(SftArguments, PRESETS, "newllm sft", argv))
+
+
 def run_evaluate(argv: Sequence[str]) -> None:
     parser = SentenceParser(prog="newllm evaluate", description="Metrics of a trained model, every token scored once.")
     parser.add_argument("model", help="folder of a finished run")
@@ -228,6 +234,7 @@ def add_sampling_fields(parser: argparse.ArgumentParser, max_new_tokens: int) ->
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "pretrain": (run_pretrain, "train New-LLM or a baseline from scratch on text"),
+    "sft": (run_sft, "teach a model to talk: conversations, instructions"),
     "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),
     "compare": (run_compare, "several models side by side: quality, speed, state, samples"),
     "generate": (run_generate, "continue a prompt"),

@@ -78,8 +78,8 @@ def load_text(
             splits = hub_splits(WIKITEXT, source)
         elif data_source == "hub":
             raise InputError(
-                f"data_source 'hub': {WIKITEXT.sources[0].hub_id} could not be reached ({problem}); check the network, or "
-                "choose --data_source offline."
+                f"data_source 'hub': {WIKITEXT.sources[0].hub_id} could not be reached ({problem}); check the network, "
+                "or choose --data_source offline."
             )
         elif find_spec("chitchat_dataset") is None:
             raise InputError(

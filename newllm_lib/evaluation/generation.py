@@ -31,6 +31,29 @@ def continue_prompt(
     return tokenizer.decode(list(tokens), skip_special_tokens=True)
 
 
+def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, max_new_tokens: int = 60) -> str:
+    """What a model with a chat template replies to `prompt`, the most likely token each time; what one without writes
+    after it."""
+    if tokenizer.chat_template is None:
+        return continue_prompt(model, tokenizer, prompt, max_new_tokens)
+    return " " + reply_to(model, tokenizer, [{"role": "user", "content": prompt}], max_new_tokens)[0]
+
+
+def reply_to(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    messages: list[dict[str, str]],
+    max_new_tokens: int = 60,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+) -> tuple[str, bool]:
+    """(the model's turn after `messages`, whether it ended it by itself)."""
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    stream = TokenStream(model, temperature, top_p)
+    tokens = list(stream.continue_with(ids, max_new_tokens, [tokenizer.eos_token_id]))
+    return tokenizer.decode(tokens, skip_special_tokens=True).strip(), len(tokens) < max_new_tokens
+
+
 @torch.no_grad()
 def token_cost(model: PreTrainedModel, history_tokens: int, repeats: int = 20) -> tuple[float, int]:
     """(median milliseconds for one more token, bytes of state held) after `history_tokens` tokens, batch of one.

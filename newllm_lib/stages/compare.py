@@ -1,5 +1,6 @@
 """Several trained models side by side: quality, size, speed, memory of the text, samples."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..data.batches import evaluation_documents
+from ..data.conversations import Conversations
+from ..data.text import Text
 from ..errors import InputError
-from ..evaluation.generation import continue_prompt, token_cost
+from ..evaluation.generation import answer, token_cost
 from ..training.curves import COLOURS
-from .evaluate import final_metrics, held_out_text, open_model, score
+from .evaluate import final_metrics, held_out_documents, held_out_text, open_model, score
 
 HISTORIES = (128, 1024, 8192)  # tokens before the generated one that is timed
 SPEED_TOKENS = 20_000  # held-out tokens (whole documents) that the speed of scoring is measured on
@@ -43,13 +45,10 @@ def compare(
     models = [open_model(path) for path in paths]
     text = held_out_text(models[0], data)
     if prompts is None:
-        prompts = [
-            " ".join(piece.text.split()[:PROMPT_WORDS])
-            for piece, _ in zip(text.read(), range(NUM_SAMPLES), strict=False)
-        ]
+        prompts = held_out_prompts(text)
     rows = []
     for trained, name in zip(models, _names(models), strict=True):
-        documents = evaluation_documents(text, trained.tokenizer)
+        documents = held_out_documents(trained, text)
         sample = documents.sample(SPEED_TOKENS)
         started = time.perf_counter()
         score(trained, sample)
@@ -67,12 +66,20 @@ def compare(
                 "ms_per_token": {str(history): cost[0] for history, cost in costs.items()},
                 "state_bytes": {str(history): cost[1] for history, cost in costs.items()},
                 "samples": {
-                    prompt: continue_prompt(trained.model, trained.tokenizer, prompt, max_new_tokens)
-                    for prompt in prompts
+                    prompt: answer(trained.model, trained.tokenizer, prompt, max_new_tokens) for prompt in prompts
                 },
             }
         )
     return rows
+
+
+def held_out_prompts(text: Text | Conversations) -> list[str]:
+    """Beginnings of held-out documents, or what users say first in held-out conversations."""
+    if isinstance(text, Conversations):
+        return [messages[0]["content"] for messages in itertools.islice(text, NUM_SAMPLES)]
+    return [
+        " ".join(piece.text.split()[:PROMPT_WORDS]) for piece, _ in zip(text.read(), range(NUM_SAMPLES), strict=False)
+    ]
 
 
 def _names(models) -> list[str]:

@@ -8,10 +8,15 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from .. import models  # noqa: F401  registers our models with the Auto classes
 from ..data.batches import EvaluationDocuments, evaluation_documents
+from ..data.chat_template import ConversationFormat
+from ..data.conversation_rows import conversation_documents
+from ..data.conversations import Conversations, load_conversations
+from ..data.files import content_hash
 from ..data.text import Text, load_text
 from ..errors import InputError
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..models import load_model
+from ..training.arguments import ModelArguments
 from ..training.checkpoint import check_model_folder, read_results, read_settings
 from ..training.device import find_device
 
@@ -49,20 +54,43 @@ def open_model(path: str | Path) -> TrainedModel:
     )
 
 
-def held_out_text(trained: TrainedModel, data: str | None = None) -> Text:
-    """The text to evaluate on: the file `data`, or else the text that was held out when the model was trained.
+def held_out_text(trained: TrainedModel, data: str | None = None) -> Text | Conversations:
+    """What to evaluate on, text or conversations as the model was trained on: the file `data`, or else what was held
+    out when the model was trained.
 
     Raises:
-        InputError: a bad file, or the held-out text is out of reach.
+        InputError: a bad file, or what was held out is out of reach.
     """
-    if data is not None:
-        return load_text(data=data, eval_data=data).validation
     run, session = trained.run, trained.session
-    files = {name: session[name] for name in ("data", "eval_data", "skip_bad_rows") if name in session}
-    text = load_text(run["text_source"], **files).validation
+    names = ["skip_bad_rows"]
+    load = load_text
+    if is_chat(trained):
+        load, names = load_conversations, [*names, "dataset", "held_out", "held_out_share"]
+    settings = {name: value for name, value in {**run, **session}.items() if name in names}
+    if data is not None:
+        return load(data=data, eval_data=data, **settings).validation
+    files = {name: session[name] for name in ("data", "eval_data") if name in session}
+    text = load(data_source=run["text_source"], **files, **settings).validation
     if text.identity != run["validation_text"]:
         raise InputError(f"the text held out of {str(trained.folder)!r} has changed since; name a text with --data.")
     return text
+
+
+def is_chat(trained: TrainedModel) -> bool:
+    """True for a model that was trained on conversations."""
+    return trained.run["stage"] == "sft"
+
+
+def held_out_documents(trained: TrainedModel, text: Text | Conversations) -> EvaluationDocuments:
+    """The text as the model's tokens, conversations cut as in its training."""
+    if not isinstance(text, Conversations):
+        return evaluation_documents(text, trained.tokenizer)
+    form = ConversationFormat(*(trained.run[name] for name in ("max_length", "loss_on", "too_long")))
+    documents, counts = conversation_documents(text, trained.tokenizer, form)
+    if not documents.documents:
+        remarks = " ".join(counts.remarks(form.max_length))
+        raise InputError(f"{text.origin} holds no conversation to evaluate on; {remarks}")
+    return documents
 
 
 def evaluate(
@@ -78,12 +106,12 @@ def evaluate(
         InputError: bad folder or file.
     """
     trained = open_model(path)
-    documents = evaluation_documents(held_out_text(trained, data), trained.tokenizer)
+    documents = held_out_documents(trained, held_out_text(trained, data))
     metrics = score(trained, documents, max_length, batch_size)
     return {**metrics, "text": documents.origin}
 
 
-def final_metrics(trained: TrainedModel, text: Text) -> dict[str, Any] | None:
+def final_metrics(trained: TrainedModel, text: Text | Conversations) -> dict[str, Any] | None:
     """The metrics that the run itself ended with, if they are of `text`: it need not be scored again."""
     results = read_results(trained.folder)
     if results is None or trained.run["validation_text"] != text.identity:
@@ -103,3 +131,25 @@ def score(
         batch_size,
     )
     return dataclasses.asdict(metrics)
+
+
+def weights_hash(folder: str | Path) -> str:
+    """What a model is known by: its weights, wherever they lie."""
+    return content_hash(check_model_folder(folder) / "model.safetensors")[:16]
+
+
+def open_teacher(args: ModelArguments, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel | None:
+    """The model to learn from that the settings name, if they name one.
+
+    Raises:
+        InputError: its tokenizer is not `tokenizer`, or its window is shorter than a row.
+    """
+    if args.teacher is None:
+        return None
+    teacher = open_model(args.teacher)
+    if teacher.tokenizer.backend_tokenizer.to_str() != tokenizer.backend_tokenizer.to_str():
+        raise InputError(f"teacher {args.teacher!r} has another tokenizer than the model; both need the same.")
+    window = getattr(teacher.model.config, "n_positions", args.max_length)
+    if window < args.max_length:
+        raise InputError(f"teacher {args.teacher!r} reads {window} tokens; choose --max_length {window} or less.")
+    return teacher.model

@@ -12,6 +12,7 @@ from ..data.tokenizer import build_tokenizer
 from ..errors import InputError
 from ..training.arguments import ModelArguments, setting
 from ..training.run import PreparedRun, new_model, prepare_once, train_run
+from .evaluate import open_teacher, weights_hash
 
 
 @dataclass
@@ -84,4 +85,7 @@ def pretrain(args: PretrainArguments, callbacks: tuple[TrainerCallback, ...] = (
         "train_text": prepared.splits.train.identity,
         "validation_text": prepared.splits.validation.identity,
     }
-    return train_run(args, prepared, identity, args.carry_context, callbacks)
+    teacher = open_teacher(args, prepared.tokenizer)
+    if teacher is not None:
+        identity["teacher_weights"] = weights_hash(args.teacher)
+    return train_run(args, prepared, identity, args.carry_context, callbacks, teacher=teacher)

@@ -50,6 +50,8 @@ SESSION_FIELDS = frozenset(
         "per_device_eval_batch_size",
         "data",
         "eval_data",
+        "model",
+        "teacher",
         "log_level",
         "log_level_replica",
         "logging_first_step",
@@ -216,6 +218,9 @@ class ModelArguments(StageArguments):
         "bpe: learned pieces; byte: any language; word: published setting; gpt2: GPT-2's.",
         group="Data",
     )
+    teacher: str | None = setting(None, "Folder of a larger model with the same tokenizer to learn from, too.")
+    teacher_weight: float = setting(0.5, "With --teacher: its share of the loss.")
+    teacher_temperature: float = setting(2.0, "With --teacher: how much both distributions are softened.")
     vocab_size: int | None = setting(
         None,
         "Token types; none: up to 4,096 (bpe) or 1,000 (word).",

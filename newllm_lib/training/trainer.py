@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from ..data.batches import EvaluationDocuments, collate_rows, positions_within_row
+from ..data.batches import IGNORED, EvaluationDocuments, collate_rows, positions_within_row
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..models.context_cache import RecurrentGenerationMixin
 from ..models.modeling_newllm import loss_only
@@ -17,6 +18,7 @@ from .arguments import StageArguments
 from .checkpoint import newest_checkpoint, seal_checkpoint
 from .context_carrier import ContextCarrier, LaneSampler
 from .device import keep_freed_memory
+from .distillation import distillation_loss
 
 
 class LanguageModelTrainer(Trainer):
@@ -40,7 +42,7 @@ class LanguageModelTrainer(Trainer):
         teacher: PreTrainedModel | None = None,
         **kwargs,
     ):
-        self.teacher = teacher
+        self.teacher = None if teacher is None else teacher.to(args.device).requires_grad_(False).eval()
         self.carries_context = carry_context and isinstance(model, RecurrentGenerationMixin)
         self.carrier = ContextCarrier(args.effective_batch_size)
         super().__init__(
@@ -80,11 +82,29 @@ class LanguageModelTrainer(Trainer):
             inputs |= {"past_key_values": self.carrier.take(rows), "use_cache": True}
         else:
             inputs |= {"position_ids": positions_within_row(inputs["position_ids"]), "use_cache": False}
-        inputs |= loss_only(self.accelerator.unwrap_model(model))
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.teacher is not None:
+            loss, outputs = self._loss_with_teacher(model, inputs, num_items_in_batch)
+        else:
+            inputs |= loss_only(self.accelerator.unwrap_model(model))
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.carries_context:
             self.carrier.keep(rows, outputs.past_key_values.context)
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_with_teacher(self, model, inputs, num_items_in_batch):
+        labels = inputs.pop("shift_labels")
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        with torch.no_grad():
+            # The teacher sees a row at a time: it has no context of the row before.
+            position_ids = positions_within_row(inputs["position_ids"])
+            teacher_logits = self.teacher(
+                input_ids=inputs["input_ids"], position_ids=position_ids, use_cache=False
+            ).logits
+        total = distillation_loss(
+            outputs.logits, teacher_logits, labels, self.args.teacher_weight, self.args.teacher_temperature
+        )
+        scored = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return total / scored, outputs
 
     def score(self, documents: EvaluationDocuments) -> TextMetrics:
         """Metrics of the model as it is now."""

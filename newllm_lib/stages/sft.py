@@ -1,0 +1,219 @@
+"""Stages 2 to 4: teach a pretrained model, or a new one, to talk: conversations and instructions."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PreTrainedModel, TrainerCallback
+
+from ..data.chat_template import TEMPLATES, ConversationFormat
+from ..data.conversation_rows import conversation_documents, conversation_rows
+from ..data.conversations import load_conversations
+from ..data.tokenizer import build_tokenizer
+from ..errors import InputError
+from ..models.adjust import extend_positions, grow_context, set_dropout, train_new_context_only
+from ..models.modeling_newllm import NewLLMForCausalLM
+from ..training.arguments import ModelArguments, setting
+from ..training.run import PreparedRun, new_model, prepare_once, train_run
+from .evaluate import open_model, open_teacher, weights_hash
+
+# What a finished model brings along, so that it cannot be set beside `model`.
+OF_THE_MODEL = (
+    "num_parameters",
+    "num_layers",
+    "embedding_size",
+    "context_size",
+    "hidden_size",
+    "vocab_size",
+)
+
+
+@dataclass
+class SftArguments(ModelArguments):
+    """Settings of stages 2 to 4."""
+
+    dataset: str | None = setting(
+        None, "dailydialog, dolly, ultrachat, ... (newllm data lists them), or an id on the hub.", group="Data"
+    )
+    model: str | None = setting(None, "Folder of a finished run to start from; none: a new model.", group="Model")
+    max_samples: int | None = setting(
+        None, "Rows of the data to take, the first ones.", group="Data", low=1_000, high=1_500_000, log=True
+    )
+    held_out: Literal["hash", "random"] = setting(
+        "hash", "Held out by what a conversation says, or drawn at random as in the published runs."
+    )
+    held_out_share: float = setting(0.05, "Share held out where the data have no validation split.")
+    loss_on: Literal["assistant", "all"] = setting(
+        "assistant", "Learn the assistant's words only, or every token.", group="Training"
+    )
+    too_long: Literal["turns", "cut"] = setting(
+        "turns", "Keep whole turns of a conversation that is too long, or cut it."
+    )
+    grow_context: int | None = setting(None, "Enlarge New-LLM's context vector to this multiple of its size.")
+    train_only_new_context: bool = setting(False, "After growing: train nothing but the new part.")
+
+    max_length: int = setting(
+        256,
+        "Tokens per row; longer conversations lose their last turns.",
+        group="Data",
+        low=64,
+        high=1024,
+        log=True,
+    )
+    output_dir: str = setting("runs/sft", "Folder of the run: settings, model, checkpoints, curves.")
+    learning_rate: float = setting(
+        2e-3, "Peak learning rate of AdamW.", group="Training", low=1e-5, high=1e-2, log=True
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model is not None:
+            for name in OF_THE_MODEL:
+                if getattr(self, name) is not None:
+                    raise InputError(f"{name} cannot be set with --model, which brings its own; leave it out.")
+        elif self.grow_context is not None:
+            raise InputError("grow_context needs a trained model to start from; add --model.")
+        if self.train_only_new_context:
+            if self.grow_context is None:
+                raise InputError("train_only_new_context needs a context that grows; add --grow_context.")
+            self.weight_decay = 0.0  # it would move the weights that are to stay
+
+
+# Named sets of values. `published` is the recipe of the published Dolly numbers, `published-ultrachat` UltraChat's.
+PUBLISHED: dict[str, Any] = {
+    "model_type": "newllm-reference",
+    "tokenizer": "word",
+    "vocab_size": 999,  # 996 words and three special tokens
+    "max_length": 128,
+    "loss_on": "all",
+    "too_long": "cut",
+    "held_out": "random",
+    "held_out_share": 0.1,
+    "learning_rate": 8e-4,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "weight_decay": 0.0,
+    "per_device_train_batch_size": 128,
+    "gradient_accumulation_steps": 16,
+    "num_train_epochs": 100.0,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "early_stopping_patience": 20,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {"max_steps": 20, "max_samples": 400, "max_eval_tokens": 2_000, "logging_steps": 2},
+    "demo": {"max_steps": 150, "max_eval_tokens": 10_000},
+    "quick": {"max_steps": 800},
+    "standard": {"num_train_epochs": 5.0},
+    "long": {"num_train_epochs": 15.0, "dropout": 0.2, "early_stopping_patience": 5},
+    "published": PUBLISHED,
+    "published-ultrachat": {**PUBLISHED, "num_train_epochs": 50.0},
+}
+
+
+def prepare(args: SftArguments) -> PreparedRun:
+    """Load the conversations and the model, or make one with its tokenizer, and pack the rows; trains nothing.
+
+    Raises:
+        InputError: anything about the input that would fail later.
+    """
+    splits = load_conversations(
+        args.dataset,
+        args.data_source,
+        args.data,
+        args.eval_data,
+        args.skip_bad_rows,
+        args.held_out,
+        args.held_out_share,
+        args.max_samples,
+    )
+    start = None if args.model is None else open_model(args.model)
+    if start is None:
+        contents = (message["content"] for messages in splits.train for message in messages)
+        tokenizer = build_tokenizer(args.tokenizer, contents, args.vocab_size, splits.train.identity)
+    else:
+        tokenizer = start.tokenizer
+        args.model_type, args.tokenizer = start.name, start.run["tokenizer"]
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = TEMPLATES[splits.template]
+    form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
+    train_rows, counts = conversation_rows(splits.train, tokenizer, form)
+    documents, held_out_counts = conversation_documents(splits.validation, tokenizer, form)
+    if not documents.documents:
+        raise InputError(
+            f"{documents.origin} holds no conversation to evaluate on; "
+            f"{' '.join(held_out_counts.remarks(args.max_length)) or 'give --eval_data or a larger --held_out_share.'}"
+        )
+    model = new_model(args, tokenizer) if start is None else _adjusted(start.model, args)
+    return PreparedRun(splits, tokenizer, train_rows, counts, documents, model, tuple(counts.remarks(args.max_length)))
+
+
+def _adjusted(model: PreTrainedModel, args: SftArguments) -> PreTrainedModel:
+    """The model to start from as the settings want it."""
+    model = model.cpu()
+    set_dropout(model, args.dropout)
+    extend_positions(model, args.max_length)
+    if args.grow_context is not None:
+        if not isinstance(model, NewLLMForCausalLM):
+            raise InputError(f"grow_context is for New-LLM; {args.model!r} is a {args.model_type}.")
+        old = model.config.context_size
+        try:
+            grow_context(model, args.grow_context)
+        except ValueError as error:
+            raise InputError(str(error).replace("context_size", "grow_context", 1)) from error
+        if args.train_only_new_context:
+            train_new_context_only(model, old)
+    return model
+
+
+def sft(args: SftArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
+    """Train one model on conversations, or go on with the run that `args.output_dir` holds.
+
+    Returns:
+        The run folder: the best model with its tokenizer and chat template, settings, metrics log, curves, model card.
+
+    Raises:
+        InputError: bad input, before any long work.
+        TrainingInterrupted: stopped by hand; the same call continues.
+    """
+    prepared = prepare_once(args, prepare)
+    identity = {
+        "stage": "sft",
+        "text_source": prepared.splits.source,
+        "train_text": prepared.splits.train.identity,
+        "validation_text": prepared.splits.validation.identity,
+        "start": None if args.model is None else weights_hash(args.model),
+    }
+    if args.teacher is not None:
+        identity["teacher_weights"] = weights_hash(args.teacher)
+    return train_run(
+        args,
+        prepared,
+        identity,
+        carry_context=False,
+        callbacks=callbacks,
+        advice=partial(advice, args),
+        teacher=open_teacher(args, prepared.tokenizer),
+    )
+
+
+def advice(args: SftArguments, metrics: dict[str, Any]) -> str:
+    """How good the model is and what to do next. The published bands hold for UltraChat in the published setting: a
+    thousand words, every token scored."""
+    perplexity = metrics["perplexity"]
+    if args.tokenizer == "word" and args.loss_on == "all" and (args.dataset or "").startswith("ultrachat"):
+        if perplexity < 19:
+            return f"Perplexity {perplexity:.1f} is excellent (below 19): go on with --dataset codealpaca."
+        if perplexity <= 24:
+            return f"Perplexity {perplexity:.1f} is good (19 to 24): train on the full data, --dataset ultrachat-full."
+        return f"Perplexity {perplexity:.1f} is above 24: take more --max_samples, or more --num_layers."
+    if metrics["bits_per_byte"] is None:
+        return (
+            f"Perplexity {perplexity:.1f} with {metrics['unk_rate']:.0%} unknown words: comparable only to runs with "
+            "the same words."
+        )
+    return (
+        f"{metrics['bits_per_byte']:.3f} bits per byte of the answers (perplexity {perplexity:.1f} per token); lower "
+        f"is better, and more data or epochs lower it. Talk to it: newllm chat {args.output_dir}"
+    )
