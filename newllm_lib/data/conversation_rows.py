@@ -172,19 +172,19 @@ def _write_shard(blocks, tokenizer, max_length: int, first_number: int, path: Pa
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with ArrowWriter(path=str(temporary), features=features) as writer:
 
-        def write(items: list[EncodedConversation]) -> None:
-            writer.write(_row(items, max_length, tokenizer.pad_token_id) | {"row": first_number + counts.packed_rows})
-            counts.packed_rows += 1
+        def write(packed: list[list[EncodedConversation]]) -> None:
+            if packed:
+                columns = _columns(packed, max_length, tokenizer.pad_token_id)
+                writer.write_batch(columns | {"row": first_number + counts.packed_rows + np.arange(len(packed))})
+                counts.packed_rows += len(packed)
 
         for row_after, block, found in blocks:
             next_row = row_after
             counts.add(found)
-            for full in packer.add(block):
-                write(full)
+            write(list(packer.add(block)))
             if counts.rows_read >= ROWS_PER_SHARD:
                 break
-        for rest in packer.rows:
-            write(rest)
+        write(packer.rows)
         if counts.packed_rows:
             writer.finalize()
     if counts.packed_rows:
@@ -219,15 +219,18 @@ class RowPacker:
             self.lengths.append(len(item.token_ids))
 
 
-def _row(items: list[EncodedConversation], max_length: int, pad_token_id: int) -> dict[str, np.ndarray]:
-    """Conversations end to end, padded to T."""
-    token_ids = np.full(max_length, pad_token_id, dtype=np.int32)
-    supervised, starts = np.zeros(max_length, dtype=bool), np.zeros(max_length, dtype=bool)
-    begin = 0
-    for item in items:
-        end = begin + len(item.token_ids)
-        token_ids[begin:end], supervised[begin:end], starts[begin] = item.token_ids, item.supervised, True
-        begin = end
+def _columns(packed: list[list[EncodedConversation]], max_length: int, pad_token_id: int) -> dict[str, np.ndarray]:
+    """Rows of conversations end to end, padded to T: [rows, T] each."""
+    shape = (len(packed), max_length)
+    token_ids = np.full(shape, pad_token_id, dtype=np.int32)
+    supervised, starts = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    for row, items in enumerate(packed):
+        begin = 0
+        for item in items:
+            end = begin + len(item.token_ids)
+            token_ids[row, begin:end], supervised[row, begin:end] = item.token_ids, item.supervised
+            starts[row, begin] = True
+            begin = end
     return {"input_ids": token_ids, "supervised": supervised, "starts": starts}
 
 
