@@ -15,13 +15,21 @@ DROPOUT_FIELDS = ("dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
 def set_dropout(model: PreTrainedModel, dropout: float) -> None:
-    """The same share for every place that drops units."""
+    """The same share for every place that drops units.
+
+    Raises:
+        ValueError: the share is none.
+    """
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}.")
     for name in DROPOUT_FIELDS:
         if hasattr(model.config, name):
             setattr(model.config, name, dropout)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout
+        elif isinstance(module, nn.LSTM) and module.num_layers > 1:  # between its layers
+            module.dropout = dropout
     if isinstance(model, NewLLMForCausalLM):
         recurrent = model.config.recurrent_dropout
         model.model.recurrence.dropout = dropout if recurrent else 0.0

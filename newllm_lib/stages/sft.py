@@ -152,7 +152,10 @@ def prepare(args: SftArguments) -> PreparedRun:
 def _adjusted(model: PreTrainedModel, args: SftArguments) -> PreTrainedModel:
     """The model to start from as the settings want it."""
     model = model.cpu()
-    set_dropout(model, args.dropout)
+    try:
+        set_dropout(model, args.dropout)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     extend_positions(model, args.max_length)
     if args.grow_context is not None:
         if not isinstance(model, NewLLMForCausalLM):

@@ -29,7 +29,8 @@ def distillation_loss(
         Nats, a scalar.
     """
     scored = labels != IGNORED
-    student, teacher = student_logits[scored].float(), teacher_logits[scored].float()
+    precision = torch.promote_types(student_logits.dtype, torch.float32)  # fp32 at least
+    student, teacher = student_logits[scored].to(precision), teacher_logits[scored].to(precision)
     from_data = functional.cross_entropy(student, labels[scored], reduction="sum")
     from_teacher = functional.kl_div(
         functional.log_softmax(student / temperature, dim=-1),
