@@ -130,6 +130,36 @@ def run_sft(argv: Sequence[str]) -> None:
     sft(parse_stage(SftArguments, PRESETS, "newllm sft", argv))
 
 
+def run_data(argv: Sequence[str]) -> None:
+    parser = SentenceParser(prog="newllm data", description="Look at a dataset; without a name, list those we know.")
+    parser.add_argument("name", nargs="?", help="a dataset of the list, or an id on the hub (owner/name)")
+    parser.add_argument("--data", help="file with the rows; the name then says what its columns are")
+    parser.add_argument("--data_source", default="auto", help="auto, hub, offline or file")
+    parser.add_argument("--model", help="finished run whose tokenizer and chat template to use")
+    parser.add_argument("--max_length", type=int, default=256, help="tokens per row in training")
+    parser.add_argument("--max_samples", type=int, help="rows to look at, the first ones")
+    parser.add_argument("--skip_bad_rows", action="store_true", help="count rows that do not fit, and leave them out")
+    parser.add_argument("--template", choices=["instruction"], help="print example rows to write your own file after")
+    fields = parser.parse(argv)
+    from .stages import data
+
+    if fields.template is not None:
+        print(data.instruction_rows())
+    elif fields.name is None and fields.data is None:
+        print(data.catalogue_text())
+    else:
+        report = data.inspect_dataset(
+            fields.name,
+            fields.data_source,
+            fields.data,
+            fields.model,
+            fields.max_length,
+            fields.max_samples,
+            fields.skip_bad_rows,
+        )
+        print(data.report_text(report))
+
+
 def run_evaluate(argv: Sequence[str]) -> None:
     parser = SentenceParser(prog="newllm evaluate", description="Metrics of a trained model, every token scored once.")
     parser.add_argument("model", help="folder of a finished run")
@@ -235,6 +265,7 @@ def add_sampling_fields(parser: argparse.ArgumentParser, max_new_tokens: int) ->
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "pretrain": (run_pretrain, "train New-LLM or a baseline from scratch on text"),
     "sft": (run_sft, "teach a model to talk: conversations, instructions"),
+    "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates"),
     "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),
     "compare": (run_compare, "several models side by side: quality, speed, state, samples"),
     "generate": (run_generate, "continue a prompt"),

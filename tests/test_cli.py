@@ -66,7 +66,7 @@ BAD_DATA = {
     "empty.txt": (b"", "is empty"),
     "binary.txt": (b"\x7fELF\0\0\0", "is a binary file"),
     "latin.txt": ("Grüße\n".encode("latin-1"), "is not UTF-8 text (line 1, byte 3)"),
-    "broken.jsonl": (b'{"text": "a"}\n{oops}\n', "line 2 is not JSON"),
+    "broken.jsonl": (b'{"text": "a"}\n{oops}\n', "line 2: not JSON: Expecting property name"),
     "column.jsonl": (b'{"body": "a"}\n', "line 1: there is no 'text' column"),
     "short.txt": (b"Too short.\n", "fewer than one row of max_length 32"),
 }

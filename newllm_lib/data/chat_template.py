@@ -58,7 +58,7 @@ class EncodedConversation:
 def encode_conversations(
     conversations: Sequence[list[Message]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
 ) -> list[EncodedConversation | None]:
-    """Conversations as tokens, in parallel; None for one of which not even the first answer fits."""
+    """Conversations as tokens, in parallel; None for one of which nothing that is learned fits."""
     texts, spans = render(conversations, tokenizer)
     encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     return [
@@ -82,11 +82,12 @@ def render(
 def _encoded(text, answers, encoding, tokenizer, form: ConversationFormat) -> EncodedConversation | None:
     token_ids = np.asarray(encoding.ids, dtype=np.int32)
     supervised = np.zeros(len(token_ids), dtype=bool)
-    kept, end = [], 0
+    kept, end, left_out = [], 0, 0
     for begin, stop in answers:
         after = encoding.char_to_token(stop - 1) + 1
+        left_out += after > form.max_length
         if form.too_long == "turns" and after > form.max_length:
-            break
+            continue
         supervised[_token_at(encoding, begin) : after] = True
         kept.append(text[begin:stop].removesuffix(tokenizer.eos_token).strip())
         end = after
@@ -100,6 +101,8 @@ def _encoded(text, answers, encoding, tokenizer, form: ConversationFormat) -> En
         learned = text[: encoding.offsets[len(token_ids) - 1][1]]
         for token in {tokenizer.bos_token, tokenizer.eos_token}:
             learned = learned.replace(token, "")
+    elif not supervised.any():
+        return None  # the cut lies before the first answer
     elif end > form.max_length:  # cut in the middle of an answer: what is learned of it is not known by characters
         learned = tokenizer.decode(token_ids[supervised], skip_special_tokens=True)
     unknown = 0 if tokenizer.unk_token_id is None else int((token_ids[supervised] == tokenizer.unk_token_id).sum())
@@ -110,7 +113,7 @@ def _encoded(text, answers, encoding, tokenizer, form: ConversationFormat) -> En
         words=len(learned.split()),
         unknown_tokens=unknown,
     )
-    return EncodedConversation(token_ids, supervised, counts, len(answers) - len(kept))
+    return EncodedConversation(token_ids, supervised, counts, left_out)
 
 
 def _token_at(encoding, character: int) -> int:

@@ -23,7 +23,7 @@ from .cache import cache_path, write_atomically
 from .chat_template import ConversationFormat, EncodedConversation, encode_conversations
 from .conversations import Conversations
 
-FORMAT_VERSION = 1  # part of the cache key: raise it when rows are laid out otherwise
+FORMAT_VERSION = 2  # part of the cache key: raise it when rows are laid out otherwise
 CONVERSATIONS_PER_CALL = 500
 ROWS_PER_SHARD = 20_000  # of the data set: what is lost at most when the machine vanishes
 OPEN_ROWS = 64  # rows that still take conversations
@@ -58,7 +58,7 @@ class ConversationCounts(TextCounts):
                 "larger --max_length takes more of them."
             )
         if self.shortened:
-            sentences.append(f"{self.shortened:,} conversations were cut after the last answer within {max_length}.")
+            sentences.append(f"{self.shortened:,} conversations were shortened to {max_length} tokens.")
         return sentences
 
 
@@ -74,7 +74,8 @@ def conversation_rows(
     Raises:
         InputError: a bad row in the user's file, or no conversation at all.
     """
-    key = (FORMAT_VERSION, conversations.identity, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, form)
+    source = (conversations.identity, conversations.read_as)
+    key = (FORMAT_VERSION, *source, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, form)
     folder = cache_path("conversations", "", *key)
     if not (folder / COMPLETE_FILE).exists():
         _prepare(conversations, tokenizer, form, folder)

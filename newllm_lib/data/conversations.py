@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from ..errors import InputError
 from .catalogue import Dataset, find_dataset
 from .documentation import documentation_identity, documentation_rows
-from .files import check_file, content_hash, read_rows
-from .hub import first_answering, open_hub_split
+from .files import NotJson, check_file, content_hash, read_rows
+from .hub import HubSplit, first_opened
 from .rows import Message, RowError, any_conversation, dailydialog, dolly
 from .text import DATA_SOURCES, HELD_OUT_SHARE, chitchat_conversations, chitchat_release
 
@@ -27,12 +27,15 @@ class Conversations:
         licence: their licence, or how the user can know.
         identity: changes when the conversations do.
         read: starts a pass at a row's number.
+        read_as: how the rows of `identity` become conversations, where it can differ: the same file may hold columns
+            of several datasets. With `identity`, what prepared rows are known by.
     """
 
     origin: str
     licence: str
     identity: str
     read: Callable[[int], Iterator[NumberedConversation]] = field(repr=False)
+    read_as: str = ""
 
     def __iter__(self) -> Iterator[list[Message]]:
         return (messages for _, messages, _ in self.read(0) if messages is not None)
@@ -86,9 +89,9 @@ def load_conversations(
     elif data_source == "offline":
         splits = _offline_splits(dataset, entry)
     else:
-        source, problem = first_answering(entry)
-        if source is not None:
-            splits = _hub_splits(entry, source, note=f"Before it: {problem}." if problem else "")
+        opened, problem = first_opened(entry)
+        if opened is not None:
+            splits = _hub_splits(entry, opened, note=f"Before it: {problem}." if problem else "")
         elif data_source == "hub" or entry.offline is None:
             raise InputError(
                 f"dataset {dataset!r} could not be had from the hub ({problem}); check the network and the name, or "
@@ -171,6 +174,8 @@ def _file_conversations(entry: Dataset | None, path: str, name: str, skip_bad_ro
             if number < first_row:
                 continue
             try:
+                if isinstance(row, NotJson):
+                    raise RowError(row.complaint)
                 if not isinstance(row, dict):
                     raise RowError(f"expected an object, got {type(row).__name__}")
                 yield number, as_messages(row), ""
@@ -181,21 +186,21 @@ def _file_conversations(entry: Dataset | None, path: str, name: str, skip_bad_ro
                     ) from error
                 yield number, None, f"{place}: {error}"
 
-    return Conversations(f"file {file.name}", "as the file's owner says", f"file/{content_hash(file)}", read)
+    read_as = f"{as_messages.__name__}{', without bad rows' if skip_bad_rows else ''}"
+    return Conversations(f"file {file.name}", "as the file's owner says", f"file/{content_hash(file)}", read, read_as)
 
 
-def _hub_splits(entry: Dataset, source, note: str) -> ConversationSplits:
-    def conversations(split: str) -> Conversations:
-        opened = open_hub_split(entry, source, split)
+def _hub_splits(entry: Dataset, opened: dict[str, HubSplit], note: str) -> ConversationSplits:
+    def conversations(split: HubSplit) -> Conversations:
         return Conversations(
-            opened.origin,
+            split.origin,
             entry.licence,
-            opened.identity,
-            lambda first: _numbered(opened.read(first), first, entry.messages),
+            split.identity,
+            lambda first: _numbered(split.read(first), first, entry.messages),
         )
 
-    validation = conversations("validation") if "validation" in source.splits else None
-    return ConversationSplits(conversations("train"), validation, "hub", entry.template, note)
+    validation = conversations(opened["validation"]) if "validation" in opened else None
+    return ConversationSplits(conversations(opened["train"]), validation, "hub", entry.template, note)
 
 
 def _offline_splits(dataset: str, entry: Dataset) -> ConversationSplits:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
@@ -52,7 +53,7 @@ def read_pieces(path: Path, field: str, on_bad_row: Callable[[str], None] | None
             raises the complaint instead.
 
     Raises:
-        InputError: not UTF-8, binary, a line that is not JSON, or a bad row; names the line.
+        InputError: not UTF-8, binary, or a bad row; names the line.
     """
     if path.suffix.lower() == ".txt":
         yield from pieces_of_lines(line for _, line in _decoded_lines(path, field))
@@ -70,6 +71,8 @@ def read_pieces(path: Path, field: str, on_bad_row: Callable[[str], None] | None
 
 
 def _complaint(row: object) -> str:
+    if isinstance(row, NotJson):
+        return row.complaint
     if not isinstance(row, dict):
         return f"expected an object with a 'text' column, got {type(row).__name__}"
     if "text" not in row:
@@ -80,22 +83,32 @@ def _complaint(row: object) -> str:
 
 
 def read_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
-    """(place, row) for every row of a .jsonl, .json, .csv or .parquet file."""
+    """(place, row) for every row of a .jsonl, .json, .csv or .parquet file; a line that is no JSON is a NotJson.
+
+    Raises:
+        InputError: the file as a whole is not of its format.
+    """
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
-        for number, line in _decoded_lines(path, field):
+        for number, line in _row_lines(path, field):
             if line.strip():
-                yield f"line {number}", _parse_json(line, path, field, f"line {number}")
+                yield f"line {number}", _parse_json(line)
     elif suffix == ".json":
-        rows = _parse_json("".join(line for _, line in _decoded_lines(path, field)), path, field, "the file")
+        rows = _parse_json("".join(line for _, line in _row_lines(path, field)))
+        if isinstance(rows, NotJson):
+            raise InputError(f"{field} {str(path)!r} is {rows.complaint}.")
         if not isinstance(rows, list):
             raise InputError(f"{field} {str(path)!r} has to hold a JSON list of rows; use .jsonl for a row per line.")
         for number, row in enumerate(rows, start=1):
             yield f"row {number}", row
     elif suffix == ".csv":
-        reader = csv.DictReader(line for _, line in _decoded_lines(path, field))
-        for row in reader:
-            yield f"line {reader.line_num}", row
+        csv.field_size_limit(2**31 - 1)  # a column may hold a whole document; the default is 128 KiB
+        reader = csv.DictReader(line for _, line in _row_lines(path, field))
+        try:
+            for row in reader:
+                yield f"line {reader.line_num}", row
+        except csv.Error as error:
+            raise InputError(f"{field} {str(path)!r}, line {reader.line_num} is not CSV: {error}.") from error
     else:
         import pyarrow.parquet
 
@@ -110,11 +123,24 @@ def read_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
                 yield f"row {number}", row
 
 
-def _parse_json(text: str, path: Path, field: str, place: str) -> object:
+@dataclass(frozen=True)
+class NotJson:
+    """What stands for a row that is no JSON, so that it can be left out as any other bad row."""
+
+    complaint: str
+
+
+def _parse_json(text: str) -> object:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{field} {str(path)!r}, {place} is not JSON: {error}.") from error
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
+        return NotJson(f"not JSON: {error}")
+
+
+def _row_lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
+    """The lines without the byte order mark that some spreadsheets begin a file with."""
+    for number, line in _decoded_lines(path, field):
+        yield number, line.removeprefix("\ufeff") if number == 1 else line
 
 
 def _decoded_lines(path: Path, field: str) -> Iterator[tuple[int, str]]:

@@ -15,17 +15,19 @@ TIMEOUT_SECONDS = 10
 def hub_problem(source: HubSource) -> str | None:
     """None if the hub serves the pinned revision, else the reason in a few words; asks once, with a time-out."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
         HfApi().dataset_info(source.hub_id, revision=source.revision, timeout=TIMEOUT_SECONDS)
     except OfflineModeIsEnabled:
         return "HF_HUB_OFFLINE is set"
+    except HFValidationError:
+        return f"{source.hub_id!r} cannot be the id of a dataset, which reads owner/name"
     except HfHubHTTPError as error:
-        status = error.response.status_code
+        status = getattr(error.response, "status_code", None)  # None: older hub clients raise it without an answer
         if status in (401, 403):
             return f"it answered {status}: not there, or gated: accept its licence on its page and set HF_TOKEN"
-        return f"it answered {status}"
+        return "it did not answer" if status is None else f"it answered {status}"
     except Exception as error:  # the HTTP library differs between hub versions; any failure to connect means the same
         return f"no connection: {type(error).__name__}"
     return None
@@ -39,8 +41,37 @@ def first_answering(entry: Dataset) -> tuple[HubSource | None, str]:
         if problem is None:
             return source, "; ".join(problems)
         problems.append(f"{source.hub_id}: {problem}" if len(entry.sources) > 1 else problem)
-        if "no connection" in problem or "HF_HUB_OFFLINE" in problem:
+        if _is_out_of_reach(problem):
             break  # the next one would wait as long for the same
+    return None, "; ".join(problems)
+
+
+def _is_out_of_reach(problem: str) -> bool:
+    return "no connection" in problem or "HF_HUB_OFFLINE" in problem
+
+
+def first_opened(entry: Dataset) -> tuple[dict[str, "HubSplit"] | None, str]:
+    """(the splits for training and evaluation of the first source that answers and is what the catalogue says, or None
+    if the hub serves none; what is wrong with those before it).
+
+    Raises:
+        InputError: sources answer, but none of them can be loaded as the catalogue describes it.
+    """
+    problems, refused = [], None
+    for source in entry.sources:
+        problem = hub_problem(source)
+        if problem is None:
+            try:
+                wanted = [split for split in ("train", "validation") if split in source.splits]
+                return {split: open_hub_split(entry, source, split) for split in wanted}, "; ".join(problems)
+            except InputError as error:
+                refused = error
+                problem = str(error).split(";")[0]
+        problems.append(f"{source.hub_id}: {problem}" if len(entry.sources) > 1 else problem)
+        if _is_out_of_reach(problem):
+            break
+    if refused is not None:
+        raise refused
     return None, "; ".join(problems)
 
 
@@ -102,4 +133,20 @@ def open_hub_split(entry: Dataset, source: HubSource, split: str) -> HubSplit:
             f"{source.hub_id} {split} has {num_rows} rows where {expected} are expected; clear the datasets cache and "
             "try again."
         )
-    return HubSplit(source, split, data, num_rows)
+    opened = HubSplit(source, split, data, num_rows)
+    _check_columns(entry, opened)
+    return opened
+
+
+def _check_columns(entry: Dataset, opened: HubSplit) -> None:
+    """Refuse a source whose first row has other columns: row by row, every one of them would be a bad row."""
+    try:
+        first = next(opened.read(), None)
+    except KeyError as error:
+        raise InputError(f"{opened.source.hub_id} has no column {error}; give a file with --data.") from error
+    missing = [] if first is None else [column for column in entry.columns if column not in first]
+    if missing:
+        raise InputError(
+            f"{opened.source.hub_id} has no column {', '.join(map(repr, missing))} (found: "
+            f"{', '.join(map(repr, first))}); give a file with --data."
+        )

@@ -97,9 +97,9 @@ def ultrachat(row: dict) -> list[Message]:
     return check_messages(_turns(row, "data"))
 
 
-def _instruction(row: dict, prompt: str, context: str, answer: str) -> list[Message]:
+def _instruction(row: dict, prompt: str, context: str | None, answer: str) -> list[Message]:
     messages = [{"role": "user", "content": _filled(row, prompt)}]
-    if _text(row, context).strip():
+    if context is not None and _text(row, context).strip():
         messages.append({"role": "context", "content": _text(row, context)})
     return check_messages([*messages, {"role": "assistant", "content": _filled(row, answer)}])
 
@@ -137,9 +137,18 @@ def any_conversation(row: dict) -> list[Message]:
     if "messages" in row:
         return messages_column(row)
     if "prompt" in row and "completion" in row:
-        return _instruction(row, "prompt", "", "completion")
+        return _instruction(row, "prompt", None, "completion")
     found = ", ".join(map(repr, row)) or "none"
     raise RowError(f"there is neither a 'messages' column nor 'prompt' and 'completion' (found: {found})")
+
+
+def _is_unicode(text: str) -> bool:
+    """False for text with half of a surrogate pair, which JSON can spell and no tokenizer reads."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_messages(messages: list) -> list[Message]:
@@ -161,6 +170,8 @@ def check_messages(messages: list) -> list[Message]:
             raise RowError(f"turn {number}: content has to be a string, got {type(content).__name__}")
         if not content.strip():
             raise RowError(f"turn {number} ({role}) is empty")
+        if not _is_unicode(content):
+            raise RowError(f"turn {number} ({role}) holds half a character (a lone surrogate)")
         if role == "system" and joined:
             raise RowError(f"turn {number}: a system turn has to be the first")
         if joined and joined[-1]["role"] == role:

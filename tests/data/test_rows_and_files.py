@@ -57,7 +57,7 @@ def test_every_row_format_gives_the_same_documents(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b'{"text": "a"}\n{"text": \n', r"line 2 is not JSON"),
+        (b'{"text": "a"}\n{"text": \n', r"line 2: not JSON: Expecting value"),
         (b'{"text": "a"}\n\n{"prompt": "b"}\n', r"line 3: there is no 'text' column \(found: 'prompt'\)"),
         (b'{"text": "a"}\n[1]\n', r"line 2: expected an object"),
         (b'{"text": 5}\n', r"line 1: 'text' has to be a string, got int"),
