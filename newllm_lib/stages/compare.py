@@ -48,12 +48,12 @@ def compare(
         prompts = held_out_prompts(text)
     rows = []
     for trained, name in zip(models, _names(models), strict=True):
-        documents = held_out_documents(trained, text)
+        documents = held_out_documents(trained, text, models[0])
         sample = documents.sample(SPEED_TOKENS)
         started = time.perf_counter()
         score(trained, sample)
         seconds = time.perf_counter() - started
-        metrics = final_metrics(trained, text) or score(trained, documents)
+        metrics = final_metrics(trained, text, documents) or score(trained, documents)
         costs = {history: token_cost(trained.model, history) for history in HISTORIES}
         rows.append(
             {

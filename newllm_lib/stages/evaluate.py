@@ -1,5 +1,6 @@
 """Metrics of one trained model on held-out text."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,20 @@ def is_chat(trained: TrainedModel) -> bool:
     return trained.run["stage"] == "sft"
 
 
-def held_out_documents(trained: TrainedModel, text: Text | Conversations) -> EvaluationDocuments:
-    """The text as the model's tokens, conversations cut as in its training."""
+def held_out_documents(
+    trained: TrainedModel, text: Text | Conversations, as_trained: TrainedModel | None = None
+) -> EvaluationDocuments:
+    """The text as the model's tokens; conversations are cut as in the training of the chat model `as_trained` (none: of
+    the model itself), whose template a model that has none borrows."""
     if not isinstance(text, Conversations):
         return evaluation_documents(text, trained.tokenizer)
-    form = ConversationFormat(*(trained.run[name] for name in ("max_length", "loss_on", "too_long")))
-    documents, counts = conversation_documents(text, trained.tokenizer, form)
+    as_trained = as_trained or trained
+    tokenizer = trained.tokenizer
+    if tokenizer.chat_template is None:
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = as_trained.tokenizer.chat_template
+    form = ConversationFormat(*(as_trained.run[name] for name in ("max_length", "loss_on", "too_long")))
+    documents, counts = conversation_documents(text, tokenizer, form)
     if not documents.documents:
         remarks = " ".join(counts.remarks(form.max_length))
         raise InputError(f"{text.origin} holds no conversation to evaluate on; {remarks}")
@@ -111,10 +120,16 @@ def evaluate(
     return {**metrics, "text": documents.origin}
 
 
-def final_metrics(trained: TrainedModel, text: Text | Conversations) -> dict[str, Any] | None:
-    """The metrics that the run itself ended with, if they are of `text`: it need not be scored again."""
+def final_metrics(
+    trained: TrainedModel, text: Text | Conversations, documents: EvaluationDocuments
+) -> dict[str, Any] | None:
+    """The metrics that the run itself ended with, if they are of `text` as `documents` has it: it need not be scored
+    again."""
     results = read_results(trained.folder)
     if results is None or trained.run["validation_text"] != text.identity:
+        return None
+    counts = documents.counts
+    if (results["tokens"], results["bytes"]) != (counts.tokens, counts.bytes):
         return None
     return {field.name: results[field.name] for field in dataclasses.fields(TextMetrics)}
 

@@ -230,6 +230,13 @@ class ModelArguments(StageArguments):
         log=True,
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.teacher_weight <= 1:
+            raise InputError(f"teacher_weight has to lie in [0, 1], got {self.teacher_weight}.")
+        if self.teacher_temperature <= 0:
+            raise InputError(f"teacher_temperature has to be more than 0, got {self.teacher_temperature}.")
+
 
 # Fields whose slider bounds are mere suggestions need only be sane; (field, smallest value, open below).
 MINIMA = (
