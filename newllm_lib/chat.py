@@ -47,6 +47,8 @@ class Chat:
         when the caller stops listening."""
         self.messages.append({"role": "user", "content": text})
         pieces = []
+        # A template sets the white space around what is said: kept, it would stand there twice in the next turn.
+        is_templated = self.tokenizer.chat_template is not None
         # Bytes of one character may be spread over tokens: the decoder holds them back until it is whole.
         decoder = DecodeStream(skip_special_tokens=True)
         try:
@@ -54,11 +56,14 @@ class Chat:
                 self._token_ids(), self.max_new_tokens, [self.tokenizer.eos_token_id]
             ):
                 piece = decoder.step(self.tokenizer.backend_tokenizer, token)
+                if piece and is_templated and not pieces:
+                    piece = piece.lstrip()
                 if piece:
                     pieces.append(piece)
                     yield piece
         finally:
-            self.messages.append({"role": "assistant", "content": "".join(pieces)})
+            said = "".join(pieces)
+            self.messages.append({"role": "assistant", "content": said.rstrip() if is_templated else said})
 
     def reset(self) -> None:
         """Begin a new conversation."""

@@ -31,7 +31,8 @@ def pretrained(tmp_path_factory):
     """Finished pretraining runs by model type, made when first asked for."""
     folders = {}
     text = tmp_path_factory.mktemp("text") / "text.txt"
-    text.write_text("".join(f"Line {number} of a text about the sea and the mill.\n" for number in range(200)))
+    # Role words become single tokens, so that an answer is near its question.
+    text.write_text("".join(f"User: Line {number}?\nAssistant: The sea and the mill.\n" for number in range(200)))
 
     def of(model_type, **fields):
         key = (model_type, *sorted(fields.items()))
@@ -209,32 +210,29 @@ def test_padding_never_enters_the_loss(conversations, tmp_path):
     assert torch.equal(*losses)
 
 
-def test_an_overfitted_model_answers_exactly_and_stops(tmp_path):
+@pytest.mark.parametrize("model_type", ["newllm", "tiny-gpt2"])
+def test_an_overfitted_model_answers_exactly_and_stops(tmp_path, pretrained, model_type):
     talks = [
         [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
         for question, reply in (("Name?", "Nell."), ("Sky?", "Blue, always."), ("Two and two?", "Four."))
     ]
     talks[0] += [{"role": "user", "content": "Again?"}, {"role": "assistant", "content": "Nell it is."}]
     data = write_conversations(tmp_path / "few.jsonl", talks)
-    folder = sft(
-        sft_arguments(
-            data,
-            tmp_path / "run",
-            eval_data=str(data),
-            max_length=64,
-            max_steps=60,
-            dropout=0.0,
-            learning_rate=1e-2,
-            eval_steps=30,
-            save_steps=30,
-            auto_precision=False,
-        )
-    )
+    fields = {"eval_data": str(data), "max_length": 64, "max_steps": 120, "dropout": 0.0, "learning_rate": 4e-3}
+    fields |= {"model": str(pretrained(model_type)), "eval_steps": 60, "save_steps": 60, "auto_precision": False}
+    folder = sft(sft_arguments(data, tmp_path / "run", **fields))
     chat = Chat(folder, max_new_tokens=40, temperature=0)
     for talk in talks:
         chat.reset()
         for question, reply in zip(talk[::2], talk[1::2], strict=True):
-            assert "".join(chat.reply(question["content"])).strip() == reply["content"]
+            assert "".join(chat.reply(question["content"])) == reply["content"]
+        assert chat.messages == talk
+    # The second turn was read after what the model had written of the first, not anew.
+    chat.reset()
+    list(chat.reply("Name?"))
+    state = list(chat.stream.read)
+    list(chat.reply("Again?"))
+    assert chat.stream.read[: len(state)] == state
     trained = open_model(folder)
     assert reply_to(trained.model, trained.tokenizer, talks[1][:1], 40) == ("Blue, always.", True)
     assert reply_to(trained.model, trained.tokenizer, talks[1][:1], 3)[1] is False
