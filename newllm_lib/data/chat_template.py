@@ -104,7 +104,7 @@ def _encoded(text, answers, encoding, tokenizer, form: ConversationFormat) -> En
     elif not supervised.any():
         return None  # the cut lies before the first answer
     elif end > form.max_length:  # cut in the middle of an answer: what is learned of it is not known by characters
-        learned = tokenizer.decode(token_ids[supervised], skip_special_tokens=True)
+        learned = tokenizer.decode(token_ids[supervised], skip_special_tokens=True).strip()
     unknown = 0 if tokenizer.unk_token_id is None else int((token_ids[supervised] == tokenizer.unk_token_id).sum())
     counts = TextCounts(
         documents=1,

@@ -1,0 +1,215 @@
+"""Every dataset of the catalogue by a literal row: its messages, its text, its tokens and which of them are learned."""
+
+import pytest
+from byte_ids import byte_ids
+
+from newllm_lib.data import rows
+from newllm_lib.data.catalogue import CONVERSATION_DATASETS, DATASETS
+from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat, encode_conversations, render
+from newllm_lib.data.rows import RowError, check_messages
+from newllm_lib.data.tokenizer import build_tokenizer
+
+
+def user(content: str) -> dict:
+    return {"role": "user", "content": content}
+
+
+def context(content: str) -> dict:
+    return {"role": "context", "content": content}
+
+
+def assistant(content: str) -> dict:
+    return {"role": "assistant", "content": content}
+
+
+# (dataset, row, messages, [(text, learned), ...]); after the last end of turn nothing is kept.
+LITERAL_ROWS = [
+    (
+        "dailydialog",
+        {"dialog": [" Hi , Bob . ", "Hello !", "Bye .", "See you . "], "act": [1, 1, 1, 1], "emotion": [0, 0, 0, 0]},
+        [user("Hi , Bob ."), assistant("Hello !"), user("Bye ."), assistant("See you .")],
+        [
+            ("<|endoftext|>User: Hi , Bob .\nAssistant:", False),
+            (" Hello !<|endoftext|>", True),
+            ("\nUser: Bye .\nAssistant:", False),
+            (" See you .<|endoftext|>", True),
+        ],
+    ),
+    (
+        "dolly",
+        {"instruction": "Who runs it?", "context": "Ann runs it.", "response": "Ann.", "category": "closed_qa"},
+        [user("Who runs it?"), context("Ann runs it."), assistant("Ann.")],
+        [
+            ("<|endoftext|>Instruction: Who runs it?\nContext: Ann runs it.\nResponse:", False),
+            (" Ann.<|endoftext|>", True),
+        ],
+    ),
+    (
+        "dolly",
+        {"instruction": "Name a colour.", "context": "", "response": "Blue.\nOr red.", "category": "open_qa"},
+        [user("Name a colour."), assistant("Blue.\nOr red.")],
+        [("<|endoftext|>Instruction: Name a colour.\nResponse:", False), (" Blue.\nOr red.<|endoftext|>", True)],
+    ),
+    (
+        "dolly-ja",
+        {"instruction": "訳して", "input": "cat", "output": "猫", "category": "qa", "index": "7"},
+        [user("訳して"), context("cat"), assistant("猫")],
+        [("<|endoftext|>Instruction: 訳して\nContext: cat\nResponse:", False), (" 猫<|endoftext|>", True)],
+    ),
+    (
+        "ultrachat",
+        {"prompt": "Q", "prompt_id": "x", "messages": [user("Q"), assistant("A"), user("More"), assistant("B")]},
+        [user("Q"), assistant("A"), user("More"), assistant("B")],
+        [
+            ("<|endoftext|>User: Q\nAssistant:", False),
+            (" A<|endoftext|>", True),
+            ("\nUser: More\nAssistant:", False),
+            (" B<|endoftext|>", True),
+        ],
+    ),
+    (
+        "ultrachat-full",
+        {"id": "0", "data": ["Q", "A", "left over"]},
+        [user("Q"), assistant("A")],
+        [("<|endoftext|>User: Q\nAssistant:", False), (" A<|endoftext|>", True)],
+    ),
+    (
+        "hh-rlhf",
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Two\n\nlines\n\nAssistant: Fine.",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: No.",
+        },
+        [user("Hi"), assistant("Yes?"), user("Two\n\nlines"), assistant("Fine.")],
+        [
+            ("<|endoftext|>User: Hi\nAssistant:", False),
+            (" Yes?<|endoftext|>", True),
+            ("\nUser: Two\n\nlines\nAssistant:", False),
+            (" Fine.<|endoftext|>", True),
+        ],
+    ),
+    (
+        "alpaca",
+        {"instruction": "Add.", "input": "1 2", "output": "3"},
+        [user("Add."), context("1 2"), assistant("3")],
+        [("<|endoftext|>Instruction: Add.\nContext: 1 2\nResponse:", False), (" 3<|endoftext|>", True)],
+    ),
+    (
+        "alpaca-ja",
+        {"instruction": "挨拶を", "input": None, "output": "こんにちは🙂"},
+        [user("挨拶を"), assistant("こんにちは🙂")],
+        [("<|endoftext|>Instruction: 挨拶を\nResponse:", False), (" こんにちは🙂<|endoftext|>", True)],
+    ),
+    (
+        "codealpaca",
+        {"instruction": "Print 1.", "input": "", "output": "for x in [1]:\n    print(x)\n"},
+        [user("Print 1."), assistant("for x in [1]:\n    print(x)")],
+        [
+            ("<|endoftext|>Instruction: Print 1.\nResponse:", False),
+            (" for x in [1]:\n    print(x)<|endoftext|>", True),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "row", "messages", "parts"), LITERAL_ROWS, ids=[row[0] for row in LITERAL_ROWS])
+def test_a_literal_row(name, row, messages, parts):
+    entry = DATASETS[name]
+    assert set(entry.columns) <= row.keys()
+    assert entry.messages(row) == messages
+    tokenizer = build_tokenizer("byte", [])
+    tokenizer.chat_template = TEMPLATES[entry.template]
+    (text,), _ = render([messages], tokenizer)
+    assert text == "".join(part for part, _ in parts) + "\n"
+    (item,) = encode_conversations([messages], tokenizer, ConversationFormat(1024))
+    assert item.token_ids.tolist() == [token for part, _ in parts for token in byte_ids(part)]
+    assert item.supervised.tolist() == [learned for part, learned in parts for _ in byte_ids(part)]
+
+
+def test_every_dataset_has_a_literal_row():
+    assert {row[0] for row in LITERAL_ROWS} == set(CONVERSATION_DATASETS)
+
+
+def test_mirrors_are_regrouped():
+    utterances = [
+        {"dialog_id": 0, "utterance": "Hi", "turn_type": "question", "emotion": "none"},
+        {"dialog_id": 0, "utterance": "Yo", "turn_type": "inform", "emotion": "none"},
+        {"dialog_id": 1, "utterance": "Bye", "turn_type": "inform", "emotion": "none"},
+        {"dialog_id": 1, "utterance": "Ciao", "turn_type": "inform", "emotion": "none"},
+    ]
+    assert list(rows.dialogues_of_utterances(utterances)) == [{"dialog": ["Hi", "Yo"]}, {"dialog": ["Bye", "Ciao"]}]
+    assert list(rows.utterances_as_dialogue([{"utterances": ["Hi", "Yo"], "acts": [1, 2]}])) == [
+        {"dialog": ["Hi", "Yo"]}
+    ]
+
+
+def test_rows_of_the_users_own():
+    assert rows.any_conversation({"prompt": "Q", "completion": "A"}) == [user("Q"), assistant("A")]
+    # pandas writes its index under an empty name
+    assert rows.any_conversation({"": "0", "prompt": "Q", "completion": "A"}) == [user("Q"), assistant("A")]
+    assert rows.any_conversation({"messages": [user("Q"), assistant("A")]}) == [user("Q"), assistant("A")]
+    with pytest.raises(RowError, match=r"neither a 'messages' column nor 'prompt' and 'completion' \(found: 'text'\)"):
+        rows.any_conversation({"text": "Q"})
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([user("a"), user(" b "), assistant("c")], [user("a\n\nb"), assistant("c")]),
+        ([user("a"), assistant("b"), assistant("c")], [user("a"), assistant("b\n\nc")]),
+        ([user("a"), assistant("b"), user("c")], [user("a"), assistant("b")]),
+        ([user("a"), assistant("b"), user("c"), context("d")], [user("a"), assistant("b")]),
+        ([SYSTEM, user("a"), assistant("b")], [SYSTEM, user("a"), assistant("b")]),
+        ([assistant("Welcome.")], [assistant("Welcome.")]),
+        ([{**user("a"), "name": "Ann"}, assistant("b")], [user("a"), assistant("b")]),
+    ],
+)
+def test_conversations_as_they_are_trained_on(messages, expected):
+    before = [dict(message) for message in messages]
+    assert check_messages(messages) == expected
+    assert messages == before
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        ([user("a"), assistant(" \n ")], r"turn 2 \(assistant\) is empty"),
+        ([user(""), assistant("b")], r"turn 1 \(user\) is empty"),
+        ([user("a")], "there is no assistant turn to learn from"),
+        ([], "there is no assistant turn to learn from"),
+        ([user("a"), SYSTEM, assistant("b")], "turn 2: a system turn has to be the first"),
+        ([user("a"), {"role": "assistant", "content": ["b"]}], "turn 2: content has to be a string, got list"),
+        ([user("a"), {"role": "assistant", "content": None}], "turn 2: content has to be a string, got NoneType"),
+        ([user("a"), {"role": "bot", "content": "b"}], "turn 2: role has to be one of system, user, .*got 'bot'"),
+        ([user("a"), {"role": "assistant"}], "turn 2 has to be an object with 'role' and 'content'"),
+        ([user("a"), "b"], "turn 2 has to be an object with 'role' and 'content'"),
+        ([user("a\ud83d"), assistant("b")], r"turn 1 \(user\) holds half a character"),
+    ],
+)
+def test_what_is_no_conversation_says_why(messages, complaint):
+    with pytest.raises(RowError, match=complaint):
+        check_messages(messages)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "complaint"),
+    [
+        ("dailydialog", {"dialog": "Hi"}, "'dialog' has to be a list of utterances, got str"),
+        ("dailydialog", {"text": "Hi"}, "'dialog' has to be a list of utterances, got NoneType"),
+        ("dailydialog", {"dialog": ["Hi", 5]}, "turn 2: content has to be a string, got int"),
+        ("dolly", {"instruction": "a", "context": ""}, r"no 'response' column \(found: 'instruction', 'context'\)"),
+        ("dolly", {"instruction": "a", "context": 1, "response": "b"}, "'context' has to be a string, got int"),
+        ("alpaca", {"instruction": "a", "input": "", "output": " "}, "'output' is empty"),
+        ("alpaca", {"instruction": None, "input": "", "output": "b"}, "'instruction' is empty"),
+        ("hh-rlhf", {"chosen": "Hello\n\nHuman: a"}, "'chosen' has to begin with a turn of Human or Assistant"),
+        ("hh-rlhf", {"chosen": "\n\nHuman: a\n\nAssistant:"}, r"turn 2 \(assistant\) is empty"),
+        ("hh-rlhf", {"rejected": "x"}, "there is no 'chosen' column"),
+        ("ultrachat", {"messages": "[]"}, "'messages' has to be a list of turns, got str"),
+        ("ultrachat-full", {"data": None}, "'data' has to be a list of utterances, got NoneType"),
+    ],
+)
+def test_a_row_that_does_not_fit_says_why(name, row, complaint):
+    with pytest.raises(RowError, match=complaint):
+        DATASETS[name].messages(row)
