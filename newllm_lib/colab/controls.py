@@ -17,11 +17,13 @@ LABELS = {
     "data": "your file",
     "eval_data": "held-out file",
     "skip_bad_rows": "skip bad rows",
+    "max_samples": "rows taken",
     "tokenizer": "tokenizer",
     "vocab_size": "vocabulary",
     "max_length": "row length",
     "num_parameters": "parameters",
     "num_layers": "layers",
+    "loss_on": "learn",
     "max_steps": "updates",
     "num_train_epochs": "epochs",
     "learning_rate": "learning rate",
@@ -29,7 +31,7 @@ LABELS = {
     "gradient_accumulation_steps": "accumulation",
     "warmup_steps": "warm-up",
 }
-CHOICE_LABELS = {"file": "my file"}
+CHOICE_LABELS = {"file": "my file", "assistant": "the assistant's words", "all": "every token"}
 # Fields of transformers that the panel offers and our dataclasses say nothing about.
 EXTRA_METADATA = {
     "max_steps": {
@@ -176,7 +178,7 @@ def _label(name: str, value: Any) -> str:
     if name == "max_steps" and value <= 0:
         return BY_EPOCHS
     if value == UNSET:
-        return AUTOMATIC
+        return "all" if name == "max_samples" else AUTOMATIC
     if isinstance(value, int):
         return f"{value / 1e6:g} M" if value >= 500_000 else f"{value:,}"
     return f"{value:g}"

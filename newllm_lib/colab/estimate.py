@@ -3,23 +3,18 @@
 import functools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from transformers import PreTrainedConfig
 
-from ..data.tokenizer import DEFAULT_VOCAB_SIZE
 from ..errors import InputError
 from ..models import build_config, build_model, count_parameters
-from ..stages.pretrain import PretrainArguments
+from ..training.arguments import ModelArguments
 from ..training.device import autocast_dtype, find_device, keep_freed_memory
 from ..training.trainer import count_training_tokens
 from ..training.update import timed_update
+from .data_size import HELD_OUT_SHARE, expected_text_tokens, expected_vocab_size, start_config, start_of
 
-# Bytes of training text by source; nothing is downloaded or read for an estimate.
-TEXT_BYTES = {"hub": 10_900_000, "auto": 10_900_000, "offline": 12_110_594}
-BYTES_PER_TOKEN = {"byte": 1.0, "word": 5.2, "gpt2": 4.2}
-FIXED_VOCAB_SIZE = {"byte": 258, "gpt2": 50_257}
-HELD_OUT_SHARE = 0.05
 SCORING_COST = 0.5  # of a held-out token, in training tokens; measured 0.4 (newllm) to 0.6 (overlapping windows)
 PREPARE_SECONDS = 8  # per model: learn the tokenizer, pack the rows
 PROBE_SECONDS = 0.4
@@ -36,7 +31,7 @@ class Estimate:
     minutes: float | None
 
 
-def estimate(arguments: dict[str, PretrainArguments], seconds_per_flop: dict[str, float] | None) -> Estimate:
+def estimate(arguments: dict[str, ModelArguments], seconds_per_flop: dict[str, float] | None) -> Estimate:
     """What training these models in turn will take.
 
     Args:
@@ -61,39 +56,22 @@ def estimate(arguments: dict[str, PretrainArguments], seconds_per_flop: dict[str
     return Estimate(parameters, updates, tokens, minutes)
 
 
-def expected_vocab_size(args: PretrainArguments) -> int:
-    """Types the tokenizer will have; a small text may give fewer."""
-    return FIXED_VOCAB_SIZE.get(args.tokenizer) or args.vocab_size or DEFAULT_VOCAB_SIZE[args.tokenizer]
-
-
-def expected_text_tokens(args: PretrainArguments) -> float:
-    """Tokens of the training text, from its size alone."""
-    if args.data is not None:
-        text_bytes = Path(args.data).expanduser().stat().st_size * (1 - HELD_OUT_SHARE)
-    else:
-        text_bytes = TEXT_BYTES[args.data_source]
-    if args.tokenizer == "bpe":
-        # Measured on ChitChat: 2.2 at 512 types, 3.7 at 4,096, about half a byte more for each doubling.
-        return text_bytes / (2.2 + 0.5 * math.log2(expected_vocab_size(args) / 512))
-    return text_bytes / BYTES_PER_TOKEN[args.tokenizer]
-
-
-def count_model(args: PretrainArguments) -> int:
+def count_model(args: ModelArguments) -> int:
     """Parameters of the model these settings describe.
 
     Raises:
         InputError: no width meets the wanted number of parameters.
     """
-    return count_parameters(_config(*_sizes(args)))
+    return count_parameters(model_config(args))
 
 
-def measure(args: PretrainArguments) -> float:
+def measure(args: ModelArguments) -> float:
     """Seconds per floating-point operation in one training step of this model on this machine; on a CPU the step is
     made smaller, to take under a second in all."""
     device = find_device()
     if device.kind == "cpu":
         keep_freed_memory()
-    config = _config(*_sizes(args))
+    config = model_config(args)
     model = build_model(config).to(device.kind).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     dtype = autocast_dtype(device)
@@ -108,12 +86,20 @@ def measure(args: PretrainArguments) -> float:
     return seconds(rows) / (6 * count_parameters(config) * rows * length)
 
 
-def _sizes(args: PretrainArguments) -> tuple:
-    return args.model_type, expected_vocab_size(args), args.max_length, args.num_layers, args.num_parameters
+def model_config(args: ModelArguments) -> PreTrainedConfig:
+    """The config of the model that will be trained: the start model's, or a new one.
+
+    Raises:
+        InputError: no width meets the wanted number of parameters.
+    """
+    if (start := start_of(args)) is not None:
+        return start_config(start, args.max_length)
+    sizes = (args.model_type, expected_vocab_size(args), args.max_length, args.num_layers, args.num_parameters)
+    return _new_config(*sizes)
 
 
 @functools.lru_cache(maxsize=256)
-def _config(model_type: str, vocab_size: int, max_length: int, num_layers: int | None, num_parameters: int | None):
+def _new_config(model_type: str, vocab_size: int, max_length: int, num_layers: int | None, num_parameters: int | None):
     try:
         return build_config(
             model_type,

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,16 @@ import ipywidgets as widgets
 from IPython.display import display
 
 from ..errors import InputError
+from ..stages.sft import OF_THE_MODEL
 from ..training.checkpoint import read_results, write_json
 from ..training.device import find_device
 from . import estimate
 from .controls import group_of, make_control, settings_fields
+from .data_size import FIXED_VOCAB_SIZE
 from .notices import FAINT, escape, in_one_sentence, say, sentence_html
-from .text_source import resolve_source, text_identity
+from .stage import NotebookStage
+from .start_models import finished_runs, start_sentence
+from .text_source import data_identity, file_identity, resolve_source
 
 PANEL_FILE = "settings-panel.json"
 PRESET_TITLES = {
@@ -26,37 +29,33 @@ PRESET_TITLES = {
     "standard": "Standard: for a GPU",
     "long": "Long: larger models, for a GPU",
 }
+FROM_SCRATCH = ""  # where a start model's run folder stands otherwise
 
 
 class SettingsPanel:
-    """Every setting that makes sense as a slider, for training `models` of equal size one after the other.
+    """Every setting that makes sense as a slider, for training the stage's models one after the other: new ones of
+    equal size, or those of an earlier notebook.
 
     Args:
-        arguments_class: the stage's dataclass; its fields are the sliders.
-        presets: name -> values of fields. One is chosen at the start: NEWLLM_PRESET, else standard on a GPU and quick
-            on a CPU.
-        output_dir: the stage's folder. Each set of settings has a run folder of its own in it, so that changing a
-            setting starts a new run and going back continues the old one. The panel itself is kept there too.
+        stage: what the notebook trains; the fields of its dataclass are the sliders. A preset is chosen at the start:
+            NEWLLM_PRESET, else standard on a GPU and quick on a CPU.
+        runs: the storage. Each set of settings has a run folder of its own in the stage's, so that changing a setting
+            starts a new run and going back continues the old one. The panel itself is kept there too.
 
     Raises:
         InputError: NEWLLM_PRESET or NEWLLM_DATA_SOURCE names nothing we have.
     """
 
     @in_one_sentence
-    def __init__(
-        self,
-        arguments_class: type,
-        presets: dict[str, dict[str, Any]],
-        output_dir: str | Path,
-        models: Sequence[str] = ("newllm", "tiny-gpt2"),
-    ):
-        self.arguments_class = arguments_class
-        self.presets = {name: presets[name] for name in PRESET_TITLES if name in presets}
-        self.output_dir = Path(output_dir)
-        self.models = tuple(models)
+    def __init__(self, stage: NotebookStage, runs: str | Path):
+        self.stage = stage
+        self.presets = {name: stage.presets[name] for name in PRESET_TITLES if name in stage.presets}
+        self.output_dir = Path(runs) / stage.folder
+        self.models = stage.models
         self.seconds_per_flop: dict[str, float] | None = None
         self._filling = False
-        fields = settings_fields(arguments_class)
+        hidden = {"model", *stage.fixed}  # the notebook decides, and asks for the model to start from by name
+        fields = [field for field in settings_fields(stage.arguments) if field.name not in hidden]
         self.controls = {
             field.name: make_control(field, [p[field.name] for p in self.presets.values() if field.name in p])
             for field in fields
@@ -66,14 +65,22 @@ class SettingsPanel:
             options=[(PRESET_TITLES[name], name) for name in self.presets],
             layout=widgets.Layout(width="auto", flex="1 1 240px"),
         )
+        starts = [
+            (f"{run.parent.name}/{run.name}", str(run)) for run in finished_runs(runs, stage.continues, self.models)
+        ]
+        self.start = widgets.Dropdown(
+            options=[*starts, ("nothing: train new models", FROM_SCRATCH)],
+            layout=widgets.Layout(width="auto", flex="1 1 240px"),
+        )
+        self.newest = self.start.value
         self.reset = widgets.Button(description="Reset to preset", layout=widgets.Layout(width="150px"))
         self.line = widgets.HTML(layout=widgets.Layout(width="auto"))
         self.box = self._lay_out(fields)
         self._restore()
         self.preset.observe(lambda change: self._apply_preset(), names="value")
         self.reset.on_click(lambda button: self._apply_preset())
-        for control in self.controls.values():
-            control.widget.observe(lambda change: self.refresh(), names="value")
+        for control in (self.start, *(control.widget for control in self.controls.values())):
+            control.observe(lambda change: self.refresh(), names="value")
         self.refresh()
 
     def show(self) -> None:
@@ -84,16 +91,31 @@ class SettingsPanel:
             self.seconds_per_flop = None  # the live line says what is wrong; without a measurement it gives no minutes
         self.refresh()
         display(self.box)
+        if self.stage.continues:
+            say(start_sentence(self.start_run, self.stage.continues, self.models), "ok" if self.start_run else "note")
         say(f"Settings are kept in {self.output_dir / PANEL_FILE}; the cells below take them as they stand.")
+
+    @property
+    def start_run(self) -> Path | None:
+        """The run whose models are trained on, None for new ones."""
+        return Path(self.start.value) if self.start.value != FROM_SCRATCH else None
+
+    def start_model(self, model: str) -> Path | None:
+        """The folder of the finished model that `model` begins as, None for a new one."""
+        return None if self.start_run is None else self.start_run / model
 
     def values(self) -> dict[str, Any]:
         """Field -> value as the panel stands, the preset's other fields included; what is hidden is left alone."""
         values = {name: control.value for name, control in self.controls.items()}
         if values["data_source"] != "file":
             values |= {"data": None, "eval_data": None}
-        if values["tokenizer"] in estimate.FIXED_VOCAB_SIZE:
+        if values["tokenizer"] in FIXED_VOCAB_SIZE:
             values["vocab_size"] = None
-        return {**self.presets[self.preset.value], **values}
+        values = {**self.presets[self.preset.value], **values, **self.stage.fixed}
+        if self.start_run is not None:
+            values = {name: value for name, value in values.items() if name not in OF_THE_MODEL}
+            del values["tokenizer"]  # the model brings its own
+        return values
 
     def arguments(self, model_type: str) -> Any:
         """The settings of one model's run, in the run folder that belongs to them.
@@ -102,9 +124,11 @@ class SettingsPanel:
             InputError: the settings as they stand cannot be run.
         """
         values = self.values()
-        values["data_source"], _ = resolve_source(values["data_source"], values["data"], values["eval_data"])
+        values["data_source"], _ = self._source(values)
         values |= {"model_type": model_type, "preset": self.preset.value}
-        if values["num_layers"] is not None and values["num_parameters"] is None:
+        if (start := self.start_model(model_type)) is not None:
+            values["model"] = str(start)
+        elif values["num_layers"] is not None and values["num_parameters"] is None:
             # Given layers change the default New-LLM's size, which the library would not match with the others.
             values["num_parameters"] = estimate.count_model(self._build({**values, "model_type": self.models[0]}))
         args = self._build(values)
@@ -112,14 +136,24 @@ class SettingsPanel:
         # Only what the panel offers and presets set: another release of transformers brings other fields, and a run
         # has to be found again after Colab's image has changed.
         settings = {name: value for name, value in args.run_settings().items() if name in values}
-        settings |= {"batch": args.effective_batch_size, "model_type": None, "text": text_identity(args)}
+        settings |= {
+            "batch": args.effective_batch_size,
+            "model_type": None,
+            "text": data_identity(args, self.stage.dataset),
+        }
+        if self.start_run is not None:
+            weights = [self.start_model(model) / "model.safetensors" for model in self.models]
+            settings["starts"] = [file_identity(str(path)) for path in weights]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
         args.output_dir = str(self.output_dir / f"{self.preset.value}-{digest}" / model_type)
         return args
 
+    def _source(self, values: dict[str, Any]) -> tuple[str, str]:
+        return resolve_source(self.stage.dataset, values["data_source"], values["data"], values["eval_data"])
+
     def _build(self, values: dict[str, Any]) -> Any:
         try:
-            return self.arguments_class(**values, output_dir=str(self.output_dir))
+            return self.stage.arguments(**values, output_dir=str(self.output_dir))
         except InputError:
             raise
         except (ValueError, TypeError) as error:  # transformers' own checks
@@ -135,9 +169,11 @@ class SettingsPanel:
             # Three columns where there is room for them, else two or one: none is ever narrower than its sliders.
             layout = widgets.Layout(flex="1 1 290px", min_width="270px", margin="4px 16px 8px 0")
             columns.append(widgets.VBox([heading, *boxes], layout=layout))
+        chosen = [widgets.HTML("<b>preset</b>"), self.preset, self.reset]
+        if self.stage.continues:
+            chosen += [widgets.HTML("<b>go on from</b>"), self.start]
         top = widgets.HBox(
-            [widgets.HTML("<b>preset</b>"), self.preset, self.reset],
-            layout=widgets.Layout(flex_flow="row wrap", align_items="center", width="auto", max_width="640px"),
+            chosen, layout=widgets.Layout(flex_flow="row wrap", align_items="center", width="auto", max_width="640px")
         )
         body = widgets.HBox(columns, layout=widgets.Layout(flex_flow="row wrap", width="100%"))
         return widgets.VBox([top, body, self.line], layout=widgets.Layout(width="100%"))
@@ -160,6 +196,8 @@ class SettingsPanel:
                     self._fill({name: value})
                 except InputError:
                     continue  # written by another version: the preset's value stands
+        if saved.get("start") in [run for _, run in self.start.options]:
+            self.start.value = saved["start"]
         if os.environ.get("NEWLLM_DATA_SOURCE"):
             self._fill({"data_source": os.environ["NEWLLM_DATA_SOURCE"]})
 
@@ -193,17 +231,23 @@ class SettingsPanel:
         values = {name: control.value for name, control in self.controls.items()}
         for name in ("data", "eval_data", "skip_bad_rows"):
             self.controls[name].show_if(values["data_source"] == "file")
-        self.controls["vocab_size"].show_if(values["tokenizer"] not in estimate.FIXED_VOCAB_SIZE)
+        for name in {"tokenizer", *OF_THE_MODEL} & self.controls.keys():
+            self.controls[name].show_if(self.start_run is None)
+        if values["tokenizer"] in FIXED_VOCAB_SIZE:
+            self.controls["vocab_size"].show_if(False)
         self.controls["num_train_epochs"].show_if(values["max_steps"] <= 0)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(self.output_dir / PANEL_FILE, {"preset": self.preset.value, "values": values})
+        kept = {"preset": self.preset.value, "values": values}
+        if self.start.value != self.newest:  # else a newer one is taken as soon as there is one
+            kept["start"] = self.start.value
+        write_json(self.output_dir / PANEL_FILE, kept)
         self.line.value = self._line()
 
     def _line(self) -> str:
         try:
             arguments = {model: self.arguments(model) for model in self.models}
             cost = estimate.estimate(arguments, self.seconds_per_flop)
-            _, note = resolve_source(self.values()["data_source"], self.values()["data"], self.values()["eval_data"])
+            _, note = self._source(self.values())
         except InputError as error:
             return sentence_html(str(error), "fail")
         args = next(iter(arguments.values()))
@@ -215,10 +259,13 @@ class SettingsPanel:
         ]
         if cost.minutes is not None:
             parts.append(
-                f"about <b>{_minutes(cost.minutes)}</b> for both models here (estimated from one measured step)"
+                f"about <b>{_minutes(cost.minutes)}</b>{' for both models' if len(self.models) > 1 else ''} here "
+                "(estimated from one measured step)"
             )
         folder = Path(args.output_dir).parent
         lines = [" · ".join(parts), f"run folder <b>{escape(folder.name)}</b>: {self._state(folder)}"]
+        if self.stage.continues:
+            lines.append(escape(start_sentence(self.start_run, self.stage.continues, self.models)))
         if note:
             lines.append(escape(note))
         return (

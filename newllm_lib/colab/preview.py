@@ -5,7 +5,6 @@ import itertools
 from IPython.display import HTML, display
 from transformers import PreTrainedTokenizerFast
 
-from ..stages.pretrain import prepare
 from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
 from .notices import FAINT, escape, in_one_sentence, say, table_html
@@ -22,7 +21,7 @@ TINTS = ("rgba(31,111,235,.30)", "rgba(209,73,91,.28)", "rgba(42,157,143,.32)")
 def preview_data(panel: SettingsPanel) -> None:
     """Load the text as the panel says, learn the tokenizer, and show what training will see."""
     args = panel.arguments(panel.models[0])
-    prepared = prepare(args)
+    prepared = panel.stage.prepare(args)
     samples = sample_texts(prepared)
     display(HTML(counts_html(prepared) + samples_html(samples) + tokens_html(samples[0], prepared.tokenizer)))
     updates, tokens = count_training_tokens(args, len(prepared.train_rows))

@@ -11,6 +11,7 @@ from ..stages.compare import compare, comparison_cells, comparison_figure
 from ..stages.generate import generate
 from ..training.checkpoint import RESULTS_FILE, read_results, write_json
 from ..training.report import CURVES_FILE, METRICS_FILE
+from .batch_time import batch_time, batch_time_cells
 from .notices import FAINT, escape, in_one_sentence, picture_html, say, table_html
 
 COMPARISON_FILE = "comparison.json"
@@ -33,7 +34,8 @@ def show_comparison(folders: Sequence[Path]) -> None:
     rows = measured_rows(folders)
     picture = Path(folders[0]).parent / PICTURE_FILE
     comparison_figure(rows).savefig(picture, dpi=110)
-    cells = [[escape(cell) for cell in line] for line in comparison_cells(rows)]
+    lines = [*comparison_cells(rows), batch_time_cells([row.get("batch_time") for row in rows])]
+    cells = [[escape(cell) for cell in line] for line in lines]
     display(HTML(f"<div>Held-out text: {escape(rows[0]['text'])}</div>{table_html(cells, header=True, numbers=True)}"))
     display(HTML(picture_html(picture.read_bytes(), "comparison")))
     display(
@@ -48,7 +50,7 @@ def measured_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
     finished = max((Path(folder) / RESULTS_FILE).stat().st_mtime for folder in folders)
     if path.exists() and path.stat().st_mtime >= finished:
         return json.loads(path.read_text(encoding="utf-8"))
-    rows = compare(folders)
+    rows = [{**row, "batch_time": batch_time(row["folder"])} for row in compare(folders)]
     write_json(path, rows)
     return rows
 
@@ -115,9 +117,7 @@ def show_saved_files(folders: Sequence[Path]) -> None:
     if unfinished:
         say(f"{', '.join(unfinished)} is not finished: run the training cell again.", "note")
     else:
-        say(
-            f"Everything is in {run}, {COMPARISON_FILE} and {PICTURE_FILE} too; the next notebook continues from there."
-        )
+        say(f"Everything is in {run}, the comparison too; later notebooks continue from there.")
 
 
 def _size(path: Path) -> str:

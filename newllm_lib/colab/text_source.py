@@ -1,59 +1,75 @@
-"""Which text a run will take, found out without loading it."""
+"""Which text or conversations a run will take, found out without loading them."""
 
 import functools
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..data.catalogue import DATASETS
+from ..data.documentation import documentation_identity
 from ..data.files import check_file, content_hash
-from ..data.hub import hub_problem
-from ..data.text import WIKITEXT, load_text
+from ..data.hub import first_answering
+from ..data.text import chitchat_release
 from ..errors import InputError
 
+STAND_INS = {"chitchat": "the ChitChat conversations", "documentation": "Python's own documentation"}
 
-def resolve_source(data_source: str, data: str | None, eval_data: str | None = None) -> tuple[str, str]:
+
+def resolve_source(dataset: str, data_source: str, data: str | None, eval_data: str | None = None) -> tuple[str, str]:
     """("hub" | "offline" | "file", what the user should know about the choice).
 
-    `auto` is settled here, once per session, so that a run's settings say where its text came from and a later
-    session, with or without a network, goes on with the same text.
+    `auto` is settled here, once per session, so that a run's settings say where its data came from and a later
+    session, with or without a network, goes on with the same data.
 
     Raises:
-        InputError: a file that cannot be read, or no text within reach.
+        InputError: a file that cannot be read, or no data within reach.
     """
     if data_source == "file":
         if not data:
-            raise InputError("text is set to 'my file': enter the path of the file.")
+            raise InputError("data is set to 'my file': enter the path of the file.")
         check_file(data, "data")
         if eval_data:
             check_file(eval_data, "eval_data")
         return "file", ""
-    if data_source == "offline" and find_spec("chitchat_dataset") is None:
-        load_text("offline")  # raises, with the library's sentence
-    if data_source != "auto":
-        return data_source, ""
-    problem = _hub_problem()
-    if problem is None:
-        return "hub", "Text: auto takes WikiText-2 from the hub."
-    if find_spec("chitchat_dataset") is None:
-        load_text("auto")  # raises, with the library's sentence
-    return "offline", f"Text: auto takes the offline conversations, for the hub was not reached ({problem})."
+    if data_source == "hub":
+        return "hub", ""
+    stand_in = DATASETS[dataset].offline
+    if data_source == "auto":
+        problem = _hub_problem(dataset)
+        if problem is None:
+            return "hub", f"Data: auto takes {dataset} from the hub."
+        if stand_in is None or (stand_in == "chitchat" and find_spec("chitchat_dataset") is None):
+            raise InputError(
+                f"the hub could not be reached ({problem}) and no offline data are installed; choose 'my file', or "
+                "run pip install 'newllm[offline]'."
+            )
+        return "offline", f"Data: auto takes {STAND_INS[stand_in]} offline, for the hub was not reached ({problem})."
+    if stand_in is None:
+        raise InputError(f"{dataset} has no offline stand-in: choose 'hub' or 'my file'.")
+    if stand_in == "chitchat":
+        chitchat_release()  # raises if it is not installed
+    return "offline", f"Data: {STAND_INS[stand_in]} stand in for {dataset}."
 
 
-@functools.lru_cache(maxsize=1)
-def _hub_problem() -> str | None:
-    return hub_problem(WIKITEXT.sources[0])
+@functools.lru_cache(maxsize=8)
+def _hub_problem(dataset: str) -> str | None:
+    source, problem = first_answering(DATASETS[dataset])
+    return None if source is not None else problem
 
 
-def text_identity(args) -> str:
-    """Changes when the text does: the pinned revision, the package's release, or the files' content."""
+def data_identity(args, dataset: str) -> str:
+    """Changes when the data do: the pinned revision, the package's release, or the files' content."""
     if args.data is not None:
-        return " ".join(_file_identity(path) for path in (args.data, args.eval_data) if path is not None)
-    return (
-        WIKITEXT.sources[0].revision if args.data_source == "hub" else f"chitchat-dataset {version('chitchat-dataset')}"
-    )
+        return " ".join(file_identity(path) for path in (args.data, args.eval_data) if path is not None)
+    if args.data_source == "hub":
+        return DATASETS[dataset].sources[0].revision
+    if DATASETS[dataset].offline == "documentation":
+        return documentation_identity()
+    return f"chitchat-dataset {version('chitchat-dataset')}"
 
 
-def _file_identity(path: str) -> str:
+def file_identity(path: str) -> str:
+    """Changes when the file's content does."""
     status = Path(path).expanduser().stat()
     return _file_hash(path, status.st_size, status.st_mtime_ns)
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from ..errors import InputError
-from ..stages.pretrain import pretrain
 from ..training.checkpoint import newest_checkpoint, read_results
 from ..training.report import TrainingInterrupted
 from .live_plot import LivePlot
@@ -27,9 +26,9 @@ def train_models(panel: SettingsPanel) -> list[Path]:
         if folder in finished:
             plot.add_finished(model, folder)
             continue
-        plot.set_state(model, "preparing the text")
+        plot.set_state(model, "preparing the data")
         try:
-            pretrain(args, (plot.callback(model),))
+            panel.stage.run(args, (plot.callback(model),))
         except KeyboardInterrupt as stop:
             plot.set_state(model, "stopped")
             raise CellStopped(f"■ {_stopped(stop, folder)}") from None
@@ -39,7 +38,7 @@ def train_models(panel: SettingsPanel) -> list[Path]:
         finally:
             panel.refresh()  # its line says what is finished and what can be continued
         plot.set_state(model, "finished")
-    done = "Trained" if len(finished) < len(folders) else "Nothing to train, for all models were finished before"
+    done = "Trained" if len(finished) < len(folders) else "Nothing to train, for everything was finished before"
     say(f"{done}; everything is in {folders[0].parent}.")
     return folders
 

@@ -1,9 +1,11 @@
 """A settings panel over a small text file, with the smallest preset."""
 
+import dataclasses
+
 import pytest
 
 from newllm_lib.colab.panel import SettingsPanel
-from newllm_lib.stages.pretrain import PRESETS, PretrainArguments
+from newllm_lib.colab.stage import PRETRAIN
 
 
 @pytest.fixture
@@ -12,8 +14,8 @@ def make_panel(tmp_path, text_file, monkeypatch):
     monkeypatch.setenv("NEWLLM_PRESET", "smoke")
     monkeypatch.delenv("NEWLLM_DATA_SOURCE", raising=False)
 
-    def make(models=("newllm", "tiny-gpt2"), own_file=True) -> SettingsPanel:
-        panel = SettingsPanel(PretrainArguments, PRESETS, tmp_path / "runs", models)
+    def make(models=("newllm", "tiny-gpt2"), own_file=True, stage=PRETRAIN) -> SettingsPanel:
+        panel = SettingsPanel(dataclasses.replace(stage, folder="runs", models=models), tmp_path)
         if own_file and panel.controls["data"].value is None:
             panel.controls["data"].widget.value = str(text_file)
             panel.controls["data_source"].widget.value = "file"

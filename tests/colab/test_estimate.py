@@ -2,7 +2,7 @@
 
 import pytest
 
-from newllm_lib.colab import estimate
+from newllm_lib.colab import data_size, estimate
 from newllm_lib.data.batches import packed_rows
 from newllm_lib.data.text import chitchat_splits, load_text
 from newllm_lib.data.tokenizer import build_tokenizer
@@ -30,7 +30,7 @@ def test_tokens_of_a_run_by_epochs_are_near(text_file):
 def test_the_known_size_of_the_offline_text_is_right():
     pytest.importorskip("chitchat_dataset")
     size = sum(len(text.encode()) for text in chitchat_splits().train.strings())
-    assert estimate.TEXT_BYTES["offline"] == pytest.approx(size, rel=0.01)
+    assert data_size.DATA_SIZES["wikitext", "offline"].bytes == pytest.approx(size, rel=0.01)
 
 
 def test_minutes_grow_with_the_work(text_file):

@@ -1,5 +1,6 @@
 """The live plot: one display, updated in place, seldom enough, right after a resume and for finished runs."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -140,7 +141,7 @@ def test_the_models_train_in_turn_and_finished_ones_are_left_alone(cell, page):
         folder.mkdir(parents=True)
         (folder / "results.json").write_text("{}")
 
-    cell.monkeypatch.setattr(training, "pretrain", pretrain)
+    cell.panel.stage = dataclasses.replace(cell.panel.stage, run=pretrain)
     folders = training.train_models(cell.panel)
     assert trained == ["newllm", "tiny-gpt2"] == [folder.name for folder in folders]
     assert training.train_models(cell.panel) == folders and len(trained) == 2
@@ -158,7 +159,7 @@ def test_an_interrupt_ends_the_cell_and_says_how_to_go_on(cell, page, stop, word
     def pretrain(args, callbacks):
         raise stop
 
-    cell.monkeypatch.setattr(training, "pretrain", pretrain)
+    cell.panel.stage = dataclasses.replace(cell.panel.stage, run=pretrain)
     with pytest.raises(CellStopped, match="Run this cell again") as error:
         training.train_models(cell.panel)
     assert words in str(error.value) and "same command" not in str(error.value)

@@ -68,7 +68,7 @@ def test_every_reachable_value_runs_or_is_refused(make_panel, name):
 
 
 def test_random_combinations_run_or_are_refused(make_panel, monkeypatch):
-    monkeypatch.setattr(text_source, "_hub_problem", lambda: None)
+    monkeypatch.setattr(text_source, "_hub_problem", lambda dataset: None)
     panel = make_panel(models=("newllm",))
     generator = random.Random(0)
     outcomes = set()
@@ -222,10 +222,10 @@ def test_my_file_needs_a_file(make_panel, tmp_path):
 
 def test_auto_is_settled_once_and_said(make_panel, monkeypatch):
     panel = make_panel()
-    monkeypatch.setattr(text_source, "_hub_problem", lambda: None)
+    monkeypatch.setattr(text_source, "_hub_problem", lambda dataset: None)
     panel.controls["data_source"].widget.value = "auto"
-    assert panel.arguments("newllm").data_source == "hub" and "auto takes WikiText-2" in panel.line.value
-    monkeypatch.setattr(text_source, "_hub_problem", lambda: "no connection")
+    assert panel.arguments("newllm").data_source == "hub" and "auto takes wikitext" in panel.line.value
+    monkeypatch.setattr(text_source, "_hub_problem", lambda dataset: "no connection")
     monkeypatch.setattr(text_source, "find_spec", lambda name: object())
     monkeypatch.setattr(text_source, "version", lambda name: "0.9.0")
     panel.controls["seed"].widget.value = 1

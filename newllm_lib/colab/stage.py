@@ -1,0 +1,94 @@
+"""What a notebook trains: everything in which one notebook's cells differ from another's, in one place."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.catalogue import DATASETS, Dataset
+from ..stages import pretrain, sft
+from ..training.run import PreparedRun
+from . import prompts
+
+
+@dataclass(frozen=True)
+class NotebookStage:
+    """One notebook's stage.
+
+    Attributes:
+        folder: where its runs are, in the storage.
+        arguments: the dataclass of its settings.
+        presets: name -> values of settings.
+        prepare: loads data, tokenizer and model; trains nothing.
+        run: trains.
+        models: trained one after the other, on the same data.
+        dataset: its name in the catalogue.
+        continues: folders of the notebooks whose finished models it goes on with, the preferred one first.
+        prompts: what the models are asked before and after.
+    """
+
+    folder: str
+    arguments: type
+    presets: dict[str, dict[str, Any]]
+    prepare: Callable[[Any], PreparedRun]
+    run: Callable[..., Path]
+    models: tuple[str, ...]
+    dataset: str
+    continues: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+
+    @property
+    def data(self) -> Dataset:
+        return DATASETS[self.dataset]
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """Settings that the notebook decides, not the person before it."""
+        names = {field.name for field in dataclasses.fields(self.arguments)}
+        return {"dataset": self.dataset} if "dataset" in names else {}
+
+
+PRETRAIN = NotebookStage(
+    folder="01_pretrain",
+    arguments=pretrain.PretrainArguments,
+    presets=pretrain.PRESETS,
+    prepare=pretrain.prepare,
+    run=pretrain.pretrain,
+    models=("newllm", "tiny-gpt2"),
+    dataset="wikitext",
+)
+DIALOGUE = NotebookStage(
+    folder="02_dailydialog",
+    arguments=sft.SftArguments,
+    presets=sft.PRESETS,
+    prepare=sft.prepare,
+    run=sft.sft,
+    models=("newllm", "tiny-gpt2"),
+    dataset="dailydialog",
+    continues=("01_pretrain",),
+    prompts=prompts.DIALOGUE,
+)
+INSTRUCTIONS = dataclasses.replace(
+    DIALOGUE,
+    folder="03_dolly",
+    models=("newllm",),
+    dataset="dolly",
+    continues=("02_dailydialog", "01_pretrain"),
+    prompts=prompts.INSTRUCTIONS,
+)
+# Its 208,000 conversations take minutes to turn into tokens: the shorter presets take the first ones.
+CONVERSATION = dataclasses.replace(
+    INSTRUCTIONS,
+    folder="04_ultrachat",
+    presets={
+        **sft.PRESETS,
+        "demo": {**sft.PRESETS["demo"], "max_samples": 5_000},
+        "quick": {**sft.PRESETS["quick"], "max_samples": 20_000},
+        "standard": {**sft.PRESETS["standard"], "num_train_epochs": 2.0, "max_samples": 100_000},
+        "long": {**sft.PRESETS["long"], "num_train_epochs": 3.0, "dropout": 0.1},
+    },
+    dataset="ultrachat",
+    continues=("03_dolly", "02_dailydialog", "01_pretrain"),
+    prompts=prompts.CONVERSATION,
+)

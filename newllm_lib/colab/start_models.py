@@ -1,0 +1,30 @@
+"""Which finished models of earlier notebooks a stage can go on with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..training.checkpoint import RESULTS_FILE
+
+
+def finished_runs(runs: str | Path, folders: Sequence[str], models: Sequence[str]) -> list[Path]:
+    """Run folders in which all of `models` are finished: notebook by notebook in the order of `folders`, of one
+    notebook the newest first."""
+    found = []
+    for folder in folders:
+        newest = {}
+        for run in (Path(runs) / folder).glob("*"):
+            results = [run / model / RESULTS_FILE for model in models]
+            if all(path.is_file() for path in results):
+                newest[run] = max(path.stat().st_mtime for path in results)
+        found += sorted(newest, key=newest.__getitem__, reverse=True)
+    return found
+
+
+def start_sentence(start: Path | None, folders: Sequence[str], models: Sequence[str]) -> str:
+    """What is trained on from, or that there is nothing to go on with."""
+    both = len(models) > 1
+    if start is not None:
+        return f"{'Both models go' if both else f'{models[0]} goes'} on from {start.parent.name}/{start.name}."
+    numbers = " or ".join(str(int(folder.split("_")[0])) for folder in folders)
+    whole = "both models are" if both else f"{models[0]} is"
+    return f"No finished model of notebook {numbers} is used: {whole} trained from scratch."
