@@ -103,6 +103,97 @@ def test_bad_flags(capsys, text_file, tmp_path, flags, expected):
     assert not (tmp_path / "run").exists()
 
 
+BAD_CONVERSATIONS = {
+    "missing.jsonl": (None, [], "does not exist"),
+    "empty.jsonl": (b"", [], "is empty"),
+    "talk.txt": (b"Hello.\n", [], "is running text; conversations come as .jsonl"),
+    "binary.jsonl": (b"\x7fELF\0\0", [], "is a binary file"),
+    "latin.jsonl": ('{"prompt": "Gr\u00fc\u00dfe"}\n'.encode("latin-1"), [], "is not UTF-8 text (line 1, byte 15)"),
+    "broken.jsonl": (b"{oops}\n", [], "line 1: not JSON: Expecting property name"),
+    "column.jsonl": (b'{"body": "a"}\n', [], "line 1: there is neither a 'messages' column nor"),
+    "silent.jsonl": (b'{"messages": [{"role": "user", "content": "a"}]}\n', [], "line 1: there is no assistant turn"),
+    "half.jsonl": (b'{"prompt": "\\ud83d", "completion": "b"}\n', [], "line 1: turn 1 (user) holds half a character"),
+    "object.json": (b'{"prompt": "a"}', [], "has to hold a JSON list of rows"),
+    "broken.json": (b"[{", [], "is not JSON"),
+    "false.parquet": (b"PAR0", [], "is not a Parquet file"),
+    "alpaca.jsonl": (
+        b'{"instruction": "a", "input": "", "output": ""}\n', ["alpaca"], "line 1: 'output' is empty; --skip_bad_rows"
+    ),
+    "name.jsonl": (b'{"prompt": "a", "completion": "b"}\n', ["dolli"], "dataset has to be one of dailydialog"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_CONVERSATIONS)
+@pytest.mark.parametrize("command", ["sft", "data"])
+def test_bad_conversations_are_refused_before_anything_is_written(capsys, tmp_path, monkeypatch, command, name):
+    content, dataset, expected = BAD_CONVERSATIONS[name]
+    path, run, cache = tmp_path / name, tmp_path / "run", tmp_path / "cache"
+    monkeypatch.setenv("NEWLLM_CACHE", str(cache))
+    if content is not None:
+        path.write_bytes(content)
+    if command == "sft":
+        argv = [*(["--dataset", *dataset] if dataset else []), "--data", path, "--output_dir", run, *SMALL]
+    else:
+        argv = [*dataset, "--data", path]
+    assert expected in complaint_of(capsys, command, *argv)
+    assert not run.exists()
+    assert not cache.exists() or not [file for file in cache.rglob("*") if file.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], "there is nothing to train on; name a --dataset, or a file with --data"),
+        (["--dataset", "dolly-ja"], "could not be had from the hub (HF_HUB_OFFLINE is set)"),
+        (["--dataset", "dolly-ja", "--data_source", "offline"], "has no offline stand-in"),
+        (["--dataset", "owner/na/me"], "cannot be the id of a dataset"),
+        (["--dataset", "dolly", "--model", "nowhere"], "num_parameters cannot be set with --model"),
+        (["--dataset", "dolly", "--max_samples", "0"], "max_samples has to be at least 1, got 0"),
+        (["--dataset", "dolly", "--held_out_share", "1.5"], "held_out_share has to lie between 0 and 1, got 1.5"),
+        (["--dataset", "dolly", "--max_length", "8"], "conversations have no answer within 8 tokens"),
+        (["--dataset", "dolly", "--too_long", "split"], "split"),
+        (["--dataset", "dolly", "--grow_context", "2"], "grow_context needs a trained model"),
+        (["--dataset", "dolly", "--datset", "x"], "unknown argument '--datset' (did you mean '--dataset'?)"),
+    ],
+)
+def test_bad_flags_of_sft(capsys, tmp_path, flags, expected):
+    message = complaint_of(capsys, "sft", "--output_dir", tmp_path / "run", *SMALL, *flags)
+    assert expected in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_row_that_is_left_out_is_told(capsys, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n')
+    capsys.readouterr()
+    assert main(["data", "--data", str(path), "--skip_bad_rows"]) == 0
+    shown = capsys.readouterr().out
+    assert "Bad rows         1 (50.0%)\n                 line 2: there is neither" in shown
+
+
+def test_data_lists_shows_and_gives_a_template(capsys, trained, tmp_path):
+    capsys.readouterr()
+    assert main(["data"]) == 0
+    assert "databricks/databricks-dolly-15k" in capsys.readouterr().out
+    assert main(["data", "--template", "instruction"]) == 0
+    mine = write(tmp_path / "mine.jsonl", capsys.readouterr().out.encode())
+    assert main(["data", "--data", str(mine), "--model", str(trained)]) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "Data       file mine.jsonl",
+        "Looked at  3 rows of the training split, all of them",
+        f"the tokenizer of {trained}, 258 types",
+        "Assistant: Paris.<|endoftext|>",
+        "[␣] [P] [a] [r] [i] [s] [.] [<|endoftext|>]",
+        "Duplicates       0",
+        "In both splits   0",
+    ):
+        assert part in shown
+    assert "did you mean '--max_length'" in complaint_of(capsys, "data", "dolly", "--max_lenght", "5")
+    assert "is running text" in complaint_of(capsys, "data", "wikitext")
+    assert "--template" in complaint_of(capsys, "data", "--template", "poem")
+
+
 def test_a_run_with_other_settings_is_named(capsys, trained):
     argv = [
         "pretrain",

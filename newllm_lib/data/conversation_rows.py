@@ -171,27 +171,28 @@ def _write_shard(blocks, tokenizer, max_length: int, first_number: int, path: Pa
         | {"row": datasets.Value("int64")}
     )
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with ArrowWriter(path=str(temporary), features=features) as writer:
 
-        def write(packed: list[list[EncodedConversation]]) -> None:
-            if packed:
-                columns = _columns(packed, max_length, tokenizer.pad_token_id)
-                writer.write_batch(columns | {"row": first_number + counts.packed_rows + np.arange(len(packed))})
-                counts.packed_rows += len(packed)
+    def write(packed: list[list[EncodedConversation]]) -> None:
+        if packed:
+            columns = _columns(packed, max_length, tokenizer.pad_token_id)
+            writer.write_batch(columns | {"row": first_number + counts.packed_rows + np.arange(len(packed))})
+            counts.packed_rows += len(packed)
 
-        for row_after, block, found in blocks:
-            next_row = row_after
-            counts.add(found)
-            write(list(packer.add(block)))
-            if counts.rows_read >= ROWS_PER_SHARD:
-                break
-        write(packer.rows)
+    try:
+        with ArrowWriter(path=str(temporary), features=features) as writer:
+            for row_after, block, found in blocks:
+                next_row = row_after
+                counts.add(found)
+                write(list(packer.add(block)))
+                if counts.rows_read >= ROWS_PER_SHARD:
+                    break
+            write(packer.rows)
+            if counts.packed_rows:
+                writer.finalize()
         if counts.packed_rows:
-            writer.finalize()
-    if counts.packed_rows:
-        os.replace(temporary, path)
-    else:
-        temporary.unlink(missing_ok=True)
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # of an empty shard, or of one that a bad row ended
     return counts, next_row
 
 

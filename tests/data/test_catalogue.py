@@ -1,0 +1,30 @@
+import re
+
+import pytest
+
+from newllm_lib.data.catalogue import CONVERSATION_DATASETS, DATASETS, find_dataset
+from newllm_lib.data.chat_template import TEMPLATES
+from newllm_lib.data.rows import any_conversation
+from newllm_lib.errors import InputError
+
+
+def test_every_entry_is_whole():
+    for name, entry in DATASETS.items():
+        assert entry.sources and entry.columns and entry.licence, name
+        assert entry.template in TEMPLATES
+        assert entry.offline in (None, "chitchat", "documentation")
+        for source in entry.sources:
+            assert re.fullmatch(r"[\w.-]+/[\w.-]+", source.hub_id)
+            assert "train" in source.splits
+            assert source.rows.keys() <= source.splits.keys()
+            assert re.fullmatch(r"[0-9a-f]{40}|main|refs/convert/parquet", source.revision)
+
+
+def test_names_and_ids_are_found():
+    assert find_dataset("dolly") is DATASETS["dolly"]
+    assert "wikitext" not in CONVERSATION_DATASETS
+    other = find_dataset("owner/name")
+    assert (other.sources[0].hub_id, other.messages) == ("owner/name", any_conversation)
+    for name in ("dollly", "wikitext", ""):
+        with pytest.raises(InputError, match=rf"dataset has to be one of dailydialog, .*\(owner/name\), got '{name}'"):
+            find_dataset(name)

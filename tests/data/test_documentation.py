@@ -1,0 +1,23 @@
+import json
+import re
+
+from newllm_lib.data.documentation import MAX_ANSWER_CHARACTERS, documentation_rows
+from newllm_lib.data.rows import dolly
+
+
+def test_questions_and_answers_are_those_of_the_documentation():
+    rows = documentation_rows()
+    (module,) = [row for row in rows if re.search(r"module json( |\.$)", row["instruction"])]
+    assert module["response"].startswith("JSON (JavaScript Object Notation)")
+    (dumps,) = [row for row in rows if re.search(r" json\.dumps\b", row["instruction"])]
+    assert dumps["response"] == json.dumps.__doc__.split("\n\n")[0].strip()
+    assert dumps["context"].startswith("json.dumps(obj, *, skipkeys=False")
+
+
+def test_every_row_is_one_of_dollys_and_told_once():
+    rows = documentation_rows()
+    for row in rows:
+        assert dolly(row)[-1] == {"role": "assistant", "content": row["response"]}
+        assert 20 <= len(row["response"]) <= MAX_ANSWER_CHARACTERS
+        assert " at 0x" not in row["context"]
+    assert len({row["response"] for row in rows}) == len(rows) > 2_000

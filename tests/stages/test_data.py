@@ -1,0 +1,121 @@
+"""What `newllm data` finds out, on rows whose every property is known."""
+
+import json
+
+import pytest
+
+from newllm_lib.data.conversations import load_conversations
+from newllm_lib.errors import InputError
+from newllm_lib.stages import data
+from newllm_lib.stages.data import bucket, catalogue_text, inspect_dataset, instruction_rows, report_text
+
+
+def rows_file(path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def row_of(number: int, words: int = 1) -> dict:
+    return {"prompt": f"Question {number}?", "completion": " ".join(["word"] * words) + f" {number}."}
+
+
+@pytest.fixture
+def known(tmp_path) -> str:
+    """100 conversations, three of them told twice, one bad row, one very long."""
+    rows = [row_of(number) for number in range(99)] + [row_of(0), row_of(1), row_of(2)]
+    return rows_file(tmp_path / "known.jsonl", [*rows, {"prompt": "a", "completion": ""}, row_of(500, 3_000)])
+
+
+def test_what_is_found(known):
+    report = inspect_dataset(data=known, skip_bad_rows=True, max_length=64)
+    assert report.rows_read + report.held_out == 104
+    assert report.conversations == report.rows_read - 1
+    assert (report.bad_rows, report.complaints) == (1, ["line 103: 'completion' is empty"])
+    splits = load_conversations(data=known, skip_bad_rows=True)
+    told = [json.dumps(messages) for messages in splits.train]
+    assert report.duplicates == len(told) - len(set(told)) > 0
+    assert report.overlap == 0
+    assert (report.left_out, report.shortened) == (1, 0)
+    assert sum(report.lengths.values()) == report.conversations
+    assert report.lengths[bucket(report.longest)] == 1 and report.longest > 64
+    assert not report.sampled
+    assert report.examples[0] == "<|endoftext|>User: Question 0?\nAssistant: word 0.<|endoftext|>\n"
+    assert report.tokenizer.startswith("bpe learned from these conversations")
+
+
+def test_the_learned_tokens_are_marked(known):
+    report = inspect_dataset(data=known, skip_bad_rows=True)
+    assert report.more_tokens == 0
+    plain = "".join(token for token, _ in report.tokens)
+    learned = "".join(token for token, is_learned in report.tokens if is_learned)
+    assert plain == "<|endoftext|>User:␣Question␣0?⏎Assistant:␣word␣0.<|endoftext|>"
+    assert learned == "␣word␣0.<|endoftext|>"
+    assert "[<|endoftext|>]" in report_text(report)
+
+
+def test_overlap_between_the_users_own_splits_is_counted(tmp_path, monkeypatch):
+    """A random draw does not keep equal conversations together."""
+    path = rows_file(tmp_path / "twice.jsonl", [row_of(number % 50) for number in range(100)])
+    load = load_conversations
+    monkeypatch.setattr(data, "load_conversations", lambda *args, **more: load(*args, held_out="random", **more))
+    report = inspect_dataset(data=path)
+    assert report.held_out == 5 and 0 < report.overlap <= 5
+    assert f"{report.overlap} (" in report_text(report)
+
+
+def test_turns_that_are_lost_are_counted(tmp_path):
+    turns = [{"role": role, "content": "some words"} for role in ("user", "assistant") * 40]
+    path = rows_file(tmp_path / "long.jsonl", [{"messages": turns[: 2 * number]} for number in range(1, 41)])
+    report = inspect_dataset(data=path, max_length=64)
+    assert report.left_out == 0
+    assert report.shortened == sum(count for end, count in report.lengths.items() if end > 64) > 20
+
+
+def test_only_the_first_rows_are_looked_at(known, monkeypatch):
+    report = inspect_dataset(data=known, max_samples=30)
+    assert report.sampled and report.rows_read + report.held_out == 30
+    assert "the first ones: there are more" in report_text(report)
+    monkeypatch.setattr(data, "MAX_ROWS", 20)
+    assert inspect_dataset(data=known, max_samples=90).rows_read <= 20
+    whole = inspect_dataset(data=known, max_samples=20)
+    assert whole.sampled
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({}, r"line 103: 'completion' is empty; --skip_bad_rows"),
+        ({"max_length": 1}, "max_length has to be at least 2, got 1"),
+        ({"max_samples": 0}, "max_samples has to be at least 1, got 0"),
+        ({"dataset": "wikitext"}, "wikitext is running text without conversations"),
+        ({"model": "nowhere"}, "model folder 'nowhere' does not exist"),
+        ({"dataset": "alpaca", "skip_bad_rows": True}, r"holds no conversation \(line 1: there is no 'instruction'"),
+    ],
+)
+def test_bad_input(known, settings, complaint):
+    with pytest.raises(InputError, match=complaint):
+        inspect_dataset(data=known, **settings)
+
+
+def test_the_catalogue_is_a_table():
+    header, *lines = catalogue_text().splitlines()
+    assert header.split()[:2] == ["name", "rows"]
+    (dolly,) = [line for line in lines if line.startswith("dolly ")]
+    for part in ("15,011", "documentation", "CC BY-SA 3.0", "databricks/databricks-dolly-15k"):
+        assert part in dolly
+
+
+def test_the_template_rows_are_accepted(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(instruction_rows(), encoding="utf-8")
+    talks = list(load_conversations(data=str(path), eval_data=str(path)).train)
+    assert [[turn["role"] for turn in talk] for talk in talks] == [
+        ["user", "assistant"],
+        ["system", "user", "assistant"],
+        ["user", "context", "assistant", "user", "assistant"],
+    ]
+    assert inspect_dataset(data=str(path)).bad_rows == 0
+
+
+def test_buckets():
+    assert [bucket(length) for length in (1, 16, 17, 32, 33, 256, 257)] == [16, 16, 32, 32, 64, 256, 512]
