@@ -63,6 +63,10 @@ SESSION_FIELDS = frozenset(
         "save_total_limit",
         "local_rank",
         "ddp_backend",
+        "ddp_find_unused_parameters",
+        "ddp_bucket_cap_mb",
+        "ddp_broadcast_buffers",
+        "ddp_timeout",
         "torch_compile",
         "torch_compile_backend",
         "torch_compile_mode",
@@ -152,6 +156,7 @@ class StageArguments(TrainingArguments):
     load_best_model_at_end: bool = setting(True, "Keep the best checkpoint's weights as the result.")
     metric_for_best_model: str | None = setting("loss", "Held-out metric that decides which checkpoint is best.")
     restore_callback_states_from_checkpoint: bool = setting(True, "Early stopping counts on after a resume.")
+    ddp_find_unused_parameters: bool | None = setting(False, "Every parameter that is trained takes part.")
     report_to: str | None = setting("none", "Experiment trackers of transformers' Trainer, for example tensorboard.")
     disable_tqdm: bool | None = setting(True, "No progress bar: the log has one line per evaluation.")
     remove_unused_columns: bool | None = setting(False, "Our rows hold no unused columns.")
@@ -164,9 +169,12 @@ class StageArguments(TrainingArguments):
         if self.auto_precision and not (self.bf16 or self.fp16):
             precision, _ = choose_precision(device)
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
-        # Without being told of the CPU, transformers takes bf16 for a GPU's.
-        self.use_cpu |= self.bf16 and device.kind == "cpu"
+        # Without being told of the CPU, transformers takes bf16 for a GPU's, and each of several processes thinks it is
+        # the only one.
+        self.use_cpu |= device.kind == "cpu"
         super().__post_init__()
+        if self.n_gpu > 1:  # torch's DataParallel knows no context to carry; more GPUs: accelerate launch
+            self._n_gpu = 1
 
     @property
     def effective_batch_size(self) -> int:

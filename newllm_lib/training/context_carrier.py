@@ -73,6 +73,30 @@ class ContextCarrier:
         self.rows = torch.cat([self.rows, rows.cpu()])[-self.lanes :]
         self.contexts = held[-self.lanes :]
 
+    def gathered(self, accelerator, args) -> "ContextCarrier":
+        """What all processes hold, in the order in which one process would: they take batches in turn."""
+        if args.world_size == 1 or self.contexts is None:
+            return self
+        whole = ContextCarrier(self.lanes * args.world_size)
+        shape = (args.world_size, -1, args.per_device_train_batch_size)
+        rows = accelerator.gather(self.rows.to(self.contexts.device)).cpu()
+        contexts = accelerator.gather(self.contexts.contiguous())
+        whole.rows = rows.view(shape).transpose(0, 1).flatten()
+        whole.contexts = contexts.view(*shape, contexts.shape[1]).transpose(0, 1).flatten(0, 2)
+        return whole
+
+    def share_out(self, args) -> None:
+        """Keep this process's part of what all of them hold."""
+        if args.world_size == 1 or self.contexts is None:
+            return
+        # At a row each, as many as there are: of fewer, nobody knows whose they are, and contexts begin at zero.
+        if len(self.rows) != self.lanes * args.world_size:
+            self.rows, self.contexts = self.rows[:0], None
+            return
+        shape = (-1, args.world_size, args.per_device_train_batch_size)
+        self.rows = self.rows.view(shape)[:, args.process_index].flatten()
+        self.contexts = self.contexts.view(*shape, self.contexts.shape[1])[:, args.process_index].flatten(0, 1)
+
     def save(self, checkpoint: Path) -> None:
         if self.contexts is not None:
             save_file({"rows": self.rows, "contexts": self.contexts.cpu().contiguous()}, checkpoint / CONTEXT_FILE)

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from .curves import save_curves
+from .even_rows import true_for_any_process
 
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
@@ -83,6 +84,8 @@ class SaveOnInterrupt(TrainerCallback):
             self.previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:  # all stop after the same update, whichever was asked first
+            self.interrupted = true_for_any_process(self.interrupted, args.device)
         if self.interrupted:
             # The mean training loss since the last log line is not part of a checkpoint: log it now.
             control.should_log = True

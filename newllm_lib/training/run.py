@@ -90,10 +90,11 @@ def train_run(
     """
     folder = Path(args.output_dir)
     is_main = args.process_index == 0
-    if is_main:
+    with args.main_process_first(desc="opening the run"):
         open_run(folder, {**identity, **args.run_settings()}, args.session_settings())
     if (results := read_results(folder)) is not None:
-        logger.info("This run is finished: loss %.4f. Choose another --output_dir for a new one.", results["loss"])
+        if is_main:
+            logger.info("This run is finished: loss %.4f. Choose another --output_dir for a new one.", results["loss"])
         return folder
     if is_main:
         _introduce(args, prepared)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 
@@ -19,6 +20,7 @@ from .checkpoint import newest_checkpoint, seal_checkpoint
 from .context_carrier import ContextCarrier, LaneSampler
 from .device import keep_freed_memory
 from .distillation import distillation_loss
+from .even_rows import EvenSampler, RowsAndBlank
 
 
 class LanguageModelTrainer(Trainer):
@@ -44,31 +46,42 @@ class LanguageModelTrainer(Trainer):
     ):
         self.teacher = None if teacher is None else teacher.to(args.device).requires_grad_(False).eval()
         self.carries_context = carry_context and isinstance(model, RecurrentGenerationMixin)
-        self.carrier = ContextCarrier(args.effective_batch_size)
+        # The rows of one update that this process sees.
+        self.carrier = ContextCarrier(args.effective_batch_size // args.world_size)
         super().__init__(
             model=model,
             args=args,
             data_collator=collate_rows,
-            train_dataset=train_rows,
+            train_dataset=train_rows if args.world_size == 1 else RowsAndBlank(train_rows),
             eval_dataset=documents.sample(args.max_eval_tokens),
             processing_class=tokenizer,
             **kwargs,
         )
-        self.add_callback(SealCheckpoints(self.carrier))
+        self.num_rows = len(train_rows)
+        self.add_callback(SealCheckpoints(self))
 
     def resume_or_start(self) -> None:
         """Train from the newest complete checkpoint of the run folder, or from the beginning."""
         if self.args.device.type == "cpu":
             keep_freed_memory()
-        checkpoint = newest_checkpoint(Path(self.args.output_dir))
+        with self.args.main_process_first(desc="removing what was cut off"):
+            checkpoint = newest_checkpoint(Path(self.args.output_dir))
         if checkpoint is not None:
             self.carrier.load(checkpoint, self.args.device)
+            self.carrier.share_out(self.args)
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def _get_train_sampler(self, train_dataset=None):
-        if not self.carries_context:
+        args = self.args
+        if self.carries_context:
+            order = LaneSampler(self.num_rows, args.effective_batch_size, args.seed)
+        elif args.world_size == 1:
             return super()._get_train_sampler(train_dataset)
-        return LaneSampler(len(self.train_dataset), self.args.effective_batch_size, self.args.seed)
+        else:  # in the order that one process has
+            order = SeedableRandomSampler(range(self.num_rows), data_seed=args.seed)
+        if args.world_size == 1:
+            return order
+        return EvenSampler(order, self.num_rows, args.per_device_train_batch_size * args.world_size)
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
@@ -103,8 +116,11 @@ class LanguageModelTrainer(Trainer):
         total = distillation_loss(
             outputs.logits, teacher_logits, labels, self.args.teacher_weight, self.args.teacher_temperature
         )
-        scored = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        return total / scored, outputs
+        if num_items_in_batch is None:
+            return total / (labels != IGNORED).sum(), outputs
+        # Gradients are averaged over the processes, which together scored `num_items_in_batch` tokens.
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return total / num_items_in_batch * processes, outputs
 
     def score(self, documents: EvaluationDocuments) -> TextMetrics:
         """Metrics of the model as it is now."""
@@ -132,13 +148,15 @@ class LanguageModelTrainer(Trainer):
 class SealCheckpoints(TrainerCallback):
     """Adds the carried context to every checkpoint, then states that it is complete."""
 
-    def __init__(self, carrier: ContextCarrier):
-        self.carrier = carrier
+    def __init__(self, trainer: LanguageModelTrainer):
+        self.trainer = trainer
 
     def on_save(self, args, state, control, **kwargs):
+        held = self.trainer.carrier.gathered(self.trainer.accelerator, args)
+        self.trainer.accelerator.wait_for_everyone()  # each process writes a file of its own
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            self.carrier.save(checkpoint)
+            held.save(checkpoint)
             seal_checkpoint(checkpoint)
 
 

@@ -1,0 +1,156 @@
+"""The same run on one process and on two: the same rows, the same losses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from safetensors.torch import load_file
+from torch.utils.data import BatchSampler
+
+from newllm_lib.training.context_carrier import ContextCarrier, LaneSampler
+from newllm_lib.training.even_rows import NO_ROW, EvenSampler, RowsAndBlank
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("num_rows", [1, 7, 8, 9, 21, 24])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_every_row_is_seen_once_and_all_processes_have_as_many(num_rows, processes):
+    order = EvenSampler(range(num_rows), num_rows, 4 * processes)
+    shards = [list(BatchSamplerShard(BatchSampler(order, 4, False), processes, rank)) for rank in range(processes)]
+    assert len({len(shard) for shard in shards}) == 1
+    assert all(len(batch) == 4 for shard in shards for batch in shard)
+    seen = sorted(row for shard in shards for batch in shard for row in batch)
+    assert seen[:num_rows] == list(range(num_rows))
+    assert set(seen[num_rows:]) <= {num_rows}
+    assert len(seen) == len(order)
+
+
+def test_nothing_is_learned_from_a_blank_row():
+    rows = [{"input_ids": torch.arange(3).numpy(), "labels": torch.arange(3).numpy(), "row": 0}]
+    blank = RowsAndBlank(rows)[1]
+    assert blank["labels"].tolist() == [-100] * 3
+    assert blank["row"] == NO_ROW
+    assert RowsAndBlank(rows)[0] is rows[0]
+
+
+class Processes:
+    """Stands in for what a run on `world` processes knows of itself, and gathers from all of them."""
+
+    def __init__(self, world: int, rank: int, rows: int, everyone: list[ContextCarrier]):
+        self.world_size, self.process_index, self.per_device_train_batch_size = world, rank, rows
+        self.everyone = everyone
+
+    def gather(self, tensor):
+        name = "rows" if tensor.dim() == 1 else "contexts"
+        return torch.cat([getattr(carrier, name) for carrier in self.everyone])
+
+
+def keep_updates(world: int, rows: int, accumulation: int, updates: int) -> list[ContextCarrier]:
+    """Carriers after some updates, the context of row r being [r]; batches are dealt out as accelerate does."""
+    lanes = world * rows * accumulation
+    carriers = [ContextCarrier(lanes // world) for _ in range(world)]
+    batches = BatchSampler(LaneSampler(lanes * 5, lanes, seed=3), rows, False)
+    for number, batch in enumerate(batches):
+        if number == updates * world * accumulation:
+            break
+        carriers[number % world].keep(torch.tensor(batch), torch.tensor(batch)[:, None].float())
+    return carriers
+
+
+@pytest.mark.parametrize("target", [(1, 8, 1), (1, 2, 4), (2, 4, 1), (2, 2, 2), (4, 1, 2)])
+@pytest.mark.parametrize("source", [(1, 8, 1), (2, 2, 2), (4, 2, 1)])
+def test_the_context_goes_on_with_another_number_of_processes(tmp_path, source, target):
+    everyone = keep_updates(*source, updates=2)
+    world, rows, _ = source
+    gathering = Processes(world, 0, rows, everyone)
+    everyone[0].gathered(gathering, gathering).save(tmp_path)
+    world, rows, accumulation = target
+    expected = keep_updates(*target, updates=2)
+    for rank in range(world):
+        carrier = ContextCarrier(rows * accumulation)
+        carrier.load(tmp_path, torch.device("cpu"))
+        carrier.share_out(Processes(world, rank, rows, []))
+        assert torch.equal(carrier.rows, expected[rank].rows)
+        assert torch.equal(carrier.contexts, expected[rank].contexts)
+
+
+def newllm(*words: str, processes: int = 1) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(launch if processes > 1 else []), "-m", "newllm_lib", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Finished: everything is in") == 1
+
+
+def curve(folder: Path) -> list[tuple]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], name, line[name]) for line in lines for name in ("loss", "eval_loss") if name in line]
+
+
+def assert_same_curve(first: Path, second: Path) -> None:
+    expected, found = curve(first), curve(second)
+    assert len(expected) > 5
+    assert [point[:2] for point in expected] == [point[:2] for point in found]
+    for point, other in zip(expected, found, strict=True):
+        assert point[2] == pytest.approx(other[2], abs=1e-4), point[:2]
+
+
+SMALL = ("--tokenizer", "byte", "--num_parameters", "120000", "--dropout", "0", "--auto_precision", "False")
+SMALL += ("--eval_steps", "3", "--save_steps", "3", "--logging_steps", "1")
+
+
+@pytest.mark.slow
+def test_sft_on_two_processes_is_sft_on_one(tmp_path):
+    """Two epochs whose last update is not whole: the rows of the first are not seen again in its place."""
+    data = tmp_path / "talk.jsonl"
+    talks = [[f"Question {n}?", f"{'Because ' * (n % 4)}answer {n * n}."] for n in range(50)]
+    data.write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in talks))
+    fields = (
+        "sft",
+        "--data",
+        str(data),
+        "--max_length",
+        "64",
+        "--num_train_epochs",
+        "2",
+        "--held_out_share",
+        "0.2",
+        *SMALL,
+    )
+    newllm(*fields, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one"))
+    newllm(*fields, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two"), processes=2)
+    assert_same_curve(tmp_path / "one", tmp_path / "two")
+    first, second = (json.loads((tmp_path / name / "settings.json").read_text())["run"] for name in ("one", "two"))
+    assert first == second
+    assert not list((tmp_path / "two").rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_pretraining_goes_on_with_two_processes(tmp_path, text_file):
+    """A run begun on one process is continued by two: each has the contexts of its own rows, and the teacher's loss is
+    shared out as the data's."""
+    fields = ("pretrain", "--data", str(text_file), "--max_length", "32", "--max_steps", "9", *SMALL)
+    one = ("--per_device_train_batch_size", "8")
+    newllm(*fields, *one, "--output_dir", str(tmp_path / "teacher"))
+    fields += ("--teacher", str(tmp_path / "teacher"), "--save_total_limit", "9", "--seed", "7")
+    newllm(*fields, *one, "--output_dir", str(tmp_path / "one"))
+    second = tmp_path / "two"
+    subprocess.run(["cp", "-r", str(tmp_path / "one"), str(second)], check=True)
+    (second / "results.json").unlink()
+    for step in (6, 9):
+        (second / f"checkpoint-{step}" / "complete.json").unlink()
+    halves = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2")
+    newllm(*fields, *halves, "--output_dir", str(second), processes=2)
+    assert_same_curve(tmp_path / "one", second)
+    expected, found = (
+        load_file(tmp_path / name / "checkpoint-9" / "carried_context.safetensors") for name in ("one", "two")
+    )
+    assert torch.equal(expected["rows"], found["rows"])
+    torch.testing.assert_close(expected["contexts"], found["contexts"], rtol=0, atol=1e-3)
