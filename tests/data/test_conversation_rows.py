@@ -150,7 +150,7 @@ def test_a_preparation_that_was_killed_goes_on_at_the_row(cache, tokenizer, monk
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path):
-    argv = [sys.executable, str(SCRIPT), "1000", "-1", "1500", "15000"]
+    argv = [sys.executable, str(SCRIPT), "500", "-1", "1000", "10000"]
     environment = os.environ | {"NEWLLM_CACHE": str(tmp_path)}
     done = subprocess.run(argv, env=environment, capture_output=True, check=True, text=True)
     few, many = map(int, done.stdout.split())
