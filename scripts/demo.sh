@@ -8,6 +8,9 @@ cd "$(dirname "$0")/.."
 
 NOTEBOOKS=(
     notebooks/01_pretrain_wikitext.ipynb
+    notebooks/02_dailydialog.ipynb
+    notebooks/03_dolly.ipynb
+    notebooks/04_ultrachat.ipynb
 )
 
 choose_python "${NEWLLM_PYTHON:-}"

@@ -36,7 +36,7 @@ def show_answers(panel: SettingsPanel, folders: Sequence[Path]) -> None:
     display(HTML(answers_html(prompts, columns)))
     counts = ", ".join(f"{column.title} {column.ended}" for column in columns)
     say(
-        f"Of {len(prompts)} answers ended by themselves within {MAX_NEW_TOKENS} tokens: {counts}."
+        f"Answers that ended by themselves within {MAX_NEW_TOKENS} tokens, of {len(prompts)}: {counts}."
         + ("" if panel.start_run else " There is no before: the models were new.")
     )
 

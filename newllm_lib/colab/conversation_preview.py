@@ -67,7 +67,7 @@ def counts_html(prepared: PreparedRun) -> str:
         ["tokenizer", f"{len(prepared.tokenizer):,} types", f"{held_out.bytes / held_out.tokens:.2f} bytes a token"],
     ]
     if counts.bad_rows:
-        rows.append(["bad rows", f"{counts.bad_rows:,} left out: {escape(counts.complaints[0])}", ""])
+        rows.append(["no conversation", f"{counts.bad_rows:,} rows left out; {escape(counts.complaints[0])}", ""])
     if prepared.splits.note:
         rows.append(["remark", escape(prepared.splits.note), ""])
     return table_html(rows)

@@ -19,7 +19,7 @@ from .data_size import FIXED_VOCAB_SIZE
 from .notices import FAINT, escape, in_one_sentence, say, sentence_html
 from .stage import NotebookStage
 from .start_models import finished_runs, start_sentence
-from .text_source import data_identity, file_identity, resolve_source
+from .text_source import data_identity, dataset_of_file, file_identity, resolve_source
 
 PANEL_FILE = "settings-panel.json"
 PRESET_TITLES = {
@@ -125,6 +125,8 @@ class SettingsPanel:
         """
         values = self.values()
         values["data_source"], _ = self._source(values)
+        if "dataset" in values and values["data"] is not None:
+            values["dataset"] = dataset_of_file(self.stage.dataset, values["data"])
         values |= {"model_type": model_type, "preset": self.preset.value}
         if (start := self.start_model(model_type)) is not None:
             values["model"] = str(start)

@@ -9,7 +9,7 @@ from IPython.display import HTML, display
 
 from ..stages.compare import compare, comparison_cells, comparison_figure
 from ..stages.generate import generate
-from ..training.checkpoint import RESULTS_FILE, read_results, write_json
+from ..training.checkpoint import RESULTS_FILE, read_results, read_settings, write_json
 from ..training.report import CURVES_FILE, METRICS_FILE
 from .batch_time import batch_time, batch_time_cells
 from .notices import FAINT, escape, in_one_sentence, picture_html, say, table_html
@@ -38,9 +38,9 @@ def show_comparison(folders: Sequence[Path]) -> None:
     cells = [[escape(cell) for cell in line] for line in lines]
     display(HTML(f"<div>Held-out text: {escape(rows[0]['text'])}</div>{table_html(cells, header=True, numbers=True)}"))
     display(HTML(picture_html(picture.read_bytes(), "comparison")))
-    display(
-        HTML(samples_html({prompt: {r["name"]: r["samples"][prompt] for r in rows} for prompt in rows[0]["samples"]}))
-    )
+    samples = {prompt: {row["name"]: row["samples"][prompt] for row in rows} for prompt in rows[0]["samples"]}
+    is_chat = read_settings(Path(folders[0]))["run"]["stage"] == "sft"
+    display(HTML(samples_html(samples, between="\n" if is_chat else "")))
     say(verdict(rows))
 
 
@@ -84,15 +84,19 @@ def show_samples(folders: Sequence[Path], prompt: str, max_new_tokens: int = 60,
     say(f"{len(written)} continuations of the same beginning; another seed gives others.")
 
 
-def samples_html(samples: dict[str, dict[str, str]]) -> str:
-    """prompt -> model -> continuation, the models of one prompt side by side where there is room."""
+def samples_html(samples: dict[str, dict[str, str]], between: str = "") -> str:
+    """prompt -> model -> continuation, the models of one prompt side by side where there is room.
+
+    Args:
+        between: what stands between a prompt and what follows it.
+    """
     blocks = []
     for prompt, continuations in samples.items():
         cards = [
             f'<div style="flex:1 1 260px;min-width:240px;max-height:240px;overflow-y:auto;background:{FAINT};'
             f'padding:6px 10px;white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px;line-height:1.45">'
             f'<div style="opacity:.75">{escape(model)}</div>'
-            f"<b>{escape(prompt)}</b>{escape(text)}</div>"
+            f"<b>{escape(prompt)}</b>{between}{escape(text.strip() if between else text)}</div>"
             for model, text in continuations.items()
         ]
         blocks.append(f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin:6px 0">{"".join(cards)}</div>')

@@ -58,10 +58,15 @@ PRETRAIN = NotebookStage(
     models=("newllm", "tiny-gpt2"),
     dataset="wikitext",
 )
+# A new model, where there is none to go on with, is as large as notebook 1 would make it.
+CHAT_PRESETS = {
+    name: {size: value for size, value in pretrain.PRESETS.get(name, {}).items() if size in sft.OF_THE_MODEL} | values
+    for name, values in sft.PRESETS.items()
+}
 DIALOGUE = NotebookStage(
     folder="02_dailydialog",
     arguments=sft.SftArguments,
-    presets=sft.PRESETS,
+    presets=CHAT_PRESETS,
     prepare=sft.prepare,
     run=sft.sft,
     models=("newllm", "tiny-gpt2"),
@@ -82,11 +87,11 @@ CONVERSATION = dataclasses.replace(
     INSTRUCTIONS,
     folder="04_ultrachat",
     presets={
-        **sft.PRESETS,
-        "demo": {**sft.PRESETS["demo"], "max_samples": 5_000},
-        "quick": {**sft.PRESETS["quick"], "max_samples": 20_000},
-        "standard": {**sft.PRESETS["standard"], "num_train_epochs": 2.0, "max_samples": 100_000},
-        "long": {**sft.PRESETS["long"], "num_train_epochs": 3.0, "dropout": 0.1},
+        **CHAT_PRESETS,
+        "demo": {**CHAT_PRESETS["demo"], "max_samples": 5_000},
+        "quick": {**CHAT_PRESETS["quick"], "max_samples": 20_000},
+        "standard": {**CHAT_PRESETS["standard"], "num_train_epochs": 2.0, "max_samples": 100_000},
+        "long": {**CHAT_PRESETS["long"], "num_train_epochs": 3.0, "dropout": 0.1},
     },
     dataset="ultrachat",
     continues=("03_dolly", "02_dailydialog", "01_pretrain"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..data.catalogue import DATASETS
 from ..data.documentation import documentation_identity
-from ..data.files import check_file, content_hash
+from ..data.files import check_file, content_hash, read_rows
 from ..data.hub import first_answering
 from ..data.text import chitchat_release
 from ..errors import InputError
@@ -49,6 +49,19 @@ def resolve_source(dataset: str, data_source: str, data: str | None, eval_data: 
     if stand_in == "chitchat":
         chitchat_release()  # raises if it is not installed
     return "offline", f"Data: {STAND_INS[stand_in]} stand in for {dataset}."
+
+
+def dataset_of_file(dataset: str, path: str) -> str | None:
+    """`dataset` if the file's first row has its columns, None for rows of `messages` or of `prompt` and `completion`.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    file = check_file(path, "data")
+    if file.suffix.lower() == ".txt":
+        raise InputError(f"data {path!r} is running text; conversations come as .jsonl, .json, .csv or .parquet.")
+    _, row = next(iter(read_rows(file, "data")), ("", None))
+    return dataset if isinstance(row, dict) and DATASETS[dataset].columns[0] in row else None
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""The shipped notebooks: clean files with agreeing links, and notebook 01 from top to bottom in a fresh kernel."""
+"""The shipped notebooks: clean files with agreeing links, and every one from top to bottom in a fresh kernel."""
 
 import importlib.util
 import json
@@ -126,14 +126,23 @@ def run_headless(path: Path, folder: Path, environment: dict[str, str]):
     return result, nbformat.read(output, as_version=4)
 
 
-@pytest.mark.slow
-def test_notebook_01_runs_and_finds_its_finished_run_again(tmp_path):
-    pytest.importorskip("chitchat_dataset")
-    path = ROOT / "notebooks" / "01_pretrain_wikitext.ipynb"
-    runs = tmp_path / "runs"
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    """Runs a notebook as somebody would who works through all of them in one storage."""
+    folder = tmp_path_factory.mktemp("session")
+    runs = folder / "runs"
     environment = {"NEWLLM_PRESET": "smoke", "NEWLLM_DATA_SOURCE": "offline", "NEWLLM_RUNS": str(runs)}
+    return lambda path: run_headless(path, folder, environment), runs
+
+
+@pytest.mark.slow
+@each_notebook
+def test_it_runs_from_top_to_bottom(path, session):
+    pytest.importorskip("chitchat_dataset")
+    run, runs = session
+    earlier = {folder.parent.parent.name for folder in runs.glob("*/*/newllm")}
     started = time.perf_counter()
-    result, executed = run_headless(path, tmp_path, environment)
+    result, executed = run(path)
     seconds = time.perf_counter() - started
     assert result.returncode == 0, result.stdout + result.stderr
     assert seconds < MAX_SECONDS
@@ -142,19 +151,45 @@ def test_notebook_01_runs_and_finds_its_finished_run_again(tmp_path):
     for cell in code:
         assert not [output for output in cell.outputs if output.get("name") == "stderr"], cell.outputs
         assert "✓" in json.dumps(cell.outputs[-1], ensure_ascii=False), cell.source
-    training = code[5]
+    training = next(cell for cell in code if "train_models" in cell.source)
     assert len([output for output in training.outputs if "image/png" in json.dumps(output)]) == 1, "one live plot"
 
-    (run,) = [folder for folder in (runs / "01_pretrain").iterdir() if folder.is_dir()]
-    assert (runs / "01_pretrain" / "settings-panel.json").is_file()
-    assert (run / "comparison.json").is_file() and (run / "comparison.png").is_file()
-    for model in ("newllm", "tiny-gpt2"):
-        assert {path.name for path in (run / model).iterdir()} >= RUN_FILES
-    sizes = [row["parameters"] for row in json.loads((run / "comparison.json").read_text())]
+    stage = stage_of(path)
+    (folder,) = [folder for folder in (runs / stage.folder).iterdir() if folder.is_dir()]
+    assert (runs / stage.folder / "settings-panel.json").is_file()
+    assert (folder / "comparison.json").is_file() and (folder / "comparison.png").is_file()
+    for model in stage.models:
+        assert {path.name for path in (folder / model).iterdir()} >= RUN_FILES
+    if stage.continues:
+        start = json.loads((folder / "newllm" / "settings.json").read_text())["session"]["model"]
+        newest = next((name for name in stage.continues if name in earlier), None)
+        assert (start is None) == (newest is None) and (newest or "") in (start or "")
+
+
+def stage_of(path: Path):
+    """What a notebook says it trains."""
+    name = re.search(r"SettingsPanel\((\w+), runs\)", path.read_text(encoding="utf-8"))[1]
+    return getattr(importlib.import_module("newllm_lib.colab.stage"), name)
+
+
+@pytest.mark.slow
+def test_notebook_01_trains_equal_sizes_and_finds_its_finished_run_again(session):
+    pytest.importorskip("chitchat_dataset")
+    run, runs = session
+    path = ROOT / "notebooks" / "01_pretrain_wikitext.ipynb"
+    if not list(runs.glob("01_pretrain/*/newllm")):
+        assert run(path)[0].returncode == 0
+    (folder,) = [folder for folder in (runs / "01_pretrain").iterdir() if folder.is_dir()]
+    sizes = [row["parameters"] for row in json.loads((folder / "comparison.json").read_text())]
     assert abs(sizes[0] - sizes[1]) <= 0.02 * sizes[0]
 
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
-    result, executed = run_headless(path, tmp_path, environment)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    result, executed = run(path)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == before
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
     assert "finished before" in json.dumps(executed.cells, ensure_ascii=False)
+
+
+def test_the_demo_runs_every_notebook():
+    script = (ROOT / "scripts" / "demo.sh").read_text(encoding="utf-8")
+    assert re.findall(r"notebooks/(\w+\.ipynb)", script) == [path.name for path in NOTEBOOKS]
