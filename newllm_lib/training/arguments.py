@@ -157,6 +157,7 @@ class StageArguments(TrainingArguments):
     metric_for_best_model: str | None = setting("loss", "Held-out metric that decides which checkpoint is best.")
     restore_callback_states_from_checkpoint: bool = setting(True, "Early stopping counts on after a resume.")
     ddp_find_unused_parameters: bool | None = setting(False, "Every parameter that is trained takes part.")
+    log_level_replica: str = setting("error", "What libraries say on all processes but the first.")
     report_to: str | None = setting("none", "Experiment trackers of transformers' Trainer, for example tensorboard.")
     disable_tqdm: bool | None = setting(True, "No progress bar: the log has one line per evaluation.")
     remove_unused_columns: bool | None = setting(False, "Our rows hold no unused columns.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerState
 
 from .. import __version__
 from ..data.text import TextSplits
@@ -21,8 +21,7 @@ license: other
 ---
 # {model_type}, {parameters:,} parameters
 
-A small language model trained from scratch with New-LLM {version}. It continues text; it is no assistant, and what it
-says is not to be relied on.
+A small language model trained {start} with New-LLM {version}. {purpose}, and what it says is not to be relied on.
 
 | | |
 |---|---|
@@ -44,7 +43,7 @@ import newllm_lib.models
 from transformers import pipeline
 
 generator = pipeline("text-generation", model="path/to/this/folder")
-print(generator("The ", max_new_tokens=40)[0]["generated_text"])
+print(generator({prompt}, max_new_tokens=40)[0]["generated_text"])
 ```
 
 All settings are in `{settings}`, the log of the run in `{log}`. Trained with Python {python}, torch {torch} and
@@ -57,17 +56,23 @@ def write_model_card(
     args: StageArguments,
     splits: TextSplits,
     model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
     metrics: dict[str, Any],
     state: TrainerState,
 ) -> None:
-    """Write README.md into the run folder."""
+    """Write README.md into the run folder; a model whose tokenizer has a chat template is one to talk to."""
     rows = ["| metric | value |", "|---|---|"]
     for name, value in metrics.items():
         shown = (
             "not stated: the tokenizer has unknown words" if value is None else f"{value:,.4f}".rstrip("0").rstrip(".")
         )
         rows.append(f"| {name} | {shown} |")
+    talks = tokenizer.chat_template is not None
+    start = getattr(args, "model", None)
     card = CARD.format(
+        start="from scratch" if start is None else f"from another one (`{Path(start).name}`)",
+        purpose="It answers as the conversations it has seen" if talks else "It continues text; it is no assistant",
+        prompt='[{"role": "user", "content": "Hello"}]' if talks else '"The "',
         model_type=args.model_type,
         parameters=model.num_parameters(),
         version=__version__,

@@ -123,7 +123,7 @@ def train_run(
     trainer.save_model(str(folder))
     metrics = dataclasses.asdict(trainer.score(prepared.documents))
     if is_main:
-        write_model_card(folder, args, prepared.splits, prepared.model, metrics, trainer.state)
+        write_model_card(folder, args, prepared.splits, prepared.model, prepared.tokenizer, metrics, trainer.state)
         # Last: its presence says that the run is finished.
         write_json(
             folder / RESULTS_FILE,

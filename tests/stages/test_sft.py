@@ -8,7 +8,7 @@ import torch
 from conversations import make_conversations, sft_arguments, write_conversations
 from run_files import RUN_FILES
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback, pipeline
 
 from newllm_lib.chat import Chat
 from newllm_lib.errors import InputError
@@ -83,6 +83,10 @@ def test_from_scratch_a_run_holds_everything(conversations, tmp_path, model_type
     card = (folder / "README.md").read_text()
     assert "file talk.jsonl, train" in card
     assert f"{results['parameters']:,} parameters" in card
+    assert "trained from scratch" in card
+    assert "It answers as the conversations it has seen" in card
+    said = pipeline("text-generation", model=str(folder))([{"role": "user", "content": "Hello"}], max_new_tokens=3)
+    assert said[0]["generated_text"][-1]["role"] == "assistant"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
@@ -121,6 +125,7 @@ def test_a_pretrained_model_goes_on(conversations, tmp_path, pretrained, model_t
         found = prepared.model.state_dict()[name].cpu()
         assert torch.equal(found[: len(tensor)], tensor), name
     folder = sft(args)
+    assert "trained from another one (`run`)" in (folder / "README.md").read_text()
     run = json.loads((folder / "settings.json").read_text())["run"]
     assert (run["model_type"], run["tokenizer"]) == (model_type, "bpe")
     old, new = (AutoTokenizer.from_pretrained(path) for path in (start, folder))
