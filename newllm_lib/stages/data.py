@@ -178,6 +178,7 @@ def _spelled(tokenizer: PreTrainedTokenizerFast, token_id: int) -> str:
     text = tokenizer.decode([token_id])
     if "\ufffd" in text or not text:
         text = tokenizer.convert_ids_to_tokens(token_id)
+    text = text if len(text) <= 40 else f"{text[:40]}..."  # a row of one sign can become one token
     return text.replace(" ", "␣").replace("\n", "⏎")
 
 
@@ -200,8 +201,9 @@ def report_text(report: DatasetReport) -> str:
     return "\n".join([*lines, "", *_findings(report)])
 
 
-def _shortened(text: str, characters: int = 1_000) -> str:
-    return text if len(text) <= characters else f"{text[:characters]} ... ({len(text):,} characters)"
+def _shortened(text: str, characters: int = 1_000, lines: int = 20) -> str:
+    beginning = "".join(text[:characters].splitlines(keepends=True)[:lines])
+    return text if beginning == text else f"{beginning} ... ({len(text):,} characters)"
 
 
 def _histogram(report: DatasetReport) -> list[str]:

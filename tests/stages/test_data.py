@@ -117,5 +117,13 @@ def test_the_template_rows_are_accepted(tmp_path):
     assert inspect_dataset(data=str(path)).bad_rows == 0
 
 
+@pytest.mark.parametrize("answer", ["x" * 50_000, "line\n" * 5_000])
+def test_a_long_conversation_is_shown_by_its_beginning(tmp_path, answer):
+    path = rows_file(tmp_path / "long.jsonl", [{"prompt": "Go on.", "completion": answer}, row_of(1), row_of(2)])
+    shown = report_text(inspect_dataset(data=path))
+    assert len(shown) < 6_000 and " characters)" in shown
+    assert shown.count("line\n") < 25
+
+
 def test_buckets():
     assert [bucket(length) for length in (1, 16, 17, 32, 33, 256, 257)] == [16, 16, 32, 32, 64, 256, 512]
