@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from accelerate.data_loader import BatchSamplerShard
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
+from newllm_lib.training.checkpoint import newest_checkpoint
 from newllm_lib.training.context_carrier import ContextCarrier, LaneSampler
 from newllm_lib.training.even_rows import NO_ROW, EvenSampler, RowsAndBlank
 
@@ -80,11 +83,18 @@ def test_the_context_goes_on_with_another_number_of_processes(tmp_path, source, 
         assert torch.equal(carrier.contexts, expected[rank].contexts)
 
 
-def newllm(*words: str, processes: int = 1) -> None:
+def command(words: tuple[str, ...], processes: int) -> dict:
+    """What subprocess needs to run newllm on so many processes."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launch if processes > 1 else []), "-m", "newllm_lib", *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return {
+        "args": [sys.executable, *(launch if processes > 1 else []), "-m", "newllm_lib", *words],
+        "env": {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        "text": True,
+    }
+
+
+def newllm(*words: str, processes: int = 1) -> None:
+    done = subprocess.run(**command(words, processes), capture_output=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("Finished: everything is in") == 1
 
@@ -154,3 +164,30 @@ def test_pretraining_goes_on_with_two_processes(tmp_path, text_file):
     )
     assert torch.equal(expected["rows"], found["rows"])
     torch.testing.assert_close(expected["contexts"], found["contexts"], rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_save(tmp_path, text_file):
+    """The launcher, asked to stop, asks its processes one after the other: both end after the same update."""
+    folder = tmp_path / "run"
+    fields = ("pretrain", "--data", str(text_file), "--max_length", "32", *SMALL, "--max_eval_tokens", "500")
+    fields += ("--max_steps", "100000", "--eval_steps", "50000", "--save_steps", "50000", "--output_dir", str(folder))
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen(**command(fields, 2), stdout=log, stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + 120
+            while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").stat().st_size:
+                assert running.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.2)
+            running.send_signal(signal.SIGINT)
+            running.wait(timeout=60)
+        finally:
+            running.kill()
+            running.wait()
+    checkpoint = newest_checkpoint(folder)
+    assert checkpoint is not None, (tmp_path / "log").read_text()
+    contexts = load_file(checkpoint / "carried_context.safetensors")
+    assert len(contexts["rows"]) == 2 * 32
+    assert len(set(contexts["rows"].tolist())) == 2 * 32
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == int(checkpoint.name.removeprefix("checkpoint-"))
