@@ -14,6 +14,8 @@ from accelerate.data_loader import BatchSamplerShard
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
+from newllm_lib.models import build_config, build_model
+from newllm_lib.models.modeling_newllm import loss_only
 from newllm_lib.training.checkpoint import newest_checkpoint
 from newllm_lib.training.context_carrier import ContextCarrier, LaneSampler
 from newllm_lib.training.even_rows import NO_ROW, EvenSampler, RowsAndBlank
@@ -40,6 +42,22 @@ def test_nothing_is_learned_from_a_blank_row():
     assert blank["labels"].tolist() == [-100] * 3
     assert blank["row"] == NO_ROW
     assert RowsAndBlank(rows)[0] is rows[0]
+
+
+@pytest.mark.parametrize("model_type", ["newllm", "newllm-reference", "tiny-gpt2", "lstm"])
+def test_a_batch_of_blank_rows_adds_nothing(model_type):
+    model = build_model(build_config(model_type, 258, 16, num_parameters=120_000)).train()
+    labels = torch.full((2, 16), -100)
+    input_ids = torch.randint(0, 258, (2, 16))
+    scored = torch.tensor(5)
+    loss = model(
+        input_ids=input_ids, labels=labels, shift_labels=labels, num_items_in_batch=scored, **loss_only(model)
+    ).loss
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"the other processes wait for the gradient of {name}"
+        assert not parameter.grad.any(), name
 
 
 class Processes:
