@@ -14,7 +14,8 @@ def finished_runs(runs: str | Path, folders: Sequence[str], models: Sequence[str
         newest = {}
         for run in (Path(runs) / folder).glob("*"):
             results = [run / model / RESULTS_FILE for model in models]
-            if all(path.is_file() for path in results):
+            weights = [run / model / "model.safetensors" for model in models]
+            if all(path.is_file() for path in (*results, *weights)):
                 newest[run] = max(path.stat().st_mtime for path in results)
         found += sorted(newest, key=newest.__getitem__, reverse=True)
     return found

@@ -59,7 +59,7 @@ def test_a_reply_grows_in_one_output(make_box):
 
 def test_enter_sends_too_and_nothing_is_said_of_deprecation(make_box):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message=".*on_submit.*")
         box = make_box(["runs/newllm"])
     box.text.value = "Hello"
     box.text._handle_string_msg(None, {"event": "submit"}, None)

@@ -77,6 +77,7 @@ def finish(runs, name, seconds, models=("newllm", "tiny-gpt2")):
         path = runs / name / model / "results.json"
         path.parent.mkdir(parents=True)
         path.write_text("{}")
+        path.with_name("model.safetensors").touch()
         os.utime(path, (seconds, seconds))
     return runs / name
 
