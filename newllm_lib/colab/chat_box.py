@@ -16,7 +16,7 @@ from IPython.display import display
 from ..chat import Chat
 from ..errors import InputError
 from .bubbles import bubbles_html
-from .notices import GRID, in_one_sentence, say, sentence_html
+from .notices import GRID, in_one_sentence, quiet_notebook, say, sentence_html
 
 INTERVAL_SECONDS = 0.1  # between two updates of the page
 DISCLAIMER = (
@@ -110,6 +110,7 @@ class ChatBox:
 def show_chat(folders: Sequence[str | Path], opening: str = "") -> ChatBox:
     """Display the box, with one exchange already made if `opening` says something: so the cell has something to show,
     and a model that cannot be loaded is known at once."""
+    quiet_notebook()
     box = ChatBox(folders)
     display(box.box)
     if opening:

@@ -171,14 +171,13 @@ class SettingsPanel:
             # Three columns where there is room for them, else two or one: none is ever narrower than its sliders.
             layout = widgets.Layout(flex="1 1 290px", min_width="270px", margin="4px 16px 8px 0")
             columns.append(widgets.VBox([heading, *boxes], layout=layout))
-        chosen = [widgets.HTML("<b>preset</b>"), self.preset, self.reset]
+        lines = [[widgets.HTML("<b>preset</b>"), self.preset, self.reset]]
         if self.stage.continues:
-            chosen += [widgets.HTML("<b>go on from</b>"), self.start]
-        top = widgets.HBox(
-            chosen, layout=widgets.Layout(flex_flow="row wrap", align_items="center", width="auto", max_width="640px")
-        )
+            lines.append([widgets.HTML("<b>go on from</b>"), self.start])
+        layout = {"flex_flow": "row wrap", "align_items": "center", "width": "auto", "max_width": "640px"}
+        top = [widgets.HBox(line, layout=widgets.Layout(**layout)) for line in lines]
         body = widgets.HBox(columns, layout=widgets.Layout(flex_flow="row wrap", width="100%"))
-        return widgets.VBox([top, body, self.line], layout=widgets.Layout(width="100%"))
+        return widgets.VBox([*top, body, self.line], layout=widgets.Layout(width="100%"))
 
     def _restore(self) -> None:
         """Start from the preset that is asked for, then what the panel's file holds for it."""
