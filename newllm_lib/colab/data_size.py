@@ -31,11 +31,11 @@ DATA_SIZES = {
     ("wikitext", "hub"): DataSize(10_900_000),
     ("wikitext", "offline"): DataSize(12_110_594),
     ("dailydialog", "hub"): DataSize(5_800_000, 11_118),
-    ("dailydialog", "offline"): DataSize(13_030_000, 6_809),
+    ("dailydialog", "offline"): DataSize(12_720_000, 3_800),
     ("dolly", "hub"): DataSize(11_500_000, 14_260),
-    ("dolly", "offline"): DataSize(570_000, 3_250),
+    ("dolly", "offline"): DataSize(587_000, 3_252),
     ("ultrachat", "hub"): DataSize(1_300_000_000, 207_865),
-    ("ultrachat", "offline"): DataSize(13_030_000, 6_809),
+    ("ultrachat", "offline"): DataSize(12_720_000, 3_800),
 }
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from newllm_lib.colab import data_size, estimate
 from newllm_lib.data.batches import packed_rows
+from newllm_lib.data.conversations import load_conversations
 from newllm_lib.data.text import chitchat_splits, load_text
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments
@@ -53,3 +54,13 @@ def test_every_preset_can_be_reckoned(text_file):
     for values in PRESETS.values():
         args = arguments(text_file, **values)
         assert estimate.estimate({"newllm": args}, {"newllm": 1e-10}).minutes > 0
+
+
+@pytest.mark.parametrize("dataset", ["dailydialog", "dolly"])
+def test_the_known_sizes_of_offline_conversations_are_right(dataset):
+    pytest.importorskip("chitchat_dataset")
+    sizes = [sum(len(m["content"]) for m in messages) for messages in load_conversations(dataset, "offline").train]
+    known = data_size.DATA_SIZES[dataset, "offline"]
+    # The standard library's documentation differs between releases of Python.
+    assert known.conversations == pytest.approx(len(sizes), rel=0.25)
+    assert known.bytes == pytest.approx(sum(sizes), rel=0.35)
