@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from newllm_lib.models import LSTMConfig, LSTMForCausalLM, NewLLMConfig, NewLLMForCausalLM, chunked_loss
+from newllm_lib.models import (
+    LSTMConfig,
+    LSTMForCausalLM,
+    NewLLMConfig,
+    NewLLMForCausalLM,
+    build_config,
+    build_model,
+    chunked_loss,
+)
 from newllm_lib.models.chunked_loss import chunked_cross_entropy
 
 
@@ -136,3 +144,22 @@ def test_more_types_than_tokens(tied):
         model.zero_grad()
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_the_head_meets_few_numbers_of_tokens(monkeypatch):
+    """oneDNN keeps a program for every shape: numbers of scored tokens at random would fill the memory."""
+    seen = set()
+
+    def record(inputs, *arguments):
+        seen.add(len(inputs))
+        return chunked_cross_entropy(inputs, *arguments)
+
+    monkeypatch.setattr("newllm_lib.models.modeling_newllm.chunked_cross_entropy", record)
+    model = build_model(build_config("newllm", vocab_size=50, max_length=64, num_parameters=20_000, dropout=0.0))
+    generator = torch.Generator().manual_seed(0)
+    for share in torch.linspace(0.05, 0.95, 40):
+        input_ids = torch.randint(0, 50, (4, 64), generator=generator)
+        labels = input_ids.masked_fill(torch.rand(4, 64, generator=generator) > share, -100)
+        with_logits = model(input_ids=input_ids, labels=labels).loss
+        torch.testing.assert_close(model(input_ids=input_ids, labels=labels, skip_logits=True).loss, with_logits)
+    assert len(seen) <= 16
