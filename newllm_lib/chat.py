@@ -6,6 +6,7 @@ from pathlib import Path
 from tokenizers.decoders import DecodeStream
 from transformers import set_seed
 
+from .data.chat_template import plain_messages
 from .evaluation.token_stream import TokenStream, check_sampling, document_ids
 from .stages.evaluate import open_model
 
@@ -71,5 +72,6 @@ class Chat:
 
     def _token_ids(self) -> list[int]:
         if self.tokenizer.chat_template is not None:
-            return self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, return_dict=False)
+            messages = plain_messages(self.messages, self.tokenizer)
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         return document_ids(self.tokenizer, "".join(message["content"] for message in self.messages))

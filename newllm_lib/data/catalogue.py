@@ -11,7 +11,7 @@ from .rows import Message
 
 @dataclass(frozen=True)
 class HubSource:
-    """A dataset on the hub, pinned.
+    """A dataset on the hub. A branch in the place of a commit is pinned when it is opened: the run names the commit.
 
     Attributes:
         splits: our name of a split -> the hub's; what is not there is held out of "train".
@@ -146,7 +146,9 @@ DATASETS: dict[str, Dataset] = {
     ),
     "alpaca": Dataset(
         licence="CC BY-NC 4.0",
-        sources=(HubSource("yahma/alpaca-cleaned", "main", rows={"train": 51_760}),),
+        sources=(
+            HubSource("yahma/alpaca-cleaned", "12567cabf869d7c92e573c7c783905fc160e9639", rows={"train": 51_760}),
+        ),
         columns=("instruction", "input", "output"),
         messages=rows.alpaca,
         template="instruction",

@@ -72,11 +72,26 @@ def render(
 ) -> tuple[list[str], list[list[tuple[int, int]]]]:
     """(texts, for each the [begin, end) characters of its answers, end of turn included)."""
     return render_jinja_template(
-        conversations=list(conversations),
+        conversations=[plain_messages(messages, tokenizer) for messages in conversations],
         chat_template=tokenizer.chat_template,
         return_assistant_tokens_mask=True,
         **tokenizer.special_tokens_map,
     )
+
+
+def plain_messages(messages: list[Message], tokenizer: PreTrainedTokenizerFast) -> list[Message]:
+    """The conversation without the tokenizer's special tokens where somebody has written them out: as text they would
+    end a turn in its middle."""
+    special = [token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token]
+    if not any(token in message["content"] for message in messages for token in special):
+        return messages
+    plain = []
+    for message in messages:
+        content = message["content"]
+        for token in special:
+            content = content.replace(token, " ")
+        plain.append({**message, "content": content})
+    return plain
 
 
 def _encoded(text, answers, encoding, tokenizer, form: ConversationFormat) -> EncodedConversation | None:
@@ -94,23 +109,23 @@ def _encoded(text, answers, encoding, tokenizer, form: ConversationFormat) -> En
     if not kept:
         return None
     token_ids, supervised = token_ids[:end][: form.max_length], supervised[:end][: form.max_length]
-    learned = "\n".join(kept)
     if form.loss_on == "all":
         supervised = np.ones(len(token_ids), dtype=bool)
         supervised[0] = False  # the beginning is given
-        learned = text[: encoding.offsets[len(token_ids) - 1][1]]
+        whole = text[: encoding.offsets[len(token_ids) - 1][1]]
         for token in {tokenizer.bos_token, tokenizer.eos_token}:
-            learned = learned.replace(token, "")
+            whole = whole.replace(token, "")
+        kept = [whole]
     elif not supervised.any():
         return None  # the cut lies before the first answer
     elif end > form.max_length:  # cut in the middle of an answer: what is learned of it is not known by characters
-        learned = tokenizer.decode(token_ids[supervised], skip_special_tokens=True).strip()
+        kept = [tokenizer.decode(token_ids[supervised], skip_special_tokens=True).strip()]
     unknown = 0 if tokenizer.unk_token_id is None else int((token_ids[supervised] == tokenizer.unk_token_id).sum())
     counts = TextCounts(
         documents=1,
         tokens=int(supervised.sum()),
-        bytes=len(learned.encode()),
-        words=len(learned.split()),
+        bytes=sum(len(part.encode()) for part in kept),
+        words=sum(len(part.split()) for part in kept),
         unknown_tokens=unknown,
     )
     return EncodedConversation(token_ids, supervised, counts, left_out)

@@ -23,7 +23,7 @@ from .cache import cache_path, write_atomically
 from .chat_template import ConversationFormat, EncodedConversation, encode_conversations
 from .conversations import Conversations
 
-FORMAT_VERSION = 2  # part of the cache key: raise it when rows are laid out otherwise
+FORMAT_VERSION = 3  # part of the cache key: raise it when rows are laid out otherwise
 CONVERSATIONS_PER_CALL = 500
 ROWS_PER_SHARD = 20_000  # of the data set: what is lost at most when the machine vanishes
 OPEN_ROWS = 64  # rows that still take conversations

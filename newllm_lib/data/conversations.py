@@ -100,6 +100,8 @@ def load_conversations(
         else:
             note = f"The hub could not be reached ({problem}): {entry.offline} stands in for {dataset}."
             splits = replace(_offline_splits(dataset, entry), note=note)
+    if eval_data is not None and data is None:
+        splits = replace(splits, validation=_file_conversations(entry, eval_data, "eval_data", skip_bad_rows))
     if splits.validation is None:
         train, validation = hold_out(splits.train, held_out, held_out_share)
         note = f"{splits.note} {held_out_share:.0%} of the conversations are held out for evaluation.".strip()

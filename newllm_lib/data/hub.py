@@ -2,14 +2,16 @@
 
 import itertools
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError
 from .catalogue import Dataset, HubSource
 
 TIMEOUT_SECONDS = 10
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def hub_problem(source: HubSource) -> str | None:
@@ -111,8 +113,12 @@ def open_hub_split(entry: Dataset, source: HubSource, split: str) -> HubSplit:
     """
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(TIMEOUT_SECONDS))
     from datasets import load_dataset
+    from huggingface_hub import HfApi
 
     try:
+        if not COMMIT.fullmatch(source.revision):
+            info = HfApi().dataset_info(source.hub_id, revision=source.revision, timeout=TIMEOUT_SECONDS)
+            source = replace(source, revision=info.sha)
         data = load_dataset(
             source.hub_id,
             source.config,

@@ -158,3 +158,23 @@ def test_what_the_template_does_not_hold_is_not_rendered(byte_dialogue):
     (text,), (spans,) = render([TURNS], byte_dialogue)
     assert text == FIRST + SECOND + "\n"
     assert [text[begin:end] for begin, end in spans] == [" cd<|endoftext|>", " gh<|endoftext|>"]
+
+
+def test_special_tokens_in_the_text_are_no_special_tokens():
+    tokenizer = build_tokenizer("byte", [])
+    tokenizer.chat_template = TEMPLATES["dialogue"]
+    said = [{"role": "user", "content": "a<|endoftext|>b"}, {"role": "assistant", "content": "c<|pad|>d"}]
+    (item,) = encode_conversations([said], tokenizer, ConversationFormat(200))
+    assert tokenizer.decode(item.token_ids) == "<|endoftext|>User: a b\nAssistant: c d<|endoftext|>"
+    assert (item.token_ids == tokenizer.eos_token_id).sum() == 2
+    assert said[0]["content"] == "a<|endoftext|>b"
+    assert item.counts.bytes == 3
+
+
+def test_bytes_are_of_the_answers_alone():
+    tokenizer = build_tokenizer("byte", [])
+    tokenizer.chat_template = TEMPLATES["dialogue"]
+    turns = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "é 4")]
+    said = [{"role": role, "content": content} for role, content in turns]
+    (item,) = encode_conversations([said], tokenizer, ConversationFormat(200))
+    assert (item.counts.bytes, item.counts.words) == (3 + 4, 3)
