@@ -29,9 +29,12 @@ def test_every_command_parses(line, monkeypatch):
         calls.append(args)
         return {"loss": 1.0} if "evaluate" in line else []
 
-    for stage in ("pretrain", "evaluate", "compare", "generate"):
+    for stage in ("pretrain", "sft", "evaluate", "compare", "generate"):
         monkeypatch.setattr(f"newllm_lib.stages.{stage}.{stage}", record)
     monkeypatch.setattr("newllm_lib.stages.compare.comparison_table", lambda rows: "")
+    monkeypatch.setattr("newllm_lib.stages.data.inspect_dataset", record)
+    monkeypatch.setattr("newllm_lib.stages.data.report_text", lambda report: "")
+    monkeypatch.setattr("newllm_lib.stages.data.catalogue_text", lambda: calls.append("catalogue"))
     monkeypatch.setattr("newllm_lib.doctor.doctor", record)
     monkeypatch.setattr("newllm_lib.chat.Chat", record)
     monkeypatch.setattr("builtins.input", lambda prompt: "")
@@ -47,7 +50,7 @@ def test_every_command_parses(line, monkeypatch):
 
 def test_there_are_commands_for_every_stage():
     words = {line.split()[1] for line in commands()}
-    assert words >= {"pretrain", "evaluate", "compare", "generate", "chat", "doctor"}
+    assert words >= {"pretrain", "sft", "data", "evaluate", "compare", "generate", "chat", "doctor"}
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: path.name)
