@@ -70,8 +70,8 @@ def _row(kind: str, name: str, thing, number: int) -> dict[str, str] | None:
     if kind != "module":
         try:
             context = f"{name}{inspect.signature(thing)}"
-        except (ValueError, TypeError):
-            context = ""  # written in C, without a signature
+        except (ValueError, TypeError, AttributeError):
+            context = ""  # written in C, without a signature that Python can read
     # A default value may print an address, which differs from run to run.
     context = "" if " at 0x" in context or len(context) > 200 else context
     return {"instruction": questions[number % len(questions)].format(name=name), "context": context, "response": answer}
