@@ -172,8 +172,8 @@ def test_new_models_have_no_before(make_panel, shown):
     assert "newllm after" in shown[0] and "newllm before" not in shown[0] and "There is no before" in shown[1]
 
 
-def test_the_learned_tokens_are_marked_and_nothing_is_changed(byte_tokenizer):
-    byte_tokenizer.chat_template = TEMPLATES["dialogue"]
+def test_the_learned_tokens_are_marked_and_nothing_is_changed(byte_tokenizer, monkeypatch):
+    monkeypatch.setattr(byte_tokenizer, "chat_template", TEMPLATES["dialogue"])
     messages = [{"role": "user", "content": "5 < 6?"}, {"role": "assistant", "content": "Größer."}]
     html = conversation_preview.learned_html([messages], byte_tokenizer, ConversationFormat(64))
     spans = html.split("margin:6px 0")[1].split(">", 1)[1]
