@@ -38,7 +38,7 @@ class TextCounts:
     unknown_tokens: int = 0
 
     def add(self, other: "TextCounts") -> None:
-        for name, count in asdict(other).items():
+        for name, count in vars(other).items():
             setattr(self, name, getattr(self, name) + count)
 
 

@@ -59,7 +59,16 @@ def encode_conversations(
     conversations: Sequence[list[Message]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
 ) -> list[EncodedConversation | None]:
     """Conversations as tokens, in parallel; None for one of which nothing that is learned fits."""
-    texts, spans = render(conversations, tokenizer)
+    return encode_rendered(*render(conversations, tokenizer), tokenizer, form)
+
+
+def encode_rendered(
+    texts: list[str],
+    spans: list[list[tuple[int, int]]],
+    tokenizer: PreTrainedTokenizerFast,
+    form: ConversationFormat,
+) -> list[EncodedConversation | None]:
+    """What `render` gives as tokens. Several threads may do this at a time; only one may render."""
     encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     return [
         _encoded(text, answers, encoding, tokenizer, form)
@@ -71,8 +80,9 @@ def render(
     conversations: Sequence[list[Message]], tokenizer: PreTrainedTokenizerFast
 ) -> tuple[list[str], list[list[tuple[int, int]]]]:
     """(texts, for each the [begin, end) characters of its answers, end of turn included)."""
+    special = _special_tokens(tokenizer)
     return render_jinja_template(
-        conversations=[plain_messages(messages, tokenizer) for messages in conversations],
+        conversations=[_without(special, messages) for messages in conversations],
         chat_template=tokenizer.chat_template,
         return_assistant_tokens_mask=True,
         **tokenizer.special_tokens_map,
@@ -82,7 +92,14 @@ def render(
 def plain_messages(messages: list[Message], tokenizer: PreTrainedTokenizerFast) -> list[Message]:
     """The conversation without the tokenizer's special tokens where somebody has written them out: as text they would
     end a turn in its middle."""
-    special = [token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token]
+    return _without(_special_tokens(tokenizer), messages)
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    return [token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token]
+
+
+def _without(special: list[str], messages: list[Message]) -> list[Message]:
     if not any(token in message["content"] for message in messages for token in special):
         return messages
     plain = []

@@ -4,6 +4,7 @@ in shards that survive a machine that vanishes.
 Dimensions: N tokens of a conversation, T = max_length tokens of a row.
 """
 
+import collections
 import itertools
 import json
 import os
@@ -20,12 +21,13 @@ from transformers import PreTrainedTokenizerFast
 from ..errors import InputError
 from .batches import IGNORED, Document, EvaluationDocuments, TextCounts
 from .cache import cache_path, write_atomically
-from .chat_template import ConversationFormat, EncodedConversation, encode_conversations
+from .chat_template import ConversationFormat, EncodedConversation, encode_rendered, render
 from .conversations import Conversations
 
 FORMAT_VERSION = 3  # part of the cache key: raise it when rows are laid out otherwise
 CONVERSATIONS_PER_CALL = 500
 ROWS_PER_SHARD = 20_000  # of the data set: what is lost at most when the machine vanishes
+BLOCKS_AHEAD = 3  # of the one in use
 OPEN_ROWS = 64  # rows that still take conversations
 COMPLAINTS_KEPT = 5
 COMPLETE_FILE = "complete.json"
@@ -109,20 +111,25 @@ def _encoded_blocks(
     """(number of the row after the block, its conversations as tokens, what was counted); while one block is used, the
     next is encoded."""
 
-    def encode(block):
-        return encode_conversations([messages for _, messages, _ in block if messages is not None], tokenizer, form)
-
     numbered = conversations.read(first_row)
     blocks = iter(lambda: list(itertools.islice(numbered, CONVERSATIONS_PER_CALL)), [])
-    with ThreadPoolExecutor(1) as executor:
-        before = None
-        for block in itertools.chain(blocks, [None]):
-            following = None if block is None else (block, executor.submit(encode, block))
-            if before is not None:
-                rows, encoded = before[0], before[1].result()
+    waiting = collections.deque()
+    # While one block is with the tokenizer, which takes every core and leaves Python alone, others are rendered here or
+    # unpacked in the other thread.
+    with ThreadPoolExecutor(2) as executor:
+        for block in itertools.chain(blocks, [None] * BLOCKS_AHEAD):
+            future = None
+            if block is not None:
+                rendered = render([messages for _, messages, _ in block if messages is not None], tokenizer)
+                future = executor.submit(encode_rendered, *rendered, tokenizer, form)
+            waiting.append((block, future))
+            if len(waiting) <= BLOCKS_AHEAD:
+                continue
+            rows, future = waiting.popleft()
+            if rows is not None:
+                encoded = future.result()
                 kept = [item for item in encoded if item is not None]
                 yield rows[-1][0] + 1, kept, _count(rows, encoded, kept)
-            before = following
 
 
 def _count(rows, encoded: list[EncodedConversation | None], kept: list[EncodedConversation]) -> ConversationCounts:

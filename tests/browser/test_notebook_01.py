@@ -183,7 +183,7 @@ def take_pictures(page, folder: Path, theme: str) -> None:
 
 def test_run_all(page, screenshots):
     menu(page, "Run", "Run All Cells")
-    page.wait_for_selector("text=the next notebook continues from there", timeout=120 * SECONDS)
+    page.wait_for_selector("text=later notebooks continue from there", timeout=120 * SECONDS)
     for number in range(1, 10):
         assert "✓" in code_cell(page, f"{number} ·").locator(".jp-OutputArea").last.inner_text()
     assert page.locator("text=/Error displaying widget|javascript error/").count() == 0

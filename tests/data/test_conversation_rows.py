@@ -127,7 +127,7 @@ def same_rows(one, other) -> bool:
 
 
 def test_a_preparation_that_was_killed_goes_on_at_the_row(cache, tokenizer, monkeypatch, tmp_path):
-    argv = [sys.executable, str(SCRIPT), "1000", "2700", "3000"]
+    argv = [sys.executable, str(SCRIPT), "1000", "3700", "4000"]
     process = subprocess.Popen(argv, env=os.environ | {"NEWLLM_CACHE": str(cache)})
     try:
         deadline = time.monotonic() + 120
@@ -141,16 +141,16 @@ def test_a_preparation_that_was_killed_goes_on_at_the_row(cache, tokenizer, monk
     assert not list(cache.glob("conversations-*/complete.json"))
     monkeypatch.setattr(module, "ROWS_PER_SHARD", 1_000)
     reads: list[int] = []
-    resumed, counts = conversation_rows(synthetic(3_000, reads), tokenizer, FORM)
-    assert reads == list(range(2_000, 3_000))
+    resumed, counts = conversation_rows(synthetic(4_000, reads), tokenizer, FORM)
+    assert reads == list(range(2_000, 4_000))
     monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "unbroken"))
-    unbroken, counts_unbroken = conversation_rows(synthetic(3_000), tokenizer, FORM)
+    unbroken, counts_unbroken = conversation_rows(synthetic(4_000), tokenizer, FORM)
     assert counts == counts_unbroken
     assert same_rows(resumed, unbroken)
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path):
-    argv = [sys.executable, str(SCRIPT), "500", "-1", "1000", "10000"]
+    argv = [sys.executable, str(SCRIPT), "500", "-1", "3000", "30000"]
     environment = os.environ | {"NEWLLM_CACHE": str(tmp_path)}
     done = subprocess.run(argv, env=environment, capture_output=True, check=True, text=True)
     few, many = map(int, done.stdout.split())
