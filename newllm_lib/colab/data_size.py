@@ -26,7 +26,7 @@ class DataSize:
     conversations: int | None = None
 
 
-# (dataset, source) -> its training split. Offline sizes are counted, the hub's taken from the datasets' cards.
+# (dataset, source) -> its training split. Offline sizes are counted, the hub's bytes estimated, for a rough cost line.
 DATA_SIZES = {
     ("wikitext", "hub"): DataSize(10_900_000),
     ("wikitext", "offline"): DataSize(12_110_594),
