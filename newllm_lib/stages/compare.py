@@ -148,7 +148,8 @@ def comparison_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         histories = [int(history) for history in row["ms_per_token"]]
         speed.plot(histories, row["ms_per_token"].values(), "o-", color=colour, label=row["name"])
         state.plot(histories, [b / 1024 for b in row["state_bytes"].values()], "o-", color=colour, label=row["name"])
-    speed.set(xlabel="tokens of history", ylabel="ms per generated token", title="Time", ylim=(0, None))
+    speed.set(xlabel="tokens of history", ylabel="ms per generated token", title="Time")
+    speed.set_ylim(0, 1.1 * max(max(row["ms_per_token"].values()) for row in rows))
     state.set(xlabel="tokens of history", ylabel="KiB of state", title="Memory of the text", yscale="log")
     for axes in (speed, state):
         axes.set_xscale("log", base=2)
