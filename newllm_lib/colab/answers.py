@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from IPython.display import HTML, display
+from transformers import AutoTokenizer
 
 from ..evaluation.generation import reply_to
 from ..stages.evaluate import open_model
@@ -56,7 +57,7 @@ def ask(
     """
     trained = open_model(folder)
     if trained.tokenizer.chat_template is None and template_of is not None:
-        trained.tokenizer.chat_template = open_model(template_of).tokenizer.chat_template
+        trained.tokenizer.chat_template = AutoTokenizer.from_pretrained(template_of).chat_template
     replies = [
         reply_to(trained.model, trained.tokenizer, [{"role": "user", "content": prompt}], max_new_tokens)
         for prompt in prompts

@@ -9,7 +9,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .batches import TextCounts
+from .conversations import Conversations
 from .rows import Message
+from .tokenizer import build_tokenizer
 
 # A turn a line, an answer closed by the end-of-text token. Every turn begins with its role word and a space, so that
 # what is generated after "Assistant:" begins at a token's beginning whatever the tokenizer.
@@ -28,6 +30,20 @@ TEMPLATES = {
     "dialogue": TEMPLATE.format(system="System", user="User", context="Context", assistant="Assistant"),
     "instruction": TEMPLATE.format(system="System", user="Instruction", context="Context", assistant="Response"),
 }
+
+
+def learned_tokenizer(
+    conversations: Conversations, template: str, kind: str, vocab_size: int | None
+) -> PreTrainedTokenizerFast:
+    """A tokenizer learned from what is said, role words left out, with a chat template of TEMPLATES.
+
+    Raises:
+        InputError: as `build_tokenizer`.
+    """
+    contents = (message["content"] for messages in conversations for message in messages)
+    tokenizer = build_tokenizer(kind, contents, vocab_size, f"{conversations.identity}/{conversations.read_as}")
+    tokenizer.chat_template = TEMPLATES[template]
+    return tokenizer
 
 
 @dataclass(frozen=True)

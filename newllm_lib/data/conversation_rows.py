@@ -108,9 +108,7 @@ def conversation_documents(
 def _encoded_blocks(
     conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat, first_row: int
 ) -> Iterator[tuple[int, list[EncodedConversation], ConversationCounts]]:
-    """(number of the row after the block, its conversations as tokens, what was counted); while one block is used, the
-    next is encoded."""
-
+    """(number of the row after the block, its conversations as tokens, what was counted)."""
     numbered = conversations.read(first_row)
     blocks = iter(lambda: list(itertools.islice(numbered, CONVERSATIONS_PER_CALL)), [])
     waiting = collections.deque()

@@ -2,6 +2,7 @@
 user's file."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from .documentation import documentation_identity, documentation_rows
 from .files import NotJson, check_file, content_hash, read_rows
 from .hub import HubSplit, first_opened
 from .rows import Message, RowError, any_conversation, dailydialog, dolly
-from .text import DATA_SOURCES, HELD_OUT_SHARE, chitchat_conversations, chitchat_release
+from .text import HELD_OUT_SHARE, check_source, chitchat_conversations, chitchat_names
 
 # What a reading gives: the row's number from 0, its conversation or None, and what is wrong with a row that is none.
 NumberedConversation = tuple[int, list[Message] | None, str]
@@ -73,19 +74,14 @@ def load_conversations(
     Raises:
         InputError: bad file or row, unknown dataset or source, or data out of reach.
     """
-    if data_source not in DATA_SOURCES:
-        raise InputError(f"data_source has to be one of {', '.join(DATA_SOURCES)}, got {data_source!r}.")
+    check_source(data_source, data)
     if dataset is None and data is None:
         raise InputError("there is nothing to train on; name a --dataset, or a file with --data.")
     if max_samples is not None and max_samples < 1:
         raise InputError(f"max_samples has to be at least 1, got {max_samples}.")
     entry = None if dataset is None else find_dataset(dataset)
     if data is not None:
-        if data_source not in ("auto", "file"):
-            raise InputError(f"data {data!r} contradicts data_source {data_source!r}; leave one of them out.")
         splits = _file_splits(entry, data, eval_data, skip_bad_rows)
-    elif data_source == "file":
-        raise InputError("data_source 'file' needs the path of the file; add --data PATH.")
     elif data_source == "offline":
         splits = _offline_splits(dataset, entry)
     else:
@@ -107,7 +103,7 @@ def load_conversations(
         note = f"{splits.note} {held_out_share:.0%} of the conversations are held out for evaluation.".strip()
         splits = replace(splits, train=train, validation=validation, note=note)
     if max_samples is not None:
-        splits = replace(splits, train=_first_rows(splits.train, max_samples))
+        splits = replace(splits, train=first_rows(splits.train, max_samples))
     return splits
 
 
@@ -147,12 +143,11 @@ def conversation_hash(messages: list[Message]) -> int:
     return int.from_bytes(hashlib.sha256(said.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
-def _first_rows(whole: Conversations, count: int) -> Conversations:
+def first_rows(whole: Conversations, count: int) -> Conversations:
+    """The rows with a number below `count`."""
+
     def read(first_row: int) -> Iterator[NumberedConversation]:
-        for item in whole.read(first_row):
-            if item[0] >= count:
-                return
-            yield item
+        return itertools.takewhile(lambda item: item[0] < count, whole.read(first_row))
 
     return replace(
         whole, origin=f"{whole.origin}, first {count:,} rows", identity=f"{whole.identity}/{count}", read=read
@@ -207,13 +202,10 @@ def _hub_splits(entry: Dataset, opened: dict[str, HubSplit], note: str) -> Conve
 
 def _offline_splits(dataset: str, entry: Dataset) -> ConversationSplits:
     if entry.offline == "chitchat":
-        release = chitchat_release()
 
         def conversations(name: str, held_out: bool) -> Conversations:
             return Conversations(
-                f"ChitChat conversations, {name} (package chitchat-dataset {release})",
-                "MIT",
-                f"chitchat-dataset/{release}/{name}",
+                *chitchat_names(name),
                 lambda first: _numbered(
                     ({"dialog": turns} for turns in list(chitchat_conversations(held_out))[first:]), first, dailydialog
                 ),

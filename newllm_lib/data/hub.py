@@ -35,21 +35,27 @@ def hub_problem(source: HubSource) -> str | None:
     return None
 
 
-def first_answering(entry: Dataset) -> tuple[HubSource | None, str]:
-    """(the first source that the hub serves or None, what is wrong with those before it)."""
-    problems = []
+def _answering(entry: Dataset, problems: list[str]) -> Iterator[HubSource]:
+    """The sources that the hub serves, in order; `problems` is told why others are passed over."""
     for source in entry.sources:
         problem = hub_problem(source)
         if problem is None:
-            return source, "; ".join(problems)
-        problems.append(f"{source.hub_id}: {problem}" if len(entry.sources) > 1 else problem)
-        if _is_out_of_reach(problem):
-            break  # the next one would wait as long for the same
-    return None, "; ".join(problems)
+            yield source
+            continue
+        problems.append(_of_source(entry, source, problem))
+        if "no connection" in problem or "HF_HUB_OFFLINE" in problem:
+            return  # the next one would wait as long for the same
 
 
-def _is_out_of_reach(problem: str) -> bool:
-    return "no connection" in problem or "HF_HUB_OFFLINE" in problem
+def _of_source(entry: Dataset, source: HubSource, problem: str) -> str:
+    return f"{source.hub_id}: {problem}" if len(entry.sources) > 1 else problem
+
+
+def first_answering(entry: Dataset) -> tuple[HubSource | None, str]:
+    """(the first source that the hub serves or None, what is wrong with those before it)."""
+    problems: list[str] = []
+    source = next(_answering(entry, problems), None)
+    return source, "; ".join(problems)
 
 
 def first_opened(entry: Dataset) -> tuple[dict[str, "HubSplit"] | None, str]:
@@ -59,19 +65,15 @@ def first_opened(entry: Dataset) -> tuple[dict[str, "HubSplit"] | None, str]:
     Raises:
         InputError: sources answer, but none of them can be loaded as the catalogue describes it.
     """
-    problems, refused = [], None
-    for source in entry.sources:
-        problem = hub_problem(source)
-        if problem is None:
-            try:
-                wanted = [split for split in ("train", "validation") if split in source.splits]
-                return {split: open_hub_split(entry, source, split) for split in wanted}, "; ".join(problems)
-            except InputError as error:
-                refused = error
-                problem = str(error).split(";")[0]
-        problems.append(f"{source.hub_id}: {problem}" if len(entry.sources) > 1 else problem)
-        if _is_out_of_reach(problem):
-            break
+    problems: list[str] = []
+    refused = None
+    for source in _answering(entry, problems):
+        try:
+            wanted = [split for split in ("train", "validation") if split in source.splits]
+            return {split: open_hub_split(entry, source, split) for split in wanted}, "; ".join(problems)
+        except InputError as error:
+            refused = error
+            problems.append(_of_source(entry, source, str(error).split(";")[0]))
     if refused is not None:
         raise refused
     return None, "; ".join(problems)

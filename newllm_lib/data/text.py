@@ -62,14 +62,9 @@ def load_text(
     Raises:
         InputError: bad file, unknown source, hub out of reach, or the offline package missing.
     """
-    if data_source not in DATA_SOURCES:
-        raise InputError(f"data_source has to be one of {', '.join(DATA_SOURCES)}, got {data_source!r}.")
+    check_source(data_source, data)
     if data is not None:
-        if data_source not in ("auto", "file"):
-            raise InputError(f"data {data!r} contradicts data_source {data_source!r}; leave one of them out.")
         splits = _file_splits(data, eval_data, skip_bad_rows)
-    elif data_source == "file":
-        raise InputError("data_source 'file' needs the path of the file; add --data PATH.")
     elif data_source == "offline":
         splits = chitchat_splits()
     else:
@@ -108,26 +103,41 @@ def hub_splits(entry: Dataset, source: HubSource) -> TextSplits:
     return TextSplits(split_text("train"), split_text("validation"), "hub")
 
 
+def check_source(data_source: str, data: str | None) -> None:
+    """Raises InputError for a source that we do not know, or that does not go with the user's file."""
+    if data_source not in DATA_SOURCES:
+        raise InputError(f"data_source has to be one of {', '.join(DATA_SOURCES)}, got {data_source!r}.")
+    if data is not None and data_source not in ("auto", "file"):
+        raise InputError(f"data {data!r} contradicts data_source {data_source!r}; leave one of them out.")
+    if data is None and data_source == "file":
+        raise InputError("data_source 'file' needs the path of the file; add --data PATH.")
+
+
 def chitchat_splits(note: str = "") -> TextSplits:
     """7,168 real conversations from the package `chitchat-dataset` (MIT), every twentieth held out.
 
     Raises:
         InputError: the package is not installed.
     """
-    release = chitchat_release()
 
     def read(held_out: bool) -> Iterator[TextPiece]:
         return (piece_of_conversation(turns) for turns in chitchat_conversations(held_out))
 
     def split_text(name: str, held_out: bool) -> Text:
-        return Text(
-            origin=f"ChitChat conversations, {name} (package chitchat-dataset {release})",
-            licence="MIT",
-            identity=f"chitchat-dataset/{release}/{name}",
-            read=lambda: read(held_out),
-        )
+        return Text(*chitchat_names(name), read=lambda: read(held_out))
 
     return TextSplits(split_text("train", False), split_text("validation", True), "offline", note)
+
+
+def chitchat_names(split: str) -> tuple[str, str, str]:
+    """(origin, licence, identity) of a split.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    release = chitchat_release()
+    origin = f"ChitChat conversations, {split} (package chitchat-dataset {release})"
+    return origin, "MIT", f"chitchat-dataset/{release}/{split}"
 
 
 def chitchat_release() -> str:

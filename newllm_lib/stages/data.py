@@ -4,22 +4,19 @@ them, and which are told twice."""
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..data.catalogue import DATASETS
-from ..data.chat_template import TEMPLATES, ConversationFormat, encode_conversations, render
+from ..data.chat_template import TEMPLATES, ConversationFormat, encode_conversations, learned_tokenizer, render
 from ..data.conversations import (
-    Conversations,
     ConversationSplits,
     NumberedConversation,
     conversation_hash,
+    first_rows,
     load_conversations,
 )
-from ..data.rows import Message
-from ..data.tokenizer import build_tokenizer
 from ..errors import InputError
 from ..training.checkpoint import check_model_folder
 
@@ -91,13 +88,18 @@ def inspect_dataset(
         splits.train.origin, splits.train.licence, splits.note, tokenizer.chat_template, described, max_length
     )
     seen: set[int] = set()
-    rows = _below(splits.train, limit, report)
+
+    def is_looked_at(row: NumberedConversation) -> bool:
+        report.sampled = row[0] >= limit
+        return not report.sampled
+
+    rows = itertools.takewhile(is_looked_at, splits.train.read(0))
     while block := list(itertools.islice(rows, CONVERSATIONS_PER_CALL)):
         _look_at(report, block, tokenizer, seen)
     if not report.conversations:
         complaint = f" ({report.complaints[0]})" if report.complaints else ""
         raise InputError(f"{report.origin} holds no conversation{complaint}.")
-    for messages in _conversations(splits.validation, limit):
+    for messages in first_rows(splits.validation, limit):
         report.held_out += 1
         report.overlap += conversation_hash(messages) in seen
     return report
@@ -107,29 +109,13 @@ def _tokenizer(splits: ConversationSplits, model: str | None, limit: int) -> tup
     """(tokenizer with a chat template, what it is)."""
     if model is not None:
         tokenizer = AutoTokenizer.from_pretrained(check_model_folder(model))
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = TEMPLATES[splits.template]
         described = f"the tokenizer of {model}, {len(tokenizer):,} types"
     else:
-        contents = (message["content"] for messages in _conversations(splits.train, limit) for message in messages)
-        identity = f"{splits.train.identity}/{splits.train.read_as}/rows below {limit}"
-        tokenizer = build_tokenizer("bpe", contents, None, identity)
+        tokenizer = learned_tokenizer(first_rows(splits.train, limit), splits.template, "bpe", None)
         described = f"bpe learned from these conversations, {len(tokenizer):,} types"
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = TEMPLATES[splits.template]
     return tokenizer, described
-
-
-def _below(part: Conversations, limit: int, report: DatasetReport | None = None) -> Iterator[NumberedConversation]:
-    """The rows with a number below `limit`; a report is told that there are more."""
-    for row in part.read(0):
-        if row[0] >= limit:
-            if report is not None:
-                report.sampled = True
-            return
-        yield row
-
-
-def _conversations(part: Conversations, limit: int) -> Iterator[list[Message]]:
-    return (messages for _, messages, _ in _below(part, limit) if messages is not None)
 
 
 def _look_at(

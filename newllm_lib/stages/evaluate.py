@@ -153,18 +153,20 @@ def weights_hash(folder: str | Path) -> str:
     return content_hash(check_model_folder(folder) / "model.safetensors")[:16]
 
 
-def open_teacher(args: ModelArguments, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel | None:
-    """The model to learn from that the settings name, if they name one.
+def open_teacher(
+    args: ModelArguments, tokenizer: PreTrainedTokenizerFast
+) -> tuple[PreTrainedModel | None, dict[str, str]]:
+    """(the model to learn from that the settings name, or None; what a run with it is known by).
 
     Raises:
         InputError: its tokenizer is not `tokenizer`, or its window is shorter than a row.
     """
     if args.teacher is None:
-        return None
+        return None, {}
     teacher = open_model(args.teacher)
     if teacher.tokenizer.backend_tokenizer.to_str() != tokenizer.backend_tokenizer.to_str():
         raise InputError(f"teacher {args.teacher!r} has another tokenizer than the model; both need the same.")
     window = getattr(teacher.model.config, "n_positions", args.max_length)
     if window < args.max_length:
         raise InputError(f"teacher {args.teacher!r} reads {window} tokens; choose --max_length {window} or less.")
-    return teacher.model
+    return teacher.model, {"teacher_weights": weights_hash(args.teacher)}

@@ -12,7 +12,7 @@ from ..data.tokenizer import build_tokenizer
 from ..errors import InputError
 from ..training.arguments import ModelArguments, setting
 from ..training.run import PreparedRun, new_model, prepare_once, train_run
-from .evaluate import open_teacher, weights_hash
+from .evaluate import open_teacher
 
 
 @dataclass
@@ -79,13 +79,6 @@ def pretrain(args: PretrainArguments, callbacks: tuple[TrainerCallback, ...] = (
         TrainingInterrupted: stopped by hand; the same call continues.
     """
     prepared = prepare_once(args, prepare)
-    identity = {
-        "stage": "pretrain",
-        "text_source": prepared.splits.source,
-        "train_text": prepared.splits.train.identity,
-        "validation_text": prepared.splits.validation.identity,
-    }
-    teacher = open_teacher(args, prepared.tokenizer)
-    if teacher is not None:
-        identity["teacher_weights"] = weights_hash(args.teacher)
+    teacher, weights = open_teacher(args, prepared.tokenizer)
+    identity = {"stage": "pretrain", **weights}
     return train_run(args, prepared, identity, args.carry_context, callbacks, teacher=teacher)

@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..data.chat_template import TEMPLATES, ConversationFormat
+from ..data.chat_template import TEMPLATES, ConversationFormat, learned_tokenizer
 from ..data.conversation_rows import conversation_documents, conversation_rows
 from ..data.conversations import load_conversations
-from ..data.tokenizer import build_tokenizer
 from ..errors import InputError
 from ..models.adjust import extend_positions, grow_context, set_dropout, train_new_context_only
 from ..models.modeling_newllm import NewLLMForCausalLM
@@ -130,13 +129,12 @@ def prepare(args: SftArguments) -> PreparedRun:
     )
     start = None if args.model is None else open_model(args.model)
     if start is None:
-        contents = (message["content"] for messages in splits.train for message in messages)
-        tokenizer = build_tokenizer(args.tokenizer, contents, args.vocab_size, splits.train.identity)
+        tokenizer = learned_tokenizer(splits.train, splits.template, args.tokenizer, args.vocab_size)
     else:
         tokenizer = start.tokenizer
         args.model_type, args.tokenizer = start.name, start.run["tokenizer"]
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = TEMPLATES[splits.template]
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = TEMPLATES[splits.template]
     form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
     train_rows, counts = conversation_rows(splits.train, tokenizer, form)
     documents, held_out_counts = conversation_documents(splits.validation, tokenizer, form)
@@ -181,15 +179,8 @@ def sft(args: SftArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
         TrainingInterrupted: stopped by hand; the same call continues.
     """
     prepared = prepare_once(args, prepare)
-    identity = {
-        "stage": "sft",
-        "text_source": prepared.splits.source,
-        "train_text": prepared.splits.train.identity,
-        "validation_text": prepared.splits.validation.identity,
-        "start": None if args.model is None else weights_hash(args.model),
-    }
-    if args.teacher is not None:
-        identity["teacher_weights"] = weights_hash(args.teacher)
+    teacher, weights = open_teacher(args, prepared.tokenizer)
+    identity = {"stage": "sft", "start": None if args.model is None else weights_hash(args.model), **weights}
     return train_run(
         args,
         prepared,
@@ -197,7 +188,7 @@ def sft(args: SftArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
         carry_context=False,
         callbacks=callbacks,
         advice=partial(advice, args),
-        teacher=open_teacher(args, prepared.tokenizer),
+        teacher=teacher,
     )
 
 

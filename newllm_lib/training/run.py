@@ -80,7 +80,7 @@ def train_run(
     """Train the prepared model, or go on with the run that `args.output_dir` holds; score it and write its folder.
 
     Args:
-        identity: what makes the run this run beside its settings.
+        identity: what makes the run this run beside its settings and its data.
         advice: final metrics -> what to do next, told at the end.
         teacher: a larger model to learn from beside the data, see `LanguageModelTrainer`.
 
@@ -90,8 +90,14 @@ def train_run(
     """
     folder = Path(args.output_dir)
     is_main = args.process_index == 0
+    splits = prepared.splits
+    of_the_data = {
+        "text_source": splits.source,
+        "train_text": splits.train.identity,
+        "validation_text": splits.validation.identity,
+    }
     with args.main_process_first(desc="opening the run"):
-        open_run(folder, {**identity, **args.run_settings()}, args.session_settings())
+        open_run(folder, {**identity, **of_the_data, **args.run_settings()}, args.session_settings())
     if (results := read_results(folder)) is not None:
         if is_main:
             logger.info("This run is finished: loss %.4f. Choose another --output_dir for a new one.", results["loss"])
