@@ -41,14 +41,20 @@ def test_a_torch_that_does_not_tell_gets_fp32(monkeypatch):
     assert choose_precision(find_device(use_cpu=True))[0] == "fp32"
 
 
-PAGES_OF_ONE_MORE_TENSOR = """
+PAGES_OF_THREE_UPDATES = """
 import resource, torch
+from newllm_lib.models import build_config, build_model
 from newllm_lib.training.device import keep_freed_memory
+from newllm_lib.training.update import timed_update
 {}
-for _ in range(12):
-    torch.ones(2**24)
+model = build_model(build_config("newllm", 1000, 64, num_parameters=1_000_000))
+optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+input_ids = torch.randint(0, 1000, (64, 64))
+for _ in range(8):  # until the heap has found its size
+    timed_update(model, optimizer, input_ids)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(2**24)
+for _ in range(3):
+    timed_update(model, optimizer, input_ids)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -56,7 +62,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
 def test_freed_memory_is_kept():
     def pages(line: str) -> int:
-        command = [sys.executable, "-c", PAGES_OF_ONE_MORE_TENSOR.format(line)]
+        command = [sys.executable, "-c", PAGES_OF_THREE_UPDATES.format(line)]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     assert pages("keep_freed_memory()") < pages("pass") / 10
