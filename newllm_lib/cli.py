@@ -130,6 +130,22 @@ def run_sft(argv: Sequence[str]) -> None:
     sft(parse_stage(SftArguments, PRESETS, "newllm sft", argv))
 
 
+def run_qlora_lwf(argv: Sequence[str]) -> None:
+    from .stages.qlora_lwf import PRESETS, QloraLwfArguments, qlora_lwf
+
+    qlora_lwf(parse_stage(QloraLwfArguments, PRESETS, "newllm qlora-lwf", argv))
+
+
+def run_merge(argv: Sequence[str]) -> None:
+    parser = SentenceParser(prog="newllm merge", description="Write adapters and their base as one plain model.")
+    parser.add_argument("model", help="folder of a finished run of adapters")
+    parser.add_argument("--output_dir", required=True, help="folder for the merged model; must not exist yet")
+    fields = parser.parse(argv)
+    from .stages.merge import merge
+
+    merge(fields.model, fields.output_dir)
+
+
 def run_data(argv: Sequence[str]) -> None:
     parser = SentenceParser(prog="newllm data", description="Look at a dataset; without a name, list those we know.")
     parser.add_argument("name", nargs="?", help="a dataset of the list, or an id on the hub (owner/name)")
@@ -214,7 +230,7 @@ def run_chat(argv: Sequence[str]) -> None:
     parser.add_argument("model", help="folder of a finished run")
     add_sampling_fields(parser, max_new_tokens=200)
     parser.add_argument("--seed", type=int, help="draw the same replies every time")
-    parser.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1: fewer repetitions")
+    parser.add_argument("--repetition_penalty", type=float, help="above 1: fewer repetitions; as trained if left out")
     fields = parser.parse(argv)
     from .chat import Chat
 
@@ -265,6 +281,8 @@ def add_sampling_fields(parser: argparse.ArgumentParser, max_new_tokens: int) ->
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "pretrain": (run_pretrain, "train New-LLM or a baseline from scratch on text"),
     "sft": (run_sft, "teach a model to talk: conversations, instructions"),
+    "qlora-lwf": (run_qlora_lwf, "teach a large model in 4 bit a new task, keeping what it knew"),
+    "merge": (run_merge, "adapters and their base into one plain model"),
     "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates"),
     "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),
     "compare": (run_compare, "several models side by side: quality, speed, state, samples"),

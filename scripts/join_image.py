@@ -16,7 +16,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-EXTRAS = ("offline", "test")
+EXTRAS = ("offline", "offline-gemma", "qlora", "test")
 NOT_NEEDED = {"ruff"}  # the linter runs in the environment that the tested versions make
 
 

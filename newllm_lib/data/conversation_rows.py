@@ -98,14 +98,14 @@ def conversation_documents(
     """Held-out conversations, cut as for training, in memory."""
     counts = ConversationCounts()
     documents = []
-    for _, block, found in _encoded_blocks(conversations, tokenizer, form, 0):
+    for _, block, found in encoded_blocks(conversations, tokenizer, form, 0):
         counts.add(found)
         # The first token is the one that every document is read after.
         documents += [Document(item.token_ids[1:], item.counts, item.supervised[1:]) for item in block]
     return EvaluationDocuments(documents, conversations.origin), counts
 
 
-def _encoded_blocks(
+def encoded_blocks(
     conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat, first_row: int
 ) -> Iterator[tuple[int, list[EncodedConversation], ConversationCounts]]:
     """(number of the row after the block, its conversations as tokens, what was counted)."""
@@ -153,7 +153,7 @@ def _prepare(conversations, tokenizer, form: ConversationFormat, folder: Path) -
         sealed = json.loads(seal.read_text(encoding="utf-8"))
         total.add(ConversationCounts(**sealed["counts"]))
         next_row, number = sealed["next_row"], number + 1
-    blocks = _encoded_blocks(conversations, tokenizer, form, next_row)
+    blocks = encoded_blocks(conversations, tokenizer, form, next_row)
     while True:
         shard = folder / f"shard-{number:05d}.arrow"
         counts, next_row = _write_shard(blocks, tokenizer, form.max_length, total.packed_rows, shard)

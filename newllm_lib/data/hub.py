@@ -17,22 +17,28 @@ COMMIT = re.compile("[0-9a-f]{40}")
 def hub_problem(source: HubSource) -> str | None:
     """None if the hub serves the pinned revision, else the reason in a few words; asks once, with a time-out."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
         HfApi().dataset_info(source.hub_id, revision=source.revision, timeout=TIMEOUT_SECONDS)
-    except OfflineModeIsEnabled:
+    except Exception as error:  # the HTTP library differs between hub versions
+        return in_a_few_words(error, source.hub_id, "dataset")
+    return None
+
+
+def in_a_few_words(error: Exception, hub_id: str, kind: str) -> str:
+    """Why the hub does not serve a dataset or model."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set"
-    except HFValidationError:
-        return f"{source.hub_id!r} cannot be the id of a dataset, which reads owner/name"
-    except HfHubHTTPError as error:
+    if isinstance(error, HFValidationError):
+        return f"{hub_id!r} cannot be the id of a {kind}, which reads owner/name"
+    if isinstance(error, HfHubHTTPError):
         status = getattr(error.response, "status_code", None)  # None: older hub clients raise it without an answer
         if status in (401, 403):
             return f"it answered {status}: not there, or gated: accept its licence on its page and set HF_TOKEN"
         return "it did not answer" if status is None else f"it answered {status}"
-    except Exception as error:  # the HTTP library differs between hub versions; any failure to connect means the same
-        return f"no connection: {type(error).__name__}"
-    return None
+    return f"no connection: {type(error).__name__}"  # any failure to connect means the same
 
 
 def _answering(entry: Dataset, problems: list[str]) -> Iterator[HubSource]:

@@ -133,13 +133,20 @@ def messages_column(row: dict) -> list[Message]:
 
 
 def any_conversation(row: dict) -> list[Message]:
-    """A row of messages, or of prompt and completion."""
+    """A row of messages, of prompt and completion, or of the columns of Dolly or Alpaca."""
     if "messages" in row:
         return messages_column(row)
     if "prompt" in row and "completion" in row:
         return _instruction(row, "prompt", None, "completion")
+    if "instruction" in row and "response" in row:
+        return dolly(row)
+    if "instruction" in row and "output" in row:
+        return alpaca(row)
     found = ", ".join(map(repr, row)) or "none"
-    raise RowError(f"there is neither a 'messages' column nor 'prompt' and 'completion' (found: {found})")
+    raise RowError(
+        "there is neither a 'messages' column nor 'prompt' and 'completion', nor 'instruction' with 'response' or "
+        f"'output' (found: {found})"
+    )
 
 
 def _is_unicode(text: str) -> bool:

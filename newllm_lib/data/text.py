@@ -51,6 +51,7 @@ def load_text(
     data: str | None = None,
     eval_data: str | None = None,
     skip_bad_rows: bool = False,
+    names: tuple[str, str] = ("data", "eval_data"),
 ) -> TextSplits:
     """The text to train on and the text to evaluate on.
 
@@ -58,13 +59,14 @@ def load_text(
         data_source: "hub" (WikiText-2), "offline" (ChitChat, from a package), "file" (`data`), or "auto": `data` if
             given, else the hub if it answers, else offline; the note then says which and why.
         eval_data: a file to evaluate on; without it, the last 5 % of `data` are held out.
+        names: what the settings call the two files.
 
     Raises:
         InputError: bad file, unknown source, hub out of reach, or the offline package missing.
     """
     check_source(data_source, data)
     if data is not None:
-        splits = _file_splits(data, eval_data, skip_bad_rows)
+        splits = _file_splits(data, eval_data, skip_bad_rows, names)
     elif data_source == "offline":
         splits = chitchat_splits()
     else:
@@ -84,7 +86,7 @@ def load_text(
         else:
             splits = chitchat_splits(note=f"The hub could not be reached ({problem}): the offline text is used.")
     if eval_data is not None and data is None:
-        splits = replace(splits, validation=_file_text(eval_data, "eval_data", skip_bad_rows))
+        splits = replace(splits, validation=_file_text(eval_data, names[1], skip_bad_rows))
     return splits
 
 
@@ -163,10 +165,10 @@ def chitchat_conversations(held_out: bool) -> Iterator[list[str]]:
             yield turns
 
 
-def _file_splits(data: str, eval_data: str | None, skip_bad_rows: bool) -> TextSplits:
-    train = _file_text(data, "data", skip_bad_rows)
+def _file_splits(data: str, eval_data: str | None, skip_bad_rows: bool, names: tuple[str, str]) -> TextSplits:
+    train = _file_text(data, names[0], skip_bad_rows)
     if eval_data is not None:
-        return TextSplits(train, _file_text(eval_data, "eval_data", skip_bad_rows), "file")
+        return TextSplits(train, _file_text(eval_data, names[1], skip_bad_rows), "file")
     characters = sum(len(text) for text in train.strings())
     held_out_from = int(characters * (1 - HELD_OUT_SHARE))
 
@@ -182,7 +184,7 @@ def _file_splits(data: str, eval_data: str | None, skip_bad_rows: bool) -> TextS
         part("train", False),
         part("validation", True),
         "file",
-        f"No eval_data given: the last {HELD_OUT_SHARE:.0%} of {Path(data).name} are held out for evaluation.",
+        f"No {names[1]} given: the last {HELD_OUT_SHARE:.0%} of {Path(data).name} are held out for evaluation.",
     )
 
 

@@ -74,11 +74,11 @@ def score_documents(
     counts = documents.counts
     was_training = model.training
     model.eval()
-    sequences = [_sequence(document, start_token_id) for document in documents.documents]
+    sequences = [token_sequence(document, start_token_id) for document in documents.documents]
     if isinstance(model, RecurrentGenerationMixin):
         batches = _carried_batches(sequences, max_length, batch_size)
     else:
-        batches = _window_batches(sequences, max_length, batch_size)
+        batches = window_batches(sequences, max_length, batch_size)
     nats = torch.zeros((), dtype=torch.float64)
     correct = scored = 0
     cache = None
@@ -104,7 +104,7 @@ def score_documents(
     return text_metrics(float(nats), correct, counts)
 
 
-def _sequence(document: Document, start_token_id: int) -> tuple[np.ndarray, np.ndarray]:
+def token_sequence(document: Document, start_token_id: int) -> tuple[np.ndarray, np.ndarray]:
     """What the model reads and what it is to say after each token, [tokens] each."""
     labels = document.token_ids.astype(np.int64)
     input_ids = np.concatenate([[start_token_id], labels[:-1]])
@@ -140,7 +140,7 @@ def _carried_batches(sequences: list[tuple], max_length: int, batch_size: int) -
         yield *(torch.from_numpy(part[:, chunk]) for part in (input_ids, labels, position_ids)), begin > 0
 
 
-def _window_batches(sequences: list[tuple], max_length: int, batch_size: int) -> Iterator[tuple]:
+def window_batches(sequences: list[tuple], max_length: int, batch_size: int) -> Iterator[tuple]:
     """As `_carried_batches`, for overlapping windows that know nothing of each other."""
     stride = max(max_length // 2, 1)
     windows = []
@@ -153,6 +153,7 @@ def _window_batches(sequences: list[tuple], max_length: int, batch_size: int) ->
             labels[: scored_to - begin] = IGNORED
             windows.append((document_ids[begin:end], labels))
             scored_to = end
+    windows.sort(key=lambda window: len(window[0]))  # alike beside alike: less padding
     for begin in range(0, len(windows), batch_size):
         block = windows[begin : begin + batch_size]
         width = max(len(ids) for ids, _ in block)

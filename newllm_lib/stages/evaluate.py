@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from .. import models  # noqa: F401  registers our models with the Auto classes
 from ..data.batches import EvaluationDocuments, evaluation_documents
@@ -15,11 +15,14 @@ from ..data.conversations import Conversations, load_conversations
 from ..data.files import content_hash
 from ..data.text import Text, load_text
 from ..errors import InputError
+from ..evaluation.forgetting import score_against_base
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..models import load_model
 from ..training.arguments import ModelArguments
-from ..training.checkpoint import check_model_folder, read_results, read_settings
+from ..training.checkpoint import ADAPTER_WEIGHTS, check_model_folder, has_adapters, read_results, read_settings
 from ..training.device import find_device
+
+MANY_TYPES = 2**16  # token types from which on the logits of a batch are too many to hold
 
 
 @dataclasses.dataclass
@@ -45,14 +48,35 @@ def open_model(path: str | Path) -> TrainedModel:
     """
     folder = check_model_folder(path)
     settings = read_settings(folder)
-    device = find_device().kind
-    return TrainedModel(
-        folder,
-        load_model(folder).to(device),
-        AutoTokenizer.from_pretrained(folder),
-        settings["run"],
-        settings["session"],
-    )
+    run, session = settings["run"], settings["session"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if has_adapters(folder):
+        return TrainedModel(folder, open_adapted(folder, run, session), tokenizer, run, session)
+    return TrainedModel(folder, load_model(folder).to(find_device().kind), tokenizer, run, session)
+
+
+def open_adapted(folder: Path, run: dict[str, Any], session: dict[str, Any], unpack: bool = False) -> PreTrainedModel:
+    """The base of a run of adapters, in 4 bit where it was trained so, with the adapters on it.
+
+    Args:
+        unpack: 4-bit weights as the plain numbers they stand for.
+
+    Raises:
+        InputError: the base is out of reach.
+    """
+    from peft import PeftModel
+
+    from ..training.adapters import allow_old_torchao
+    from ..training.base_model import base_of_run, open_base
+
+    allow_old_torchao()
+    base = open_base(base_of_run(run["base"], session["model"]), run["load_in_4bit"])
+    if unpack and run["load_in_4bit"]:
+        base.dequantize()
+    adapted = PeftModel.from_pretrained(base, folder).eval()
+    # How its answers are made is of the run, too, and not of the base.
+    base.generation_config = adapted.generation_config = GenerationConfig.from_pretrained(folder)
+    return adapted
 
 
 def held_out_text(trained: TrainedModel, data: str | None = None) -> Text | Conversations:
@@ -79,7 +103,7 @@ def held_out_text(trained: TrainedModel, data: str | None = None) -> Text | Conv
 
 def is_chat(trained: TrainedModel) -> bool:
     """True for a model that was trained on conversations."""
-    return trained.run["stage"] == "sft"
+    return trained.run["stage"] in ("sft", "qlora-lwf")
 
 
 def held_out_documents(
@@ -138,19 +162,19 @@ def score(
     trained: TrainedModel, documents: EvaluationDocuments, max_length: int | None = None, batch_size: int = 32
 ) -> dict[str, Any]:
     """The metrics as a dictionary; rows are as long as in training unless `max_length` says otherwise."""
-    metrics = score_documents(
-        trained.model,
-        documents,
-        trained.tokenizer.eos_token_id,
-        max_length or trained.run["max_length"],
-        batch_size,
-    )
+    length, tokenizer = max_length or trained.run["max_length"], trained.tokenizer
+    if len(tokenizer) >= MANY_TYPES:
+        rows = min(batch_size, trained.session["per_device_eval_batch_size"])
+        metrics, _ = score_against_base(trained.model, documents, tokenizer.bos_token_id, length, rows, compare=False)
+    else:
+        metrics = score_documents(trained.model, documents, tokenizer.bos_token_id, length, batch_size)
     return dataclasses.asdict(metrics)
 
 
 def weights_hash(folder: str | Path) -> str:
     """What a model is known by: its weights, wherever they lie."""
-    return content_hash(check_model_folder(folder) / "model.safetensors")[:16]
+    folder = check_model_folder(folder)
+    return content_hash(folder / (ADAPTER_WEIGHTS if has_adapters(folder) else "model.safetensors"))[:16]
 
 
 def open_teacher(

@@ -1,6 +1,7 @@
 """Stage 1: train New-LLM, or a baseline of the same size, from scratch on text."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..data.tokenizer import build_tokenizer
 from ..errors import InputError
 from ..training.arguments import ModelArguments, setting
 from ..training.run import PreparedRun, new_model, prepare_once, train_run
+from ..training.trainer import LanguageModelTrainer
 from .evaluate import open_teacher
 
 
@@ -81,4 +83,5 @@ def pretrain(args: PretrainArguments, callbacks: tuple[TrainerCallback, ...] = (
     prepared = prepare_once(args, prepare)
     teacher, weights = open_teacher(args, prepared.tokenizer)
     identity = {"stage": "pretrain", **weights}
-    return train_run(args, prepared, identity, args.carry_context, callbacks, teacher=teacher)
+    make_trainer = partial(LanguageModelTrainer, carry_context=args.carry_context, teacher=teacher)
+    return train_run(args, prepared, identity, make_trainer, callbacks)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback
 
@@ -13,8 +13,9 @@ from ..data.conversations import load_conversations
 from ..errors import InputError
 from ..models.adjust import extend_positions, grow_context, set_dropout, train_new_context_only
 from ..models.modeling_newllm import NewLLMForCausalLM
-from ..training.arguments import ModelArguments, setting
+from ..training.arguments import ConversationArguments, ModelArguments, setting
 from ..training.run import PreparedRun, new_model, prepare_once, train_run
+from ..training.trainer import LanguageModelTrainer
 from .evaluate import open_model, open_teacher, weights_hash
 
 # What a finished model brings along, so that it cannot be set beside `model`.
@@ -29,26 +30,10 @@ OF_THE_MODEL = (
 
 
 @dataclass
-class SftArguments(ModelArguments):
+class SftArguments(ConversationArguments, ModelArguments):
     """Settings of stages 2 to 4."""
 
-    dataset: str | None = setting(
-        None, "dailydialog, dolly, ultrachat, ... (newllm data lists them), or an id on the hub.", group="Data"
-    )
     model: str | None = setting(None, "Folder of a finished run to start from; none: a new model.", group="Model")
-    max_samples: int | None = setting(
-        None, "Rows of the data to take, the first ones.", group="Data", low=1_000, high=1_500_000, log=True
-    )
-    held_out: Literal["hash", "random"] = setting(
-        "hash", "Held out by what a conversation says, or drawn at random as in the published runs."
-    )
-    held_out_share: float = setting(0.05, "Share held out where the data have no validation split.")
-    loss_on: Literal["assistant", "all"] = setting(
-        "assistant", "Learn the assistant's words only, or every token.", group="Training"
-    )
-    too_long: Literal["turns", "cut"] = setting(
-        "turns", "Keep whole turns of a conversation that is too long, or cut it."
-    )
     grow_context: int | None = setting(None, "Enlarge New-LLM's context vector to this multiple of its size.")
     train_only_new_context: bool = setting(False, "After growing: train nothing but the new part.")
 
@@ -185,10 +170,9 @@ def sft(args: SftArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
         args,
         prepared,
         identity,
-        carry_context=False,
-        callbacks=callbacks,
+        partial(LanguageModelTrainer, carry_context=False, teacher=teacher),
+        callbacks,
         advice=partial(advice, args),
-        teacher=teacher,
     )
 
 

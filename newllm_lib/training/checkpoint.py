@@ -14,6 +14,8 @@ from ..errors import InputError
 SETTINGS_FILE = "settings.json"
 RESULTS_FILE = "results.json"
 COMPLETE_FILE = "complete.json"
+MODEL_FILES = ("config.json", "model.safetensors")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 logger = logging.getLogger(__name__)
@@ -110,8 +112,13 @@ def _file_sizes(folder: Path) -> dict[str, int]:
     }
 
 
+def has_adapters(folder: Path) -> bool:
+    """True if what the folder holds are adapters, PEFT's, and not a whole model."""
+    return (folder / ADAPTER_CONFIG).exists()
+
+
 def check_model_folder(path: str | Path) -> Path:
-    """The folder of one of our trained models.
+    """The folder of one of our trained models, or of adapters that were trained on a model.
 
     Raises:
         InputError: it does not exist or holds no model with a tokenizer.
@@ -119,7 +126,8 @@ def check_model_folder(path: str | Path) -> Path:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise InputError(f"model folder {str(path)!r} does not exist; name the --output_dir of a finished run.")
-    missing = [name for name in ("config.json", "model.safetensors", "tokenizer.json") if not (folder / name).exists()]
+    files = MODEL_FILES if not has_adapters(folder) else (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+    missing = [name for name in (*files, "tokenizer.json") if not (folder / name).exists()]
     if missing:
         hint = " (the run is not finished: run the same command again)" if (folder / SETTINGS_FILE).exists() else ""
         raise InputError(

@@ -11,11 +11,14 @@ COLOURS = ("#1f6feb", "#d1495b", "#2a9d8f", "#e09f3e")
 
 
 def curves_figure(histories: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
-    """Left: training loss of every run; right: its held-out bits per byte (or loss, where bytes are not counted).
+    """Left: training loss of every run; right: its held-out bits per byte (or loss, where bytes are not counted). A run
+    that is held to its base: the loss of its task, how far it is from the base, and bits per byte of both kinds of text.
 
     Args:
         histories: name of the run -> transformers' `log_history`.
     """
+    if any("task_loss" in entry or "eval_general_bits_per_byte" in entry for h in histories.values() for entry in h):
+        return _forgetting_figure(histories, title)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     training, held_out = figure.subplots(1, 2)
@@ -23,8 +26,7 @@ def curves_figure(histories: Mapping[str, Sequence[dict]], title: str = "") -> F
     if not any(metric in entry for history in histories.values() for entry in history):
         metric = "eval_loss"
     for colour, (name, history) in zip(COLOURS * len(histories), histories.items(), strict=False):
-        loss = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-        score = [(entry["step"], entry[metric]) for entry in history if metric in entry]
+        loss, score = _points(history, "loss"), _points(history, metric)
         if loss:
             training.plot(*zip(*loss, strict=True), color=colour, label=name, linewidth=1.4)
         if score:
@@ -37,16 +39,57 @@ def curves_figure(histories: Mapping[str, Sequence[dict]], title: str = "") -> F
         xlabel="update",
         ylabel="held-out bits per byte" if metric == "eval_bits_per_byte" else "held-out loss (nats)",
     )
-    for axes in (training, held_out):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(y=0.12)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-        if axes.get_lines():
-            axes.legend(frameon=False, title="best" if axes is held_out else None, alignment="left")
+    _finish(training)
+    _finish(held_out, "best")
     if title:
         figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _forgetting_figure(histories: Mapping[str, Sequence[dict]], title: str) -> Figure:
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    task, distance, held_out = figure.subplots(1, 3)
+    colours = iter(COLOURS * len(histories))
+    for name, history in histories.items():
+        new, general = next(colours), next(colours)
+        if loss := _points(history, "task_loss"):
+            task.plot(*zip(*loss, strict=True), color=new, label=name, linewidth=1.4)
+        # Without a teacher nobody has measured it in training.
+        if any(value > 0 for _, value in (kl := _points(history, "kl_to_teacher"))):
+            distance.plot(*zip(*kl, strict=True), color=new, label="what is trained on", linewidth=1.4)
+        lines = (
+            (distance, "eval_general_kl_to_base", general, "general text, held out"),
+            (held_out, "eval_bits_per_byte", new, "new task"),
+            (held_out, "eval_general_bits_per_byte", general, "general text"),
+        )
+        for axes, key, colour, label in lines:
+            if points := _points(history, key):
+                if axes is held_out:
+                    label = f"{label}: {points[0][1]:.3f} → {points[-1][1]:.3f}"
+                axes.plot(*zip(*points, strict=True), color=colour, label=label, marker="o", markersize=4)
+    task.set(xlabel="update", ylabel="task loss (nats per token)")
+    distance.set(xlabel="update", ylabel="KL to the base (nats per token)")
+    held_out.set(xlabel="update", ylabel="held-out bits per byte")
+    for axes in (task, distance):
+        _finish(axes)
+    _finish(held_out, "first → last")
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _points(history: Sequence[dict], key: str) -> list[tuple[int, float]]:
+    return [(entry["step"], entry[key]) for entry in history if key in entry]
+
+
+def _finish(axes, legend_title: str | None = None) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(y=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    if axes.get_lines():
+        axes.legend(frameon=False, title=legend_title, alignment="left")
 
 
 def save_curves(histories: Mapping[str, Sequence[dict]], path: Path, title: str = "") -> None:

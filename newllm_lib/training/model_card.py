@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerState
 from .. import __version__
 from ..data.text import TextSplits
 from .arguments import StageArguments
+from .base_model import BaseModel
 from .checkpoint import SETTINGS_FILE, write_text
 from .report import CURVES_FILE, METRICS_FILE
 
@@ -27,7 +28,7 @@ A small language model trained {start} with New-LLM {version}. {purpose}, and wh
 |---|---|
 | trained on | {train_origin} (licence: {train_licence}) |
 | held out | {validation_origin} (licence: {validation_licence}) |
-| updates | {updates:,}, {effective_batch_size} rows of {max_length} tokens each |
+| updates | {updates:,}, {rows} |
 | tokenizer | {tokenizer}, {vocab_size:,} types |
 
 ## Metrics on the held-out text
@@ -59,8 +60,13 @@ def write_model_card(
     tokenizer: PreTrainedTokenizerFast,
     metrics: dict[str, Any],
     state: TrainerState,
+    base: BaseModel | None = None,
 ) -> None:
-    """Write README.md into the run folder; a model whose tokenizer has a chat template is one to talk to."""
+    """Write README.md into the run folder; a model whose tokenizer has a chat template is one to talk to.
+
+    Args:
+        base: of adapters; its licence binds them, too.
+    """
     rows = ["| metric | value |", "|---|---|"]
     for name, value in metrics.items():
         shown = (
@@ -69,8 +75,12 @@ def write_model_card(
         rows.append(f"| {name} | {shown} |")
     talks = tokenizer.chat_template is not None
     start = getattr(args, "model", None)
+    if base is not None:
+        begun = f"as adapters on {base.name} (licence: {base.licence})"
+    else:
+        begun = "from scratch" if start is None else f"from another one (`{Path(start).name}`)"
     card = CARD.format(
-        start="from scratch" if start is None else f"from another one (`{Path(start).name}`)",
+        start=begun,
         purpose="It answers as the conversations it has seen" if talks else "It continues text; it is no assistant",
         prompt='[{"role": "user", "content": "Hello"}]' if talks else '"The "',
         model_type=args.model_type,
@@ -81,9 +91,8 @@ def write_model_card(
         validation_origin=splits.validation.origin,
         validation_licence=splits.validation.licence,
         updates=state.global_step,
-        effective_batch_size=args.effective_batch_size,
-        max_length=args.max_length,
-        tokenizer=args.tokenizer,
+        rows=f"{args.effective_batch_size} rows of {'at most ' if base else ''}{args.max_length} tokens each",
+        tokenizer=getattr(args, "tokenizer", "the base model's"),
         vocab_size=model.config.vocab_size,
         metrics="\n".join(rows),
         curves=CURVES_FILE,

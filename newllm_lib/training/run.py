@@ -13,6 +13,7 @@ from ..data.batches import EvaluationDocuments, TextCounts
 from ..errors import InputError
 from ..models import build_config, build_model
 from .arguments import ModelArguments
+from .base_model import BaseModel
 from .checkpoint import RESULTS_FILE, open_run, read_results, write_json
 from .model_card import write_model_card
 from .report import RunLog, SaveOnInterrupt, TrainingInterrupted
@@ -24,7 +25,8 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class PreparedRun:
     """All that is known before training starts. `splits` has `train` and `validation` with their origin, licence and
-    identity, `source` and `note`; `remarks` are what the user should know about the data."""
+    identity, `source` and `note`; `remarks` are what the user should know about the data, `extent` a sentence on
+    the model and its training where a stage has one of its own, `base` what adapters are trained on."""
 
     splits: Any
     tokenizer: Any
@@ -33,6 +35,8 @@ class PreparedRun:
     documents: EvaluationDocuments
     model: PreTrainedModel
     remarks: tuple[str, ...] = ()
+    extent: str = ""
+    base: BaseModel | None = None
 
 
 def prepare_once(args: ModelArguments, prepare: Callable[[ModelArguments], PreparedRun]) -> PreparedRun:
@@ -72,17 +76,18 @@ def train_run(
     args: ModelArguments,
     prepared: PreparedRun,
     identity: dict[str, Any],
-    carry_context: bool,
+    make_trainer: Callable[..., LanguageModelTrainer],
     callbacks: tuple[TrainerCallback, ...] = (),
     advice: Callable[[dict[str, Any]], str] = lambda metrics: "",
-    teacher: PreTrainedModel | None = None,
+    conclude: Callable[[LanguageModelTrainer, Path], dict[str, Any]] = lambda trainer, folder: {},
 ) -> Path:
     """Train the prepared model, or go on with the run that `args.output_dir` holds; score it and write its folder.
 
     Args:
         identity: what makes the run this run beside its settings and its data.
+        make_trainer: (model, args, rows, documents, tokenizer, callbacks=...) -> the trainer.
         advice: final metrics -> what to do next, told at the end.
-        teacher: a larger model to learn from beside the data, see `LanguageModelTrainer`.
+        conclude: (trainer, folder) -> what else belongs into the results; called when the model is trained and saved.
 
     Raises:
         InputError: the folder holds something else.
@@ -106,14 +111,12 @@ def train_run(
         _introduce(args, prepared)
     interrupt = SaveOnInterrupt()
     stoppers = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
-    trainer = LanguageModelTrainer(
+    trainer = make_trainer(
         prepared.model,
         args,
         prepared.train_rows,
         prepared.documents,
         prepared.tokenizer,
-        carry_context=carry_context,
-        teacher=teacher,
         callbacks=[*stoppers, RunLog(args.model_type), interrupt, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
@@ -128,14 +131,21 @@ def train_run(
         )
     trainer.save_model(str(folder))
     metrics = dataclasses.asdict(trainer.score(prepared.documents))
+    more = conclude(trainer, folder)
     if is_main:
-        write_model_card(folder, args, prepared.splits, prepared.model, prepared.tokenizer, metrics, trainer.state)
+        card = (prepared.splits, prepared.model, prepared.tokenizer, metrics, trainer.state, prepared.base)
+        write_model_card(folder, args, *card)
         # Last: its presence says that the run is finished.
         write_json(
             folder / RESULTS_FILE,
-            {**metrics, "parameters": prepared.model.num_parameters(), "updates": trainer.state.global_step},
+            {
+                **metrics,
+                **more,
+                "parameters": prepared.model.num_parameters(),
+                "updates": trainer.state.global_step,
+            },
         )
-        for line in (advice(metrics), f"Finished: everything is in {folder}."):
+        for line in (advice({**metrics, **more}), f"Finished: everything is in {folder}."):
             if line:
                 logger.info("%s", line)
     return folder
@@ -143,21 +153,20 @@ def train_run(
 
 def _introduce(args: ModelArguments, prepared: PreparedRun) -> None:
     """Tell what is trained on what."""
-    steps, tokens = count_training_tokens(args, len(prepared.train_rows))
     counts = prepared.train_counts
     origins = f"Text: {prepared.splits.train.origin}; held out: {prepared.documents.origin}."
-    for line in (prepared.splits.note, origins, *prepared.remarks):
+    for line in (prepared.splits.note, origins, *prepared.remarks, prepared.extent or _extent(args, prepared)):
         if line:
             logger.info("%s", line)
-    logger.info(
-        "%s: %s parameters, %s tokens of text, %d updates over %s tokens, on %s.",
-        args.model_type,
-        f"{prepared.model.num_parameters():,}",
-        f"{counts.tokens:,}",
-        steps,
-        f"{tokens:,}",
-        args.device,
-    )
     if counts.unknown_tokens:
         share = counts.unknown_tokens / counts.tokens
         logger.info("%.1f %% of the training tokens are <unk>: perplexity is flattered by as much.", 100 * share)
+
+
+def _extent(args: ModelArguments, prepared: PreparedRun) -> str:
+    """How large the model and its training are."""
+    steps, tokens = count_training_tokens(args, len(prepared.train_rows))
+    return (
+        f"{args.model_type}: {prepared.model.num_parameters():,} parameters, {prepared.train_counts.tokens:,} tokens "
+        f"of text, {steps} updates over {tokens:,} tokens, on {args.device}."
+    )

@@ -132,11 +132,15 @@ class LanguageModelTrainer(Trainer):
             self.args.per_device_eval_batch_size,
         )
 
+    def scores(self, documents: EvaluationDocuments) -> dict[str, Any]:
+        """What an evaluation gives."""
+        return dataclasses.asdict(self.score(documents))
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, Any]:
         started = time.perf_counter()
         metrics = {
             f"{metric_key_prefix}_{name}": value
-            for name, value in dataclasses.asdict(self.score(eval_dataset or self.eval_dataset)).items()
+            for name, value in self.scores(eval_dataset or self.eval_dataset).items()
             if value is not None
         }
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started

@@ -147,7 +147,7 @@ def test_rows_of_the_users_own():
     # pandas writes its index under an empty name
     assert rows.any_conversation({"": "0", "prompt": "Q", "completion": "A"}) == [user("Q"), assistant("A")]
     assert rows.any_conversation({"messages": [user("Q"), assistant("A")]}) == [user("Q"), assistant("A")]
-    with pytest.raises(RowError, match=r"neither a 'messages' column nor 'prompt' and 'completion' \(found: 'text'\)"):
+    with pytest.raises(RowError, match=r"neither a 'messages' column nor .* \(found: 'text'\)"):
         rows.any_conversation({"text": "Q"})
 
 

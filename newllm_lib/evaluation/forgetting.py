@@ -1,0 +1,110 @@
+"""What tuning has cost: a tuned model on text of any kind, and how far it has moved from its base.
+
+Nothing here holds the logits of a batch, so that models with hundreds of thousands of token types can be scored.
+"""
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from ..data.batches import IGNORED, EvaluationDocuments
+from ..models.lwf_loss import token_scores
+from ..models.split_head import split_head
+from .perplexity import TextMetrics, text_metrics, token_sequence, window_batches
+
+# Asked before and after tuning: the same in every run, so that answers can be compared.
+PROMPTS = (
+    "Explain in simple terms why people need sleep.",
+    "What are the main factors that support an economy?",
+    "What are common causes of depression?",
+    "Write a Python function that returns the prime numbers up to n.",
+    "Make a table of the GDP of three large countries.",
+)
+
+
+@torch.no_grad()
+def score_against_base(
+    model: PreTrainedModel,
+    documents: EvaluationDocuments,
+    start_token_id: int,
+    max_length: int,
+    batch_size: int,
+    compare: bool = True,
+) -> tuple[TextMetrics, float]:
+    """(metrics as of `score_documents`, mean KL(base ‖ model) per scored token in nats).
+
+    Args:
+        compare: with the base, the model itself with its adapters off; a model without adapters is its own base. False:
+            do not take the second pass; the KL is then 0.
+    """
+    compare &= hasattr(model, "disable_adapter")
+    was_training = model.training
+    model.eval()
+    decoder, head = split_head(model)
+    sequences = [token_sequence(document, start_token_id) for document in documents.documents]
+    nats = divergence = 0.0
+    correct = scored = 0
+    try:
+        for input_ids, labels, _, _ in window_batches(sequences, max_length, batch_size):
+            input_ids, labels = input_ids.to(head.weight.device), labels.to(head.weight.device)
+            chosen = labels != IGNORED
+            hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state[chosen]
+            of_base = None
+            if compare:
+                with model.disable_adapter():
+                    of_base = decoder(input_ids=input_ids, use_cache=False).last_hidden_state[chosen]
+            losses, hits, divergences = token_scores(hidden, head, labels[chosen], of_base)
+            nats += float(losses.double().sum())
+            divergence += float(divergences.double().sum())
+            correct += int(hits.sum())
+            scored += len(losses)
+    finally:
+        model.train(was_training)
+    assert scored == documents.counts.tokens, f"scored {scored} of {documents.counts.tokens} tokens"
+    return text_metrics(nats, correct, documents.counts), divergence / scored
+
+
+def adapters_off(model: PreTrainedModel):
+    """The base of a tuned model, for as long as the context lasts."""
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
+
+
+@torch.no_grad()
+def reply_to_each(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    repetition_penalty: float = 1.0,
+) -> list[tuple[str, bool]]:
+    """For each prompt (the model's answer, the most likely token each time; whether it ended it by itself)."""
+    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    rows = [
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        for messages in conversations
+    ]
+    window = model.config.max_position_embeddings  # of a model with few positions the prompt gives way
+    rows = [row[-max(window - max_new_tokens, 1) :] for row in rows]
+    length = max(map(len, rows))
+    padding = [length - len(row) for row in rows]
+    was_training = model.training
+    model.eval()
+    try:
+        made = model.generate(
+            input_ids=torch.tensor(
+                [[tokenizer.pad_token_id] * n + row for n, row in zip(padding, rows, strict=True)]
+            ).to(model.device),
+            attention_mask=torch.tensor([[0] * n + [1] * (length - n) for n in padding]).to(model.device),
+            max_new_tokens=min(max_new_tokens, window - length),
+            do_sample=False,
+            repetition_penalty=repetition_penalty,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )[:, length:]
+    finally:
+        model.train(was_training)
+    ended = (made == tokenizer.eos_token_id).any(dim=1).tolist()
+    texts = tokenizer.batch_decode(made, skip_special_tokens=True)
+    return [(text.strip(), end) for text, end in zip(texts, ended, strict=True)]

