@@ -182,11 +182,18 @@ def run_evaluate(argv: Sequence[str]) -> None:
     add_text_fields(parser)
     parser.add_argument("--max_length", type=int, help="tokens per forward pass; as in training if left out")
     parser.add_argument("--batch_size", type=int, default=32, help="rows per forward pass")
+    parser.add_argument("--tasks", help="benchmarks of lm-eval in place of a text: winogrande,mmlu (newllm[eval])")
+    parser.add_argument("--limit", type=int, help="with --tasks: questions of each, the first ones")
     fields = parser.parse(argv)
-    for name in ("max_length", "batch_size"):
+    for name in ("max_length", "batch_size", "limit"):
         value = getattr(fields, name)
         if value is not None and value < 1:
             raise InputError(f"{name} has to be at least 1, got {value}.")
+    if fields.tasks is not None:
+        from .stages.evaluate_tasks import evaluate_tasks
+
+        print(json.dumps(evaluate_tasks(fields.model, fields.tasks.split(","), fields.batch_size, fields.limit), indent=2))
+        return
     from .stages.evaluate import evaluate
 
     metrics = evaluate(fields.model, fields.data, fields.max_length, fields.batch_size)

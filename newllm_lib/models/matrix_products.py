@@ -14,6 +14,9 @@ from torch.nn import functional
 ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
 
 
+# Without it oneDNN's products with a factor that is not transposed are up to 1.6 times as slow as MKL's.
+HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
 MIN_REPEATS = 8  # products with one weight from which on its layout pays
 
 
@@ -72,7 +75,7 @@ def onednn_linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a @ b for [N, K] and [K, M]; without autograd."""
-    if runs_on_onednn(a):
+    if runs_on_onednn(a) and HAS_AVX512:
         return onednn_linear(a, b.t())
     return a @ b
 

@@ -11,8 +11,9 @@ COLOURS = ("#1f6feb", "#d1495b", "#2a9d8f", "#e09f3e")
 
 
 def curves_figure(histories: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
-    """Left: training loss of every run; right: its held-out bits per byte (or loss, where bytes are not counted). A run
-    that is held to its base: the loss of its task, how far it is from the base, and bits per byte of both kinds of text.
+    """Left: training loss of every run; right: its held-out bits per byte (or loss, where bytes are not counted). Of a
+    run that is held to its base: the loss of its task, its distance from the base, and bits per byte of both kinds of
+    text.
 
     Args:
         histories: name of the run -> transformers' `log_history`.
@@ -55,8 +56,8 @@ def _forgetting_figure(histories: Mapping[str, Sequence[dict]], title: str) -> F
         new, general = next(colours), next(colours)
         if loss := _points(history, "task_loss"):
             task.plot(*zip(*loss, strict=True), color=new, label=name, linewidth=1.4)
-        # Without a teacher nobody has measured it in training.
-        if any(value > 0 for _, value in (kl := _points(history, "kl_to_teacher"))):
+        kl = _points(history, "kl_to_teacher")
+        if any(value > 0 for _, value in kl):  # without a teacher nobody has measured it
             distance.plot(*zip(*kl, strict=True), color=new, label="what is trained on", linewidth=1.4)
         lines = (
             (distance, "eval_general_kl_to_base", general, "general text, held out"),

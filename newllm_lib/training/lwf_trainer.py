@@ -100,8 +100,9 @@ class LwfTrainer(LanguageModelTrainer):
             self.sums.zero_()
         super().log(logs, *args, **kwargs)
 
-    def score_with_kl(self, documents: EvaluationDocuments) -> tuple[TextMetrics, float]:
-        """(metrics of the model as it is now, its KL from the base per scored token in nats)."""
+    def score_with_kl(self, documents: EvaluationDocuments, compare: bool = True) -> tuple[TextMetrics, float]:
+        """(metrics of the model as it is now, its KL from the base per scored token in nats; 0 if they are not to be
+        compared)."""
         model = self.accelerator.unwrap_model(self.model)
         return score_against_base(
             model,
@@ -109,10 +110,11 @@ class LwfTrainer(LanguageModelTrainer):
             self.processing_class.bos_token_id,
             self.args.max_length,
             self.args.per_device_eval_batch_size,
+            compare,
         )
 
     def score(self, documents: EvaluationDocuments) -> TextMetrics:
-        return self.score_with_kl(documents)[0]
+        return self.score_with_kl(documents, compare=False)[0]
 
     def scores(self, documents: EvaluationDocuments) -> dict[str, Any]:
         general, divergence = self.score_with_kl(self.general_documents)

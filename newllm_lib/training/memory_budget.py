@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import InputError
+from ..models.lwf_loss import CHUNK_ELEMENTS
 
 GB = 2**30  # as Device.memory_gb, nvidia-smi and Colab count
 FP32 = 4  # bytes
@@ -28,7 +29,7 @@ BLOCK = 64  # weights that share a scale in NF4 ...
 SCALES_PER_BLOCK = 256  # ... and scales that share theirs, with double quantisation
 NF4_TABLES = FP32 * (16 + 256 + 1)  # per layer: the 16 values of a weight, the 256 of a scale, the scales' mean
 
-LOSS_BUFFER = FP32 * 2**25  # bytes per model: the loss takes the head's logits in pieces
+LOSS_BUFFER = FP32 * CHUNK_ELEMENTS  # of all models together: the loss takes the head's logits in pieces
 CUDA_CONTEXT = int(0.6 * GB)  # ESTIMATED: context, cuBLAS workspaces, the kernels of torch and bitsandbytes
 FRAGMENTATION = 0.1  # ESTIMATED share of what the allocator holds in pieces too small to use
 
@@ -165,7 +166,7 @@ def memory_budget(
     states = "student, teacher, gradient" if distills else "student, gradient"
     rows += [
         ("hidden states for the loss", for_loss, f"B x T x H: {states}; fp32: gradient, last norm"),
-        ("loss buffers", models * LOSS_BUFFER, f"{models} x 2^25 logits in fp32, whatever the vocabulary"),
+        ("loss buffers", LOSS_BUFFER, "2^26 logits in fp32, of all models together and whatever the vocabulary"),
     ]
     lost = FRAGMENTATION * sum(size for _, size, _ in rows)
     rows += [

