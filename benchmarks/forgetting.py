@@ -77,7 +77,8 @@ def run_arm(args: QloraLwfArguments, base_file: Path) -> dict:
 
 def scores(trainer: LwfTrainer, text: EvaluationDocuments, compare: bool = True) -> dict:
     """Nats, bytes and KL from the base of every group of documents."""
-    groups = [EvaluationDocuments(text.documents[first::GROUPS], text.origin) for first in range(GROUPS)]
+    count = min(GROUPS, len(text.documents))
+    groups = [EvaluationDocuments(text.documents[first::count], text.origin) for first in range(count)]
     found = {"nats": [], "bytes": [], "kl": [], "tokens": []}
     for group in groups:
         metrics, divergence = trainer.score_with_kl(group, compare)
@@ -88,25 +89,20 @@ def scores(trainer: LwfTrainer, text: EvaluationDocuments, compare: bool = True)
     return found
 
 
-def bits_per_byte(of_text: dict, draws: np.ndarray) -> np.ndarray:
-    """[draws] of the groups drawn."""
+def bits_per_byte(of_text: dict) -> np.ndarray:
+    """[DRAWS + 1]: of every group once, then of as many drawn with replacement; the same ones for every arm."""
     nats, sizes = np.array(of_text["nats"]), np.array(of_text["bytes"])
+    random = np.random.default_rng(0).integers(len(nats), size=(DRAWS, len(nats)))
+    draws = np.concatenate([np.arange(len(nats))[None], random])
     return nats[draws].sum(1) / np.log(2) / sizes[draws].sum(1)
 
 
-def the_draws() -> np.ndarray:
-    """[DRAWS + 1, GROUPS]: first every group once, then drawn with replacement."""
-    random = np.random.default_rng(0).integers(GROUPS, size=(DRAWS, GROUPS))
-    return np.concatenate([np.arange(GROUPS)[None], random])
-
-
 def table(found: dict[str, dict]) -> str:
-    draws = the_draws()
     lines = [f"{'':<12} {'new task, bits per byte':>28} {'general text':>28} {'KL there':>9} {'updates':>8} {'minutes':>8}"]
     for name, of_arm in found.items():
         cells = []
         for text in TEXTS:
-            value, *rest = bits_per_byte(of_arm[text], draws)
+            value, *rest = bits_per_byte(of_arm[text])
             low, high = np.percentile(rest, [2.5, 97.5])
             cells.append(f"{value:.4f} [{low:.4f}, {high:.4f}]")
         divergence = sum(of_arm["general text"]["kl"]) / sum(of_arm["general text"]["tokens"])
@@ -121,8 +117,7 @@ def verdict(found: dict[str, dict]) -> str:
     """For every arm: its part of SFT's gain on the new task, and of what SFT loses on general text."""
     if "SFT" not in found:
         return ""
-    draws = the_draws()
-    bits = {name: [bits_per_byte(of_arm[text], draws) for text in TEXTS] for name, of_arm in found.items()}
+    bits = {name: [bits_per_byte(of_arm[text]) for text in TEXTS] for name, of_arm in found.items()}
     loss = bits["SFT"][1][0] / bits["base"][1][0] - 1
     lines = [f"SFT is {loss:.1%} worse than the base on general text. Of SFT's gain kept, of SFT's loss suffered:"]
     for name in found.keys() - {"base", "SFT"}:

@@ -23,6 +23,8 @@ PACKAGES = {
     "matplotlib": "curves",
     "ipywidgets": "notebooks",
 }
+# What only stage 5 needs; without it a remark is all that the other stages are due.
+OF_ADAPTERS = {"peft": "adapters", "bitsandbytes": "models in 4 bit"}
 FREE_DISK_GB = 2.0
 
 
@@ -36,8 +38,13 @@ class Finding:
     advice: str = ""
 
 
-def doctor(folder: str | Path = ".") -> list[Finding]:
-    """Examine the machine; `folder` is where runs would be saved."""
+def doctor(folder: str | Path = ".", adapters: bool = False) -> list[Finding]:
+    """Examine the machine.
+
+    Args:
+        folder: where runs would be saved.
+        adapters: stage 5 is to run, and what only it needs has to be there.
+    """
     device = find_device()
     precision, why = choose_precision(device)
     findings = [Finding("Python", platform.python_version(), "ok")]
@@ -73,6 +80,12 @@ def doctor(folder: str | Path = ".") -> list[Finding]:
             findings.append(Finding(package, version(package), "ok"))
         except PackageNotFoundError:
             findings.append(Finding(package, "missing", "fail", f"Needed for {purpose}: pip install {package}"))
+    for package, purpose in OF_ADAPTERS.items():
+        try:
+            findings.append(Finding(package, version(package), "ok"))
+        except PackageNotFoundError:
+            advice = f"Stage 5 needs it for {purpose}: pip install 'newllm[qlora]'"
+            findings.append(Finding(package, "missing", "fail" if adapters else "note", advice))
     problem = hub_problem(WIKITEXT.sources[0])
     offline = find_spec("chitchat_dataset") is not None
     if problem is None:

@@ -11,10 +11,11 @@ NOTEBOOKS=(
     notebooks/02_dailydialog.ipynb
     notebooks/03_dolly.ipynb
     notebooks/04_ultrachat.ipynb
+    notebooks/05_qlora_lwf_gemma.ipynb
 )
 
 choose_python "${NEWLLM_PYTHON:-}"
-make_environment .venv -e ".[offline]" nbclient nbformat ipykernel
+make_environment .venv -e ".[offline,offline-gemma,qlora]" nbclient nbformat ipykernel
 
 export NEWLLM_RUNS=$PWD/runs/demo NEWLLM_DATA_SOURCE=offline NEWLLM_PRESET=demo
 mkdir -p "$NEWLLM_RUNS"

@@ -1,13 +1,17 @@
 """A conversation with a saved model."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from tiny_gemma import tiny_gemma
 
 from newllm_lib.chat import Chat
+from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.errors import InputError
 from newllm_lib.models import build_config, build_model
+from newllm_lib.stages.evaluate import TrainedModel
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -68,3 +72,28 @@ def test_a_listener_who_leaves_keeps_what_was_said(folder):
 def test_values_out_of_range_are_named(tmp_path, field, value):
     with pytest.raises(InputError, match=field):
         Chat(tmp_path, **{field: value})
+
+
+def test_a_chat_of_the_base_says_what_the_base_says_while_others_use_the_model():
+    peft = pytest.importorskip("peft")
+    base = tiny_gemma()
+    alone = Chat(opened(base), max_new_tokens=12, temperature=0)
+    expected = "".join(alone.reply("Hello"))
+    config = peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    trained = opened(peft.get_peft_model(base, config))
+    of_base, of_tuned = (Chat(trained, max_new_tokens=12, temperature=0, base=is_base) for is_base in (True, False))
+    tuned = "".join(Chat(trained, max_new_tokens=12, temperature=0).reply("Hello"))
+    pieces = {"base": [], "tuned": []}
+    replies = {"base": of_base.reply("Hello"), "tuned": of_tuned.reply("Hello")}
+    while replies:
+        for name in tuple(replies):
+            if (piece := next(replies[name], None)) is None:
+                del replies[name]
+            else:
+                pieces[name].append(piece)
+    assert "".join(pieces["base"]) == expected != tuned
+    assert "".join(pieces["tuned"]) == tuned
+
+
+def opened(model) -> TrainedModel:
+    return TrainedModel(Path("nowhere"), model, build_tokenizer("byte", []), {}, {})

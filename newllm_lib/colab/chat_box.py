@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ipywidgets as widgets
+from accelerate.utils.memory import clear_device_cache
 from IPython.display import display
 
 from ..chat import Chat
 from ..errors import InputError
+from ..stages.evaluate import open_model
 from .bubbles import bubbles_html
 from .notices import GRID, in_one_sentence, quiet_notebook, say, sentence_html
 
 INTERVAL_SECONDS = 0.1  # between two updates of the page
+SHORT_REPLY = 100  # tokens: two replies are made at a time, on a CPU of a large model
 DISCLAIMER = (
     "This is a small language model, no assistant: it has learned what conversations sound like. What it says may be "
     "wrong or senseless, and is nobody's opinion."
@@ -65,58 +68,128 @@ class ChatBox:
             return
         self.text.value = ""
         try:
-            chat = self._chat()
+            chats = self.open_chats()
         except InputError as error:
             self.output.value = sentence_html(str(error), "fail")
             return
         with contextlib.suppress(KeyboardInterrupt):  # the conversation keeps what has been said so far
-            self._stream(chat, said)
+            self._stream(chats, said)
         self._show()
 
-    def _stream(self, chat: Chat, said: str) -> None:
-        before, reply, shown_at = list(chat.messages), "", 0.0
-        for piece in chat.reply(said):
-            reply += piece
-            if time.monotonic() - shown_at >= INTERVAL_SECONDS:
-                turns = [{"role": "user", "content": said}, {"role": "assistant", "content": reply + " ▌"}]
-                self._show([*before, *turns])
-                shown_at = time.monotonic()
+    def _stream(self, chats: dict[str, Chat], said: str) -> None:
+        """Say the same to all of them, and show the replies as they grow, a piece of each in turn."""
+        before = {name: list(chat.messages) for name, chat in chats.items()}
+        replies = {name: chat.reply(said) for name, chat in chats.items()}
+        texts, going, shown_at = dict.fromkeys(chats, ""), list(chats), 0.0
+        try:
+            while going:
+                for name in tuple(going):
+                    if (piece := next(replies[name], None)) is None:
+                        going.remove(name)
+                    else:
+                        texts[name] += piece
+                if going and time.monotonic() - shown_at >= INTERVAL_SECONDS:
+                    self._show(
+                        {name: [*before[name], *_turn(said, text, name in going)] for name, text in texts.items()}
+                    )
+                    shown_at = time.monotonic()
+        finally:
+            for reply in replies.values():
+                reply.close()
 
     def reset(self) -> None:
-        """Begin a new conversation with the chosen model."""
-        if self.model.value in self.chats:
-            self.chats[self.model.value].reset()
+        """Begin a new conversation with who is spoken to."""
+        for name in self.spoken_to():
+            if name in self.chats:
+                self.chats[name].reset()
         self._show()
 
-    def _chat(self) -> Chat:
-        """The conversation with the chosen model, which is loaded when it is first spoken to."""
-        name = self.model.value
-        if name not in self.chats:
-            self.chats[name] = Chat(self.folders[name], seed=self.seed)
-        return self.chats[name]
+    def spoken_to(self) -> tuple[str, ...]:
+        """The models that hear what is said: the chosen one."""
+        return (self.model.value,)
 
-    def _show(self, messages: Sequence[dict[str, str]] | None = None) -> None:
-        if messages is None:
-            chat = self.chats.get(self.model.value)
-            messages = [] if chat is None else chat.messages
-        turns = bubbles_html(messages) or '<div style="opacity:.75">Nothing has been said yet.</div>'
+    def open_chats(self) -> dict[str, Chat]:
+        """Name -> conversation of who is spoken to; a model is loaded when that happens for the first time."""
+        for name in self.spoken_to():
+            if name not in self.chats:
+                self.chats[name] = Chat(self.folders[name], seed=self.seed)
+        return {name: self.chats[name] for name in self.spoken_to()}
+
+    def _show(self, conversations: dict[str, Sequence[dict[str, str]]] | None = None) -> None:
+        if conversations is None:
+            conversations = {name: self.chats[name].messages for name in self.spoken_to() if name in self.chats}
+        nothing = '<div style="opacity:.75">Nothing has been said yet.</div>'
         self.output.value = (
             f'<div style="border:1px solid {GRID};border-radius:8px;padding:6px 10px">'
-            f'<div style="opacity:.75;font-size:12px;line-height:1.4">{DISCLAIMER}</div>{turns}</div>'
+            f'<div style="opacity:.75;font-size:12px;line-height:1.4">{DISCLAIMER}</div>'
+            f"{self.turns_html(conversations) if any(conversations.values()) else nothing}</div>"
         )
+
+    def turns_html(self, conversations: dict[str, Sequence[dict[str, str]]]) -> str:
+        """What has been said, as bubbles."""
+        return "".join(bubbles_html(messages) for messages in conversations.values())
+
+
+class SideBySide(ChatBox):
+    """The same words to a tuned model and to the base it was tuned from, each in a conversation of its own. One model
+    is loaded: the base is what it says with its adapters off."""
+
+    NAMES = ("base", "tuned")
+
+    def __init__(self, folder: str | Path, seed: int | None = None):
+        super().__init__([folder], seed)
+        self.box.layout.max_width = "1000px"
+
+    def spoken_to(self) -> tuple[str, ...]:
+        return self.NAMES
+
+    def open_chats(self) -> dict[str, Chat]:
+        if not self.chats:
+            (folder,) = self.folders.values()
+            clear_device_cache(garbage_collection=True)  # the model that was trained may still be there
+            trained = open_model(folder)
+            self.chats = {
+                name: Chat(trained, max_new_tokens=SHORT_REPLY, seed=self.seed, base=name == "base")
+                for name in self.NAMES
+            }
+        return self.chats
+
+    def turns_html(self, conversations: dict[str, Sequence[dict[str, str]]]) -> str:
+        columns = "".join(
+            f'<div style="flex:1 1 260px;min-width:240px"><b>{name}</b>{bubbles_html(messages)}</div>'
+            for name, messages in conversations.items()
+        )
+        return f'<div style="display:flex;flex-wrap:wrap;gap:4px 16px;margin-top:6px">{columns}</div>'
+
+
+def _turn(said: str, reply: str, is_going: bool) -> list[dict[str, str]]:
+    reply += " ▌" if is_going else ""
+    return [{"role": "user", "content": said}, {"role": "assistant", "content": reply}]
 
 
 @in_one_sentence
 def show_chat(folders: Sequence[str | Path], opening: str = "") -> ChatBox:
     """Display the box, with one exchange already made if `opening` says something: so the cell has something to show,
     and a model that cannot be loaded is known at once."""
-    quiet_notebook()
-    box = ChatBox(folders)
-    display(box.box)
-    if opening:
-        box._chat()  # raises where `send` would only show the sentence
-        box.text.value = opening
-        box.send()
+    box = _open(ChatBox(folders), opening)
     names = " and ".join(box.folders)
     say(f"{names} can be talked to: type above, then Send. A small model is no assistant.")
+    return box
+
+
+@in_one_sentence
+def show_side_by_side(folder: str | Path, opening: str = "") -> SideBySide:
+    """Display base and tuned model side by side, with one exchange already made as in `show_chat`."""
+    box = _open(SideBySide(folder), opening)
+    say("Base and tuned model hear the same: type above, then Send. A small model is no assistant.")
+    return box
+
+
+def _open(box: ChatBox, opening: str) -> ChatBox:
+    quiet_notebook()
+    display(box.box)
+    if opening:
+        box.open_chats()  # raises where `send` would only show the sentence
+        box.text.value = opening
+        box.send()
     return box

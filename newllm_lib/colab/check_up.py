@@ -8,10 +8,14 @@ from ..doctor import Finding, doctor
 from .notices import escape, mark_html, quiet_notebook, say, table_html
 
 
-def show_check_up(folder: str | Path = ".") -> None:
-    """Examine the machine, show every finding, and sum them up in a sentence."""
+def show_check_up(folder: str | Path = ".", adapters: bool = False) -> None:
+    """Examine the machine, show every finding, and sum them up in a sentence.
+
+    Args:
+        adapters: with what only stage 5 needs.
+    """
     quiet_notebook()
-    findings = doctor(folder)
+    findings = doctor(folder, adapters)
     display(HTML(check_up_html(findings)))
     say(*verdict(findings))
 

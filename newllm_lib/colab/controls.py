@@ -23,17 +23,31 @@ LABELS = {
     "max_length": "row length",
     "num_parameters": "parameters",
     "num_layers": "layers",
+    "model": "base model",
+    "load_in_4bit": "4 bit",
+    "lora_r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout of the adapters",
+    "distill_weight": "held to the base",
+    "temperature": "temperature",
+    "rehearsal_ratio": "rehearsal",
+    "repetition_penalty": "repetition penalty",
+    "rehearsal_data": "file to rehearse",
+    "rehearsal_eval_data": "file for forgetting",
     "loss_on": "learn",
     "max_steps": "updates",
     "num_train_epochs": "epochs",
     "learning_rate": "learning rate",
     "per_device_train_batch_size": "batch size",
     "gradient_accumulation_steps": "accumulation",
+    "activation_checkpointing": "compute twice",
     "warmup_steps": "warm-up",
 }
 CHOICE_LABELS = {"file": "my file", "assistant": "the assistant's words", "all": "every token"}
-# Fields of transformers that the panel offers and our dataclasses say nothing about.
+PLACEHOLDERS = {"model": "empty: Gemma-2B, offline Gemma 3 270M"}
+# What the panel needs to know beside our dataclasses, and fields of transformers that these say nothing about.
 EXTRA_METADATA = {
+    "lora_alpha": {"steps": (4.0, 8.0, 16.0, 32.0, 64.0, 128.0)},
     "max_steps": {
         "help": "Length of the run in updates; or let the epochs decide.",
         "group": "Training",
@@ -114,9 +128,8 @@ def make_control(field: dataclasses.Field, extra_values: Iterable[Any] = ()) -> 
     if field.type is bool:
         widget = widgets.Checkbox(value=field.default, indent=False, layout=layout, description="yes")
     elif kind is str and not get_args(kind) and "low" not in metadata and optional:
-        widget = widgets.Text(
-            placeholder="path, for example /content/my_text.txt", continuous_update=False, layout=layout
-        )
+        placeholder = PLACEHOLDERS.get(field.name, "path, for example /content/my_text.txt")
+        widget = widgets.Text(placeholder=placeholder, continuous_update=False, layout=layout)
     elif get_origin(field.type) is Literal:
         options = [(CHOICE_LABELS.get(choice, choice), choice) for choice in get_args(field.type)]
         widget = widgets.Dropdown(options=options, value=field.default, layout=layout)
@@ -140,9 +153,9 @@ def _slider(field, metadata, kind, optional, extra_values) -> widgets.Widget:
     layout = widgets.Layout(width="auto", min_width="0", margin="2px 2px 2px 8px")
     common = {"continuous_update": False, "layout": layout}
     if metadata.get("log") or optional or "steps" in metadata:
-        steps = metadata.get("steps") or range(int(low), int(high) + 1)
-        if metadata.get("log"):
-            steps = _log_steps(low, high, kind)
+        steps = metadata.get("steps")
+        if steps is None:
+            steps = _log_steps(low, high, kind) if metadata.get("log") else range(int(low), int(high) + 1)
         default = UNSET if field.default is None else field.default
         options = _labelled(field.name, sorted({*steps, *extra_values, default, *([UNSET] if optional else [])}))
         return widgets.SelectionSlider(options=options, value=default, **common)
@@ -184,14 +197,17 @@ def _label(name: str, value: Any) -> str:
     return f"{value:g}"
 
 
-def _help(metadata: dict[str, Any]) -> str:
-    """The field's help text, in the panel's words where it names other flags."""
-    text = metadata["help"].replace("%%", "%")  # argparse wants the sign doubled
+def in_the_panels_words(text: str) -> str:
+    """A help text or a complaint with the panel's names in the place of flags."""
     return re.sub(r"--(\w+)", lambda flag: LABELS.get(flag[1], flag[1]), text)
 
 
+def _help(metadata: dict[str, Any]) -> str:
+    return in_the_panels_words(metadata["help"].replace("%%", "%"))  # argparse wants the sign doubled
+
+
 def _metadata(field: dataclasses.Field) -> dict[str, Any]:
-    return EXTRA_METADATA.get(field.name) or dict(field.metadata)
+    return {**field.metadata, **EXTRA_METADATA.get(field.name, {})}
 
 
 def _plain_type(field: dataclasses.Field) -> tuple[type, bool]:

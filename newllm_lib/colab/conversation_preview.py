@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..data.chat_template import ConversationFormat, encode_conversations, render
 from ..data.rows import Message
+from ..stages.qlora_lwf import PreparedLwf
 from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
 from .bubbles import bubbles_html
@@ -32,6 +33,9 @@ def preview_conversations(panel: SettingsPanel) -> None:
     form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
     samples = sample_conversations(prepared)
     display(HTML(counts_html(prepared) + samples_html(samples) + learned_html(samples, prepared.tokenizer, form)))
+    if prepared.extent:
+        say(f"{prepared.train_counts.documents:,} conversations are ready. {prepared.extent}")
+        return
     updates, tokens = count_training_tokens(args, len(prepared.train_rows))
     rows = len(prepared.train_rows)
     passes = tokens / (rows * args.max_length)
@@ -70,6 +74,10 @@ def counts_html(prepared: PreparedRun) -> str:
         rows.append(["no conversation", f"{counts.bad_rows:,} rows left out; {escape(counts.complaints[0])}", ""])
     if prepared.splits.note:
         rows.append(["remark", escape(prepared.splits.note), ""])
+    if isinstance(prepared, PreparedLwf):
+        other = (prepared.rehearsal.train, prepared.rehearsal.validation)
+        rows.append(["general text", *(escape(text.origin) for text in other)])
+        rows.append(["its licence", *(escape(text.licence) for text in other)])
     return table_html(rows)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..data.tokenizer import DEFAULT_VOCAB_SIZE
-from ..training.arguments import ModelArguments
+from ..training.arguments import ModelArguments, StageArguments
 from ..training.checkpoint import read_settings
 
 HELD_OUT_SHARE = 0.05
@@ -36,21 +36,32 @@ DATA_SIZES = {
     ("dolly", "offline"): DataSize(587_000, 3_252),
     ("ultrachat", "hub"): DataSize(1_300_000_000, 207_865),
     ("ultrachat", "offline"): DataSize(12_720_000, 3_800),
+    ("alpaca", "hub"): DataSize(38_000_000, 49_172),
+    ("alpaca", "offline"): DataSize(587_000, 3_252),
 }
 
 
 def expected_text_tokens(args: ModelArguments) -> float:
     """Tokens of the training split, from its size alone."""
-    name = getattr(args, "dataset", None) or "wikitext"
-    if args.data is not None:
-        size = DataSize(int(Path(args.data).expanduser().stat().st_size * (1 - HELD_OUT_SHARE)))
-    else:
-        size = DATA_SIZES[name, "hub" if args.data_source == "auto" else args.data_source]
+    size = data_size(args)
     tokens = size.bytes / bytes_per_token(args)
     if size.conversations is None:
         return tokens
-    taken = min(size.conversations, getattr(args, "max_samples", None) or size.conversations)
-    return taken * min(tokens / size.conversations, FILLED_SHARE * args.max_length)
+    return taken_conversations(args) * min(tokens / size.conversations, FILLED_SHARE * args.max_length)
+
+
+def data_size(args: StageArguments) -> DataSize:
+    """The size of the training split that the settings name."""
+    if args.data is not None:
+        return DataSize(int(Path(args.data).expanduser().stat().st_size * (1 - HELD_OUT_SHARE)))
+    name = getattr(args, "dataset", None) or "wikitext"
+    return DATA_SIZES[name, "hub" if args.data_source == "auto" else args.data_source]
+
+
+def taken_conversations(args: StageArguments) -> int | None:
+    """Conversations of the training split, as far as they are taken; None where nobody has counted them."""
+    there = data_size(args).conversations
+    return None if there is None else min(there, getattr(args, "max_samples", None) or there)
 
 
 def bytes_per_token(args: ModelArguments) -> float:

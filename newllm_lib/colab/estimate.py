@@ -2,7 +2,9 @@
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -19,6 +21,24 @@ SCORING_COST = 0.5  # of a held-out token, in training tokens; measured 0.4 (new
 PREPARE_SECONDS = 8  # per model: learn the tokenizer, pack the rows
 PROBE_SECONDS = 0.4
 PROBE_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Reckoning:
+    """How a panel finds out what its settings will cost.
+
+    Attributes:
+        check: raises InputError for settings that cannot be run.
+        phrases: (model -> its settings, model -> what `measure` gave, or None) -> HTML phrases of the live line.
+        measure: settings -> what one step costs; None: nothing is measured, and no minutes are given.
+        complete: fills in what only a look outside tells, and returns what a run is known by beside its settings and
+            the data of its task.
+    """
+
+    check: Callable[[Any], Any]
+    phrases: Callable[[dict[str, Any], dict[str, float] | None], list[str]]
+    measure: Callable[[Any], float] | None = None
+    complete: Callable[[Any], dict[str, Any]] = lambda args: {}
 
 
 @dataclass(frozen=True)
@@ -54,6 +74,32 @@ def estimate(arguments: dict[str, ModelArguments], seconds_per_flop: dict[str, f
         seconds = sum(6 * parameters[model] * work * seconds_per_flop[model] for model in arguments)
         minutes = (seconds + PREPARE_SECONDS * len(arguments)) / 60
     return Estimate(parameters, updates, tokens, minutes)
+
+
+def phrases(arguments: dict[str, ModelArguments], seconds_per_flop: dict[str, float] | None) -> list[str]:
+    """What the live line says of models made from scratch, or of those of an earlier notebook."""
+    cost = estimate(arguments, seconds_per_flop)
+    args = next(iter(arguments.values()))
+    sizes = ", ".join(f"{model} {count / 1e6:.2f} M" for model, count in cost.parameters.items())
+    parts = [
+        f"<b>{sizes}</b> parameters",
+        f"<b>{cost.updates:,}</b> updates of {args.effective_batch_size} rows of {args.max_length} tokens "
+        f"= <b>{cost.tokens / 1e6:.2f} M</b> tokens",
+    ]
+    if cost.minutes is not None:
+        parts.append(
+            f"about <b>{_minutes(cost.minutes)}</b>{' for both models' if len(arguments) > 1 else ''} here "
+            "(estimated from one measured step)"
+        )
+    return parts
+
+
+def _minutes(minutes: float) -> str:
+    if minutes < 1.5:
+        return "a minute"
+    if minutes < 90:
+        return f"{minutes:.0f} minutes"
+    return f"{minutes / 60:.1f} hours"
 
 
 def count_model(args: ModelArguments) -> int:
@@ -113,3 +159,6 @@ def _new_config(model_type: str, vocab_size: int, max_length: int, num_layers: i
         )
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+SMALL_MODELS = Reckoning(check=count_model, phrases=phrases, measure=measure)

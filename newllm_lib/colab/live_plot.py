@@ -15,12 +15,20 @@ from IPython.display import HTML, display
 from transformers import TrainerCallback
 
 from ..training.curves import COLOURS, curves_figure
+from ..training.lwf_arguments import QloraLwfArguments
 from ..training.report import METRICS_FILE
 from .notices import GRID, escape, mark_html, picture_html
 
 INTERVAL_SECONDS = 2.0
 DRAWING_SHARE = 0.05  # of the time, at most, goes into drawing the picture
 DPI = 90
+# What a model's line says of its newest figures, as far as its stage has them.
+FACTS = (
+    ("loss", "loss {:.3f}"),
+    ("eval_bits_per_byte", "{:.3f} bits per byte held out"),
+    ("eval_general_bits_per_byte", "{:.3f} of general text"),
+    ("eval_general_kl_to_base", "{:.3f} nats from the base"),
+)
 
 
 @dataclass
@@ -32,7 +40,8 @@ class ModelProgress:
     state: str = "waiting"
     update: int = 0
     updates: int = 0
-    tokens_per_second: float = 0.0
+    per_second: float = 0.0  # training tokens, or examples where these have lengths of their own
+    unit: str = "tokens"
     seconds_left: float | None = None
     saved_at: float | None = None
 
@@ -133,13 +142,14 @@ class LivePlot:
         facts = [model.state]
         if model.updates:
             facts.append(f"update {model.update:,} of {model.updates:,}")
-        for key, text in (("loss", "loss {:.3f}"), ("eval_bits_per_byte", "{:.3f} bits per byte held out")):
+        for key, text in FACTS:
             if (value := _newest(model.history, key)) is not None:
                 facts.append(text.format(value))
         if model.state != "training":
             return facts
-        if model.tokens_per_second:
-            facts.append(f"{model.tokens_per_second:,.0f} tokens/s")
+        if model.per_second:
+            digits = 0 if model.per_second >= 10 else 1
+            facts.append(f"{model.per_second:,.{digits}f} {model.unit}/s")
         if model.seconds_left is not None:
             facts.append(f"{model.seconds_left / 60:.1f} minutes left")
         if model.saved_at is not None:
@@ -159,7 +169,11 @@ class LiveCallback(TrainerCallback):
         self.evaluation_seconds = 0.0
         self.model.history, self.model.updates = state.log_history, state.max_steps
         self.model.update, self.model.state = state.global_step, "training"
-        self.tokens_per_update = args.effective_batch_size * args.max_length
+        self.per_update = args.effective_batch_size
+        if isinstance(args, QloraLwfArguments):
+            self.model.unit = "examples"
+        else:
+            self.per_update *= args.max_length
         self.plot.update(draw=True)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -167,7 +181,7 @@ class LiveCallback(TrainerCallback):
         done = state.global_step - self.first_update
         self.model.update = state.global_step
         self.model.seconds_left = seconds / done * (state.max_steps - state.global_step)
-        self.model.tokens_per_second = done * self.tokens_per_update / max(seconds - self.evaluation_seconds, 1e-9)
+        self.model.per_second = done * self.per_update / max(seconds - self.evaluation_seconds, 1e-9)
         self.plot.tick()
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):

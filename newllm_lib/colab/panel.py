@@ -1,5 +1,6 @@
 """The settings panel of a stage: presets, sliders by group, and a live line that says what the settings will cost."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,9 +14,9 @@ from ..errors import InputError
 from ..stages.sft import OF_THE_MODEL
 from ..training.checkpoint import read_results, write_json
 from ..training.device import find_device
-from . import estimate
-from .controls import group_of, make_control, settings_fields
+from .controls import group_of, in_the_panels_words, make_control, settings_fields
 from .data_size import FIXED_VOCAB_SIZE
+from .estimate import count_model
 from .notices import FAINT, escape, in_one_sentence, say, sentence_html
 from .stage import NotebookStage
 from .start_models import finished_runs, start_sentence
@@ -27,8 +28,14 @@ PRESET_TITLES = {
     "demo": "Demo: a first look",
     "quick": "Quick: for a CPU",
     "standard": "Standard: for a GPU",
-    "long": "Long: larger models, for a GPU",
+    "long": "Long: for a GPU and more time",
 }
+# The environment may decide these: for whoever runs a notebook without looking at it.
+ENVIRONMENT = {"NEWLLM_DATA_SOURCE": "data_source", "NEWLLM_MODEL": "model"}
+# Where things come from is not a preset's business.
+NOT_OF_A_PRESET = (
+    "data_source", "data", "eval_data", "skip_bad_rows", "model", "rehearsal_data", "rehearsal_eval_data",
+)  # fmt: skip
 FROM_SCRATCH = ""  # where a start model's run folder stands otherwise
 
 
@@ -54,7 +61,9 @@ class SettingsPanel:
         self.models = stage.models
         self.seconds_per_flop: dict[str, float] | None = None
         self._filling = False
-        hidden = {"model", *stage.fixed}  # the notebook decides, and asks for the model to start from by name
+        hidden = set(stage.fixed)
+        if stage.continues:
+            hidden.add("model")  # it is chosen among the finished runs
         fields = [field for field in settings_fields(stage.arguments) if field.name not in hidden]
         self.controls = {
             field.name: make_control(field, [p[field.name] for p in self.presets.values() if field.name in p])
@@ -84,11 +93,12 @@ class SettingsPanel:
         self.refresh()
 
     def show(self) -> None:
-        """Measure one step of each model, then display the panel."""
-        try:
-            self.seconds_per_flop = {model: estimate.measure(self.arguments(model)) for model in self.models}
-        except InputError:
-            self.seconds_per_flop = None  # the live line says what is wrong; without a measurement it gives no minutes
+        """Measure one step of each model where that is cheap, then display the panel."""
+        if (measure := self.stage.reckoning.measure) is not None:
+            try:
+                self.seconds_per_flop = {model: measure(self.arguments(model)) for model in self.models}
+            except InputError:
+                self.seconds_per_flop = None  # the live line says what is wrong; unmeasured, it gives no minutes
         self.refresh()
         display(self.box)
         if self.stage.continues:
@@ -109,7 +119,7 @@ class SettingsPanel:
         values = {name: control.value for name, control in self.controls.items()}
         if values["data_source"] != "file":
             values |= {"data": None, "eval_data": None}
-        if values["tokenizer"] in FIXED_VOCAB_SIZE:
+        if values.get("tokenizer") in FIXED_VOCAB_SIZE:
             values["vocab_size"] = None
         values = {**self.presets[self.preset.value], **values, **self.stage.fixed}
         if self.start_run is not None:
@@ -127,14 +137,17 @@ class SettingsPanel:
         values["data_source"], _ = self._source(values)
         if "dataset" in values and values["data"] is not None:
             values["dataset"] = dataset_of_file(self.stage.dataset, values["data"])
-        values |= {"model_type": model_type, "preset": self.preset.value}
+        values["preset"] = self.preset.value
+        if "model_type" in {field.name for field in dataclasses.fields(self.stage.arguments)}:
+            values["model_type"] = model_type
         if (start := self.start_model(model_type)) is not None:
             values["model"] = str(start)
-        elif values["num_layers"] is not None and values["num_parameters"] is None:
+        elif values.get("num_layers") is not None and values["num_parameters"] is None:
             # Given layers change the default New-LLM's size, which the library would not match with the others.
-            values["num_parameters"] = estimate.count_model(self._build({**values, "model_type": self.models[0]}))
+            values["num_parameters"] = count_model(self._build({**values, "model_type": self.models[0]}))
         args = self._build(values)
-        estimate.count_model(args)
+        found = self.stage.reckoning.complete(args)
+        self.stage.reckoning.check(args)
         # Only what the panel offers and presets set: another release of transformers brings other fields, and a run
         # has to be found again after Colab's image has changed.
         settings = {name: value for name, value in args.run_settings().items() if name in values}
@@ -142,6 +155,7 @@ class SettingsPanel:
             "batch": args.effective_batch_size,
             "model_type": None,
             "text": data_identity(args, self.stage.dataset),
+            **found,
         }
         if self.start_run is not None:
             weights = [self.start_model(model) / "model.safetensors" for model in self.models]
@@ -199,8 +213,9 @@ class SettingsPanel:
                     continue  # written by another version: the preset's value stands
         if saved.get("start") in [run for _, run in self.start.options]:
             self.start.value = saved["start"]
-        if os.environ.get("NEWLLM_DATA_SOURCE"):
-            self._fill({"data_source": os.environ["NEWLLM_DATA_SOURCE"]})
+        for variable, name in ENVIRONMENT.items():
+            if os.environ.get(variable):
+                self._fill({name: os.environ[variable]})
 
     def _read_file(self) -> dict[str, Any]:
         try:
@@ -219,10 +234,9 @@ class SettingsPanel:
             self._filling = False
 
     def _apply_preset(self) -> None:
-        """The preset's values; where the text comes from is not the preset's business."""
-        keep = ("data_source", "data", "eval_data", "skip_bad_rows")
+        """The preset's values, but for where text and models come from."""
         values = {**self.defaults, **self.presets[self.preset.value]}
-        self._fill({name: value for name, value in values.items() if name not in keep})
+        self._fill({name: value for name, value in values.items() if name not in NOT_OF_A_PRESET})
         self.refresh()
 
     def refresh(self) -> None:
@@ -234,7 +248,7 @@ class SettingsPanel:
             self.controls[name].show_if(values["data_source"] == "file")
         for name in {"tokenizer", *OF_THE_MODEL} & self.controls.keys():
             self.controls[name].show_if(self.start_run is None)
-        if values["tokenizer"] in FIXED_VOCAB_SIZE:
+        if values.get("tokenizer") in FIXED_VOCAB_SIZE:
             self.controls["vocab_size"].show_if(False)
         self.controls["num_train_epochs"].show_if(values["max_steps"] <= 0)
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -247,23 +261,11 @@ class SettingsPanel:
     def _line(self) -> str:
         try:
             arguments = {model: self.arguments(model) for model in self.models}
-            cost = estimate.estimate(arguments, self.seconds_per_flop)
+            parts = self.stage.reckoning.phrases(arguments, self.seconds_per_flop)
             _, note = self._source(self.values())
         except InputError as error:
-            return sentence_html(str(error), "fail")
-        args = next(iter(arguments.values()))
-        sizes = ", ".join(f"{model} {count / 1e6:.2f} M" for model, count in cost.parameters.items())
-        parts = [
-            f"<b>{sizes}</b> parameters",
-            f"<b>{cost.updates:,}</b> updates of {args.effective_batch_size} rows of {args.max_length} tokens "
-            f"= <b>{cost.tokens / 1e6:.2f} M</b> tokens",
-        ]
-        if cost.minutes is not None:
-            parts.append(
-                f"about <b>{_minutes(cost.minutes)}</b>{' for both models' if len(self.models) > 1 else ''} here "
-                "(estimated from one measured step)"
-            )
-        folder = Path(args.output_dir).parent
+            return sentence_html(in_the_panels_words(str(error)), "fail")
+        folder = Path(arguments[self.models[0]].output_dir).parent
         lines = [" · ".join(parts), f"run folder <b>{escape(folder.name)}</b>: {self._state(folder)}"]
         if self.stage.continues:
             lines.append(escape(start_sentence(self.start_run, self.stage.continues, self.models)))
@@ -283,11 +285,3 @@ class SettingsPanel:
             elif any((folder / model).glob("checkpoint-*")):
                 states.append(f"{model} will be continued")
         return ", ".join(states) or "new"
-
-
-def _minutes(minutes: float) -> str:
-    if minutes < 1.5:
-        return "a minute"
-    if minutes < 90:
-        return f"{minutes:.0f} minutes"
-    return f"{minutes / 60:.1f} hours"

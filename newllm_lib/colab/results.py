@@ -9,7 +9,17 @@ from IPython.display import HTML, display
 
 from ..stages.compare import compare, comparison_cells, comparison_figure
 from ..stages.generate import generate
-from ..training.checkpoint import RESULTS_FILE, read_results, read_settings, write_json
+from ..stages.qlora_lwf import FORGETTING_FILE
+from ..training.checkpoint import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    MODEL_FILES,
+    RESULTS_FILE,
+    has_adapters,
+    read_results,
+    read_settings,
+    write_json,
+)
 from ..training.report import CURVES_FILE, METRICS_FILE
 from .batch_time import batch_time, batch_time_cells
 from .notices import FAINT, escape, in_one_sentence, picture_html, say, table_html
@@ -25,6 +35,12 @@ PURPOSES = {
     METRICS_FILE: "every logged number",
     CURVES_FILE: "the learning curves",
     RESULTS_FILE: "the final metrics",
+}
+OF_ADAPTERS = {
+    ADAPTER_WEIGHTS: "the adapters of the best checkpoint; the base stays where it is",
+    ADAPTER_CONFIG: "which layers they belong to, and to which base",
+    "generation_config.json": "how to generate: when to stop, the repetition penalty",
+    FORGETTING_FILE: "metrics and answers before and after",
 }
 
 
@@ -107,7 +123,10 @@ def samples_html(samples: dict[str, dict[str, str]], between: str = "") -> str:
 def show_saved_files(folders: Sequence[Path]) -> None:
     """Every kept file of the run with its size in each model's folder, and what it is for."""
     folders = [Path(folder) for folder in folders]
-    run = folders[0].parent
+    run, adapters = folders[0].parent, has_adapters(folders[0])
+    purposes = PURPOSES
+    if adapters:
+        purposes = {**OF_ADAPTERS, **{name: PURPOSES[name] for name in PURPOSES if name not in MODEL_FILES}}
     rows = [
         [
             "<b>file</b>",
@@ -115,11 +134,13 @@ def show_saved_files(folders: Sequence[Path]) -> None:
             "<b>what it is</b>",
         ]
     ]
-    rows += [[name, *(_size(folder / name) for folder in folders), purpose] for name, purpose in PURPOSES.items()]
+    rows += [[name, *(_size(folder / name) for folder in folders), purpose] for name, purpose in purposes.items()]
     display(HTML(table_html(rows)))
     unfinished = [folder.name for folder in folders if read_results(folder) is None]
     if unfinished:
         say(f"{', '.join(unfinished)} is not finished: run the training cell again.", "note")
+    elif adapters:
+        say(f"Everything is in {run}; newllm merge makes one plain model of the adapters and their base.")
     else:
         say(f"Everything is in {run}, the comparison too; later notebooks continue from there.")
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..data.catalogue import DATASETS, Dataset
-from ..stages import pretrain, sft
+from ..evaluation.forgetting import PROMPTS
+from ..stages import pretrain, qlora_lwf, sft
 from ..training.run import PreparedRun
 from . import prompts
+from .adapter_estimate import ADAPTERS
+from .estimate import SMALL_MODELS, Reckoning
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class NotebookStage:
         dataset: its name in the catalogue.
         continues: folders of the notebooks whose finished models it goes on with, the preferred one first.
         prompts: what the models are asked before and after.
+        reckoning: how its panel finds out what the settings will cost.
     """
 
     folder: str
@@ -37,6 +41,7 @@ class NotebookStage:
     dataset: str
     continues: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
+    reckoning: Reckoning = SMALL_MODELS
 
     @property
     def data(self) -> Dataset:
@@ -96,4 +101,15 @@ CONVERSATION = dataclasses.replace(
     dataset="ultrachat",
     continues=("03_dolly", "02_dailydialog", "01_pretrain"),
     prompts=prompts.CONVERSATION,
+)
+ADAPTER = NotebookStage(
+    folder="05_qlora_lwf",
+    arguments=qlora_lwf.QloraLwfArguments,
+    presets=qlora_lwf.PRESETS,
+    prepare=qlora_lwf.prepare,
+    run=qlora_lwf.qlora_lwf,
+    models=("tuned",),
+    dataset="alpaca",
+    prompts=PROMPTS,
+    reckoning=ADAPTERS,
 )

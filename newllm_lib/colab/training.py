@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from accelerate.utils.memory import clear_device_cache
+
 from ..errors import InputError
 from ..training.checkpoint import newest_checkpoint, read_results
 from ..training.report import TrainingInterrupted
@@ -27,6 +29,7 @@ def train_models(panel: SettingsPanel) -> list[Path]:
             plot.add_finished(model, folder)
             continue
         plot.set_state(model, "preparing the data")
+        clear_device_cache(garbage_collection=True)  # of the models of the cells above
         try:
             panel.stage.run(args, (plot.callback(model),))
         except KeyboardInterrupt as stop:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from chats import train_adapters
 
 from newllm_lib.colab.panel import SettingsPanel
 from newllm_lib.colab.stage import PRETRAIN
@@ -22,3 +23,9 @@ def make_panel(tmp_path, text_file, monkeypatch):
         return panel
 
     return make
+
+
+@pytest.fixture(scope="session")
+def adapter_run(tmp_path_factory):
+    """The folder of a finished run of stage 5."""
+    return train_adapters(tmp_path_factory.mktemp("adapters"))

@@ -8,7 +8,7 @@ from chats import train_chat, write_conversations
 
 from newllm_lib.colab import chat_box
 from newllm_lib.colab.bubbles import bubbles_html
-from newllm_lib.colab.chat_box import DISCLAIMER, ChatBox, show_chat
+from newllm_lib.colab.chat_box import DISCLAIMER, ChatBox, SideBySide, show_chat, show_side_by_side
 from newllm_lib.colab.notices import CellStopped
 from newllm_lib.errors import InputError
 
@@ -134,3 +134,43 @@ def test_a_real_model_replies(tmp_path):
     say(box, "And then?")
     assert [message["role"] for message in box.chats["newllm"].messages] == ["user", "assistant"] * 2
     assert "And then?" in box.output.value
+
+
+def test_base_and_tuned_hear_the_same_and_share_one_model(adapter_run, monkeypatch):
+    monkeypatch.setattr(chat_box, "SHORT_REPLY", 12)
+    box = SideBySide(adapter_run, seed=0)
+    assert "Nothing has been said" in box.output.value
+    say(box, "Hello")
+    base, tuned = box.chats["base"], box.chats["tuned"]
+    assert base.model is tuned.model and "Dropdown" not in str(box.box.children[1].children)
+    assert base.messages[0] == tuned.messages[0] == {"role": "user", "content": "Hello"}
+    assert base.messages[1] != tuned.messages[1]
+    assert box.output.value.count("Hello") >= 2 and box.output.value.index("base") < box.output.value.index("tuned")
+    box.reset_button.click()
+    assert base.messages == tuned.messages == [] and "Nothing has been said" in box.output.value
+
+
+def test_a_reply_that_is_over_waits_for_the_other(make_box, monkeypatch):
+    class Longer(Talker):
+        def reply(self, text):
+            yield from super().reply(text)
+            yield " Thank you."
+
+    box = make_box(["runs/tuned"])
+    monkeypatch.setattr(box, "spoken_to", lambda: ("base", "tuned"))
+    box.chats = {"base": Talker("base"), "tuned": Longer("tuned")}
+    seen = []
+    box.output.observe(lambda change: seen.append(change["new"].count("▌")), names="value")
+    say(box, "Hello")
+    assert seen == [2, 2, 2, 1, 0]
+
+
+def test_side_by_side_shows_an_exchange_without_a_click(adapter_run, monkeypatch):
+    shown = []
+    monkeypatch.setattr(chat_box, "SHORT_REPLY", 4)
+    monkeypatch.setattr(chat_box, "display", shown.append)
+    monkeypatch.setattr(chat_box, "say", shown.append)
+    box = show_side_by_side(adapter_run, "Hello!")
+    assert shown[0] is box.box and box.output.value.count("Hello!") == 2
+    with pytest.raises(CellStopped, match="does not exist"):
+        show_side_by_side("runs/gone", "Hello!")

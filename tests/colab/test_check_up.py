@@ -5,6 +5,7 @@ import re
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
+from newllm_lib import doctor
 from newllm_lib.colab import check_up
 from newllm_lib.colab.notices import CellStopped, escape, in_one_sentence, picture_html, sentence_html, table_html
 from newllm_lib.doctor import Finding
@@ -35,7 +36,7 @@ def test_the_verdict_names_what_is_missing(findings, words, status):
 
 def test_the_page_shows_table_and_verdict(monkeypatch, tmp_path):
     shown = []
-    monkeypatch.setattr(check_up, "doctor", lambda folder: FINDINGS)
+    monkeypatch.setattr(check_up, "doctor", lambda folder, adapters: FINDINGS)
     monkeypatch.setattr(check_up, "display", lambda content: shown.append(content.data))
     monkeypatch.setattr(check_up, "say", lambda sentence, status: shown.append(sentence))
     check_up.show_check_up(tmp_path)
@@ -67,3 +68,16 @@ def test_bad_input_ends_a_cell_in_one_sentence(capsys):
     shell = InteractiveShell.instance()
     shell.showtraceback((CellStopped, stopped.value, stopped.tb))
     assert capsys.readouterr().out.strip() == "✗ dropout has to lie in [0, 1), got 2."
+
+
+@pytest.mark.parametrize(("adapters", "status"), [(False, "note"), (True, "fail")])
+def test_what_only_stage_5_needs_fails_no_other_stage(monkeypatch, adapters, status):
+    def version(package):
+        if package == "bitsandbytes":
+            raise doctor.PackageNotFoundError
+        return "1.0"
+
+    monkeypatch.setattr(doctor, "version", version)
+    monkeypatch.setattr(doctor, "hub_problem", lambda source: None)
+    (finding,) = [f for f in doctor.doctor(adapters=adapters) if f.subject == "bitsandbytes"]
+    assert finding.status == status and "newllm[qlora]" in finding.advice

@@ -1,0 +1,159 @@
+"""What training adapters on a large model will cost: found out from the model's config alone, for its weights are not
+opened to draw a panel."""
+
+import functools
+import math
+from functools import partial
+from pathlib import Path
+
+from transformers import Gemma3TextConfig, PreTrainedConfig
+
+from ..errors import InputError
+from ..stages.qlora_lwf import QloraLwfArguments, budget
+from ..training import offline_gemma
+from ..training.base_model import BaseModel, base_config, find_base_model
+from ..training.device import find_device
+from ..training.memory_budget import GB, ModelSizes, check_fits, is_target, model_sizes, total_bytes
+from .data_size import taken_conversations
+from .estimate import Reckoning
+from .notices import escape
+from .text_source import file_identity
+
+# The package's model before it is converted for the first time; afterwards its own config is read.
+OFFLINE_CONFIG = {
+    "vocab_size": 262_144,
+    "hidden_size": 640,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+}
+
+
+def complete(args: QloraLwfArguments) -> dict[str, str]:
+    """Name the base model that was found, so that all cells of a session take the same one; what a run is known by
+    beside its task: the base's weights, and a text of the user's own to rehearse.
+
+    Raises:
+        InputError: no such model, or a file that cannot be read.
+    """
+    base = base_of(args)
+    args.model = base.path
+    found = {"base": base.identity}
+    for name in ("rehearsal_data", "rehearsal_eval_data"):
+        if (path := getattr(args, name)) is not None:
+            if not Path(path).expanduser().is_file():
+                raise InputError(f"{name} {path!r} does not exist.")
+            found[name] = file_identity(path)
+    return found
+
+
+def base_of(args: QloraLwfArguments) -> BaseModel:
+    """The base model these settings lead to, looked for once a session.
+
+    Raises:
+        InputError: there is none within reach.
+    """
+    folder = Path(args.model or "").expanduser()
+    stamp = ()
+    if args.model and folder.is_dir():  # it is found anew when its weights change
+        weights = [path.stat() for path in sorted(folder.glob("*.safetensors"))]
+        stamp = tuple((status.st_size, status.st_mtime_ns) for status in weights)
+    base, problem = _find(args.model, args.data_source == "offline", stamp)
+    if base is None:
+        raise InputError(problem)
+    return base
+
+
+@functools.lru_cache(maxsize=32)
+def _find(model: str | None, offline: bool, stamp: tuple) -> tuple[BaseModel | None, str]:
+    """(the model or None, why there is none): what has failed is not tried again with every move of a slider."""
+    try:
+        return find_base_model(model, offline), ""
+    except InputError as error:
+        return None, str(error)
+
+
+def config_of(base: BaseModel) -> PreTrainedConfig:
+    """The base model's sizes; nothing is converted or downloaded for them but a file of a few kB.
+
+    Raises:
+        InputError: it is of no kind that transformers knows.
+    """
+    if base.path == offline_gemma.NAME and not offline_gemma.converted_folder().exists():
+        return Gemma3TextConfig(**OFFLINE_CONFIG)
+    try:
+        return base_config(base)
+    except (OSError, ValueError) as error:
+        sentence = " ".join(str(error).split())[:200]
+        raise InputError(f"the config of model {base.path!r} cannot be read ({sentence}).") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _sizes(base: BaseModel) -> ModelSizes:
+    return model_sizes(config_of(base))
+
+
+def check(args: QloraLwfArguments) -> None:
+    """Refuse what does not fit into the GPU's memory.
+
+    Raises:
+        InputError: naming the nearest setting that fits.
+    """
+    memory_gb = find_device(args.use_cpu).memory_gb
+    if memory_gb is not None:
+        check_fits(
+            memory_gb * GB,
+            partial(budget, args, config_of(base_of(args))),
+            args.per_device_train_batch_size,
+            args.gradient_accumulation_steps,
+            args.max_length,
+        )
+
+
+def phrases(arguments: dict[str, QloraLwfArguments], seconds_per_flop: None = None) -> list[str]:
+    """What the live line says: what is trained on which base, for how long, and the GPU's memory it takes. No minutes:
+    they could only come from an update of a model that is not loaded yet."""
+    (args,) = arguments.values()
+    base = base_of(args)
+    bits = "in 4 bit" if args.load_in_4bit else "in full precision"
+    trained = count_trainable(args, base)
+    parts = [
+        f"<b>{escape(base.name)}</b> {bits}",
+        f"<b>{f'{trained / 1e6:.2f} M' if trained >= 100_000 else f'{trained:,}'}</b> trainable parameters",
+        _extent(args),
+    ]
+    device = find_device(args.use_cpu)
+    if device.memory_gb is not None:
+        needed = total_bytes(budget(args, config_of(base), args.per_device_train_batch_size, args.max_length)) / GB
+        parts.append(f"about <b>{needed:.1f} of {device.memory_gb:.1f} GB</b> on this GPU (estimated)")
+    return parts
+
+
+def count_trainable(args: QloraLwfArguments, base: BaseModel) -> int:
+    """Parameters of the adapters: rank times inputs and outputs of every layer that gets one."""
+    layers = [layer for layer in _sizes(base).linear if is_target(layer.name, args.targets)]
+    return sum(args.lora_r * (layer.inputs + layer.outputs) for layer in layers)
+
+
+def _extent(args: QloraLwfArguments) -> str:
+    """Updates and examples; of a file of the user's own nobody has counted the examples yet."""
+    conversations = taken_conversations(args)
+    rows = f"of {args.effective_batch_size} examples"
+    if conversations is None:
+        if args.max_steps > 0:
+            return f"<b>{args.max_steps:,}</b> updates {rows}"
+        return f"<b>{args.num_train_epochs:g}</b> epochs of your file, in updates {rows}"
+    examples = conversations + round(args.rehearsal_ratio * conversations)
+    updates = args.max_steps
+    if updates <= 0:
+        updates = math.ceil(args.num_train_epochs * math.ceil(examples / args.effective_batch_size))
+    return (
+        f"<b>{updates:,}</b> updates {rows}, out of up to <b>{conversations:,}</b> conversations and "
+        f"{examples - conversations:,} stretches of text to rehearse"
+    )
+
+
+ADAPTERS = Reckoning(check=check, phrases=phrases, complete=complete)
