@@ -1,5 +1,5 @@
-"""What distillation and rehearsal are worth: one base model tuned in four ways for equally many updates, and scored with
-the base on the new task and on text of other kinds.
+"""What distillation and rehearsal are worth: one base model tuned in four ways for equally many updates, and scored
+with the base on the new task and on text of other kinds.
 
     python benchmarks/forgetting.py --data TASK.jsonl --rehearsal_data TEXT.txt --rehearsal_eval_data OTHER.txt
 
@@ -54,6 +54,7 @@ def main() -> None:
 def run_arm(args: QloraLwfArguments, base_file: Path) -> dict:
     """Train one arm and score it by groups; the base is scored with the first."""
     args.save_strategy, args.eval_strategy, args.load_best_model_at_end = "no", "no", False
+    args.eval_on_start = False
     prepared = prepare(args)
     trainer = LwfTrainer(
         prepared.model, args, prepared.train_rows, prepared.documents, prepared.tokenizer, prepared.general
@@ -98,7 +99,8 @@ def bits_per_byte(of_text: dict) -> np.ndarray:
 
 
 def table(found: dict[str, dict]) -> str:
-    lines = [f"{'':<12} {'new task, bits per byte':>28} {'general text':>28} {'KL there':>9} {'updates':>8} {'minutes':>8}"]
+    titles = f"{'new task, bits per byte':>28} {'general text':>28} {'KL there':>9} {'updates':>8} {'minutes':>8}"
+    lines = [f"{'':<12} {titles}"]
     for name, of_arm in found.items():
         cells = []
         for text in TEXTS:
@@ -121,10 +123,9 @@ def verdict(found: dict[str, dict]) -> str:
     loss = bits["SFT"][1][0] / bits["base"][1][0] - 1
     lines = [f"SFT is {loss:.1%} worse than the base on general text. Of SFT's gain kept, of SFT's loss suffered:"]
     for name in found.keys() - {"base", "SFT"}:
-        shares = [
-            (bits["base"][text] - bits[name][text]) / (bits["base"][text] - bits["SFT"][text]) for text in (0, 1)
-        ]
-        cells = [f"{share[0]:.0%} [{np.percentile(share, 2.5):.0%}, {np.percentile(share, 97.5):.0%}]" for share in shares]
+        shares = [(bits["base"][text] - bits[name][text]) / (bits["base"][text] - bits["SFT"][text]) for text in (0, 1)]
+        ranges = [np.percentile(share, [2.5, 97.5]) for share in shares]
+        cells = [f"{share[0]:.0%} [{low:.0%}, {high:.0%}]" for share, (low, high) in zip(shares, ranges, strict=True)]
         lines.append(f"  {name:<12} gain {cells[0]:<22} loss {cells[1]}")
     return "\n".join(lines)
 

@@ -192,7 +192,8 @@ def run_evaluate(argv: Sequence[str]) -> None:
     if fields.tasks is not None:
         from .stages.evaluate_tasks import evaluate_tasks
 
-        print(json.dumps(evaluate_tasks(fields.model, fields.tasks.split(","), fields.batch_size, fields.limit), indent=2))
+        results = evaluate_tasks(fields.model, fields.tasks.split(","), fields.batch_size, fields.limit)
+        print(json.dumps(results, indent=2))
         return
     from .stages.evaluate import evaluate
 

@@ -3,17 +3,16 @@ opened to draw a panel."""
 
 import functools
 import math
-from functools import partial
 from pathlib import Path
 
 from transformers import Gemma3TextConfig, PreTrainedConfig
 
 from ..errors import InputError
-from ..stages.qlora_lwf import QloraLwfArguments, budget
+from ..stages.qlora_lwf import QloraLwfArguments, budget, check_memory
 from ..training import offline_gemma
 from ..training.base_model import BaseModel, base_config, find_base_model
 from ..training.device import find_device
-from ..training.memory_budget import GB, ModelSizes, check_fits, is_target, model_sizes, total_bytes
+from ..training.memory_budget import GB, ModelSizes, is_target, model_sizes, total_bytes
 from .data_size import taken_conversations
 from .estimate import Reckoning
 from .notices import escape
@@ -97,20 +96,13 @@ def _sizes(base: BaseModel) -> ModelSizes:
 
 
 def check(args: QloraLwfArguments) -> None:
-    """Refuse what does not fit into the GPU's memory.
+    """Refuse what does not fit into the GPU's memory; nothing is looked up where there is none.
 
     Raises:
         InputError: naming the nearest setting that fits.
     """
-    memory_gb = find_device(args.use_cpu).memory_gb
-    if memory_gb is not None:
-        check_fits(
-            memory_gb * GB,
-            partial(budget, args, config_of(base_of(args))),
-            args.per_device_train_batch_size,
-            args.gradient_accumulation_steps,
-            args.max_length,
-        )
+    if find_device(args.use_cpu).memory_gb is not None:
+        check_memory(args, config_of(base_of(args)))
 
 
 def phrases(arguments: dict[str, QloraLwfArguments], seconds_per_flop: None = None) -> list[str]:

@@ -78,6 +78,7 @@ def counts_html(prepared: PreparedRun) -> str:
         other = (prepared.rehearsal.train, prepared.rehearsal.validation)
         rows.append(["general text", *(escape(text.origin) for text in other)])
         rows.append(["its licence", *(escape(text.licence) for text in other)])
+        rows += [["remark", escape(remark), ""] for remark in prepared.remarks]
     return table_html(rows)
 
 

@@ -20,13 +20,13 @@ from ..errors import InputError
 from ..evaluation.forgetting import PROMPTS, adapters_off, reply_to_each
 from ..models.adjust import set_dropout
 from ..models.split_head import check_split
-from ..training.adapters import RankSchedule, add_adapters, trainable
+from ..training.adapters import RankSchedule, add_adapters
 from ..training.base_model import BaseModel, base_config, find_base_model, open_base, open_tokenizer
 from ..training.checkpoint import write_json
 from ..training.device import find_device
 from ..training.lwf_arguments import PRESETS, QloraLwfArguments
 from ..training.lwf_trainer import LwfTrainer, SaveEveryEpoch
-from ..training.memory_budget import BudgetItem, check_fits, memory_budget
+from ..training.memory_budget import GB, BudgetItem, check_fits, memory_budget
 from ..training.run import PreparedRun, prepare_once, train_run
 
 __all__ = ["PRESETS", "QloraLwfArguments", "qlora_lwf"]
@@ -48,6 +48,16 @@ def prepare(args: QloraLwfArguments) -> PreparedLwf:
 
     Raises:
         InputError: anything about the input that would fail later.
+    """
+    prepared = prepare_data(args)
+    return dataclasses.replace(prepared, model=adapted_model(args, prepared.base))
+
+
+def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
+    """Load the data alone, as the base's tokens; `model` is None.
+
+    Raises:
+        InputError: anything about the data that would fail later.
     """
     splits = load_conversations(
         args.dataset,
@@ -86,7 +96,6 @@ def prepare(args: QloraLwfArguments) -> PreparedLwf:
     general = evaluation_documents(in_paragraphs(rehearsal.validation), tokenizer)
     if not general.documents:
         raise InputError(f"{general.origin} holds no tokens; give another --rehearsal_eval_data.")
-    model = adapted_model(args, base)
     mix = ExampleMix(new, stretches)
     return PreparedLwf(
         splits,
@@ -94,9 +103,9 @@ def prepare(args: QloraLwfArguments) -> PreparedLwf:
         mix,
         counts,
         documents.sample(args.max_test_tokens),
-        model,
+        None,
         tuple(filter(None, [*remarks, *counts.remarks(args.max_length)])),
-        extent(args, mix, model, base),
+        extent(args, mix, base),
         base,
         rehearsal=rehearsal,
         general=general.sample(args.max_test_tokens),
@@ -109,16 +118,8 @@ def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
     Raises:
         InputError: the settings do not fit into the GPU's memory, or not to the model.
     """
-    device = find_device(args.use_cpu)
-    memory = None if device.memory_gb is None else device.memory_gb * 2**30
-    check_fits(
-        memory,
-        partial(budget, args, base_config(base)),
-        args.per_device_train_batch_size,
-        args.gradient_accumulation_steps,
-        args.max_length,
-    )
-    model = open_base(base, args.load_in_4bit, device)
+    check_memory(args, base_config(base))
+    model = open_base(base, args.load_in_4bit, find_device(args.use_cpu))
     set_seed(args.seed)  # of the adapters' first values
     set_dropout(model, 0.0)  # student and teacher are one network: at the start both have to say the same
     try:
@@ -128,6 +129,22 @@ def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
         raise InputError(f"model {base.path!r}: {' '.join(str(error).split())[:300]}") from error
     adapted.generation_config.repetition_penalty = args.repetition_penalty
     return adapted
+
+
+def check_memory(args: QloraLwfArguments, config: PreTrainedConfig) -> None:
+    """Refuse what does not fit into the GPU's memory.
+
+    Raises:
+        InputError: naming the nearest setting that fits.
+    """
+    memory_gb = find_device(args.use_cpu).memory_gb
+    check_fits(
+        None if memory_gb is None else memory_gb * GB,
+        partial(budget, args, config),
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        args.max_length,
+    )
 
 
 def budget(args: QloraLwfArguments, config: PreTrainedConfig, micro_batch: int, max_length: int) -> list[BudgetItem]:
@@ -152,14 +169,13 @@ def updates_and_examples(args: QloraLwfArguments, mix: ExampleMix) -> tuple[int,
     return updates, examples
 
 
-def extent(args: QloraLwfArguments, mix: ExampleMix, model: PreTrainedModel, base: BaseModel) -> str:
-    """How much is trained, and on what."""
+def extent(args: QloraLwfArguments, mix: ExampleMix, base: BaseModel) -> str:
+    """What is trained, and for how long."""
     updates, examples = updates_and_examples(args, mix)
-    learned = sum(parameter.numel() for parameter in trainable(model).values())
     bits = "4 bit" if args.load_in_4bit else "full precision"
     return (
-        f"{base.name} in {bits}: {learned:,} trainable parameters (rank {args.lora_r}); {examples:,} examples an "
-        f"epoch, {examples - mix.num_new:,} of them rehearsed; {updates} updates, on {args.device}."
+        f"{base.name} in {bits}, adapters of rank {args.lora_r}: {examples:,} examples an epoch, "
+        f"{examples - mix.num_new:,} of them rehearsed; {updates} updates, on {args.device}."
     )
 
 

@@ -13,6 +13,7 @@ from newllm_lib.colab import adapter_estimate, base_model, conversation_preview
 from newllm_lib.colab.panel import SettingsPanel
 from newllm_lib.colab.stage import ADAPTER
 from newllm_lib.errors import InputError
+from newllm_lib.stages import qlora_lwf
 from newllm_lib.stages.qlora_lwf import prepare
 from newllm_lib.training import offline_gemma
 from newllm_lib.training.adapters import trainable
@@ -61,7 +62,8 @@ def t4(monkeypatch):
     """A GPU of 15 GB, and Gemma-2B's config: nothing of either is there."""
     device = Device("cuda", "Tesla T4", 14.7, (7, 5), 2)
     base = BaseModel("gemma-2b", "unsloth/gemma-2b", f"unsloth/gemma-2b@{'0' * 40}", "Gemma", "0" * 40)
-    monkeypatch.setattr(adapter_estimate, "find_device", lambda use_cpu: device)
+    for module in (adapter_estimate, qlora_lwf):
+        monkeypatch.setattr(module, "find_device", lambda use_cpu: device)
     monkeypatch.setattr(adapter_estimate, "base_of", lambda args: base)
     monkeypatch.setattr(adapter_estimate, "config_of", lambda base: GemmaConfig(**GEMMA_2B_CONFIG))
 
@@ -169,7 +171,7 @@ def test_the_preview_shows_what_is_rehearsed(make_panel, monkeypatch):
     monkeypatch.setattr(conversation_preview, "say", shown.append)
     conversation_preview.preview_conversations(make_panel())
     assert "general text" in shown[0] and "text.txt" in shown[0] and "3 conversations" in shown[0]
-    assert "trainable parameters" in shown[1] and "of them rehearsed" in shown[1]
+    assert "adapters of rank 8" in shown[1] and "of them rehearsed" in shown[1]
 
 
 @pytest.fixture
