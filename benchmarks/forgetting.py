@@ -24,6 +24,7 @@ from newllm_lib.training.lwf_trainer import LwfTrainer
 
 ARMS = {"SFT": (False, False), "+ rehearsal": (False, True), "+ LwF": (True, False), "+ both": (True, True)}
 GROUPS = 24
+WINDOW = 256  # tokens that are read at a time when the text is scored, however short the examples are
 DRAWS = 2_000
 TEXTS = ("new task", "general text")
 
@@ -82,7 +83,7 @@ def scores(trainer: LwfTrainer, text: EvaluationDocuments, compare: bool = True)
     groups = [EvaluationDocuments(text.documents[first::count], text.origin) for first in range(count)]
     found = {"nats": [], "bytes": [], "kl": [], "tokens": []}
     for group in groups:
-        metrics, divergence = trainer.score_with_kl(group, compare)
+        metrics, divergence = trainer.score_with_kl(group, compare, WINDOW)
         found["nats"].append(metrics.loss * metrics.tokens)
         found["bytes"].append(metrics.bytes)
         found["tokens"].append(metrics.tokens)

@@ -100,15 +100,17 @@ class LwfTrainer(LanguageModelTrainer):
             self.sums.zero_()
         super().log(logs, *args, **kwargs)
 
-    def score_with_kl(self, documents: EvaluationDocuments, compare: bool = True) -> tuple[TextMetrics, float]:
+    def score_with_kl(
+        self, documents: EvaluationDocuments, compare: bool = True, max_length: int | None = None
+    ) -> tuple[TextMetrics, float]:
         """(metrics of the model as it is now, its KL from the base per scored token in nats; 0 if they are not to be
-        compared)."""
+        compared). `max_length`: tokens that are read at a time; None: as many as an example has."""
         model = self.accelerator.unwrap_model(self.model)
         return score_against_base(
             model,
             documents,
             self.processing_class.bos_token_id,
-            self.args.max_length,
+            max_length or self.args.max_length,
             self.args.per_device_eval_batch_size,
             compare,
         )
