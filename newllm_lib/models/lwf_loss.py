@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from .matrix_products import linear, product
 
-CHUNK_ELEMENTS = 2**26  # logits at a time, of student and teacher together: 256 MB in fp32
+CHUNK_ELEMENTS = 2**27  # logits at a time, of student and teacher together: 512 MB in fp32
 TYPES_PER_BLOCK = 8192  # logits of one matrix product and of one pass of softmax
 MAX_ROWS = 512  # tokens of a chunk, where the vocabulary is small
 LENGTHS = 8  # of chunks, see `padded`

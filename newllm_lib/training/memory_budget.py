@@ -166,7 +166,7 @@ def memory_budget(
     states = "student, teacher, gradient" if distills else "student, gradient"
     rows += [
         ("hidden states for the loss", for_loss, f"B x T x H: {states}; fp32: gradient, last norm"),
-        ("loss buffers", LOSS_BUFFER, "2^26 logits in fp32, of all models together and whatever the vocabulary"),
+        ("loss buffers", LOSS_BUFFER, "2^27 logits in fp32, of all models together and whatever the vocabulary"),
     ]
     lost = FRAGMENTATION * sum(size for _, size, _ in rows)
     rows += [
