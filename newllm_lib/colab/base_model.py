@@ -1,7 +1,5 @@
 """Which large model is trained on, and under which terms: shown before it is used for the first time."""
 
-import contextlib
-import io
 import logging
 
 from IPython.display import HTML, display
@@ -23,8 +21,7 @@ def show_base_model(panel: SettingsPanel) -> None:
         display(HTML(terms_html(offline_gemma.terms_text())))
         say(f"{base.name} is converted for its first use, once; this takes one to two minutes.", "note")
         logging.getLogger(offline_gemma.__name__).setLevel(logging.ERROR)  # it would tell the terms once more
-        with contextlib.redirect_stderr(io.StringIO()):  # the bar of what reads the package's file
-            offline_gemma.offline_gemma()
+        offline_gemma.offline_gemma()
     say(sentence(base, count_trainable(args, base)))
 
 
