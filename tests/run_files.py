@@ -1,4 +1,8 @@
-"""What a finished run's folder holds, for whoever tests it."""
+"""What a finished run's folder holds, and how a run is interrupted, for whoever tests it."""
+
+import signal
+
+from transformers import TrainerCallback
 
 RUN_FILES = {
     "config.json", "model.safetensors", "tokenizer.json", "settings.json", "metrics.jsonl", "curves.png", "README.md",
@@ -7,3 +11,14 @@ RUN_FILES = {
 ADAPTER_FILES = RUN_FILES - {"config.json", "model.safetensors"} | {
     "adapter_config.json", "adapter_model.safetensors", "generation_config.json", "forgetting.json",
 }  # fmt: skip
+
+
+class StopAt(TrainerCallback):
+    """Sends the interrupt a user's Ctrl-C would send, during one update."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            signal.raise_signal(signal.SIGINT)

@@ -1,7 +1,5 @@
 """Which large model is trained on, and under which terms: shown before it is used for the first time."""
 
-import logging
-
 from IPython.display import HTML, display
 
 from ..training import offline_gemma
@@ -20,8 +18,7 @@ def show_base_model(panel: SettingsPanel) -> None:
     if base.path == offline_gemma.NAME and not offline_gemma.converted_folder().exists():
         display(HTML(terms_html(offline_gemma.terms_text())))
         say(f"{base.name} is converted for its first use, once; this takes one to two minutes.", "note")
-        logging.getLogger(offline_gemma.__name__).setLevel(logging.ERROR)  # it would tell the terms once more
-        offline_gemma.offline_gemma()
+        offline_gemma.offline_gemma(terms_were_shown=True)
     say(sentence(base, count_trainable(args, base)))
 
 

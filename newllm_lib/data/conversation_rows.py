@@ -105,6 +105,23 @@ def conversation_documents(
     return EvaluationDocuments(documents, conversations.origin), counts
 
 
+def held_out_documents(
+    conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
+) -> EvaluationDocuments:
+    """Held-out conversations to evaluate on, of which there have to be some.
+
+    Raises:
+        InputError: there are none.
+    """
+    documents, counts = conversation_documents(conversations, tokenizer, form)
+    if not documents.documents:
+        raise InputError(
+            f"{documents.origin} holds no conversation to evaluate on; "
+            f"{' '.join(counts.remarks(form.max_length)) or 'give --eval_data or a larger --held_out_share.'}"
+        )
+    return documents
+
+
 def encoded_blocks(
     conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat, first_row: int
 ) -> Iterator[tuple[int, list[EncodedConversation], ConversationCounts]]:

@@ -12,12 +12,12 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set
 
 from ..data.batches import EvaluationDocuments, evaluation_documents
 from ..data.chat_template import TEMPLATES, ConversationFormat
-from ..data.conversation_rows import conversation_documents
-from ..data.conversations import load_conversations
+from ..data.conversation_rows import held_out_documents
 from ..data.examples import ExampleMix, conversation_examples, in_paragraphs, rehearsal_per_epoch, text_examples
 from ..data.text import TextSplits, load_text
 from ..errors import InputError
 from ..evaluation.forgetting import PROMPTS, adapters_off, reply_to_each
+from ..evaluation.perplexity import TextMetrics
 from ..models.adjust import set_dropout
 from ..models.split_head import check_split
 from ..training.adapters import RankSchedule, add_adapters
@@ -59,16 +59,7 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     Raises:
         InputError: anything about the data that would fail later.
     """
-    splits = load_conversations(
-        args.dataset,
-        args.data_source,
-        args.data,
-        args.eval_data,
-        args.skip_bad_rows,
-        args.held_out,
-        args.held_out_share,
-        args.max_samples,
-    )
+    splits = args.load_conversations()
     text_source = args.data_source if args.data is None and args.rehearsal_data is None else "auto"
     rehearsal = load_text(
         text_source,
@@ -87,12 +78,7 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
     new, counts = conversation_examples(splits.train, tokenizer, form)
     stretches = text_examples(rehearsal.train, tokenizer, args.max_length)[0] if args.rehearsal_ratio > 0 else None
-    documents, held_out_counts = conversation_documents(splits.validation, tokenizer, form)
-    if not documents.documents:
-        raise InputError(
-            f"{documents.origin} holds no conversation to evaluate on; "
-            f"{' '.join(held_out_counts.remarks(args.max_length)) or 'give --eval_data or a larger --held_out_share.'}"
-        )
+    documents = held_out_documents(splits.validation, tokenizer, form)
     general = evaluation_documents(in_paragraphs(rehearsal.validation), tokenizer)
     if not general.documents:
         raise InputError(f"{general.origin} holds no tokens; give another --rehearsal_eval_data.")
@@ -234,19 +220,24 @@ def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[
     return teacher, {"teacher_weights": found.identity}
 
 
-def conclude(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -> dict[str, Any]:
+def conclude(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -> tuple[TextMetrics, dict[str, Any]]:
     """Measure base and tuned model on both kinds of text and let both answer, write it into the run folder, and leave
-    what a chat needs to stop: the settings of generation."""
+    what a chat needs to stop: the settings of generation.
+
+    Returns:
+        The tuned model's metrics on the new task, and what else belongs into the results.
+    """
     model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
     measured: dict[str, Any] = {}
+    tuned: dict[str, TextMetrics] = {}
     for name, documents in (("new_task", prepared.documents), ("general_text", prepared.general)):
-        after, divergence = trainer.score_with_kl(documents)
+        tuned[name], divergence = trainer.score_with_kl(documents)
         with adapters_off(model):
             before = trainer.score(documents)
         measured[name] = {
             "text": documents.origin,
             "before": dataclasses.asdict(before),
-            "after": {**dataclasses.asdict(after), "kl_to_base": divergence},
+            "after": {**dataclasses.asdict(tuned[name]), "kl_to_base": divergence},
         }
     with adapters_off(model):
         before = reply_to_each(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS, args.repetition_penalty)
@@ -261,7 +252,7 @@ def conclude(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -> dict[s
     settings.repetition_penalty, settings.eos_token_id = args.repetition_penalty, prepared.tokenizer.eos_token_id
     settings.pad_token_id, settings.max_new_tokens = prepared.tokenizer.pad_token_id, 4 * ANSWER_TOKENS
     settings.save_pretrained(folder)
-    return {
+    return tuned["new_task"], {
         "forgetting": {name: change(values) for name, values in measured.items()},
         "answers_ended": ended,
     }

@@ -8,12 +8,12 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.chat_template import TEMPLATES, ConversationFormat, learned_tokenizer
-from ..data.conversation_rows import conversation_documents, conversation_rows
-from ..data.conversations import load_conversations
+from ..data.conversation_rows import conversation_rows, held_out_documents
 from ..errors import InputError
 from ..models.adjust import extend_positions, grow_context, set_dropout, train_new_context_only
 from ..models.modeling_newllm import NewLLMForCausalLM
-from ..training.arguments import ConversationArguments, ModelArguments, setting
+from ..training.arguments import ModelArguments, setting
+from ..training.conversation_arguments import ConversationArguments
 from ..training.run import PreparedRun, new_model, prepare_once, train_run
 from ..training.trainer import LanguageModelTrainer
 from .evaluate import open_model, open_teacher, weights_hash
@@ -102,16 +102,7 @@ def prepare(args: SftArguments) -> PreparedRun:
     Raises:
         InputError: anything about the input that would fail later.
     """
-    splits = load_conversations(
-        args.dataset,
-        args.data_source,
-        args.data,
-        args.eval_data,
-        args.skip_bad_rows,
-        args.held_out,
-        args.held_out_share,
-        args.max_samples,
-    )
+    splits = args.load_conversations()
     start = None if args.model is None else open_model(args.model)
     if start is None:
         tokenizer = learned_tokenizer(splits.train, splits.template, args.tokenizer, args.vocab_size)
@@ -122,12 +113,7 @@ def prepare(args: SftArguments) -> PreparedRun:
             tokenizer.chat_template = TEMPLATES[splits.template]
     form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
     train_rows, counts = conversation_rows(splits.train, tokenizer, form)
-    documents, held_out_counts = conversation_documents(splits.validation, tokenizer, form)
-    if not documents.documents:
-        raise InputError(
-            f"{documents.origin} holds no conversation to evaluate on; "
-            f"{' '.join(held_out_counts.remarks(args.max_length)) or 'give --eval_data or a larger --held_out_share.'}"
-        )
+    documents = held_out_documents(splits.validation, tokenizer, form)
     model = new_model(args, tokenizer) if start is None else _adjusted(start.model, args)
     return PreparedRun(splits, tokenizer, train_rows, counts, documents, model, tuple(counts.remarks(args.max_length)))
 

@@ -252,28 +252,6 @@ class ModelArguments(StageArguments):
             raise InputError(f"teacher_temperature has to be more than 0, got {self.teacher_temperature}.")
 
 
-@dataclass
-class ConversationArguments(StageArguments):
-    """What a stage that learns from conversations takes of them."""
-
-    dataset: str | None = setting(
-        None, "dailydialog, dolly, ultrachat, ... (newllm data lists them), or an id on the hub.", group="Data"
-    )
-    max_samples: int | None = setting(
-        None, "Rows of the data to take, the first ones.", group="Data", low=1_000, high=1_500_000, log=True
-    )
-    held_out: Literal["hash", "random"] = setting(
-        "hash", "Held out by what a conversation says, or drawn at random as in the published runs."
-    )
-    held_out_share: float = setting(0.05, "Share held out where the data have no validation split.")
-    loss_on: Literal["assistant", "all"] = setting(
-        "assistant", "Learn the assistant's words only, or every token.", group="Training"
-    )
-    too_long: Literal["turns", "cut"] = setting(
-        "turns", "Keep whole turns of a conversation that is too long, or cut it."
-    )
-
-
 # Fields whose slider bounds are mere suggestions need only be sane; (field, smallest value, open below).
 MINIMA = (
     ("max_length", 2, False),

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
-from .arguments import ConversationArguments, setting
+from .arguments import setting
+from .conversation_arguments import ConversationArguments
 
 DEFAULT_DATASET = "alpaca"  # where neither a dataset nor a file is named
 

@@ -57,15 +57,19 @@ def converted_folder() -> Path:
     return cache_path(NAME, "", release(), "bf16")
 
 
-def offline_gemma() -> Path:
+def offline_gemma(terms_were_shown: bool = False) -> Path:
     """The folder of Gemma 3 270M in bf16 with its tokenizer; before the first use its terms are shown.
+
+    Args:
+        terms_were_shown: the caller has done that.
 
     Raises:
         InputError: the package is not installed.
     """
     folder = converted_folder()
     if not folder.exists():
-        logger.warning("%s", terms_notice())
+        if not terms_were_shown:
+            logger.warning("%s", terms_notice())
         logger.info("Converting %s once (one to two minutes) ...", NAME)
         _convert(folder)
     return folder

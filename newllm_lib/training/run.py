@@ -11,6 +11,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback
 
 from ..data.batches import EvaluationDocuments, TextCounts
 from ..errors import InputError
+from ..evaluation.perplexity import TextMetrics
 from ..models import build_config, build_model
 from .arguments import ModelArguments
 from .base_model import BaseModel
@@ -79,7 +80,7 @@ def train_run(
     make_trainer: Callable[..., LanguageModelTrainer],
     callbacks: tuple[TrainerCallback, ...] = (),
     advice: Callable[[dict[str, Any]], str] = lambda metrics: "",
-    conclude: Callable[[LanguageModelTrainer, Path], dict[str, Any]] = lambda trainer, folder: {},
+    conclude: Callable[[LanguageModelTrainer, Path], tuple[TextMetrics, dict[str, Any]]] | None = None,
 ) -> Path:
     """Train the prepared model, or go on with the run that `args.output_dir` holds; score it and write its folder.
 
@@ -87,7 +88,8 @@ def train_run(
         identity: what makes the run this run beside its settings and its data.
         make_trainer: (model, args, rows, documents, tokenizer, callbacks=...) -> the trainer.
         advice: final metrics -> what to do next, told at the end.
-        conclude: (trainer, folder) -> what else belongs into the results; called when the model is trained and saved.
+        conclude: (trainer, folder) -> (metrics on `prepared.documents`, what else belongs into the results); called
+            when the model is trained and saved. None: the metrics alone.
 
     Raises:
         InputError: the folder holds something else.
@@ -130,9 +132,9 @@ def train_run(
             f"{folder}. The same command continues from there."
         )
     trainer.save_model(str(folder))
-    metrics = dataclasses.asdict(trainer.score(prepared.documents))
-    more = conclude(trainer, folder)
+    scored, more = conclude(trainer, folder) if conclude else (trainer.score(prepared.documents), {})
     if is_main:
+        metrics = dataclasses.asdict(scored)
         card = (prepared.splits, prepared.model, prepared.tokenizer, metrics, trainer.state, prepared.base)
         write_model_card(folder, args, *card)
         # Last: its presence says that the run is finished.

@@ -181,7 +181,7 @@ def package(monkeypatch, tmp_path, model):
     monkeypatch.setattr(offline_gemma, "release", lambda: "gemma 1.0.0")
     monkeypatch.setattr(offline_gemma, "converted_folder", lambda: folder)
     monkeypatch.setattr(offline_gemma, "terms_text", lambda: "Gemma Terms of Use\n\n<b>Section 1</b>")
-    monkeypatch.setattr(offline_gemma, "offline_gemma", lambda: folder.mkdir(exist_ok=True) or folder)
+    monkeypatch.setattr(offline_gemma, "offline_gemma", lambda terms_were_shown: folder.mkdir(exist_ok=True) or folder)
     adapter_estimate._find.cache_clear()
     adapter_estimate._sizes.cache_clear()
     yield folder

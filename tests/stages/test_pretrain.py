@@ -1,16 +1,13 @@
 """Stage 1 end to end on small text: what a run leaves, resume to the bit, and what stops it."""
 
 import json
-import os
 import random
-import signal
 
 import pytest
 import torch
-from run_files import RUN_FILES
+from run_files import RUN_FILES, StopAt
 from safetensors.torch import load_file
 from sample_text import make_text
-from transformers import TrainerCallback
 
 from newllm_lib.errors import InputError
 from newllm_lib.stages.evaluate import evaluate
@@ -38,17 +35,6 @@ def arguments(text_file, folder, **fields) -> PretrainArguments:
 
 def entries(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-class StopAt(TrainerCallback):
-    """Sends the interrupt a user's Ctrl-C would send, during one update."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("model_type", ["newllm", "newllm-reference", "tiny-gpt2", "lstm"])

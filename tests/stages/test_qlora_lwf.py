@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from lwf_runs import lwf_arguments
+from run_files import StopAt
 from safetensors.torch import load_file
 from tiny_gemma import tiny_gemma_folder
 from transformers import TrainerCallback
@@ -39,18 +40,6 @@ def layers_in_four_bit(model) -> int:
     from bitsandbytes.nn import Linear4bit
 
     return sum(isinstance(module, Linear4bit) for module in model.modules())
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_run_folder_holds_adapters_and_all_that_belongs_to_them(finished):
@@ -242,7 +231,7 @@ def test_a_row_that_does_not_fit_is_named_with_its_line(tmp_path):
 def test_what_does_not_fit_on_the_gpu_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
     from newllm_lib.stages import qlora_lwf as stage
 
-    monkeypatch.setattr(stage, "find_device", lambda use_cpu=False: Device("cuda", "small", 1.0, (7, 5), 2))
+    monkeypatch.setattr(stage, "find_device", lambda use_cpu=False: Device("cuda", "small", 2.0, (7, 5), 2))
     monkeypatch.setattr(stage, "open_base", lambda *args: pytest.fail("it was loaded"))
     with pytest.raises(InputError, match=r"needs about .* the nearest setting that fits is --per_device_train_batch_s"):
         qlora_lwf(lwf_arguments(tmp_path, per_device_train_batch_size=4096))

@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 from conversations import make_conversations, sft_arguments, write_conversations
-from run_files import RUN_FILES
+from run_files import RUN_FILES, StopAt
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, TrainerCallback, pipeline
 
@@ -48,19 +48,6 @@ def pretrained(tmp_path_factory):
         return folders[key]
 
     return of
-
-
-class StopAt(TrainerCallback):
-    """Interrupts during one update."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            import signal
-
-            signal.raise_signal(signal.SIGINT)
 
 
 def entries(folder) -> list[dict]:
