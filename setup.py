@@ -48,6 +48,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["newllm_lib*"]),
+    package_data={"newllm_lib.data": ["*.json", "*.jsonl"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["newllm = newllm_lib.cli:main"]},

@@ -1,16 +1,48 @@
-"""Talk to a trained model: history in, streamed reply out, whatever the model."""
+"""Talk to a trained model: history in, streamed reply out, whatever the model. What a recurrent model remembers of the
+conversation can be written to a file and taken up again."""
 
 import contextlib
+import functools
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from tokenizers.decoders import DecodeStream
-from transformers import set_seed
 
 from .data.chat_template import plain_messages
+from .errors import InputError
+from .evaluation.context_trace import trace_context
 from .evaluation.forgetting import adapters_off
+from .evaluation.generation import state_bytes
 from .evaluation.token_stream import TokenStream, check_sampling, document_ids
-from .stages.evaluate import TrainedModel, open_model
+from .models.context_cache import RecurrentGenerationMixin
+from .stages.evaluate import TrainedModel, open_model, weights_hash
+from .training.checkpoint import write_bytes
+
+MEMORY_FORMAT = "newllm memory 1"
+LARGEST_MEMORY = 2**24  # bytes of a file; ours have some thousand
+
+
+@dataclass(frozen=True)
+class Memory:
+    """All that a recurrent model keeps of a conversation.
+
+    Attributes:
+        context: [1, S] fp32.
+        tokens: how many it is of.
+        model, weights: the name of the model whose it is, and what its weights are known by.
+        messages: what was said, for people to read; the model needs none of it. Empty unless it was saved, too.
+    """
+
+    context: torch.Tensor
+    tokens: int
+    model: str
+    weights: str
+    messages: tuple[dict[str, str], ...] = ()
 
 
 class Chat:
@@ -22,10 +54,13 @@ class Chat:
 
     Args:
         repetition_penalty: None takes what the model's folder says.
+        seed: of what is drawn, by a generator of its own; None: other replies every time.
         base: talk to what the adapters were trained on. Both can be talked to at once, with one model in memory.
 
     Attributes:
-        messages: the conversation, as {"role": "user" or "assistant", "content": text}.
+        messages: the conversation, as {"role": "user" or "assistant", "content": text}; after `load_memory` it begins
+            with the words of the earlier conversation, if they were saved.
+        memory: what `load_memory` took up, None in a new conversation.
 
     Raises:
         InputError: the folder is not one of our trained models, or a value is outside its range.
@@ -42,17 +77,33 @@ class Chat:
         base: bool = False,
     ):
         check_sampling(max_new_tokens, temperature, top_p, 1.0 if repetition_penalty is None else repetition_penalty)
-        trained = path if isinstance(path, TrainedModel) else open_model(path)
-        if repetition_penalty is None:
-            repetition_penalty = trained.model.generation_config.repetition_penalty or 1.0
-        self.tokenizer = trained.tokenizer
-        self.max_new_tokens = max_new_tokens
-        self.model = trained.model
+        self.trained = path if isinstance(path, TrainedModel) else open_model(path)
+        self.tokenizer = self.trained.tokenizer
+        self.model = self.trained.model
         self.base = base
-        self.stream = TokenStream(trained.model, temperature, top_p, repetition_penalty)
+        generator = torch.Generator(self.model.device)
+        generator.seed() if seed is None else generator.manual_seed(seed)
+        self.stream = TokenStream(self.model, generator=generator)
+        self.set_sampling(max_new_tokens, temperature, top_p, repetition_penalty)
         self.messages: list[dict[str, str]] = []
-        if seed is not None:
-            set_seed(seed)
+        self.memory: Memory | None = None
+
+    def set_sampling(
+        self, max_new_tokens: int, temperature: float, top_p: float, repetition_penalty: float | None = None
+    ) -> None:
+        """How replies are drawn from the next one on.
+
+        Args:
+            repetition_penalty: None takes what the model's folder says.
+
+        Raises:
+            InputError: a value is outside its range.
+        """
+        if repetition_penalty is None:
+            repetition_penalty = self.model.generation_config.repetition_penalty or 1.0
+        check_sampling(max_new_tokens, temperature, top_p, repetition_penalty)
+        self.max_new_tokens = max_new_tokens
+        self.stream.set_sampling(temperature, top_p, repetition_penalty)
 
     def reply(self, text: str) -> Iterator[str]:
         """Say `text`; yields the reply piece by piece as it is made. The conversation grows by both when it is done, or
@@ -78,6 +129,97 @@ class Chat:
     def reset(self) -> None:
         """Begin a new conversation."""
         self.messages.clear()
+        self.memory = None
+        self.stream.begin()
+
+    @property
+    def is_recurrent(self) -> bool:
+        """True for a model whose memory is one context vector, whatever the length of the conversation."""
+        return isinstance(self.model, RecurrentGenerationMixin)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that the model holds of the conversation now."""
+        return 0 if self.stream.cache is None else state_bytes(self.stream.cache)
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """What the model is known by."""
+        return weights_hash(self.trained.folder)
+
+    def memory_file(self, with_words: bool = False) -> bytes:
+        """What `save_memory` writes: a safetensors file of the context and a header that says whose it is.
+
+        Raises:
+            InputError: there is no such memory.
+        """
+        if not self.is_recurrent:
+            raise InputError(
+                f"{self.trained.name} has no memory of fixed size: only that of a New-LLM can be saved.", "NL-405"
+            )
+        if not self.messages and self.memory is None:
+            raise InputError("nothing has been said yet: there is no memory to save.", "NL-405")
+        self.stream.catch_up(self._token_ids(is_turn_open=False))
+        header = {"format": MEMORY_FORMAT, "model": self.trained.name, "weights": self.weights}
+        header["tokens"] = str(self.stream.cache.seen_tokens)
+        if with_words:
+            header["messages"] = json.dumps(self.messages, ensure_ascii=False)
+        return save({"context": self.stream.cache.context.float().cpu().contiguous()}, header)
+
+    def save_memory(self, path: str | Path, with_words: bool = False) -> Path:
+        """Write what the model remembers of the conversation to a file, whole or not at all.
+
+        Args:
+            with_words: also what has been said, in the file's header, for people to read; the model needs none of it.
+
+        Raises:
+            InputError: nothing has been said, or the model has no memory of fixed size.
+        """
+        path = Path(path).expanduser()
+        content = self.memory_file(with_words)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+        return path
+
+    def load_memory(self, path: str | Path) -> Memory:
+        """Go on from what `save_memory` has written, in place of the conversation so far; the repetition penalty knows
+        only what is said from now on.
+
+        Raises:
+            InputError: no such file, damaged, or of another model; the conversation is then as it was.
+        """
+        memory = read_memory(path)
+        name = Path(path).name
+        if not self.is_recurrent or memory.weights != self.weights:
+            raise InputError(
+                f"memory {name!r} was made by another model ({memory.model}, weights {memory.weights}) and means "
+                f"nothing to this one ({self.trained.name}, weights {self.weights}); load it with the model that made "
+                "it.",
+                "NL-405",
+            )
+        size = trace_context(self.model, [self.tokenizer.eos_token_id], 1).shape[1]
+        if memory.context.shape[1] != size:
+            raise InputError(
+                f"memory {name!r} holds {memory.context.shape[1]} numbers, but this model's context has {size}; the "
+                "file is damaged: save it again.",
+                "NL-405",
+            )
+        self.messages = list(memory.messages)
+        self.memory = memory
+        self.stream.begin(memory.context, memory.tokens)
+        return memory
+
+    def context_trace(self, last: int = 48) -> tuple[list[str], torch.Tensor]:
+        """(the last T = `last` tokens that have been read, as text; [T + 1, S] the context before them and after each)
+
+        Raises:
+            InputError: nothing has been read since the conversation began, or the model has no context.
+        """
+        if not self.is_recurrent or not self.stream.read:
+            raise InputError("there is no context to show: nothing has been said, or the model has none.")
+        read = self.stream.read
+        texts = [self.tokenizer.decode([token]) for token in read[-last:]]
+        return texts, trace_context(self.model, read, last, self.stream.start)
 
     def _tokens(self) -> Iterator[int]:
         tokens = self.stream.continue_with(self._token_ids(), self.max_new_tokens, [self.tokenizer.eos_token_id])
@@ -89,8 +231,54 @@ class Chat:
                 return
             yield token
 
-    def _token_ids(self) -> list[int]:
+    def _token_ids(self, is_turn_open: bool = True) -> list[int]:
+        """The conversation, or what has been said since the memory that it began with.
+
+        Args:
+            is_turn_open: it is the model's turn.
+        """
+        said = self.messages[len(self.memory.messages) if self.memory else 0 :]
+        if not said:
+            return []
         if self.tokenizer.chat_template is not None:
-            messages = plain_messages(self.messages, self.tokenizer)
-            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        return document_ids(self.tokenizer, "".join(message["content"] for message in self.messages))
+            messages = plain_messages(said, self.tokenizer)
+            token_ids = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=is_turn_open, return_dict=False
+            )
+        else:
+            token_ids = document_ids(self.tokenizer, "".join(message["content"] for message in said))
+        if self.memory is not None and token_ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            return token_ids[1:]  # the token that begins a conversation is in the memory already
+        return token_ids
+
+
+def read_memory(path: str | Path) -> Memory:
+    """What `Chat.save_memory` has written.
+
+    Raises:
+        InputError: no such file, or not one of ours.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"memory {str(path)!r} does not exist; name a file that a chat has saved.", "NL-405")
+    try:
+        if path.stat().st_size > LARGEST_MEMORY:
+            raise ValueError("it is far too large")
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != MEMORY_FORMAT or list(file.keys()) != ["context"]:
+                raise ValueError("its header is another")
+            context = file.get_tensor("context")
+        if context.dtype != torch.float32 or context.dim() != 2 or len(context) != 1 or not context.isfinite().all():
+            raise ValueError("its numbers are no context")
+        messages = tuple(
+            {"role": {"user": "user", "assistant": "assistant"}[m["role"]], "content": str(m["content"])}
+            for m in json.loads(header.get("messages", "[]"))
+        )
+        return Memory(context, int(header["tokens"]), header["model"][:60], header["weights"][:60], messages)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"memory {path.name!r} is not a memory that a chat has saved ({' '.join(str(error).split())[:120]}); name "
+            "another file.",
+            "NL-405",
+        ) from error

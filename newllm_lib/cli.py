@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import importlib
 import json
 import logging
 import os
@@ -118,22 +119,15 @@ def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog:
         raise InputError(" ".join(str(error).split())) from error
 
 
-def run_pretrain(argv: Sequence[str]) -> None:
-    from .stages.pretrain import PRESETS, PretrainArguments, pretrain
+def training_command(stage: str, arguments: str) -> Callable[[Sequence[str]], None]:
+    """The command of a stage: the function `stage` of its module, with the fields of its dataclass `arguments`."""
 
-    pretrain(parse_stage(PretrainArguments, PRESETS, "newllm pretrain", argv))
+    def run(argv: Sequence[str]) -> None:
+        module = importlib.import_module(f".stages.{stage}", __package__)
+        prog = f"newllm {stage.replace('_', '-')}"
+        getattr(module, stage)(parse_stage(getattr(module, arguments), module.PRESETS, prog, argv))
 
-
-def run_sft(argv: Sequence[str]) -> None:
-    from .stages.sft import PRESETS, SftArguments, sft
-
-    sft(parse_stage(SftArguments, PRESETS, "newllm sft", argv))
-
-
-def run_qlora_lwf(argv: Sequence[str]) -> None:
-    from .stages.qlora_lwf import PRESETS, QloraLwfArguments, qlora_lwf
-
-    qlora_lwf(parse_stage(QloraLwfArguments, PRESETS, "newllm qlora-lwf", argv))
+    return run
 
 
 def run_merge(argv: Sequence[str]) -> None:
@@ -155,12 +149,12 @@ def run_data(argv: Sequence[str]) -> None:
     parser.add_argument("--max_length", type=int, default=256, help="tokens per row in training")
     parser.add_argument("--max_samples", type=int, help="rows to look at, the first ones")
     parser.add_argument("--skip_bad_rows", action="store_true", help="count rows that do not fit, and leave them out")
-    parser.add_argument("--template", choices=["instruction"], help="print example rows to write your own file after")
+    parser.add_argument("--template", choices=["instruction", "preference"], help="print rows to write your own after")
     fields = parser.parse(argv)
     from .stages import data
 
     if fields.template is not None:
-        print(data.instruction_rows())
+        print(data.template_rows(fields.template))
     elif fields.name is None and fields.data is None:
         print(data.catalogue_text())
     else:
@@ -287,9 +281,14 @@ def add_sampling_fields(parser: argparse.ArgumentParser, max_new_tokens: int) ->
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
-    "pretrain": (run_pretrain, "train New-LLM or a baseline from scratch on text"),
-    "sft": (run_sft, "teach a model to talk: conversations, instructions"),
-    "qlora-lwf": (run_qlora_lwf, "teach a large model in 4 bit a new task, keeping what it knew"),
+    "pretrain": (training_command("pretrain", "PretrainArguments"), "train New-LLM or a baseline from scratch on text"),
+    "sft": (training_command("sft", "SftArguments"), "teach a model to talk: conversations, instructions"),
+    "qlora-lwf": (
+        training_command("qlora_lwf", "QloraLwfArguments"),
+        "teach a large model in 4 bit a new task, keeping what it knew",
+    ),
+    "dpo": (training_command("dpo", "DpoArguments"), "teach a chat model which of two answers is wanted"),
+    "sweep": (training_command("sweep", "SweepArguments"), "look for good settings of dpo: many short runs, one table"),
     "merge": (run_merge, "adapters and their base into one plain model"),
     "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates"),
     "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
+from packaging.version import Version
 
-from .data.hub import hub_problem
+from .data.hub import code_of, hub_problem
 from .data.text import WIKITEXT
-from .training.device import choose_precision, find_device
+from .training.device import Device, choose_precision, find_device
 
-# package -> what it is for; the versions that the tests run with are in constraints.txt and the Colab images.
+# package -> what it is for
 PACKAGES = {
     "torch": "all stages",
     "transformers": "all stages",
@@ -23,89 +25,133 @@ PACKAGES = {
     "matplotlib": "curves",
     "ipywidgets": "notebooks",
 }
-# What only stage 5 needs; without it a remark is all that the other stages are due.
-OF_ADAPTERS = {"peft": "adapters", "bitsandbytes": "models in 4 bit"}
+# What only some stages need; without it a remark is all that the others are due.
+# package -> (what it is for, the stages, the extra that brings it)
+OF_SOME_STAGES = {
+    "peft": ("adapters", (5, 6), "qlora"),
+    "bitsandbytes": ("models in 4 bit", (5,), "qlora"),
+    "trl": ("preferences", (6,), "dpo"),
+}
+# name -> (the least that setup.py asks for, "" for any; the newest this release was tested with: constraints.txt)
+TESTED = {
+    "Python": ("3.10", "3.13"),
+    "torch": ("2.6", "2.13.0"),
+    "transformers": ("5.0", "5.23.0"),
+    "datasets": ("4.0", "5.2.0"),
+    "accelerate": ("1.4", "1.15.0"),
+    "matplotlib": ("", "3.11.2"),
+    "ipywidgets": ("7.7.1", "8.1.9"),
+    "peft": ("", "0.21.2"),
+    "bitsandbytes": ("", "0.50.2"),
+    "trl": ("0.29.1", "1.16.0"),
+}
 FREE_DISK_GB = 2.0
+FREE_MEMORY_GB = 2.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the check-up. `status`: ok, note (will run, with a remark) or fail (will not)."""
+    """One line of the check-up. `status`: ok, note (will run, with a remark) or fail (will not); `code`: one of CODES,
+    "" where there is nothing to explain."""
 
     subject: str
     value: str
     status: str
     advice: str = ""
+    code: str = ""
 
 
-def doctor(folder: str | Path = ".", adapters: bool = False) -> list[Finding]:
+def doctor(folder: str | Path = ".", adapters: bool = False, preferences: bool = False) -> list[Finding]:
     """Examine the machine.
 
     Args:
         folder: where runs would be saved.
-        adapters: stage 5 is to run, and what only it needs has to be there.
+        adapters: stage 5 is to run, and what only it needs has to be there; preferences: likewise for stage 6.
     """
-    device = find_device()
+    return [
+        *of_the_device(find_device()),
+        of_memory(psutil.virtual_memory()),
+        of_the_disk(Path(folder).absolute()),
+        of_version("Python", platform.python_version()),
+        *of_packages({5: adapters, 6: preferences}),
+        *of_data(),
+    ]
+
+
+def of_the_device(device: Device) -> list[Finding]:
+    """GPU or CPU, and the precision that follows from it."""
     precision, why = choose_precision(device)
-    findings = [Finding("Python", platform.python_version(), "ok")]
+    findings = [Finding("CPU", f"{os.cpu_count()} cores, {device.threads} threads for torch", "ok")]
     if device.kind == "cuda":
-        findings.append(Finding("GPU", f"{device.name}, {device.memory_gb:.1f} GB", "ok"))
+        capability = ".".join(map(str, device.capability))
+        findings[:0] = [
+            Finding("GPU", device.name, "ok"),
+            Finding("GPU memory", f"{device.memory_gb:.1f} GB", "ok"),
+            Finding("Compute capability", capability, "ok", "bf16 arithmetic needs 8.0 or more."),
+        ]
     else:
-        findings.append(
-            Finding(
-                "GPU",
-                "none",
-                "note",
-                "Small presets run on the CPU. On Colab: Runtime > Change runtime type > T4.",
-            )
-        )
-    cores = os.cpu_count()
-    findings.append(Finding("CPU", f"{cores} cores, {device.threads} threads for torch", "ok"))
-    findings.append(Finding("Precision", precision, "ok", why))
-    memory = psutil.virtual_memory()
-    findings.append(Finding("Memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GB free", "ok"))
-    existing = next(path for path in [Path(folder).absolute(), *Path(folder).absolute().parents] if path.exists())
+        advice = "Small presets run on the CPU. On Colab: Runtime > Change runtime type > T4."
+        findings.insert(0, Finding("GPU", "none", "note", advice, "NL-101"))
+    return [*findings, Finding("Precision", precision, "ok", why)]
+
+
+def of_memory(memory: Any) -> Finding:
+    """The machine's memory, as psutil has it."""
+    value = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GB free"
+    if memory.available < FREE_MEMORY_GB * 2**30:
+        return Finding("Memory", value, "note", "Close what else runs, or take a smaller preset.", "NL-103")
+    return Finding("Memory", value, "ok")
+
+
+def of_the_disk(folder: Path) -> Finding:
+    """The disk that `folder` is on, or would be."""
+    existing = next(path for path in [folder, *folder.parents] if path.exists())
     free = shutil.disk_usage(existing).free / 2**30
-    enough = free >= FREE_DISK_GB
-    findings.append(
-        Finding(
-            "Disk",
-            f"{free:.1f} GB free",
-            "ok" if enough else "note",
-            "" if enough else f"Keep {FREE_DISK_GB:.0f} GB free for checkpoints.",
-        )
-    )
-    for package, purpose in PACKAGES.items():
+    if free < FREE_DISK_GB:
+        return Finding("Disk", f"{free:.1f} GB free", "note", f"Keep {FREE_DISK_GB:.0f} GB for checkpoints.", "NL-104")
+    return Finding("Disk", f"{free:.1f} GB free", "ok")
+
+
+def of_packages(runs: dict[int, bool]) -> list[Finding]:
+    """What is installed, against what this release was tested with.
+
+    Args:
+        runs: stage -> whether what only it needs has to be there.
+    """
+    findings = []
+    for package in (*PACKAGES, *OF_SOME_STAGES):
         try:
-            findings.append(Finding(package, version(package), "ok"))
+            findings.append(of_version(package, version(package)))
         except PackageNotFoundError:
-            findings.append(Finding(package, "missing", "fail", f"Needed for {purpose}: pip install {package}"))
-    for package, purpose in OF_ADAPTERS.items():
-        try:
-            findings.append(Finding(package, version(package), "ok"))
-        except PackageNotFoundError:
-            advice = f"Stage 5 needs it for {purpose}: pip install 'newllm[qlora]'"
-            findings.append(Finding(package, "missing", "fail" if adapters else "note", advice))
+            status, advice = "fail", f"Needed for {PACKAGES.get(package)}: pip install {package}"
+            if package in OF_SOME_STAGES:
+                purpose, stages, extra = OF_SOME_STAGES[package]
+                status = "fail" if any(runs[stage] for stage in stages) else "note"
+                needed = " and ".join(f"stage {stage}" for stage in stages)
+                advice = f"For {purpose}, in {needed}: pip install 'newllm[{extra}]'"
+            findings.append(Finding(package, "missing", status, advice, "NL-102"))
+    return findings
+
+
+def of_version(name: str, found: str) -> Finding:
+    """A version against the least that is needed and the newest that was tested."""
+    least, newest = TESTED[name]
+    # "2.11.0+cu128" is a build of 2.11.0; of a Python that is newer by its last number nothing is to be feared.
+    release = Version(Version(found).public)
+    if least and release < Version(least):
+        return Finding(name, found, "fail", f"Needs {least} or newer: run the install cell again.", "NL-102")
+    if release > Version(newest) and not found.startswith(f"{newest}."):
+        return Finding(name, found, "note", f"Newer than {newest}, the newest that was tested.", "NL-102")
+    return Finding(name, found, "ok", f"Tested up to {newest}.")
+
+
+def of_data() -> list[Finding]:
+    """Where data can come from."""
     problem = hub_problem(WIKITEXT.sources[0])
     offline = find_spec("chitchat_dataset") is not None
-    if problem is None:
-        findings.append(Finding("Hub", "reached", "ok"))
-    elif offline:
-        findings.append(Finding("Hub", f"not reached: {problem}", "note", "The offline data will be used."))
-    else:
-        findings.append(
-            Finding(
-                "Hub",
-                f"not reached: {problem}",
-                "fail",
-                "Run pip install 'newllm[offline]', or give your own file.",
-            )
-        )
-    findings.append(
-        Finding(
-            "Offline data",
-            "installed" if offline else "not installed",
-            "ok" if offline or problem is None else "fail",
-        )
-    )
-    return findings
+    hub = Finding("Hub", "reached", "ok")
+    if problem is not None:
+        advice = "The offline data will be used." if offline else "pip install 'newllm[offline]', or your own file."
+        hub = Finding("Hub", f"not reached: {problem}", "note" if offline else "fail", advice, code_of(problem))
+    status = "ok" if offline or problem is None else "fail"
+    return [hub, Finding("Offline data", "installed" if offline else "not installed", status)]

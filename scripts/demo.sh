@@ -12,10 +12,12 @@ NOTEBOOKS=(
     notebooks/03_dolly.ipynb
     notebooks/04_ultrachat.ipynb
     notebooks/05_qlora_lwf_gemma.ipynb
+    notebooks/06_dpo_dialogpt.ipynb
+    notebooks/07_dpo_experiments.ipynb
 )
 
 choose_python "${NEWLLM_PYTHON:-}"
-make_environment .venv -e ".[offline,offline-gemma,qlora]" nbclient nbformat ipykernel
+make_environment .venv -e ".[offline,offline-gemma,qlora,dpo,sweep]" nbclient nbformat ipykernel
 
 export NEWLLM_RUNS=$PWD/runs/demo NEWLLM_DATA_SOURCE=offline NEWLLM_PRESET=demo
 mkdir -p "$NEWLLM_RUNS"

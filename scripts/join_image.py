@@ -16,7 +16,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-EXTRAS = ("offline", "offline-gemma", "qlora", "test")
+EXTRAS = ("offline", "offline-gemma", "qlora", "dpo", "sweep", "test")
 NOT_NEEDED = {"ruff"}  # the linter runs in the environment that the tested versions make
 
 

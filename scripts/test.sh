@@ -27,7 +27,7 @@ if [ -n "$dir" ]; then
 else
     dir=.venv-test
     choose_python "$python"
-    make_environment "$dir" -e ".[offline,offline-gemma,qlora,test]" "pip>=25" # older ones take three times as long to resolve an image
+    make_environment "$dir" -e ".[offline,offline-gemma,qlora,dpo,sweep,test]" "pip>=25" # older ones take three times as long to resolve an image
     say "ruff"
     "$dir/bin/ruff" check .
     "$dir/bin/ruff" format --check .

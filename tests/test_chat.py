@@ -74,6 +74,40 @@ def test_values_out_of_range_are_named(tmp_path, field, value):
         Chat(tmp_path, **{field: value})
 
 
+def test_sampling_changes_between_two_replies_and_the_state_stays(folder):
+    chat = Chat(folder, max_new_tokens=5, temperature=0)
+    list(chat.reply("Hello"))
+    read, cache = list(chat.stream.read), chat.stream.cache
+    chat.set_sampling(9, 1.5, 0.9, 1.2)
+    assert chat.stream.read == read and chat.stream.cache is cache
+    assert chat.max_new_tokens == 9 and not chat.stream.greedy and len(chat.stream.warpers) == 3
+    with pytest.raises(InputError, match="top_p"):
+        chat.set_sampling(9, 1.5, 0.0)
+    chat.set_sampling(9, 1.0, 1.0)
+    assert len(chat.stream.warpers) == 0, "the folder asks for no repetition penalty"
+
+
+def test_a_chat_draws_nothing_from_the_global_generator(folder):
+    before = torch.random.get_rng_state()
+    list(Chat(folder, max_new_tokens=5, seed=1).reply("Hello"))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_state_is_counted_in_bytes(folder):
+    chat = Chat(folder, max_new_tokens=5)
+    assert chat.state_bytes == 0
+    sizes = []
+    for text in ("Hello", " and then"):
+        list(chat.reply(text))
+        sizes.append(chat.state_bytes)
+    if chat.is_recurrent:
+        assert sizes == [4 * chat.model.config.context_size] * 2
+    else:
+        assert sizes[0] < sizes[1]
+    chat.reset()
+    assert chat.state_bytes == 0
+
+
 def test_a_chat_of_the_base_says_what_the_base_says_while_others_use_the_model():
     peft = pytest.importorskip("peft")
     base = tiny_gemma()

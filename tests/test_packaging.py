@@ -1,6 +1,7 @@
 """What is committed and what installing it does: no file names a machine, notebooks are clean, and not one
 package of Colab's three newest images is replaced."""
 
+import ast
 import json
 import re
 import shutil
@@ -86,6 +87,21 @@ def test_scripts_named_in_the_readme_exist():
         pytest.skip("no README.md yet")
     named = set(re.findall(r"bash (scripts/[\w./-]+)", readme.read_text(encoding="utf-8")))
     assert named and not [name for name in named if not (ROOT / name).is_file()]
+
+
+def test_every_table_of_the_package_is_in_the_wheel():
+    nodes = ast.walk(ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")))
+    (named,) = [ast.literal_eval(n.value) for n in nodes if isinstance(n, ast.keyword) and n.arg == "package_data"]
+    installed = {
+        path
+        for package, patterns in named.items()
+        for pattern in patterns
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    package = ROOT / "newllm_lib"
+    assert installed and installed == {
+        path for path in committed_files() if path.is_relative_to(package) and path.suffix != ".py"
+    }
 
 
 def pinned_versions(image: str) -> dict[str, str]:

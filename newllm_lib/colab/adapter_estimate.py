@@ -55,12 +55,21 @@ def base_of(args: QloraLwfArguments) -> BaseModel:
     Raises:
         InputError: there is none within reach.
     """
-    folder = Path(args.model or "").expanduser()
+    return base_named(args.model, args.data_source == "offline")
+
+
+def base_named(model: str | None, offline: bool = False) -> BaseModel:
+    """`find_base_model`, but what has been found, or could not be, is not looked for again in the same session.
+
+    Raises:
+        InputError: there is none within reach.
+    """
+    folder = Path(model or "").expanduser()
     stamp = ()
-    if args.model and folder.is_dir():  # it is found anew when its weights change
+    if model and folder.is_dir():  # it is found anew when its weights change
         weights = [path.stat() for path in sorted(folder.glob("*.safetensors"))]
         stamp = tuple((status.st_size, status.st_mtime_ns) for status in weights)
-    base, problem = _find(args.model, args.data_source == "offline", stamp)
+    base, problem = _find(model, offline, stamp)
     if base is None:
         raise InputError(problem)
     return base

@@ -1,6 +1,6 @@
 """A conversation as chat bubbles: who asks on the right, who answers on the left."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .notices import FAINT, escape
 
@@ -15,6 +15,28 @@ def bubbles_html(messages: Sequence[dict[str, str]], most_characters: int | None
         most_characters: longer turns are shortened to this.
     """
     return "".join(_bubble(message["role"], message["content"], most_characters) for message in messages)
+
+
+def one_exchange(said: str, reply: str, is_going: bool) -> list[dict[str, str]]:
+    """What was said and the reply so far, as two turns; a reply that goes on ends in a block."""
+    reply += " ▌" if is_going else ""
+    return [{"role": "user", "content": said}, {"role": "assistant", "content": reply}]
+
+
+def columns_html(conversations: Mapping[str, Sequence[dict[str, str]]], notes: Mapping[str, str] | None = None) -> str:
+    """Conversations with several models side by side where there is room, the model's name above each.
+
+    Args:
+        notes: name -> what there is to know before its first bubble.
+    """
+    columns = []
+    for name, messages in conversations.items():
+        title = f"<b>{escape(name)}</b>" if len(conversations) > 1 else ""
+        note = (notes or {}).get(name, "")
+        if note:
+            note = f'<div style="opacity:.75;font-size:12px">{escape(note)}</div>'
+        columns.append(f'<div style="flex:1 1 260px;min-width:240px">{title}{note}{bubbles_html(messages)}</div>')
+    return f'<div style="display:flex;flex-wrap:wrap;gap:4px 16px;margin-top:6px">{"".join(columns)}</div>'
 
 
 def _bubble(role: str, content: str, most_characters: int | None) -> str:

@@ -1,13 +1,17 @@
-"""A box to talk to the trained models in, their replies streamed into one output that is updated in place.
+"""A box to talk to the trained models in, one or two at a time, their replies streamed into one output that is updated
+in place; under it how replies are drawn, and what is remembered.
 
-Core widgets only, and no thread: a reply is made inside the click's own callback, during which the kernel is busy and
-the page shows each update as it is sent.
+Core widgets only, and no thread. In Jupyter a reply is made between the kernel's messages, so that Stop is heard while
+it is made. Colab shows only what is sent from inside a message: there a reply is made inside the click's own callback,
+and is stopped as a cell is.
 """
 
+import asyncio
 import contextlib
+import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -15,98 +19,194 @@ from accelerate.utils.memory import clear_device_cache
 from IPython.display import display
 
 from ..chat import Chat
-from ..errors import InputError
 from ..stages.evaluate import open_model
-from .bubbles import bubbles_html
+from .bubbles import columns_html, one_exchange
+from .chat_memory import MemoryControls, memory_html, memory_note, pictures_html
+from .chat_sampling import SamplingSliders
+from .download import download_html
+from .failures import code_and_sentence
 from .notices import GRID, in_one_sentence, quiet_notebook, say, sentence_html
+from .storage import on_colab
+from .transcript import TRANSCRIPT_FILE, transcript_text
 
 INTERVAL_SECONDS = 0.1  # between two updates of the page
-SHORT_REPLY = 100  # tokens: two replies are made at a time, on a CPU of a large model
+LONG_REPLY, SHORT_REPLY = 200, 100  # tokens; the short one for two replies of a large model on a CPU
+NOBODY = "nobody else"
 DISCLAIMER = (
-    "This is a small language model, no assistant: it has learned what conversations sound like. What it says may be "
-    "wrong or senseless, and is nobody's opinion."
+    "This is a small language model, no assistant: it has learned what conversations sound like. It knows no facts, "
+    "cannot look anything up and does not know you. What it says may be wrong or senseless, and is nobody's opinion."
 )
+STOP_ON_COLAB = "To stop a reply: Runtime > Interrupt execution."
 
 
 class ChatBox:
-    """Text field, Send and Reset under the conversation; with several models, a choice between them, each with a
-    conversation of its own.
+    """Text field, Send, Stop and Reset under the conversation; with several models, a choice of one or two that hear
+    what is said, each with a conversation of its own.
 
     Args:
-        folders: the folders of the trained models.
+        folders: the folders of the trained models, or name -> folder.
         seed: of what is drawn; None: other replies every time.
     """
 
-    def __init__(self, folders: Sequence[str | Path], seed: int | None = None):
-        self.folders = {Path(folder).name: folder for folder in folders}
+    max_new_tokens = LONG_REPLY
+
+    def __init__(self, folders: Sequence[str | Path] | Mapping[str, str | Path], seed: int | None = None):
+        if not isinstance(folders, Mapping):
+            folders = {Path(folder).name: folder for folder in folders}
+        self.folders = dict(folders)
         self.seed = seed
         self.chats: dict[str, Chat] = {}
-        self.model = widgets.Dropdown(options=list(self.folders), layout=widgets.Layout(width="160px"))
+        self.counts: dict[str, list[int]] = {}  # bytes held after each reply
+        self.is_busy = self.is_stopped = False
+        self.task: asyncio.Task | None = None
+        names = list(self.folders)
+        self.first = widgets.Dropdown(options=names, layout=widgets.Layout(width="150px"))
+        self.second = widgets.Dropdown(
+            options=[NOBODY, *names], value=[*names, NOBODY][1], layout=widgets.Layout(width="150px")
+        )
         self.text = widgets.Text(placeholder="Say something", layout=widgets.Layout(width="auto", flex="1 1 240px"))
         self.send_button = widgets.Button(description="Send", layout=widgets.Layout(width="80px"))
+        self.stop_button = widgets.Button(description="Stop", disabled=True, layout=widgets.Layout(width="80px"))
         self.reset_button = widgets.Button(description="Reset", layout=widgets.Layout(width="80px"))
-        self.output = widgets.HTML(layout=widgets.Layout(width="auto"))
-        chosen = [self.model] if len(self.folders) > 1 else []
-        line = widgets.HBox(
-            [*chosen, self.text, self.send_button, self.reset_button],
-            layout=widgets.Layout(flex_flow="row wrap", width="100%"),
+        self.output, self.notice, self.remembered, self.picture, self.links = (
+            widgets.HTML(layout=widgets.Layout(width="auto")) for _ in range(5)
         )
-        self.box = widgets.VBox([self.output, line], layout=widgets.Layout(width="100%", max_width="760px"))
+        self.sampling = SamplingSliders(self.max_new_tokens)
+        self.memory = MemoryControls(
+            Path(next(iter(self.folders.values()))).parent / "memories", self.open_chats, self._conversation_changed
+        )
+        self.box = self._lay_out()
+        self._listen()
+        self._show()
+
+    def _lay_out(self) -> widgets.Widget:
+        row = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
+        self.choice = widgets.HBox(
+            [widgets.HTML("<b>A</b>"), self.first, widgets.HTML("<b>B</b>"), self.second],
+            layout=widgets.Layout(**row, display=None if len(self.folders) > 1 else "none"),
+        )
+        buttons = [self.send_button, self.stop_button, self.reset_button]
+        if on_colab():
+            self.stop_button.layout.display = "none"
+            buttons.append(widgets.HTML(f'<span style="opacity:.75;font-size:12px">{STOP_ON_COLAB}</span>'))
+        line = widgets.HBox([self.text, *buttons], layout=widgets.Layout(**row))
+        self.panes = widgets.Accordion([self.sampling.box, self.memory.box], selected_index=None)
+        self.panes.set_title(0, "How replies are drawn")
+        self.panes.set_title(1, "Memory: save it, go on from it")
+        parts = [self.output, self.notice, self.choice, line, self.remembered, self.picture, self.links, self.panes]
+        return widgets.VBox(parts, layout=widgets.Layout(width="100%", max_width="1000px"))
+
+    def _listen(self) -> None:
         self.send_button.on_click(lambda button: self.send())
+        self.stop_button.on_click(lambda button: self.stop())
         self.reset_button.on_click(lambda button: self.reset())
         with warnings.catch_warnings():
             # ipywidgets 8 advises to watch `value` instead, which would send what is left in the field by a mere click.
             warnings.simplefilter("ignore")
             self.text.on_submit(lambda text: self.send())
-        self.model.observe(lambda change: self._show(), names="value")
-        self._show()
+        for chosen in (self.first, self.second):
+            chosen.observe(lambda change: self._show(), names="value")
 
     def send(self) -> None:
-        """Say what stands in the text field, and show the reply as it comes. ■ ends a reply early."""
+        """Say what stands in the text field, and show the replies as they come."""
         said = self.text.value.strip()
-        if not said:
+        if not said or self.is_busy:
             return
+        self._set_busy(True)  # at once: before a task begins another click may come
         self.text.value = ""
-        try:
-            chats = self.open_chats()
-        except InputError as error:
-            self.output.value = sentence_html(str(error), "fail")
-            return
-        with contextlib.suppress(KeyboardInterrupt):  # the conversation keeps what has been said so far
-            self._stream(chats, said)
-        self._show()
+        loop = _running_loop()
+        if loop is None:
+            self.say_and_wait(said)
+        else:
+            self.task = loop.create_task(self._in_turns(self._exchange(said)))  # kept: a lost task may be collected
 
-    def _stream(self, chats: dict[str, Chat], said: str) -> None:
-        """Say the same to all of them, and show the replies as they grow, a piece of each in turn."""
+    def say_and_wait(self, said: str) -> None:
+        """Say something, and return when the replies are complete. ■ ends them early."""
+        for _ in self._exchange(said):
+            continue
+
+    async def _in_turns(self, exchange: Iterator[None]) -> None:
+        """Make the replies piece by piece; between two pieces the kernel hears what the page sends, such as Stop."""
+        for _ in exchange:
+            await asyncio.sleep(0)
+
+    def stop(self) -> None:
+        """End the replies that are being made; what has been said so far is kept."""
+        self.is_stopped = True
+
+    def _exchange(self, said: str) -> Iterator[None]:
+        """Say the same to all who are spoken to, and show the replies as they grow, a piece of each in turn."""
+        self._set_busy(True)
+        self.notice.value = ""
+        try:
+            if not all(name in self.chats for name in self.spoken_to()):
+                self.notice.value = '<div style="opacity:.75">Opening the model …</div>'
+                yield
+            chats = self.open_chats()
+            self.notice.value = ""
+            yield from self._stream(chats, said)
+        except KeyboardInterrupt:
+            self.notice.value = ""  # the conversation keeps what has been said so far
+        except Exception as error:  # inside a callback nobody else would show it
+            sys.last_value = error  # where the report looks for it
+            code, sentence = code_and_sentence(error)
+            self.notice.value = sentence_html(sentence, "fail", code)
+        finally:
+            try:
+                self._show()
+            finally:
+                self._set_busy(False)
+
+    def _stream(self, chats: dict[str, Chat], said: str) -> Iterator[None]:
         before = {name: list(chat.messages) for name, chat in chats.items()}
+        for chat in chats.values():
+            self.sampling.apply(chat)
         replies = {name: chat.reply(said) for name, chat in chats.items()}
         texts, going, shown_at = dict.fromkeys(chats, ""), list(chats), 0.0
         try:
-            while going:
+            while going and not self.is_stopped:
                 for name in tuple(going):
                     if (piece := next(replies[name], None)) is None:
                         going.remove(name)
                     else:
                         texts[name] += piece
                 if going and time.monotonic() - shown_at >= INTERVAL_SECONDS:
-                    self._show(
-                        {name: [*before[name], *_turn(said, text, name in going)] for name, text in texts.items()}
+                    self._show_turns(
+                        {
+                            name: [*before[name], *one_exchange(said, text, name in going)]
+                            for name, text in texts.items()
+                        }
                     )
                     shown_at = time.monotonic()
+                yield
         finally:
-            for reply in replies.values():
+            for name, reply in replies.items():
                 reply.close()
+                self.counts.setdefault(name, []).append(chats[name].state_bytes)
+
+    def _set_busy(self, is_busy: bool) -> None:
+        self.is_busy, self.is_stopped = is_busy, False
+        self.stop_button.disabled = not is_busy
+        for control in (self.send_button, self.reset_button, self.first, self.second):
+            control.disabled = is_busy
+        self.memory.lock(is_busy)
 
     def reset(self) -> None:
         """Begin a new conversation with who is spoken to."""
+        self.notice.value = ""
         for name in self.spoken_to():
+            self.counts.pop(name, None)
             if name in self.chats:
                 self.chats[name].reset()
         self._show()
 
+    def _conversation_changed(self, name: str) -> None:
+        self.counts.pop(name, None)
+        self._show()
+
     def spoken_to(self) -> tuple[str, ...]:
-        """The models that hear what is said: the chosen one."""
-        return (self.model.value,)
+        """The models that hear what is said: A, and B if it is another one."""
+        return tuple(name for name in dict.fromkeys((self.first.value, self.second.value)) if name != NOBODY)
 
     def open_chats(self) -> dict[str, Chat]:
         """Name -> conversation of who is spoken to; a model is loaded when that happens for the first time."""
@@ -115,30 +215,36 @@ class ChatBox:
                 self.chats[name] = Chat(self.folders[name], seed=self.seed)
         return {name: self.chats[name] for name in self.spoken_to()}
 
-    def _show(self, conversations: dict[str, Sequence[dict[str, str]]] | None = None) -> None:
-        if conversations is None:
-            conversations = {name: self.chats[name].messages for name in self.spoken_to() if name in self.chats}
-        nothing = '<div style="opacity:.75">Nothing has been said yet.</div>'
+    def _show(self) -> None:
+        """Everything as it stands between two replies."""
+        chats = {name: self.chats[name] for name in self.spoken_to() if name in self.chats}
+        self._show_turns({name: chat.messages for name, chat in chats.items()})
+        is_begun = any(chat.messages or chat.memory for chat in chats.values())
+        self.remembered.value = memory_html(chats, self.counts)
+        text = transcript_text(chats, self.sampling.sentence())
+        self.links.value = download_html(TRANSCRIPT_FILE, text, "Download this conversation") if is_begun else ""
+        self.picture.value = pictures_html(chats) if self.memory.picture.value else ""
+
+    def _show_turns(self, conversations: dict[str, Sequence[dict[str, str]]]) -> None:
+        notes = {name: memory_note(self.chats[name]) for name in conversations}
+        shown = '<div style="opacity:.75">Nothing has been said yet.</div>'
+        if any(notes.values()) or any(conversations.values()):
+            shown = columns_html(conversations, notes)
         self.output.value = (
             f'<div style="border:1px solid {GRID};border-radius:8px;padding:6px 10px">'
-            f'<div style="opacity:.75;font-size:12px;line-height:1.4">{DISCLAIMER}</div>'
-            f"{self.turns_html(conversations) if any(conversations.values()) else nothing}</div>"
+            f'<div style="opacity:.75;font-size:12px;line-height:1.4">{DISCLAIMER}</div>{shown}</div>'
         )
-
-    def turns_html(self, conversations: dict[str, Sequence[dict[str, str]]]) -> str:
-        """What has been said, as bubbles."""
-        return "".join(bubbles_html(messages) for messages in conversations.values())
 
 
 class SideBySide(ChatBox):
-    """The same words to a tuned model and to the base it was tuned from, each in a conversation of its own. One model
-    is loaded: the base is what it says with its adapters off."""
+    """The same words to a tuned model and to the base it was tuned from. One model is loaded: the base is what it says
+    with its adapters off."""
 
     NAMES = ("base", "tuned")
+    max_new_tokens = SHORT_REPLY
 
     def __init__(self, folder: str | Path, seed: int | None = None):
         super().__init__([folder], seed)
-        self.box.layout.max_width = "1000px"
 
     def spoken_to(self) -> tuple[str, ...]:
         return self.NAMES
@@ -148,32 +254,32 @@ class SideBySide(ChatBox):
             (folder,) = self.folders.values()
             clear_device_cache(garbage_collection=True)  # the model that was trained may still be there
             trained = open_model(folder)
-            self.chats = {
-                name: Chat(trained, max_new_tokens=SHORT_REPLY, seed=self.seed, base=name == "base")
-                for name in self.NAMES
-            }
+            self.chats = {name: Chat(trained, seed=self.seed, base=name == "base") for name in self.NAMES}
         return self.chats
 
-    def turns_html(self, conversations: dict[str, Sequence[dict[str, str]]]) -> str:
-        columns = "".join(
-            f'<div style="flex:1 1 260px;min-width:240px"><b>{name}</b>{bubbles_html(messages)}</div>'
-            for name, messages in conversations.items()
-        )
-        return f'<div style="display:flex;flex-wrap:wrap;gap:4px 16px;margin-top:6px">{columns}</div>'
 
-
-def _turn(said: str, reply: str, is_going: bool) -> list[dict[str, str]]:
-    reply += " ▌" if is_going else ""
-    return [{"role": "user", "content": said}, {"role": "assistant", "content": reply}]
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """The loop of the thread that has heard a click, if what is sent outside of a message is shown."""
+    if on_colab():
+        return None
+    with contextlib.suppress(RuntimeError):
+        return asyncio.get_running_loop()
+    return None
 
 
 @in_one_sentence
-def show_chat(folders: Sequence[str | Path], opening: str = "") -> ChatBox:
+def show_chat(folders: Sequence[str | Path], opening: str = "", before: Path | None = None) -> ChatBox:
     """Display the box, with one exchange already made if `opening` says something: so the cell has something to show,
-    and a model that cannot be loaded is known at once."""
-    box = _open(ChatBox(folders), opening)
-    names = " and ".join(box.folders)
-    say(f"{names} can be talked to: type above, then Send. A small model is no assistant.")
+    and a model that cannot be loaded is known at once.
+
+    Args:
+        before: the run that was gone on from: its models can be heard beside those of `folders`.
+    """
+    named = {Path(folder).name: folder for folder in folders}
+    if before is not None:
+        named |= {f"{name} before": before / name for name in list(named)}
+    box = _open(ChatBox(named), opening)
+    say(f"{' and '.join(named)} can be talked to: type above, then Send. A small model is no assistant.")
     return box
 
 
@@ -190,6 +296,5 @@ def _open(box: ChatBox, opening: str) -> ChatBox:
     display(box.box)
     if opening:
         box.open_chats()  # raises where `send` would only show the sentence
-        box.text.value = opening
-        box.send()
+        box.say_and_wait(opening)
     return box

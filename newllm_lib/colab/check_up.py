@@ -5,25 +5,29 @@ from pathlib import Path
 from IPython.display import HTML, display
 
 from ..doctor import Finding, doctor
-from .notices import escape, mark_html, quiet_notebook, say, table_html
+from .notices import code_html, escape, mark_html, quiet_notebook, say, table_html
 
 
-def show_check_up(folder: str | Path = ".", adapters: bool = False) -> None:
+def show_check_up(folder: str | Path = ".", adapters: bool = False, preferences: bool = False) -> None:
     """Examine the machine, show every finding, and sum them up in a sentence.
 
     Args:
-        adapters: with what only stage 5 needs.
+        adapters: with what only stage 5 needs; preferences: with what only stage 6 needs.
     """
     quiet_notebook()
-    findings = doctor(folder, adapters)
+    findings = doctor(folder, adapters, preferences)
     display(HTML(check_up_html(findings)))
     say(*verdict(findings))
 
 
 def check_up_html(findings: list[Finding]) -> str:
-    """One row per finding: mark, subject, value, advice."""
-    rows = [[mark_html(f.status), f"<b>{escape(f.subject)}</b>", escape(f.value), escape(f.advice)] for f in findings]
-    return table_html(rows)
+    """One row per finding: mark, subject, value, advice and its code."""
+    return table_html(
+        [
+            [mark_html(f.status), f"<b>{escape(f.subject)}</b>", escape(f.value), escape(f.advice) + code_html(f.code)]
+            for f in findings
+        ]
+    )
 
 
 def verdict(findings: list[Finding]) -> tuple[str, str]:

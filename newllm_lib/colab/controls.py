@@ -3,20 +3,27 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets as widgets
 
 from ..errors import InputError
-from .notices import escape
+from .notices import FAINT, escape
 
 # What the panel calls a field where its own name would not tell a student; also the order of the panel.
 LABELS = {
+    "trials": "trials",
+    "search_beta": "beta",
+    "search_learning_rate": "learning rate",
+    "search_lora_r": "rank",
+    "search_loss_type": "loss",
     "data_source": "data",
     "data": "your file",
     "eval_data": "held-out file",
     "skip_bad_rows": "skip bad rows",
+    "dataset": "dataset",
+    "pairs": "pairs",
     "max_samples": "rows taken",
     "tokenizer": "tokenizer",
     "vocab_size": "vocabulary",
@@ -28,26 +35,38 @@ LABELS = {
     "lora_r": "rank",
     "lora_alpha": "alpha",
     "lora_dropout": "dropout of the adapters",
+    "repetition_penalty": "repetition penalty",
     "distill_weight": "held to the base",
     "temperature": "temperature",
     "rehearsal_ratio": "rehearsal",
-    "repetition_penalty": "repetition penalty",
     "rehearsal_data": "file to rehearse",
     "rehearsal_eval_data": "file for forgetting",
+    "beta": "beta",
+    "loss_type": "loss",
     "loss_on": "learn",
     "max_steps": "updates",
     "num_train_epochs": "epochs",
     "learning_rate": "learning rate",
+    "sft_epochs": "the chosen first",
+    "sft_weight": "weight of the chosen",
     "per_device_train_batch_size": "batch size",
     "gradient_accumulation_steps": "accumulation",
     "activation_checkpointing": "compute twice",
     "warmup_steps": "warm-up",
 }
 CHOICE_LABELS = {"file": "my file", "assistant": "the assistant's words", "all": "every token"}
-PLACEHOLDERS = {"model": "empty: Gemma-2B, offline Gemma 3 270M"}
+PLACEHOLDERS = {
+    "model": "empty: Gemma-2B, offline Gemma 3 270M",
+    "dataset": "empty: generated Japanese pairs",
+}
 # What the panel needs to know beside our dataclasses, and fields of transformers that these say nothing about.
 EXTRA_METADATA = {
     "lora_alpha": {"steps": (4.0, 8.0, 16.0, 32.0, 64.0, 128.0)},
+    "repetition_penalty": {"group": "Model"},
+    "sft_epochs": {"group": "Training"},
+    "sft_weight": {"group": "Training"},
+    "search_beta": {"help": "From, to; both knobs on one value keep it."},
+    "search_learning_rate": {"help": "From, to; both knobs on one value keep it."},
     "max_steps": {
         "help": "Length of the run in updates; or let the epochs decide.",
         "group": "Training",
@@ -112,15 +131,28 @@ def settings_fields(arguments_class: type) -> list[dataclasses.Field]:
     return sorted(fields, key=lambda field: order.index(field.name) if field.name in order else len(order))
 
 
-def group_of(field: dataclasses.Field) -> str:
-    return _metadata(field)["group"]
+def columns(fields: Iterable[dataclasses.Field], controls: Mapping[str, Control]) -> list[widgets.Widget]:
+    """The controls by group, each group a column: three where there is room for them, else two or one, and none ever
+    narrower than its sliders."""
+    groups: dict[str, list[widgets.Widget]] = {}
+    for field in fields:
+        groups.setdefault(_metadata(field)["group"], []).append(controls[field.name].box)
+    layout = {"flex": "1 1 290px", "min_width": "270px", "margin": "4px 16px 8px 0"}
+    style = f"font-weight:bold;font-size:15px;padding:2px 8px;background:{FAINT}"
+    return [
+        widgets.VBox([widgets.HTML(f'<div style="{style}">{group}</div>'), *boxes], layout=widgets.Layout(**layout))
+        for group, boxes in groups.items()
+    ]
 
 
-def make_control(field: dataclasses.Field, extra_values: Iterable[Any] = ()) -> Control:
+def make_control(
+    field: dataclasses.Field, extra_values: Iterable[Any] = (), suggestions: Sequence[str] = ()
+) -> Control:
     """The control of one field.
 
     Args:
         extra_values: values a slider of steps has to have beside its own, such as those of presets.
+        suggestions: what a text field offers to whoever begins to type.
     """
     metadata = _metadata(field)
     kind, optional = _plain_type(field)
@@ -129,22 +161,29 @@ def make_control(field: dataclasses.Field, extra_values: Iterable[Any] = ()) -> 
         widget = widgets.Checkbox(value=field.default, indent=False, layout=layout, description="yes")
     elif kind is str and not get_args(kind) and "low" not in metadata and optional:
         placeholder = PLACEHOLDERS.get(field.name, "path, for example /content/my_text.txt")
-        widget = widgets.Text(placeholder=placeholder, continuous_update=False, layout=layout)
+        kind_of_text = {"placeholder": placeholder, "continuous_update": False, "layout": layout}
+        widget = widgets.Combobox(options=suggestions, **kind_of_text) if suggestions else widgets.Text(**kind_of_text)
     elif get_origin(field.type) is Literal:
         options = [(CHOICE_LABELS.get(choice, choice), choice) for choice in get_args(field.type)]
         widget = widgets.Dropdown(options=options, value=field.default, layout=layout)
     else:
         widget = _slider(field, metadata, kind, optional, extra_values)
+    return Control(field.name, widget, labelled(field, widget), kind, optional)
+
+
+def labelled(field: dataclasses.Field, widget: widgets.Widget) -> widgets.Widget:
+    """The widget under its name and help text."""
     tooltip = f"--{field.name}"
-    if "tooltip" in widget.traits():  # ipywidgets 8; 7 has it for buttons only
+    # ipywidgets 7 knows tooltips of buttons only, and the page fails to show a box that has one.
+    if "tooltip" in widget.traits() and not isinstance(widget, widgets.Box):
         widget.tooltip = tooltip
     label = LABELS.get(field.name, field.name.replace("_", " "))
     text = (
         f'<div style="line-height:1.35;margin-top:8px"><b title="{tooltip}">{escape(label)}</b>'
-        f'<div style="opacity:.75;font-size:12px">{escape(_help(metadata))}</div></div>'
+        f'<div style="opacity:.75;font-size:12px">{escape(_help(_metadata(field)))}</div></div>'
     )
-    box = widgets.VBox([widgets.HTML(text, layout=layout), widget], layout=widgets.Layout(width="auto"))
-    return Control(field.name, widget, box, kind, optional)
+    heading = widgets.HTML(text, layout=widgets.Layout(width="auto", min_width="0"))
+    return widgets.VBox([heading, widget], layout=widgets.Layout(width="auto"))
 
 
 def _slider(field, metadata, kind, optional, extra_values) -> widgets.Widget:
@@ -155,7 +194,7 @@ def _slider(field, metadata, kind, optional, extra_values) -> widgets.Widget:
     if metadata.get("log") or optional or "steps" in metadata:
         steps = metadata.get("steps")
         if steps is None:
-            steps = _log_steps(low, high, kind) if metadata.get("log") else range(int(low), int(high) + 1)
+            steps = log_steps(low, high, kind) if metadata.get("log") else range(int(low), int(high) + 1)
         default = UNSET if field.default is None else field.default
         options = _labelled(field.name, sorted({*steps, *extra_values, default, *([UNSET] if optional else [])}))
         return widgets.SelectionSlider(options=options, value=default, **common)
@@ -168,7 +207,7 @@ def _slider(field, metadata, kind, optional, extra_values) -> widgets.Widget:
     )
 
 
-def _log_steps(low: float, high: float, kind: type) -> list[float]:
+def log_steps(low: float, high: float, kind: type) -> list[float]:
     """Integers: doublings of `low`. Other numbers: 1, 2, 3 and 5 times each power of ten."""
     if kind is int:
         return [*(int(low) * 2**k for k in range(64) if int(low) * 2**k < high), int(high)]
@@ -222,4 +261,5 @@ def _plain_type(field: dataclasses.Field) -> tuple[type, bool]:
 def _is_offered(field: dataclasses.Field) -> bool:
     kind, optional = _plain_type(field)
     choices = get_origin(field.type) is Literal
-    return choices or kind is bool or (kind is str and optional) or "low" in _metadata(field)
+    is_search = field.name.startswith("search_")  # whose values a range or ticks stand for
+    return choices or kind is bool or (kind is str and optional) or "low" in _metadata(field) or is_search

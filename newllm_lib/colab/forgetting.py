@@ -55,7 +55,7 @@ def read_forgetting(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / FORGETTING_FILE
     if not path.exists():
-        raise InputError(f"{path.parent.name} is not finished: run the training cell again.")
+        raise InputError(f"{path.parent.name} is not finished: run the training cell again.", "NL-404")
     return json.loads(path.read_text(encoding="utf-8"))
 
 

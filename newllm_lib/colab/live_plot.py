@@ -12,12 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from IPython.display import HTML, display
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
+from ..evaluation.preference_scores import chosen_falls
+from ..stages.reference import ReferenceArguments
+from ..training.arguments import StageArguments
 from ..training.curves import COLOURS, curves_figure
 from ..training.lwf_arguments import QloraLwfArguments
 from ..training.report import METRICS_FILE
-from .notices import GRID, escape, mark_html, picture_html
+from .controls import in_the_panels_words
+from .copy_status import CopyStatus, span
+from .notices import GRID, escape, mark_html, picture_html, sentence_html
 
 INTERVAL_SECONDS = 2.0
 DRAWING_SHARE = 0.05  # of the time, at most, goes into drawing the picture
@@ -28,7 +33,14 @@ FACTS = (
     ("eval_bits_per_byte", "{:.3f} bits per byte held out"),
     ("eval_general_bits_per_byte", "{:.3f} of general text"),
     ("eval_general_kl_to_base", "{:.3f} nats from the base"),
+    ("eval_accuracy", "held-out accuracy {:.0%}"),
+    ("eval_margin", "margin {:.2f}"),
+    ("eval_kl", "{:.3f} nats from the reference"),
 )
+
+
+LEARNS_CHOSEN = "learning the chosen answers"  # before preferences
+TRAINS = ("training", LEARNS_CHOSEN)
 
 
 @dataclass
@@ -44,6 +56,7 @@ class ModelProgress:
     unit: str = "tokens"
     seconds_left: float | None = None
     saved_at: float | None = None
+    on_drive: Callable[[], CopyStatus] | None = None  # where runs are copied to Drive
 
 
 class LivePlot:
@@ -80,6 +93,14 @@ class LivePlot:
         """Say in a word what a model is doing; shown at once."""
         self.models[name].state = state
         self.update()
+
+    def tell_of_drive(self, name: str) -> None:
+        """Show how the copy of a model that trains no longer comes along."""
+        model = self.models[name]
+        if model.on_drive is not None:
+            state = model.state
+            self.set_state(name, f"{state}, {model.on_drive().sentence()}")
+            model.state = state
 
     def add_finished(self, name: str, folder: Path) -> None:
         """Show a run that was finished before, from the log in its folder."""
@@ -119,8 +140,9 @@ class LivePlot:
             self._line(model, COLOURS[number % len(COLOURS)]) for number, model in enumerate(self.models.values())
         )
         hint = ""
-        if any(model.state == "training" for model in self.models.values()):
+        if any(model.state in TRAINS for model in self.models.values()):
             hint = "To stop, interrupt the cell (■): the update is finished and saved, and the next run continues."
+        lines += "".join(sentence_html(warning, "note") for warning in map(_warning, self.models.values()) if warning)
         return HTML(
             f'<div style="font-size:14px;line-height:1.5">{lines}'
             f'<div style="opacity:.75;font-size:12px;margin:2px 0 4px">{hint}</div></div>'
@@ -145,16 +167,23 @@ class LivePlot:
         for key, text in FACTS:
             if (value := _newest(model.history, key)) is not None:
                 facts.append(text.format(value))
-        if model.state != "training":
+        if model.state not in TRAINS:
             return facts
         if model.per_second:
             digits = 0 if model.per_second >= 10 else 1
             facts.append(f"{model.per_second:,.{digits}f} {model.unit}/s")
         if model.seconds_left is not None:
             facts.append(f"{model.seconds_left / 60:.1f} minutes left")
-        if model.saved_at is not None:
-            facts.append(f"saved {self.clock() - model.saved_at:.0f} s ago ✓")
-        return facts
+        return facts + self._saves(model)
+
+    def _saves(self, model: ModelProgress) -> list[str]:
+        if model.saved_at is None:
+            return []
+        here = f"saved {span(self.clock() - model.saved_at)} ago ✓"
+        if model.on_drive is None:
+            return [here]
+        status = model.on_drive()
+        return [status.sentence()] if status.is_current else [here, status.sentence()]
 
 
 class LiveCallback(TrainerCallback):
@@ -169,11 +198,16 @@ class LiveCallback(TrainerCallback):
         self.evaluation_seconds = 0.0
         self.model.history, self.model.updates = state.log_history, state.max_steps
         self.model.update, self.model.state = state.global_step, "training"
-        self.per_update = args.effective_batch_size
-        if isinstance(args, QloraLwfArguments):
+        if isinstance(args, ReferenceArguments):
+            self.model.state = LEARNS_CHOSEN
+        if isinstance(args, TrainingArguments) and not isinstance(args, StageArguments):  # TRL's, for preferences
+            self.model.unit = "pairs"
+            self.per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        elif isinstance(args, QloraLwfArguments):
             self.model.unit = "examples"
+            self.per_update = args.effective_batch_size
         else:
-            self.per_update *= args.max_length
+            self.per_update = args.effective_batch_size * args.max_length
         self.plot.update(draw=True)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -194,7 +228,7 @@ class LiveCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.model.history, self.model.update = state.log_history, state.global_step
-        self.model.state = "scoring all held-out text"
+        self.model.state = f"scoring all held-out {'pairs' if self.model.unit == 'pairs' else 'text'}"
         self.plot.update(draw=True)
 
 
@@ -204,6 +238,12 @@ def read_history(folder: Path) -> list[dict]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _warning(model: ModelProgress) -> str:
+    """What the newest evaluation of a model that learns preferences gives reason to."""
+    evaluations = [entry for entry in model.history if "eval_chosen_logp" in entry]
+    return in_the_panels_words(chosen_falls(evaluations[0], evaluations[-1])) if evaluations else ""
 
 
 def _newest(history: list[dict], key: str) -> float | None:

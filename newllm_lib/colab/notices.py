@@ -7,6 +7,7 @@ import base64
 import functools
 import html
 import logging
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from IPython.display import HTML, display
 
 from ..errors import InputError
 from ..quiet import quiet_libraries
+from .failures import FAULT, code_and_sentence
 
 # status -> mark, colour of its badge (white text on it is readable on any page)
 MARKS = {"ok": ("✓", "#1a7f37"), "note": ("!", "#9a6700"), "fail": ("✗", "#cf222e")}
@@ -30,31 +32,56 @@ class CellStopped(Exception):
         return [str(self)]
 
 
+class CellFailed(CellStopped):
+    """A fault of ours: the traceback, and below it the sentence, where it is read first."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [*traceback.format_exception(self.__context__), str(self)]
+
+
 def in_one_sentence(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Let bad input end the cell with the library's sentence alone."""
+    """Let whatever goes wrong end the cell with one sentence and its code; only a fault of ours shows more."""
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
         try:
             return function(*args, **kwargs)
-        except InputError as error:
-            raise CellStopped(f"✗ {error}") from None
+        except CellStopped:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            code, sentence = code_and_sentence(error)
+            mark = "■" if isinstance(error, KeyboardInterrupt) else "✗"
+            raise (CellFailed if code == FAULT else CellStopped)(f"{mark} {sentence} [{code}]") from None
 
     return wrapper
 
 
-def say(sentence: str, status: str = "ok") -> None:
-    """Show one sentence with its mark."""
-    display(HTML(sentence_html(sentence, status)))
+def say(sentence: str, status: str = "ok", code: str = "") -> None:
+    """Show one sentence with its mark, and the code that the README explains it under."""
+    display(HTML(sentence_html(sentence, status, code)))
 
 
-def sentence_html(sentence: str, status: str = "ok") -> str:
-    """The sentence with its mark; a failure also has a red tint."""
+def sentence_html(sentence: str, status: str = "ok", code: str = "") -> str:
+    """The sentence with its mark and code; a failure also has a red tint."""
     tint = "background:rgba(207,34,46,.14);border-left:4px solid #cf222e;" if status == "fail" else ""
     return (
         f'<div style="{tint}padding:4px 8px;line-height:1.5;font-size:14px;overflow-wrap:anywhere">'
-        f"{mark_html(status)} {escape(sentence)}</div>"
+        f"{mark_html(status)} {escape(sentence)}{code_html(code)}</div>"
     )
+
+
+def error_html(error: InputError, words: Callable[[str], str] = str) -> str:
+    """Bad input inside a panel, where it ends no cell.
+
+    Args:
+        words: what the sentence goes through first.
+    """
+    return sentence_html(words(str(error)), "fail", error.code)
+
+
+def code_html(code: str) -> str:
+    """One of CODES, small, after a sentence; nothing for none."""
+    return f' <span style="opacity:.75;font-size:12px;white-space:nowrap">{code}</span>' if code else ""
 
 
 def mark_html(status: str) -> str:
@@ -109,3 +136,5 @@ def quiet_notebook() -> None:
     """The notebook shows progress itself: from the libraries below only errors, from ours only warnings."""
     quiet_libraries()
     logging.getLogger("newllm_lib").setLevel(logging.WARNING)
+    # The live plot has this one's warning, too, and in its place.
+    logging.getLogger("newllm_lib.training.preference_trainer").setLevel(logging.ERROR)

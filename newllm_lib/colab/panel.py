@@ -14,12 +14,13 @@ from ..errors import InputError
 from ..stages.sft import OF_THE_MODEL
 from ..training.checkpoint import read_results, write_json
 from ..training.device import find_device
-from .controls import group_of, in_the_panels_words, make_control, settings_fields
+from .controls import Control, columns, in_the_panels_words, make_control, settings_fields
 from .data_size import FIXED_VOCAB_SIZE
 from .estimate import count_model
-from .notices import FAINT, escape, in_one_sentence, say, sentence_html
+from .notices import FAINT, error_html, escape, in_one_sentence, say
 from .stage import NotebookStage
 from .start_models import finished_runs, start_sentence
+from .storage import is_only_on_drive
 from .text_source import data_identity, dataset_of_file, file_identity, resolve_source
 
 PANEL_FILE = "settings-panel.json"
@@ -34,7 +35,7 @@ PRESET_TITLES = {
 ENVIRONMENT = {"NEWLLM_DATA_SOURCE": "data_source", "NEWLLM_MODEL": "model"}
 # Where things come from is not a preset's business.
 NOT_OF_A_PRESET = (
-    "data_source", "data", "eval_data", "skip_bad_rows", "model", "rehearsal_data", "rehearsal_eval_data",
+    "data_source", "data", "eval_data", "skip_bad_rows", "dataset", "model", "rehearsal_data", "rehearsal_eval_data",
 )  # fmt: skip
 FROM_SCRATCH = ""  # where a start model's run folder stands otherwise
 
@@ -53,25 +54,27 @@ class SettingsPanel:
         InputError: NEWLLM_PRESET or NEWLLM_DATA_SOURCE names nothing we have.
     """
 
+    preset_titles = PRESET_TITLES
+
     @in_one_sentence
     def __init__(self, stage: NotebookStage, runs: str | Path):
-        self.stage = stage
-        self.presets = {name: stage.presets[name] for name in PRESET_TITLES if name in stage.presets}
-        self.output_dir = Path(runs) / stage.folder
+        self.stage, self.runs = stage, Path(runs)
+        self.presets = {name: stage.presets[name] for name in self.preset_titles if name in stage.presets}
+        self.output_dir = self.runs / stage.folder
         self.models = stage.models
         self.seconds_per_flop: dict[str, float] | None = None
         self._filling = False
-        hidden = set(stage.fixed)
+        hidden = {*stage.fixed, *stage.hidden}
         if stage.continues:
             hidden.add("model")  # it is chosen among the finished runs
         fields = [field for field in settings_fields(stage.arguments) if field.name not in hidden]
         self.controls = {
-            field.name: make_control(field, [p[field.name] for p in self.presets.values() if field.name in p])
+            field.name: self._make_control(field, [p[field.name] for p in self.presets.values() if field.name in p])
             for field in fields
         }
         self.defaults = {name: control.value for name, control in self.controls.items()}
         self.preset = widgets.Dropdown(
-            options=[(PRESET_TITLES[name], name) for name in self.presets],
+            options=[(self.preset_titles[name], name) for name in self.presets],
             layout=widgets.Layout(width="auto", flex="1 1 240px"),
         )
         starts = [
@@ -134,9 +137,7 @@ class SettingsPanel:
             InputError: the settings as they stand cannot be run.
         """
         values = self.values()
-        values["data_source"], _ = self._source(values)
-        if "dataset" in values and values["data"] is not None:
-            values["dataset"] = dataset_of_file(self.stage.dataset, values["data"])
+        values |= self._resolved(values)
         values["preset"] = self.preset.value
         if "model_type" in {field.name for field in dataclasses.fields(self.stage.arguments)}:
             values["model_type"] = model_type
@@ -154,7 +155,7 @@ class SettingsPanel:
         settings |= {
             "batch": args.effective_batch_size,
             "model_type": None,
-            "text": data_identity(args, self.stage.dataset),
+            "text": self._identity(args),
             **found,
         }
         if self.start_run is not None:
@@ -163,6 +164,17 @@ class SettingsPanel:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
         args.output_dir = str(self.output_dir / f"{self.preset.value}-{digest}" / model_type)
         return args
+
+    def _resolved(self, values: dict[str, Any]) -> dict[str, Any]:
+        """What the settings that leave a choice come to."""
+        found = {"data_source": self._source(values)[0]}
+        if "dataset" in values and values["data"] is not None:
+            found["dataset"] = dataset_of_file(self.stage.dataset, values["data"])
+        return found
+
+    def _identity(self, args: Any) -> str:
+        """Changes when the data do."""
+        return data_identity(args, self.stage.dataset)
 
     def _source(self, values: dict[str, Any]) -> tuple[str, str]:
         return resolve_source(self.stage.dataset, values["data_source"], values["data"], values["eval_data"])
@@ -175,22 +187,16 @@ class SettingsPanel:
         except (ValueError, TypeError) as error:  # transformers' own checks
             raise InputError(" ".join(str(error).split())) from error
 
+    def _make_control(self, field: dataclasses.Field, extra_values: list[Any]) -> Control:
+        return make_control(field, extra_values)
+
     def _lay_out(self, fields) -> widgets.Widget:
-        columns = []
-        for group in dict.fromkeys(group_of(field) for field in fields):
-            heading = widgets.HTML(
-                f'<div style="font-weight:bold;font-size:15px;padding:2px 8px;background:{FAINT}">{group}</div>'
-            )
-            boxes = [self.controls[field.name].box for field in fields if group_of(field) == group]
-            # Three columns where there is room for them, else two or one: none is ever narrower than its sliders.
-            layout = widgets.Layout(flex="1 1 290px", min_width="270px", margin="4px 16px 8px 0")
-            columns.append(widgets.VBox([heading, *boxes], layout=layout))
         lines = [[widgets.HTML("<b>preset</b>"), self.preset, self.reset]]
         if self.stage.continues:
             lines.append([widgets.HTML("<b>go on from</b>"), self.start])
         layout = {"flex_flow": "row wrap", "align_items": "center", "width": "auto", "max_width": "640px"}
         top = [widgets.HBox(line, layout=widgets.Layout(**layout)) for line in lines]
-        body = widgets.HBox(columns, layout=widgets.Layout(flex_flow="row wrap", width="100%"))
+        body = widgets.HBox(columns(fields, self.controls), layout=widgets.Layout(flex_flow="row wrap", width="100%"))
         return widgets.VBox([*top, body, self.line], layout=widgets.Layout(width="100%"))
 
     def _restore(self) -> None:
@@ -264,8 +270,8 @@ class SettingsPanel:
             parts = self.stage.reckoning.phrases(arguments, self.seconds_per_flop)
             _, note = self._source(self.values())
         except InputError as error:
-            return sentence_html(in_the_panels_words(str(error)), "fail")
-        folder = Path(arguments[self.models[0]].output_dir).parent
+            return error_html(error, in_the_panels_words)
+        folder = self._run_folder(Path(arguments[self.models[0]].output_dir))
         lines = [" · ".join(parts), f"run folder <b>{escape(folder.name)}</b>: {self._state(folder)}"]
         if self.stage.continues:
             lines.append(escape(start_sentence(self.start_run, self.stage.continues, self.models)))
@@ -276,6 +282,10 @@ class SettingsPanel:
             f"{'<br>'.join(lines)}</div>"
         )
 
+    def _run_folder(self, output_dir: Path) -> Path:
+        """The folder that the settings have for themselves."""
+        return output_dir.parent
+
     def _state(self, folder: Path) -> str:
         """Whether the run is new, under way or finished."""
         states = []
@@ -284,4 +294,6 @@ class SettingsPanel:
                 states.append(f"{model} is finished")
             elif any((folder / model).glob("checkpoint-*")):
                 states.append(f"{model} will be continued")
+            elif is_only_on_drive(folder / model):
+                states.append(f"{model} will be brought back from Drive")
         return ", ".join(states) or "new"

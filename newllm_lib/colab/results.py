@@ -8,12 +8,14 @@ from typing import Any
 from IPython.display import HTML, display
 
 from ..stages.compare import compare, comparison_cells, comparison_figure
+from ..stages.dpo import MERGED_FOLDER, PREFERENCES_FILE
 from ..stages.generate import generate
 from ..stages.qlora_lwf import FORGETTING_FILE
 from ..training.checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     MODEL_FILES,
+    REFERENCE_FOLDER,
     RESULTS_FILE,
     has_adapters,
     read_results,
@@ -23,6 +25,7 @@ from ..training.checkpoint import (
 from ..training.report import CURVES_FILE, METRICS_FILE
 from .batch_time import batch_time, batch_time_cells
 from .notices import FAINT, escape, in_one_sentence, picture_html, say, table_html
+from .storage import drive_copier
 
 COMPARISON_FILE = "comparison.json"
 PICTURE_FILE = "comparison.png"
@@ -40,7 +43,13 @@ OF_ADAPTERS = {
     ADAPTER_WEIGHTS: "the adapters of the best checkpoint; the base stays where it is",
     ADAPTER_CONFIG: "which layers they belong to, and to which base",
     "generation_config.json": "how to generate: when to stop, the repetition penalty",
+}
+# What one of the stages that train adapters leaves, and the other does not.
+OF_A_STAGE = {
     FORGETTING_FILE: "metrics and answers before and after",
+    REFERENCE_FOLDER: "the model that the adapters are on: it has learned the chosen answers",
+    PREFERENCES_FILE: "metrics by kind of flaw, answers before and after",
+    MERGED_FOLDER: "one plain model of adapters and base, for transformers",
 }
 
 
@@ -126,7 +135,9 @@ def show_saved_files(folders: Sequence[Path]) -> None:
     run, adapters = folders[0].parent, has_adapters(folders[0])
     purposes = PURPOSES
     if adapters:
-        purposes = {**OF_ADAPTERS, **{name: PURPOSES[name] for name in PURPOSES if name not in MODEL_FILES}}
+        left = {name: purpose for name, purpose in OF_A_STAGE.items() if (folders[0] / name).exists()}
+        others = {name: PURPOSES[name] for name in PURPOSES if name not in MODEL_FILES}
+        purposes = {**OF_ADAPTERS, **left, **others}
     rows = [
         [
             "<b>file</b>",
@@ -134,19 +145,28 @@ def show_saved_files(folders: Sequence[Path]) -> None:
             "<b>what it is</b>",
         ]
     ]
-    rows += [[name, *(_size(folder / name) for folder in folders), purpose] for name, purpose in purposes.items()]
+    rows += [[name, *(size_html(folder / name) for folder in folders), purpose] for name, purpose in purposes.items()]
     display(HTML(table_html(rows)))
     unfinished = [folder.name for folder in folders if read_results(folder) is None]
     if unfinished:
         say(f"{', '.join(unfinished)} is not finished: run the training cell again.", "note")
+    elif (folders[0] / MERGED_FOLDER).exists():
+        say(f"Everything is in {run}; {MERGED_FOLDER} holds the same as one plain model.{copied(run)}")
     elif adapters:
-        say(f"Everything is in {run}; newllm merge makes one plain model of the adapters and their base.")
+        say(f"Everything is in {run}; newllm merge makes one plain model of the adapters and their base.{copied(run)}")
     else:
-        say(f"Everything is in {run}, the comparison too; later notebooks continue from there.")
+        say(f"Everything is in {run}, the comparison too; later notebooks continue from there.{copied(run)}")
 
 
-def _size(path: Path) -> str:
+def copied(run: Path) -> str:
+    """Where the copy of a run on Drive is, after a blank; nothing where there is none."""
+    copier = drive_copier(run)
+    return "" if copier is None else f" Its copy on Drive is {copier.copy_of(run)}."
+
+
+def size_html(path: Path) -> str:
+    """The size of a file, or of all files in a folder."""
     if not path.exists():
         return "-"
-    size = path.stat().st_size
+    size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
     return f"{size / 1e6:.1f}&nbsp;MB" if size >= 1e6 else f"{size / 1e3:.1f}&nbsp;kB"

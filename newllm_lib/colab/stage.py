@@ -8,11 +8,12 @@ from typing import Any
 
 from ..data.catalogue import DATASETS, Dataset
 from ..evaluation.forgetting import PROMPTS
-from ..stages import pretrain, qlora_lwf, sft
+from ..stages import dpo, pretrain, qlora_lwf, sft, sweep
 from ..training.run import PreparedRun
 from . import prompts
 from .adapter_estimate import ADAPTERS
 from .estimate import SMALL_MODELS, Reckoning
+from .preference_estimate import PREFERENCE_PAIRS, TRIALS
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,11 @@ class NotebookStage:
         prepare: loads data, tokenizer and model; trains nothing.
         run: trains.
         models: trained one after the other, on the same data.
-        dataset: its name in the catalogue.
+        dataset: its name in the catalogue; "" where the panel offers several.
         continues: folders of the notebooks whose finished models it goes on with, the preferred one first.
         prompts: what the models are asked before and after.
         reckoning: how its panel finds out what the settings will cost.
+        hidden: settings that the panel does not offer.
     """
 
     folder: str
@@ -42,6 +44,7 @@ class NotebookStage:
     continues: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     reckoning: Reckoning = SMALL_MODELS
+    hidden: tuple[str, ...] = ()
 
     @property
     def data(self) -> Dataset:
@@ -51,7 +54,7 @@ class NotebookStage:
     def fixed(self) -> dict[str, Any]:
         """Settings that the notebook decides, not the person before it."""
         names = {field.name for field in dataclasses.fields(self.arguments)}
-        return {"dataset": self.dataset} if "dataset" in names else {}
+        return {"dataset": self.dataset} if self.dataset and "dataset" in names else {}
 
 
 PRETRAIN = NotebookStage(
@@ -112,4 +115,30 @@ ADAPTER = NotebookStage(
     dataset="alpaca",
     prompts=PROMPTS,
     reckoning=ADAPTERS,
+)
+PREFERENCES = NotebookStage(
+    folder="06_dpo",
+    arguments=dpo.DpoArguments,
+    presets=dpo.PRESETS,
+    prepare=dpo.prepare,
+    run=dpo.dpo,
+    models=("tuned",),
+    dataset="",
+    reckoning=PREFERENCE_PAIRS,
+)
+EXPERIMENTS = dataclasses.replace(
+    PREFERENCES,
+    folder="07_dpo_experiments",
+    arguments=sweep.SweepArguments,
+    presets={
+        "smoke": {**dpo.PRESETS["smoke"], "trials": 3, "max_steps": 6},
+        "demo": {**dpo.PRESETS["demo"], "trials": 4, "max_steps": 30},
+        "quick": {"trials": 8, "max_steps": 60},
+        "standard": {"trials": 16, "num_train_epochs": 1.0},
+        "long": {"trials": 40, "num_train_epochs": 3.0},
+    },
+    run=sweep.sweep,
+    models=("trials",),
+    reckoning=TRIALS,
+    hidden=("beta", "learning_rate", "lora_r", "loss_type"),  # they are searched
 )

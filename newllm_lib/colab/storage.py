@@ -1,12 +1,17 @@
-"""Where runs are kept: Google Drive on Colab, a folder beside the notebook elsewhere. A Drive that cannot be used
-costs one sentence, never the session."""
+"""Where runs are kept: on the machine's own disk, and on Colab on Google Drive, too, to which they are copied while
+they train. A Drive that cannot be used costs one sentence, never the session."""
 
 import os
 import shutil
 import sys
 from pathlib import Path
 
-from .notices import say
+from IPython.display import HTML, display
+
+from .copy_status import problem_of
+from .drive_copy import DriveCopier
+from .earlier_runs import Returned, bring_back_runs, is_finished, newest_run, run_sentence
+from .notices import in_one_sentence, say, sentence_html
 
 MOUNT_POINT = Path("/content/drive")
 DRIVE_FOLDER = MOUNT_POINT / "MyDrive" / "New-LLM"
@@ -22,55 +27,103 @@ REMEDIES = (
     ("unsupported in this environment", "this kind of Colab has none"),
 )
 
+_copiers: dict[Path, DriveCopier] = {}  # local folder -> its copier, one for as long as the session lasts
+
 
 def on_colab() -> bool:
     """True inside Google Colab, whose kernel loads google.colab before anything else."""
     return "google.colab" in sys.modules
 
 
+@in_one_sentence
 def open_storage() -> Path:
-    """The folder that runs are kept in, made if need be; says where it is and what is kept there."""
-    folder, problem = choose_folder()
+    """The folder that runs are kept in, made if need be; brings back what is further on Drive, and says where runs are,
+    what becomes of them, and which is the newest. NEWLLM_RUNS names another folder, without Drive."""
+    named = os.environ.get("NEWLLM_RUNS")
+    folder = Path(named or "runs").expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    free_gb = shutil.disk_usage(folder).free / 2**30
-    if problem:
-        say(problem, "note")
-    where = "on your Google Drive" if folder == DRIVE_FOLDER else "on this machine"
-    say(f"Runs are kept {where} in {folder} ({free_gb:,.0f} GB free); what is there already is continued.")
+    place = f"Runs are kept on this machine in {folder} ({shutil.disk_usage(folder).free / 2**30:,.0f} GB free)"
+    returned = Returned()
+    if not on_colab() or named:
+        say(f"{place}; what is there already is continued.")
+    elif problem := mount_drive():
+        lost = "Runs are lost when Colab takes this machine back."
+        say(f"Drive was not mounted: {problem}. {lost}", "note", "NL-201")
+        say(f"{place}.")
+    else:
+        returned = _open_drive(folder)
+        say(f"{place} and copied to your Drive, folder {DRIVE_FOLDER.name}, whenever they are saved.")
+    if (run := newest_run(folder)) is not None:
+        came = " brought back from your Drive and verified;" if run in {m.parent for m in returned.models} else ""
+        goes_on = "nothing is left to train" if is_finished(run) else "with the same settings the training goes on"
+        say(f"The newest run is {run_sentence(run)};{came} {goes_on}.")
     return folder
 
 
-def choose_folder() -> tuple[Path, str]:
-    """(folder for runs, what went wrong on the way or ""); NEWLLM_RUNS has the last word."""
-    if os.environ.get("NEWLLM_RUNS"):
-        return Path(os.environ["NEWLLM_RUNS"]).expanduser().absolute(), ""
-    if on_colab():
-        problem = mount_drive()
-        if not problem:
-            return DRIVE_FOLDER, ""
-        return Path("runs").absolute(), (
-            f"Drive was not mounted: {problem}. Runs stay on this machine and are lost when Colab takes it back."
-        )
-    return Path("runs").absolute(), ""
-
-
 def mount_drive() -> str:
-    """Mount Google Drive and make our folder there; "" if that worked, else why not."""
+    """Mount Google Drive; "" if that worked, else why not."""
     from google.colab import drive
 
     try:
         drive.mount(str(MOUNT_POINT))
+        if not os.path.isdir(DRIVE_FOLDER.parent):  # it was mounted, and has been lost since
+            drive.mount(str(MOUNT_POINT), force_remount=True)
     except KeyboardInterrupt:
         return "mounting was stopped by hand"
     except Exception as error:  # Colab raises ValueError, NotImplementedError and a MessageError of its own
         return _remedy(error)
+    return ""
+
+
+def drive_copier(folder: Path) -> DriveCopier | None:
+    """What copies the runs below `folder` to Drive; None where they stay on this machine."""
+    return next((copier for local, copier in _copiers.items() if folder.is_relative_to(local)), None)
+
+
+def is_only_on_drive(folder: Path) -> bool:
+    """True if a run is further on Drive than here: it is brought back when it is trained on."""
+    copier = drive_copier(folder)
+    return copier is not None and folder in copier.left
+
+
+def _open_drive(folder: Path) -> Returned:
+    """Bring back what is further on Drive than here, then begin to copy what is further here."""
+    if problem := _write_problem():
+        meanwhile = "it is tried again from time to time, and until then runs are on this machine alone"
+        say(f"{problem}: {meanwhile}.", "note", "NL-202")
+    copier = _copiers.get(folder)
+    is_new = copier is None
+    if is_new:
+        copier = _copiers[folder] = DriveCopier(folder, DRIVE_FOLDER)
+    line = display(HTML(""), display_id=True)
     try:
-        DRIVE_FOLDER.mkdir(parents=True, exist_ok=True)
-        probe = DRIVE_FOLDER / ".write-test"
+        returned = bring_back_runs(
+            copier, lambda model: line.update(HTML(sentence_html(f"{model} is brought back from your Drive.")))
+        )
+    except (OSError, KeyboardInterrupt) as error:
+        returned = Returned()
+        problem = problem_of(error) if isinstance(error, OSError) else "it was stopped by hand"
+        say(f"Not everything was brought back: {problem}. What is on Drive stays there.", "note")
+    if returned.damaged:
+        say(f"Damaged on Drive, and left out: {'; '.join(returned.damaged)}.", "note")
+    if copier.left:
+        say(f"{len(copier.left)} older models stay on Drive until they are trained on.", "note")
+    if is_new:
+        copier.start()
+    else:
+        copier.try_again()
+    return returned
+
+
+def _write_problem() -> str:
+    """Why Drive cannot be written to, "" if it can."""
+    probe = DRIVE_FOLDER / ".write-test"
+    try:
+        DRIVE_FOLDER.mkdir(exist_ok=True)
         probe.write_text("New-LLM")
         probe.unlink()
     except OSError as error:
-        return f"it cannot be written to ({error.strerror or error}): is it full?"
+        return problem_of(error)
     return ""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..data.catalogue import DATASETS
 from ..data.documentation import documentation_identity
 from ..data.files import check_file, content_hash, read_rows
-from ..data.hub import first_answering
+from ..data.hub import code_of, first_answering
 from ..data.text import chitchat_release
 from ..errors import InputError
 
@@ -41,7 +41,8 @@ def resolve_source(dataset: str, data_source: str, data: str | None, eval_data: 
         if stand_in is None or (stand_in == "chitchat" and find_spec("chitchat_dataset") is None):
             raise InputError(
                 f"the hub could not be reached ({problem}) and no offline data are installed; choose 'my file', or "
-                "run pip install 'newllm[offline]'."
+                "run pip install 'newllm[offline]'.",
+                code_of(problem),
             )
         return "offline", f"Data: auto takes {STAND_INS[stand_in]} offline, for the hub was not reached ({problem})."
     if stand_in is None:
@@ -59,7 +60,9 @@ def dataset_of_file(dataset: str, path: str) -> str | None:
     """
     file = check_file(path, "data")
     if file.suffix.lower() == ".txt":
-        raise InputError(f"data {path!r} is running text; conversations come as .jsonl, .json, .csv or .parquet.")
+        raise InputError(
+            f"data {path!r} is running text; conversations come as .jsonl, .json, .csv or .parquet.", "NL-402"
+        )
     _, row = next(iter(read_rows(file, "data")), ("", None))
     return dataset if isinstance(row, dict) and DATASETS[dataset].columns[0] in row else None
 

@@ -1,5 +1,6 @@
 """The training cell: every model of the panel in turn, under one live plot."""
 
+import functools
 from pathlib import Path
 
 from accelerate.utils.memory import clear_device_cache
@@ -7,9 +8,12 @@ from accelerate.utils.memory import clear_device_cache
 from ..errors import InputError
 from ..training.checkpoint import newest_checkpoint, read_results
 from ..training.report import TrainingInterrupted
+from .drive_copy import wait_for_drive
+from .earlier_runs import fetch_sentences
 from .live_plot import LivePlot
 from .notices import CellStopped, in_one_sentence, quiet_notebook, say
 from .panel import SettingsPanel
+from .storage import drive_copier
 
 
 @in_one_sentence
@@ -22,6 +26,9 @@ def train_models(panel: SettingsPanel) -> list[Path]:
     quiet_notebook()
     arguments = {model: panel.arguments(model) for model in panel.models}
     folders = [Path(args.output_dir) for args in arguments.values()]
+    copier = drive_copier(folders[0])
+    for sentence, status in fetch_sentences(copier, folders):
+        say(sentence, status)
     finished = [folder for folder in folders if read_results(folder) is not None]
     plot = LivePlot(panel.models)
     for (model, args), folder in zip(arguments.items(), folders, strict=True):
@@ -30,19 +37,29 @@ def train_models(panel: SettingsPanel) -> list[Path]:
             continue
         plot.set_state(model, "preparing the data")
         clear_device_cache(garbage_collection=True)  # of the models of the cells above
+        callbacks = [plot.callback(model)]
+        if copier is not None:
+            plot.models[model].on_drive = functools.partial(copier.status, folder)
+            callbacks.append(copier.callback())
         try:
-            panel.stage.run(args, (plot.callback(model),))
+            panel.stage.run(args, tuple(callbacks))
         except KeyboardInterrupt as stop:
             plot.set_state(model, "stopped")
-            raise CellStopped(f"■ {_stopped(stop, folder)}") from None
+            on_drive = wait_for_drive(copier, functools.partial(plot.tell_of_drive, model))
+            plot.update()
+            raise CellStopped(f"■ {_stopped(stop, folder)}{on_drive}") from None
         except InputError:
             plot.set_state(model, "not started")
             raise
         finally:
             panel.refresh()  # its line says what is finished and what can be continued
         plot.set_state(model, "finished")
-    done = "Trained" if len(finished) < len(folders) else "Nothing to train, for everything was finished before"
-    say(f"{done}; everything is in {folders[0].parent}.")
+    if len(finished) == len(folders):
+        say(f"Nothing to train, for everything was finished before; everything is in {folders[0].parent}.")
+        return folders
+    on_drive = wait_for_drive(copier, functools.partial(plot.tell_of_drive, panel.models[-1]))
+    plot.update()
+    say(f"Trained; everything is in {folders[0].parent}.{on_drive}")
     return folders
 
 

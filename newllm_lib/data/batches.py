@@ -126,7 +126,8 @@ def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int)
     if counts.tokens < max_length:
         raise InputError(
             f"{text.origin} gives {counts.tokens} tokens, fewer than one row of max_length {max_length}; give more "
-            f"text or a max_length of at most {max(counts.tokens, 2)}."
+            f"text or a max_length of at most {max(counts.tokens, 2)}.",
+            "NL-403",
         )
     return datasets.Dataset.from_file(str(arrow_path)).with_format("numpy"), counts
 

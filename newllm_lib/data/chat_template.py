@@ -23,12 +23,18 @@ TEMPLATE = (
     "{{{{ {{'system': '{system}', 'user': '{user}', 'context': '{context}'}}[message.role] }}}}"
     ": {{{{ message.content }}}}"
     "{{% endif %}}"
-    "{{{{ '\\n' }}}}{{% endfor %}}"
+    "{{% if message.role != 'assistant' or not loop.last %}}{{{{ '\\n' }}}}{{% endif %}}{{% endfor %}}"
     "{{% if add_generation_prompt %}}{{{{ '{assistant}:' }}}}{{% endif %}}"
 )
 TEMPLATES = {
     "dialogue": TEMPLATE.format(system="System", user="User", context="Context", assistant="Assistant"),
     "instruction": TEMPLATE.format(system="System", user="Instruction", context="Context", assistant="Response"),
+    # DialoGPT's (Zhang et al. 2019): turn after turn, each closed by the end-of-text token, no word for who speaks.
+    "turns": (
+        "{% for message in messages %}{% if message.role == 'assistant' %}"
+        "{% generation %}{{ message.content + eos_token }}{% endgeneration %}"
+        "{% else %}{{ message.content + eos_token }}{% endif %}{% endfor %}"
+    ),
 }
 
 

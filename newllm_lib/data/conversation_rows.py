@@ -84,7 +84,8 @@ def conversation_rows(
     counts = ConversationCounts(**json.loads((folder / COMPLETE_FILE).read_text(encoding="utf-8")))
     if not counts.documents:
         raise InputError(
-            f"{conversations.origin} gives no conversation to train on; {' '.join(counts.remarks(form.max_length))}"
+            f"{conversations.origin} gives no conversation to train on; {' '.join(counts.remarks(form.max_length))}",
+            "NL-403",
         )
     shards = [datasets.Dataset.from_file(str(path)) for path in sorted(folder.glob("shard-*.arrow"))]
     rows = datasets.concatenate_datasets(shards)
@@ -117,7 +118,8 @@ def held_out_documents(
     if not documents.documents:
         raise InputError(
             f"{documents.origin} holds no conversation to evaluate on; "
-            f"{' '.join(counts.remarks(form.max_length)) or 'give --eval_data or a larger --held_out_share.'}"
+            f"{' '.join(counts.remarks(form.max_length)) or 'give --eval_data or a larger --held_out_share.'}",
+            "NL-403",
         )
     return documents
 

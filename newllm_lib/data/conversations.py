@@ -11,7 +11,7 @@ from ..errors import InputError
 from .catalogue import Dataset, find_dataset
 from .documentation import documentation_identity, documentation_rows
 from .files import NotJson, check_file, content_hash, read_rows
-from .hub import HubSplit, first_opened
+from .hub import HubSplit, code_of, first_opened
 from .rows import Message, RowError, any_conversation, dailydialog, dolly
 from .text import HELD_OUT_SHARE, check_source, chitchat_conversations, chitchat_names
 
@@ -91,7 +91,8 @@ def load_conversations(
         elif data_source == "hub" or entry.offline is None:
             raise InputError(
                 f"dataset {dataset!r} could not be had from the hub ({problem}); check the network and the name, or "
-                "give a file with --data."
+                "give a file with --data.",
+                code_of(problem),
             )
         else:
             note = f"The hub could not be reached ({problem}): {entry.offline} stands in for {dataset}."
@@ -163,7 +164,9 @@ def _file_splits(entry: Dataset | None, data: str, eval_data: str | None, skip_b
 def _file_conversations(entry: Dataset | None, path: str, name: str, skip_bad_rows: bool) -> Conversations:
     file = check_file(path, name)
     if file.suffix.lower() == ".txt":
-        raise InputError(f"{name} {path!r} is running text; conversations come as .jsonl, .json, .csv or .parquet.")
+        raise InputError(
+            f"{name} {path!r} is running text; conversations come as .jsonl, .json, .csv or .parquet.", "NL-402"
+        )
     as_messages = any_conversation if entry is None else entry.messages
 
     def read(first_row: int) -> Iterator[NumberedConversation]:
@@ -179,7 +182,8 @@ def _file_conversations(entry: Dataset | None, path: str, name: str, skip_bad_ro
             except RowError as error:
                 if not skip_bad_rows:
                     raise InputError(
-                        f"{name} {str(file)!r}, {place}: {error}; --skip_bad_rows leaves such rows out."
+                        f"{name} {str(file)!r}, {place}: {error}; --skip_bad_rows leaves such rows out.",
+                        "NL-402",
                     ) from error
                 yield number, None, f"{place}: {error}"
 

@@ -52,7 +52,8 @@ def conversation_examples(
     rows, counts = _written_once("examples", key, tokenizer, examples, ConversationCounts)
     if not counts.documents:
         raise InputError(
-            f"{conversations.origin} gives no conversation to train on; {' '.join(counts.remarks(form.max_length))}"
+            f"{conversations.origin} gives no conversation to train on; {' '.join(counts.remarks(form.max_length))}",
+            "NL-403",
         )
     return rows, counts
 
@@ -77,7 +78,7 @@ def text_examples(
 
     rows, counts = _written_once("stretches", (text.identity, max_length), tokenizer, examples, TextCounts)
     if not counts.tokens:
-        raise InputError(f"{text.origin} holds no text to rehearse; give another --rehearsal_data.")
+        raise InputError(f"{text.origin} holds no text to rehearse; give another --rehearsal_data.", "NL-403")
     return rows, counts
 
 

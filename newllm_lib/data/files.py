@@ -21,13 +21,13 @@ def check_file(path: str | Path, field: str) -> Path:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise InputError(f"{field} {str(path)!r} does not exist; check the path.")
+        raise InputError(f"{field} {str(path)!r} does not exist; check the path.", "NL-402")
     if path.is_dir():
-        raise InputError(f"{field} {str(path)!r} is a folder; name one file in it.")
+        raise InputError(f"{field} {str(path)!r} is a folder; name one file in it.", "NL-402")
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{field} {str(path)!r} has to end in one of {', '.join(SUFFIXES)}.")
+        raise InputError(f"{field} {str(path)!r} has to end in one of {', '.join(SUFFIXES)}.", "NL-402")
     if path.stat().st_size == 0:
-        raise InputError(f"{field} {str(path)!r} is empty; name a file with text in it.")
+        raise InputError(f"{field} {str(path)!r} is empty; name a file with text in it.", "NL-402")
     return path
 
 
@@ -66,7 +66,8 @@ def read_pieces(path: Path, field: str, on_bad_row: Callable[[str], None] | None
             on_bad_row(f"{place}: {_complaint(row)}")
         else:
             raise InputError(
-                f"{field} {str(path)!r}, {place}: {_complaint(row)}; --skip_bad_rows leaves such rows out."
+                f"{field} {str(path)!r}, {place}: {_complaint(row)}; --skip_bad_rows leaves such rows out.",
+                "NL-402",
             )
 
 
@@ -96,9 +97,11 @@ def read_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
     elif suffix == ".json":
         rows = _parse_json("".join(line for _, line in _row_lines(path, field)))
         if isinstance(rows, NotJson):
-            raise InputError(f"{field} {str(path)!r} is {rows.complaint}.")
+            raise InputError(f"{field} {str(path)!r} is {rows.complaint}.", "NL-402")
         if not isinstance(rows, list):
-            raise InputError(f"{field} {str(path)!r} has to hold a JSON list of rows; use .jsonl for a row per line.")
+            raise InputError(
+                f"{field} {str(path)!r} has to hold a JSON list of rows; use .jsonl for a row per line.", "NL-402"
+            )
         for number, row in enumerate(rows, start=1):
             yield f"row {number}", row
     elif suffix == ".csv":
@@ -108,14 +111,14 @@ def read_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
             for row in reader:
                 yield f"line {reader.line_num}", row
         except csv.Error as error:
-            raise InputError(f"{field} {str(path)!r}, line {reader.line_num} is not CSV: {error}.") from error
+            raise InputError(f"{field} {str(path)!r}, line {reader.line_num} is not CSV: {error}.", "NL-402") from error
     else:
         import pyarrow.parquet
 
         try:
             file = pyarrow.parquet.ParquetFile(path)
         except pyarrow.lib.ArrowInvalid as error:
-            raise InputError(f"{field} {str(path)!r} is not a Parquet file: {error}.") from error
+            raise InputError(f"{field} {str(path)!r} is not a Parquet file: {error}.", "NL-402") from error
         number = 0
         for batch in file.iter_batches():
             for row in batch.to_pylist():
@@ -149,11 +152,13 @@ def _decoded_lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(stream, start=1):
             if b"\0" in line:
                 raise InputError(
-                    f"{field} {str(path)!r} is a binary file (a zero byte in line {number}); give plain text."
+                    f"{field} {str(path)!r} is a binary file (a zero byte in line {number}); give plain text.",
+                    "NL-402",
                 )
             try:
                 yield number, line.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise InputError(
-                    f"{field} {str(path)!r} is not UTF-8 text (line {number}, byte {error.start + 1}); save it so."
+                    f"{field} {str(path)!r} is not UTF-8 text (line {number}, byte {error.start + 1}); save it so.",
+                    "NL-402",
                 ) from error

@@ -41,6 +41,11 @@ def in_a_few_words(error: Exception, hub_id: str, kind: str) -> str:
     return f"no connection: {type(error).__name__}"  # any failure to connect means the same
 
 
+def code_of(problem: str) -> str:
+    """The code for what `in_a_few_words` gives."""
+    return "NL-302" if "gated" in problem else "NL-301"
+
+
 def _answering(entry: Dataset, problems: list[str]) -> Iterator[HubSource]:
     """The sources that the hub serves, in order; `problems` is told why others are passed over."""
     for source in entry.sources:
@@ -138,14 +143,16 @@ def open_hub_split(entry: Dataset, source: HubSource, split: str) -> HubSplit:
         sentence = " ".join(str(error).split())
         raise InputError(
             f"{source.hub_id} could not be loaded ({type(error).__name__}: {sentence[:200]}); try again, or give a "
-            "file with --data."
+            "file with --data.",
+            "NL-303",
         ) from error
     num_rows = None if entry.streamed else len(data)
     expected = source.rows.get(split)
     if num_rows is not None and expected is not None and num_rows != expected:
         raise InputError(
             f"{source.hub_id} {split} has {num_rows} rows where {expected} are expected; clear the datasets cache and "
-            "try again."
+            "try again.",
+            "NL-303",
         )
     opened = HubSplit(source, split, data, num_rows)
     _check_columns(entry, opened)
@@ -157,10 +164,11 @@ def _check_columns(entry: Dataset, opened: HubSplit) -> None:
     try:
         first = next(opened.read(), None)
     except KeyError as error:
-        raise InputError(f"{opened.source.hub_id} has no column {error}; give a file with --data.") from error
+        raise InputError(f"{opened.source.hub_id} has no column {error}; give a file with --data.", "NL-303") from error
     missing = [] if first is None else [column for column in entry.columns if column not in first]
     if missing:
         raise InputError(
             f"{opened.source.hub_id} has no column {', '.join(map(repr, missing))} (found: "
-            f"{', '.join(map(repr, first))}); give a file with --data."
+            f"{', '.join(map(repr, first))}); give a file with --data.",
+            "NL-303",
         )

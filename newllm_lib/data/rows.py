@@ -97,11 +97,15 @@ def ultrachat(row: dict) -> list[Message]:
     return check_messages(_turns(row, "data"))
 
 
-def _instruction(row: dict, prompt: str, context: str | None, answer: str) -> list[Message]:
+def _prompt(row: dict, prompt: str, context: str | None) -> list[Message]:
     messages = [{"role": "user", "content": _filled(row, prompt)}]
     if context is not None and _text(row, context).strip():
         messages.append({"role": "context", "content": _text(row, context)})
-    return check_messages([*messages, {"role": "assistant", "content": _filled(row, answer)}])
+    return messages
+
+
+def _instruction(row: dict, prompt: str, context: str | None, answer: str) -> list[Message]:
+    return check_messages([*_prompt(row, prompt, context), {"role": "assistant", "content": _filled(row, answer)}])
 
 
 def dolly(row: dict) -> list[Message]:
@@ -112,6 +116,11 @@ def dolly(row: dict) -> list[Message]:
 def alpaca(row: dict) -> list[Message]:
     """{"instruction", "input" (may be empty), "output"}"""
     return _instruction(row, "instruction", "input", "output")
+
+
+def alpaca_prompt(row: dict) -> list[Message]:
+    """The same row without its answer, which may be missing."""
+    return _prompt(row, "instruction", "input")
 
 
 def hh_rlhf(row: dict, column: str = "chosen") -> list[Message]:

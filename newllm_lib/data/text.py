@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import InputError
 from .catalogue import DATASETS, Dataset, HubSource
 from .files import check_file, content_hash, read_pieces
-from .hub import first_answering, open_hub_split
+from .hub import code_of, first_answering, open_hub_split
 from .rows import TextPiece, piece_of_conversation, pieces_of_lines
 
 DATA_SOURCES = ("auto", "hub", "offline", "file")
@@ -76,12 +76,14 @@ def load_text(
         elif data_source == "hub":
             raise InputError(
                 f"data_source 'hub': {WIKITEXT.sources[0].hub_id} could not be reached ({problem}); check the network, "
-                "or choose --data_source offline."
+                "or choose --data_source offline.",
+                code_of(problem),
             )
         elif find_spec("chitchat_dataset") is None:
             raise InputError(
                 f"data_source 'auto': the hub could not be reached ({problem}) and no offline data are installed; "
-                "run pip install 'newllm[offline]', or give a file with --data."
+                "run pip install 'newllm[offline]', or give a file with --data.",
+                code_of(problem),
             )
         else:
             splits = chitchat_splits(note=f"The hub could not be reached ({problem}): the offline text is used.")
@@ -149,7 +151,9 @@ def chitchat_release() -> str:
         InputError: the package is not installed.
     """
     if find_spec("chitchat_dataset") is None:
-        raise InputError("data_source 'offline' needs the package chitchat-dataset; run pip install 'newllm[offline]'.")
+        raise InputError(
+            "data_source 'offline' needs the package chitchat-dataset; run pip install 'newllm[offline]'.", "NL-102"
+        )
     return version("chitchat-dataset")
 
 
@@ -213,7 +217,7 @@ def _file_text(path: str, name: str, skip_bad_rows: bool) -> Text:
     # One whole pass now, so that a bad row at the end is told before any long work.
     pieces = read_pieces(file, name, complaints.append if skip_bad_rows else None)
     if not sum(bool(piece.text.strip()) for piece in pieces):
-        raise InputError(f"{name} {path!r} holds no text; name a file with text in it.")
+        raise InputError(f"{name} {path!r} holds no text; name a file with text in it.", "NL-402")
     return Text(
         origin=f"file {file.name}" + (f" without {len(complaints)} bad rows" if complaints else ""),
         licence="as the file's owner says",

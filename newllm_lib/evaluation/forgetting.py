@@ -5,6 +5,7 @@ Nothing here holds the logits of a batch, so that models with hundreds of thousa
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -71,6 +72,27 @@ def adapters_off(model: PreTrainedModel):
     return model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
 
 
+def replies_before_and_after(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    repetition_penalty: float = 1.0,
+) -> dict[str, Any]:
+    """What the base and the tuned model answer: {"answers": [{"prompt", "before", "after"}, ...],
+    "ended_by_themselves": {"before": how many, "after": how many}}."""
+    asked = (model, tokenizer, prompts, max_new_tokens, repetition_penalty)
+    with adapters_off(model):
+        before = reply_to_each(*asked)
+    after = reply_to_each(*asked)
+    answers = [
+        {"prompt": prompt, "before": old, "after": new}
+        for prompt, (old, _), (new, _) in zip(prompts, before, after, strict=True)
+    ]
+    ended = {name: sum(end for _, end in replies) for name, replies in (("before", before), ("after", after))}
+    return {"answers": answers, "ended_by_themselves": ended}
+
+
 @torch.no_grad()
 def reply_to_each(
     model: PreTrainedModel,
@@ -85,7 +107,8 @@ def reply_to_each(
         tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         for messages in conversations
     ]
-    window = model.config.max_position_embeddings  # of a model with few positions the prompt gives way
+    # Of a model with few positions the prompt gives way; New-LLM has none.
+    window = getattr(model.config, "max_position_embeddings", max(map(len, rows)) + max_new_tokens)
     rows = [row[-max(window - max_new_tokens, 1) :] for row in rows]
     length = max(map(len, rows))
     padding = [length - len(row) for row in rows]

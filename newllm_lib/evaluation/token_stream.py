@@ -17,15 +17,23 @@ from transformers import (
 )
 
 from ..errors import InputError
+from ..models.context_cache import ContextCache
 
 
 class TokenStream:
     """One sequence, its tokens so far and what the model keeps of them.
 
     Args:
-        temperature: 0 takes the most likely token each time; otherwise tokens are drawn with torch's global generator.
+        temperature: 0 takes the most likely token each time; otherwise tokens are drawn.
         top_p: draw among the most likely tokens that together have this probability.
         repetition_penalty: as in transformers; 1 is none.
+        generator: draws; None is torch's global one.
+
+    Attributes:
+        read: the tokens that the state is of, after those that `start` is of.
+        cache: the state, as the model has made it; None before the first token.
+        start: [1, S] context that a recurrent model begins with in place of none.
+        dropped: earlier tokens that had no room in a model with learned positions, and are forgotten.
     """
 
     def __init__(
@@ -34,9 +42,16 @@ class TokenStream:
         temperature: float = 0.8,
         top_p: float = 0.95,
         repetition_penalty: float = 1.0,
+        generator: torch.Generator | None = None,
     ):
         self.model = model.eval()
         self.window = getattr(model.config, "n_positions", None)  # of a model with learned positions
+        self.generator = generator
+        self.set_sampling(temperature, top_p, repetition_penalty)
+        self.begin()
+
+    def set_sampling(self, temperature: float, top_p: float, repetition_penalty: float) -> None:
+        """How tokens are chosen from now on; the state stays."""
         self.greedy = temperature == 0
         self.warpers = LogitsProcessorList()  # in the order in which `generate` applies them
         if repetition_penalty != 1.0:
@@ -45,11 +60,18 @@ class TokenStream:
             self.warpers.append(TemperatureLogitsWarper(temperature))
         if not self.greedy and top_p < 1.0:
             self.warpers.append(TopPLogitsWarper(top_p))
+
+    def begin(self, start: torch.Tensor | None = None, tokens: int = 0) -> None:
+        """Forget everything; a recurrent model may begin with the context `start` [1, S], which is of `tokens` tokens
+        that nobody need know."""
+        self.start = None if start is None else start.to(self.model.device)
+        self.start_tokens = tokens
         self._forget()
 
     def _forget(self) -> None:
-        self.read: list[int] = []  # what the state is of
-        self.cache = None
+        self.read: list[int] = []
+        self.dropped = 0
+        self.cache = None if self.start is None else ContextCache(self.start.clone(), self.start_tokens)
 
     @torch.no_grad()
     def continue_with(self, token_ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int]) -> Iterator[int]:
@@ -68,7 +90,7 @@ class TokenStream:
             if self.greedy:
                 chosen = logits.argmax(dim=-1, keepdim=True)
             else:
-                chosen = torch.multinomial(logits.softmax(dim=-1), num_samples=1)
+                chosen = torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=self.generator)
             token = int(chosen)
             if token in stop_ids:
                 return
@@ -77,6 +99,15 @@ class TokenStream:
                 history = torch.cat([history, chosen], dim=1)
             fresh = [token]
 
+    @torch.no_grad()
+    def catch_up(self, token_ids: Sequence[int]) -> None:
+        """Read `token_ids` to their end, as far as the state does not hold them yet, and say nothing."""
+        token_ids = list(token_ids)
+        if self.read != token_ids[: len(self.read)]:
+            self._forget()
+        if fresh := token_ids[len(self.read) :]:
+            self._next_logits(fresh)
+
     def _looks_back(self) -> bool:
         return any(isinstance(warper, RepetitionPenaltyLogitsProcessor) for warper in self.warpers)
 
@@ -84,8 +115,10 @@ class TokenStream:
         """[1, V] fp32 after `fresh` has been read too."""
         if self.window is not None and len(self.read) + len(fresh) > self.window:
             # Positions have run out: the latter half of the text is read anew and goes on from there.
-            fresh = (self.read + fresh)[-(self.window // 2) :]
+            whole = self.read + fresh
+            dropped, fresh = self.dropped + len(whole) - self.window // 2, whole[-(self.window // 2) :]
             self._forget()
+            self.dropped = dropped
         input_ids = torch.tensor([fresh], device=self.model.device)
         outputs = self.model(input_ids=input_ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         self.cache = outputs.past_key_values

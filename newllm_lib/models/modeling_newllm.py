@@ -55,14 +55,36 @@ class NewLLMPreTrainedModel(PreTrainedModel):
                 init.copy_(module.bias, bias)
 
 
+class TiedHead(nn.Module):
+    """Hidden states -> E -> RMSNorm; the model that owns it takes the logits against its embedding table, of unit
+    variance at first because embeddings start with variance 1 / E."""
+
+    def __init__(self, hidden_size: int, embedding_size: int, eps: float):
+        super().__init__()
+        self.projection = nn.Linear(hidden_size, embedding_size)
+        self.norm = nn.RMSNorm(embedding_size, eps=eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # The norm in fp32 also under autocast, as torch does for LayerNorm.
+        if type(self.projection) is nn.Linear:
+            projected = linear(hidden_states, self.projection.weight, self.projection.bias)
+        else:  # something, such as an adapter, has replaced it
+            projected = self.projection(hidden_states)
+        return self.norm(projected.to(self.norm.weight.dtype))
+
+
 class NewLLMModel(NewLLMPreTrainedModel):
-    """The bare model: hidden states of the last layer, one per token."""
+    """The bare model: hidden states, one per token, as the language-modelling head multiplies them."""
 
     def __init__(self, config: NewLLMConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
         self.recurrence = ContextRecurrence(config)
         self.dropout = nn.Dropout(0.0 if config.recurrent_dropout else config.dropout)
+        if config.tie_word_embeddings:
+            self.head_transform = TiedHead(config.hidden_size, config.embedding_size, config.layer_norm_eps)
+        else:
+            self.head_transform = nn.Identity()
         self.post_init()
 
     def forward(
@@ -74,6 +96,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         sparse_embedding_gradient: bool = False,
+        skip_head_transform: bool = False,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """
@@ -84,6 +107,8 @@ class NewLLMModel(NewLLMPreTrainedModel):
                 value matters: the model has no positions and no maximum length.
             past_key_values: context to continue from, updated in place.
             sparse_embedding_gradient: see `ContextRecurrence.project_ids`.
+            skip_head_transform: the last layer's hidden states [B, T, H] as they are; the caller transforms those that
+                the head is to see.
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds` is given.
@@ -114,29 +139,14 @@ class NewLLMModel(NewLLMPreTrainedModel):
         )
         if past_key_values is not None:
             past_key_values.update(context, num_tokens)
-        return BaseModelOutputWithPast(last_hidden_state=self.dropout(hidden_states), past_key_values=past_key_values)
-
-
-class TiedHead(nn.Module):
-    """Hidden states -> E -> RMSNorm; the model that owns it takes the logits against its embedding table, of unit
-    variance at first because embeddings start with variance 1 / E."""
-
-    def __init__(self, hidden_size: int, embedding_size: int, eps: float):
-        super().__init__()
-        self.projection = nn.Linear(hidden_size, embedding_size)
-        self.norm = nn.RMSNorm(embedding_size, eps=eps)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # The norm in fp32 also under autocast, as torch does for LayerNorm.
-        if type(self.projection) is nn.Linear:
-            projected = linear(hidden_states, self.projection.weight, self.projection.bias)
-        else:  # something, such as an adapter, has replaced it
-            projected = self.projection(hidden_states)
-        return self.norm(projected.to(self.norm.weight.dtype))
+        hidden_states = self.dropout(hidden_states)
+        if not skip_head_transform:
+            hidden_states = self.head_transform(hidden_states)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
 
 class CausalLMHeadMixin:
-    """What the recurrent language models share after their hidden states: slicing, logits, loss."""
+    """What the recurrent language models share after their hidden states: slicing, `head_transform`, logits, loss."""
 
     def lm_output(
         self, outputs, labels, logits_to_keep, skip_logits=False, shift_labels=None, num_items_in_batch=None, **kwargs
@@ -199,13 +209,15 @@ class NewLLMForCausalLM(CausalLMHeadMixin, NewLLMPreTrainedModel, RecurrentGener
     def __init__(self, config: NewLLMConfig):
         super().__init__(config)
         self.model = NewLLMModel(config)
-        if config.tie_word_embeddings:
-            self.head_transform = TiedHead(config.hidden_size, config.embedding_size, config.layer_norm_eps)
-            self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=False)
-        else:
-            self.head_transform = nn.Identity()
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        tied = config.tie_word_embeddings
+        self.lm_head = nn.Linear(
+            config.embedding_size if tied else config.hidden_size, config.vocab_size, bias=not tied
+        )
         self.post_init()
+
+    @property
+    def head_transform(self) -> nn.Module:
+        return self.model.head_transform
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.embed_tokens
@@ -243,5 +255,6 @@ class NewLLMForCausalLM(CausalLMHeadMixin, NewLLMPreTrainedModel, RecurrentGener
             sparse_embedding_gradient=self.lm_head.weight is self.model.embed_tokens.weight
             and labels is not None
             and kwargs.get("skip_logits", False),
+            skip_head_transform=True,
         )
         return self.lm_output(outputs, labels, logits_to_keep, **kwargs)

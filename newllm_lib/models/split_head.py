@@ -35,6 +35,8 @@ def check_split(model: nn.Module) -> None:
     plain = plain_model(model)
     if plain.get_output_embeddings() is None:
         raise ValueError(f"{type(plain).__name__} has no language-modelling head.")
+    if not isinstance(plain.base_model, PreTrainedModel):
+        raise ValueError(f"{type(plain).__name__} has no network of its own below its head.")
     was_training = model.training
     model.eval()
     generator = torch.Generator().manual_seed(0)

@@ -234,9 +234,8 @@ def catalogue_text() -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
 
 
-def instruction_rows() -> str:
-    """Three rows of a file that `newllm sft --data FILE.jsonl` takes."""
-    rows = [
+TEMPLATE_ROWS = {
+    "instruction": [  # of a file that `newllm sft --data FILE.jsonl` takes
         {"prompt": "What is the capital of France?", "completion": "Paris."},
         {
             "messages": [
@@ -254,5 +253,28 @@ def instruction_rows() -> str:
                 {"role": "assistant", "content": "乾いた夏のため、水車は止まっていました。"},
             ]
         },
-    ]
-    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    ],
+    "preference": [  # of a file that `newllm dpo --data FILE.jsonl` takes; `kind`, what is wrong, may be left out
+        {
+            "prompt": "Gitとは何ですか。",
+            "chosen": "Gitは、変更の履歴を記録する道具です。",
+            "rejected": "いろいろ便利なものです。",
+            "kind": "vague",
+        },
+        {
+            "prompt": [
+                {"role": "user", "content": "Name a prime number."},
+                {"role": "assistant", "content": "Seven."},
+                {"role": "user", "content": "And a larger one?"},
+            ],
+            "chosen": "Eleven.",
+            "rejected": "Nine.",
+            "kind": "wrong_fact",
+        },
+    ],
+}
+
+
+def template_rows(name: str) -> str:
+    """Rows of one of TEMPLATE_ROWS, a line each, to write one's own file after."""
+    return "\n".join(json.dumps(row, ensure_ascii=False) for row in TEMPLATE_ROWS[name])

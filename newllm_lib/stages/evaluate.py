@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from .. import models  # noqa: F401  registers our models with the Auto classes
@@ -13,13 +14,22 @@ from ..data.chat_template import ConversationFormat
 from ..data.conversation_rows import conversation_documents
 from ..data.conversations import Conversations, load_conversations
 from ..data.files import content_hash
+from ..data.preferences import drop_too_long, encode_preferences, load_preferences
 from ..data.text import Text, load_text
 from ..errors import InputError
 from ..evaluation.forgetting import score_against_base
 from ..evaluation.perplexity import TextMetrics, score_documents
+from ..evaluation.preference_scores import accuracy_by_kind, preference_metrics, score_pairs
 from ..models import load_model
 from ..training.arguments import ModelArguments
-from ..training.checkpoint import ADAPTER_WEIGHTS, check_model_folder, has_adapters, read_results, read_settings
+from ..training.checkpoint import (
+    ADAPTER_WEIGHTS,
+    REFERENCE_FOLDER,
+    check_model_folder,
+    has_adapters,
+    read_results,
+    read_settings,
+)
 from ..training.device import find_device
 
 MANY_TYPES = 2**16  # token types from which on the logits of a batch are too many to hold
@@ -67,10 +77,14 @@ def open_adapted(folder: Path, run: dict[str, Any], session: dict[str, Any], unp
     from peft import PeftModel
 
     from ..training.adapters import allow_old_torchao
-    from ..training.base_model import base_of_run, open_base
+    from ..training.base_model import base_of_run, find_base_model, open_base
 
     allow_old_torchao()
-    base = open_base(base_of_run(run["base"], session["model"]), run["load_in_4bit"])
+    # Steps of DPO are smaller than half precision can tell: its models stay in fp32.
+    dtype = torch.float32 if run["stage"] == "dpo" else None
+    own = folder / REFERENCE_FOLDER
+    found = find_base_model(str(own)) if own.is_dir() else base_of_run(run["base"], session["model"])
+    base = open_base(found, run["load_in_4bit"], dtype=dtype)
     if unpack and run["load_in_4bit"]:
         base.dequantize()
     adapted = PeftModel.from_pretrained(base, folder).eval()
@@ -87,6 +101,8 @@ def held_out_text(trained: TrainedModel, data: str | None = None) -> Text | Conv
         InputError: a bad file, or what was held out is out of reach.
     """
     run, session = trained.run, trained.session
+    if data is None and run["stage"] == "dpo":
+        raise InputError(f"{str(trained.folder)!r} was trained on preferences; name conversations with --data.")
     names = ["skip_bad_rows"]
     load = load_text
     if is_chat(trained):
@@ -103,7 +119,7 @@ def held_out_text(trained: TrainedModel, data: str | None = None) -> Text | Conv
 
 def is_chat(trained: TrainedModel) -> bool:
     """True for a model that was trained on conversations."""
-    return trained.run["stage"] in ("sft", "qlora-lwf")
+    return trained.run["stage"] in ("sft", "qlora-lwf", "dpo")
 
 
 def held_out_documents(
@@ -118,11 +134,12 @@ def held_out_documents(
     if tokenizer.chat_template is None:
         tokenizer = copy.copy(tokenizer)
         tokenizer.chat_template = as_trained.tokenizer.chat_template
-    form = ConversationFormat(*(as_trained.run[name] for name in ("max_length", "loss_on", "too_long")))
+    names = ("max_length", "loss_on", "too_long")
+    form = ConversationFormat(**{name: as_trained.run[name] for name in names if name in as_trained.run})
     documents, counts = conversation_documents(text, tokenizer, form)
     if not documents.documents:
         remarks = " ".join(counts.remarks(form.max_length))
-        raise InputError(f"{text.origin} holds no conversation to evaluate on; {remarks}")
+        raise InputError(f"{text.origin} holds no conversation to evaluate on; {remarks}", "NL-403")
     return documents
 
 
@@ -133,15 +150,50 @@ def evaluate(
 
     Returns:
         loss, perplexity, token_accuracy, bits_per_byte, word_perplexity, unk_rate, and tokens, words, bytes; plus
-        `text`, where the text came from.
+        `text`, where the text came from. Of a model tuned by preferences: see `evaluate_preferences`.
 
     Raises:
         InputError: bad folder or file.
     """
     trained = open_model(path)
+    if trained.run["stage"] == "dpo":
+        return evaluate_preferences(trained, data, max_length, batch_size)
     documents = held_out_documents(trained, held_out_text(trained, data))
     metrics = score(trained, documents, max_length, batch_size)
     return {**metrics, "text": documents.origin}
+
+
+def evaluate_preferences(
+    trained: TrainedModel, data: str | None, max_length: int | None, batch_size: int
+) -> dict[str, Any]:
+    """What a model tuned by preferences prefers, of the pairs held out when it was trained, or of those in a file.
+
+    Returns:
+        The fields of `PreferenceMetrics`, `accuracy_by_kind` of flaw, and `text`, where the pairs came from.
+
+    Raises:
+        InputError: a bad file, or what was held out is out of reach or has changed.
+    """
+    run, length = trained.run, max_length or trained.run["max_length"]
+    names = ("dataset", "skip_bad_rows", "pairs", "pairs_seed", "held_out_share")
+    settings = {name: run[name] for name in names if name in run}
+    if data is not None:
+        held_out = load_preferences(**{**settings, "data": data, "eval_data": data}).validation
+    else:
+        files = {name: trained.session[name] for name in ("data", "eval_data") if name in trained.session}
+        held_out = load_preferences(**settings, **files, max_samples=run.get("max_samples")).validation
+        if held_out.identity != run["validation_text"]:
+            raise InputError(
+                f"the pairs held out of {str(trained.folder)!r} have changed since; name some with --data."
+            )
+    held_out = drop_too_long(held_out, trained.tokenizer, length, skips=True)
+    pairs = list(encode_preferences(held_out.pairs, trained.tokenizer, length))
+    scores = score_pairs(trained.model, pairs, trained.tokenizer.pad_token_id, batch_size)
+    return {
+        **dataclasses.asdict(preference_metrics(scores, run["beta"])),
+        "accuracy_by_kind": accuracy_by_kind(scores, pairs, run["beta"]),
+        "text": held_out.origin,
+    }
 
 
 def final_metrics(

@@ -22,7 +22,7 @@ def evaluate_tasks(
         InputError: no harness, bad folder, or no such task.
     """
     if find_spec("lm_eval") is None:
-        raise InputError("tasks are run by the package lm-eval; run pip install 'newllm[eval]'.")
+        raise InputError("tasks are run by the package lm-eval; run pip install 'newllm[eval]'.", "NL-102")
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

@@ -18,8 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 def merge(path: str | Path, output_dir: str | Path) -> Path:
-    """Write the tuned model in `path` into `output_dir` as a whole model, in 16 bit, with its tokenizer. 4-bit weights
-    are what the adapters were trained on: they are unpacked, and the adapters are added to them.
+    """Write the tuned model in `path` into `output_dir` as a whole model with its tokenizer, in 16 bit, in fp32 where
+    it was tuned by DPO, whose steps are smaller than 16 bit can tell. 4-bit weights are what the adapters were trained
+    on: they are unpacked, and the adapters are added to them.
 
     Raises:
         InputError: `path` holds no adapters, or `output_dir` is in use.
@@ -33,7 +34,8 @@ def merge(path: str | Path, output_dir: str | Path) -> Path:
     plain = open_adapted(folder, settings["run"], settings["session"], unpack=True).float().merge_and_unload()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        plain.to(torch.bfloat16).save_pretrained(temporary)
+        dtype = torch.float32 if settings["run"]["stage"] == "dpo" else torch.bfloat16
+        plain.to(dtype).save_pretrained(temporary)
         AutoTokenizer.from_pretrained(folder).save_pretrained(temporary)
         for name in KEPT_FILES:
             if (folder / name).exists():

@@ -16,11 +16,11 @@ from ..data.conversation_rows import held_out_documents
 from ..data.examples import ExampleMix, conversation_examples, in_paragraphs, rehearsal_per_epoch, text_examples
 from ..data.text import TextSplits, load_text
 from ..errors import InputError
-from ..evaluation.forgetting import PROMPTS, adapters_off, reply_to_each
+from ..evaluation.forgetting import PROMPTS, adapters_off, replies_before_and_after
 from ..evaluation.perplexity import TextMetrics
 from ..models.adjust import set_dropout
 from ..models.split_head import check_split
-from ..training.adapters import RankSchedule, add_adapters
+from ..training.adapters import RankSchedule, add_adapters, save_generation_settings
 from ..training.base_model import BaseModel, base_config, find_base_model, open_base, open_tokenizer
 from ..training.checkpoint import write_json
 from ..training.device import find_device
@@ -81,7 +81,7 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     documents = held_out_documents(splits.validation, tokenizer, form)
     general = evaluation_documents(in_paragraphs(rehearsal.validation), tokenizer)
     if not general.documents:
-        raise InputError(f"{general.origin} holds no tokens; give another --rehearsal_eval_data.")
+        raise InputError(f"{general.origin} holds no tokens; give another --rehearsal_eval_data.", "NL-403")
     mix = ExampleMix(new, stretches)
     return PreparedLwf(
         splits,
@@ -239,22 +239,12 @@ def conclude(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -> tuple[
             "before": dataclasses.asdict(before),
             "after": {**dataclasses.asdict(tuned[name]), "kl_to_base": divergence},
         }
-    with adapters_off(model):
-        before = reply_to_each(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS, args.repetition_penalty)
-    after = reply_to_each(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS, args.repetition_penalty)
-    answers = [
-        {"prompt": prompt, "before": old, "after": new}
-        for prompt, (old, _), (new, _) in zip(PROMPTS, before, after, strict=True)
-    ]
-    ended = {name: sum(end for _, end in replies) for name, replies in (("before", before), ("after", after))}
-    write_json(folder / FORGETTING_FILE, {**measured, "answers": answers, "ended_by_themselves": ended})
-    settings = model.generation_config
-    settings.repetition_penalty, settings.eos_token_id = args.repetition_penalty, prepared.tokenizer.eos_token_id
-    settings.pad_token_id, settings.max_new_tokens = prepared.tokenizer.pad_token_id, 4 * ANSWER_TOKENS
-    settings.save_pretrained(folder)
+    replies = replies_before_and_after(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS, args.repetition_penalty)
+    write_json(folder / FORGETTING_FILE, {**measured, **replies})
+    save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 4 * ANSWER_TOKENS, folder)
     return tuned["new_task"], {
         "forgetting": {name: change(values) for name, values in measured.items()},
-        "answers_ended": ended,
+        "answers_ended": replies["ended_by_themselves"],
     }
 
 

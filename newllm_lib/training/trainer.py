@@ -2,28 +2,25 @@
 scores every token once."""
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import PreTrainedModel, Trainer
 
 from ..data.batches import IGNORED, EvaluationDocuments, collate_rows, positions_within_row
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..models.context_cache import RecurrentGenerationMixin
 from ..models.modeling_newllm import loss_only
 from .arguments import StageArguments
-from .checkpoint import newest_checkpoint, seal_checkpoint
 from .context_carrier import ContextCarrier, LaneSampler
-from .device import keep_freed_memory
 from .distillation import distillation_loss
 from .even_rows import EvenSampler, RowsAndBlank
+from .run_trainer import RunTrainerMixin, SealCheckpoints
 
 
-class LanguageModelTrainer(Trainer):
+class LanguageModelTrainer(RunTrainerMixin, Trainer):
     """Trains on rows of `packed_rows`, evaluates on whole documents.
 
     Args:
@@ -60,16 +57,14 @@ class LanguageModelTrainer(Trainer):
         self.num_rows = len(train_rows)
         self.add_callback(SealCheckpoints(self))
 
-    def resume_or_start(self) -> None:
-        """Train from the newest complete checkpoint of the run folder, or from the beginning."""
-        if self.args.device.type == "cpu":
-            keep_freed_memory()
-        with self.args.main_process_first(desc="removing what was cut off"):
-            checkpoint = newest_checkpoint(Path(self.args.output_dir))
-        if checkpoint is not None:
-            self.carrier.load(checkpoint, self.args.device)
-            self.carrier.share_out(self.args)
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    def before_resume(self, checkpoint: Path) -> None:
+        self.carrier.load(checkpoint, self.args.device)
+        self.carrier.share_out(self.args)
+
+    def before_seal(self, checkpoint: Path) -> None:
+        held = self.carrier.gathered(self.accelerator, self.args)
+        if self.args.process_index == 0:
+            held.save(checkpoint)
 
     def _get_train_sampler(self, train_dataset=None):
         args = self.args
@@ -82,11 +77,6 @@ class LanguageModelTrainer(Trainer):
         if args.world_size == 1:
             return order
         return EvenSampler(order, self.num_rows, args.per_device_train_batch_size * args.world_size)
-
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
-        # A pickle of the settings, which nothing here reads: a run folder holds no pickle of ours.
-        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
@@ -133,35 +123,7 @@ class LanguageModelTrainer(Trainer):
         )
 
     def scores(self, documents: EvaluationDocuments) -> dict[str, Any]:
-        """What an evaluation gives."""
         return dataclasses.asdict(self.score(documents))
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, Any]:
-        started = time.perf_counter()
-        metrics = {
-            f"{metric_key_prefix}_{name}": value
-            for name, value in self.scores(eval_dataset or self.eval_dataset).items()
-            if value is not None
-        }
-        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-
-class SealCheckpoints(TrainerCallback):
-    """Adds the carried context to every checkpoint, then states that it is complete."""
-
-    def __init__(self, trainer: LanguageModelTrainer):
-        self.trainer = trainer
-
-    def on_save(self, args, state, control, **kwargs):
-        held = self.trainer.carrier.gathered(self.trainer.accelerator, args)
-        self.trainer.accelerator.wait_for_everyone()  # each process writes a file of its own
-        if state.is_world_process_zero:
-            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            held.save(checkpoint)
-            seal_checkpoint(checkpoint)
 
 
 def count_training_tokens(args: StageArguments, num_rows: int) -> tuple[int, int]:

@@ -3,40 +3,31 @@
 Pictures of the page go to the folder NEWLLM_SCREENSHOTS, for people to look at.
 """
 
-import importlib.util
 import inspect
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-NOTEBOOK = "01_pretrain_wikitext.ipynb"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-BROWSER_FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
+from jupyter_lab import (
+    HEIGHT,
+    NEEDS_A_BROWSER,
+    ROOT,
+    SECONDS,
+    code_cell,
+    dark_theme,
+    menu,
+    opened_notebook,
+    run_cell,
+    running_lab,
+    screenshots_folder,
+    wait_until,
 )
-HEIGHT = 1000
-SECONDS = 1000  # playwright counts in milliseconds
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
-    pytest.mark.skipif(importlib.util.find_spec("jupyterlab") is None, reason="jupyterlab is not installed"),
-    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
-    # Colab's images carry ipywidgets 7, for a front end of Colab's own.
-    pytest.mark.skipif(version("ipywidgets").startswith("7."), reason="JupyterLab 4 shows no widgets of ipywidgets 7"),
-]
+NOTEBOOK = "01_pretrain_wikitext.ipynb"
+
+pytestmark = NEEDS_A_BROWSER
 
 
 def real_text() -> str:
@@ -58,7 +49,7 @@ def real_text() -> str:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a JupyterLab that serves the notebook, its settings in a folder of their own."""
+    """The address of a JupyterLab that serves the notebook."""
     root = tmp_path_factory.mktemp("lab")
     shutil.copy(ROOT / "notebooks" / NOTEBOOK, root)
     text = root / "text.txt"
@@ -68,87 +59,19 @@ def lab(tmp_path_factory):
     # The panel as an earlier session left it: a small text of the user's own, and small batches.
     values = {"data_source": "file", "data": str(text), "per_device_train_batch_size": 8}
     (stage / "settings-panel.json").write_text(json.dumps({"preset": "smoke", "values": values}))
-    settings = {
-        "apputils-extension/themes": {"theme": "JupyterLab Light"},
-        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-        "notebook-extension/tracker": {"windowingMode": "none"},  # else what is off the screen is not in the page
-    }
-    for name, content in settings.items():
-        path = root / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folders = {
-        "JUPYTERLAB_SETTINGS_DIR": "settings",
-        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
-        "IPYTHONDIR": "ipython",
-    }
-    folders |= {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "NEWLLM_RUNS": "runs"}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NEWLLM_PRESET": "smoke", "JUPYTER_PREFER_ENV_PATH": "1"}
-    environment |= {name: str(root / folder) for name, folder in folders.items()}
-    environment.pop("NEWLLM_DATA_SOURCE", None)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
-    command += ["--ServerApp.token=", "--ServerApp.password=", f"--ServerApp.root_dir={root}"]
-    command += ["--expose-app-in-browser"]  # to change the theme without a walk through menus
-    with (root / "server.log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        wait_for_server(f"http://127.0.0.1:{port}", server, root / "server.log")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def wait_for_server(address: str, server: subprocess.Popen, log: Path) -> None:
-    for _ in range(240):
-        assert server.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(f"{address}/api")
-            return
-        except OSError:
-            time.sleep(0.25)
-    raise AssertionError(log.read_text())
+    with running_lab(root, NEWLLM_PRESET="smoke") as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
-def screenshots(tmp_path_factory) -> Path:
-    folder = Path(os.environ.get("NEWLLM_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def screenshots(tmp_path_factory):
+    return screenshots_folder(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def page(lab, screenshots):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_FLAGS.split())
-        page = browser.new_page(viewport={"width": 1400, "height": HEIGHT})
-        page.set_default_timeout(60 * SECONDS)
-        page.goto(f"{lab}/doc/tree/{NOTEBOOK}")
-        page.wait_for_selector(".jp-CodeCell")
-        # Before the session knows its kernel, Run All would ask which to take.
-        page.locator("#jp-bottom-panel, .jp-StatusBar-Widget").get_by_text(re.compile(r"\| Idle$")).wait_for()
+    with opened_notebook(lab, NOTEBOOK, screenshots) as page:
         yield page
-        page.screenshot(path=str(screenshots / "at-the-end.png"))
-        browser.close()
-
-
-def menu(page, *names: str) -> None:
-    for name in names:
-        page.get_by_role("menuitem", name=name, exact=True).first.click()
-
-
-def code_cell(page, title: str):
-    return page.locator(".jp-CodeCell").filter(has_text=f"#@title {title}")
-
-
-def run_cell(page, title: str) -> None:
-    code_cell(page, title).locator(".jp-InputPrompt").click()
-    page.keyboard.press("Control+Enter")
 
 
 def knob(page, label: str):
@@ -161,30 +84,20 @@ def live_line(page) -> str:
     return code_cell(page, "4").locator(".widget-html", has_text="run folder").last.inner_text()
 
 
-def wait_until(condition, seconds: float = 30):
-    """The first true value of `condition()`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError("it did not happen in time")
-
-
 def take_pictures(page, folder: Path, theme: str) -> None:
     """The cells with output, at the width of a desktop and of a narrow pane."""
     for width in (1400, 600):
         page.set_viewport_size({"width": width, "height": 2600})  # the tallest cell, whole
         page.wait_for_timeout(1500)
-        for title in ("2", "4", "5", "6", "7", "8", "9"):
-            code_cell(page, title).screenshot(path=str(folder / f"{theme}-{width}-cell{title}.png"))
+        for title in ("2 ·", "4 ·", "5 ·", "6 ·", "7 ·", "8 ·", "9 ·", "10 ·", "13 ·"):
+            code_cell(page, title).screenshot(path=str(folder / f"{theme}-{width}-cell{title.split()[0]}.png"))
     page.set_viewport_size({"width": 1400, "height": HEIGHT})
 
 
 def test_run_all(page, screenshots):
     menu(page, "Run", "Run All Cells")
-    page.wait_for_selector("text=later notebooks continue from there", timeout=120 * SECONDS)
-    for number in range(1, 10):
+    page.wait_for_selector("text=It stays with you", timeout=120 * SECONDS)
+    for number in range(1, 14):
         assert "✓" in code_cell(page, f"{number} ·").locator(".jp-OutputArea").last.inner_text()
     assert page.locator("text=/Error displaying widget|javascript error/").count() == 0
     assert code_cell(page, "6").locator("img").count() == 1
@@ -251,8 +164,7 @@ def test_stop_and_go_on(page, screenshots):
 
 
 def test_dark_theme(page, screenshots):
-    page.evaluate("jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
-    page.wait_for_selector("body[data-jp-theme-light='false']", state="attached")
+    dark_theme(page)
     run_cell(page, "7")
     code_cell(page, "7").locator("text=/another seed|No clear winner/").wait_for()
     take_pictures(page, screenshots, "dark")

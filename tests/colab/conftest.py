@@ -1,10 +1,13 @@
 """A settings panel over a small text file, with the smallest preset."""
 
 import dataclasses
+import sys
 
 import pytest
-from chats import train_adapters
+from chats import train_adapters, untrained_chat
+from google_colab import StandIn
 
+from newllm_lib.colab import storage
 from newllm_lib.colab.panel import SettingsPanel
 from newllm_lib.colab.stage import PRETRAIN
 
@@ -29,3 +32,29 @@ def make_panel(tmp_path, text_file, monkeypatch):
 def adapter_run(tmp_path_factory):
     """The folder of a finished run of stage 5."""
     return train_adapters(tmp_path_factory.mktemp("adapters"))
+
+
+@pytest.fixture
+def colab(monkeypatch, tmp_path):
+    """A session on a stand-in of Colab, in the folder `tmp_path`/content; Drive is `tmp_path`/my-drive."""
+    monkeypatch.delenv("NEWLLM_RUNS", raising=False)
+    content = tmp_path / "content"
+    content.mkdir()
+    monkeypatch.chdir(content)
+    stand_in = StandIn(tmp_path / "my-drive")
+    for name, module in stand_in.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(storage, "MOUNT_POINT", content / "drive")
+    monkeypatch.setattr(storage, "DRIVE_FOLDER", content / "drive" / "MyDrive" / "New-LLM")
+    monkeypatch.setattr(storage, "_copiers", {})
+    return stand_in
+
+
+@pytest.fixture
+def small_chats(tmp_path):
+    """Name -> folder of a model to talk to."""
+    return {
+        "newllm": untrained_chat(tmp_path / "run" / "newllm"),
+        "tiny-gpt2": untrained_chat(tmp_path / "run" / "tiny-gpt2", "tiny-gpt2"),
+        "other newllm": untrained_chat(tmp_path / "other" / "newllm", seed=1),
+    }

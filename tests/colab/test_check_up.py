@@ -13,7 +13,7 @@ from newllm_lib.errors import InputError
 
 FINDINGS = [
     Finding("Python", "3.13", "ok"),
-    Finding("GPU", "none", "note", "Runtime > Change runtime type."),
+    Finding("GPU", "none", "note", "Runtime > Change runtime type.", "NL-101"),
     Finding("torch", "missing", "fail", "pip install <torch> & retry"),
 ]
 
@@ -22,6 +22,7 @@ def test_every_finding_has_its_mark_and_advice():
     html = check_up.check_up_html(FINDINGS)
     rows = re.findall("<tr.*?</tr>", html)
     assert [re.search("[✓!✗]", row)[0] for row in rows] == ["✓", "!", "✗"]
+    assert "NL-101" in rows[1] and "NL-" not in rows[0]
     assert "Runtime &gt; Change" in rows[1] and "&lt;torch&gt; &amp; retry" in rows[2]
 
 
@@ -36,7 +37,7 @@ def test_the_verdict_names_what_is_missing(findings, words, status):
 
 def test_the_page_shows_table_and_verdict(monkeypatch, tmp_path):
     shown = []
-    monkeypatch.setattr(check_up, "doctor", lambda folder, adapters: FINDINGS)
+    monkeypatch.setattr(check_up, "doctor", lambda *wanted: FINDINGS)
     monkeypatch.setattr(check_up, "display", lambda content: shown.append(content.data))
     monkeypatch.setattr(check_up, "say", lambda sentence, status: shown.append(sentence))
     check_up.show_check_up(tmp_path)
@@ -67,7 +68,7 @@ def test_bad_input_ends_a_cell_in_one_sentence(capsys):
         cell()
     shell = InteractiveShell.instance()
     shell.showtraceback((CellStopped, stopped.value, stopped.tb))
-    assert capsys.readouterr().out.strip() == "✗ dropout has to lie in [0, 1), got 2."
+    assert capsys.readouterr().out.strip() == "✗ dropout has to lie in [0, 1), got 2. [NL-401]"
 
 
 @pytest.mark.parametrize(("adapters", "status"), [(False, "note"), (True, "fail")])

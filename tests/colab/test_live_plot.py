@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from newllm_lib.colab import live_plot, training
+from newllm_lib.colab.copy_status import CopyStatus
 from newllm_lib.colab.live_plot import LivePlot, read_history
 from newllm_lib.colab.notices import CellStopped
 from newllm_lib.training.report import TrainingInterrupted
@@ -121,6 +122,39 @@ def test_the_last_save_is_told(plot, page):
     assert "saved 38 s ago ✓" in page.newest
     callback.on_train_end(ARGS, state(1), None)
     assert "saved" not in page.newest and "■" not in page.newest
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (CopyStatus(age=3.0), ["saved to Drive 3 s ago ✓"]),
+        (CopyStatus(is_waiting=True), ["saved 38 s ago ✓", "not on Drive yet"]),
+        (CopyStatus(age=300.0, is_waiting=True, share=0.4), ["saved 38 s ago ✓", "copying to Drive, 40%"]),
+        (CopyStatus(age=300.0, problem="Drive is full", retry_seconds=40), ["saved 38 s ago ✓", "Drive is full, next"]),
+    ],
+)
+def test_the_copy_on_drive_is_told(plot, page, status, words):
+    plot.models["newllm"].on_drive = lambda: status
+    callback = plot.callback("newllm")
+    callback.on_train_begin(ARGS, state(0), None)
+    page.now += 4
+    callback.on_step_end(ARGS, state(1), None)
+    assert "Drive" not in page.newest, "nothing has been saved yet"
+    callback.on_save(ARGS, state(1), None)
+    page.now += 38
+    callback.on_step_end(ARGS, state(2), None)
+    assert all(part in page.newest for part in words)
+    assert ("saved 38 s" in page.newest) == (len(words) == 2)
+
+
+def test_a_wait_for_drive_is_told_and_leaves_no_trace(plot, page):
+    plot.set_state("newllm", "finished")
+    plot.tell_of_drive("newllm")
+    plot.models["newllm"].on_drive = lambda: CopyStatus(is_waiting=True, share=0.4)
+    plot.tell_of_drive("newllm")
+    assert "finished, copying to Drive, 40%" in page.newest
+    plot.update()
+    assert "Drive" not in page.newest
 
 
 @pytest.fixture

@@ -1,44 +1,39 @@
-"""Storage: every way in which Google Drive can fail ends in one sentence and a folder that works."""
+"""Storage: runs on the machine's disk and on Drive; every way in which Drive can fail ends in one sentence, and earlier
+runs are found."""
 
-import sys
+import errno
+import os
+import shutil
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
+from google_colab import MessageError
+from run_folders import contents, make_checkpoint, make_run
 
 from newllm_lib.colab import storage
+from newllm_lib.colab.drive_copy import DriveCopier
 
 
-class MessageError(Exception):
-    """As google.colab raises it when the browser answers no."""
+@pytest.fixture(autouse=True)
+def by_hand(monkeypatch):
+    """Copies are made when a test asks for them, not by a thread."""
+    monkeypatch.setattr(DriveCopier, "start", lambda self: self)
 
 
 @pytest.fixture
 def said(monkeypatch):
     sentences = []
-    monkeypatch.setattr(storage, "say", lambda sentence, status="ok": sentences.append((status, sentence)))
+    monkeypatch.setattr(storage, "display", lambda *args, **kwargs: SimpleNamespace(update=lambda content: None))
+    monkeypatch.setattr(storage, "say", lambda sentence, status="ok", code="": sentences.append((status, sentence)))
     return sentences
 
 
-@pytest.fixture
-def colab(monkeypatch, tmp_path):
-    """A stand-in for google.colab; `mount` may be replaced. Drive's folder is inside `tmp_path`."""
-    monkeypatch.delenv("NEWLLM_RUNS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    google, colab, drive = ModuleType("google"), ModuleType("google.colab"), ModuleType("google.colab.drive")
-    colab.drive = drive
-    drive.mount = lambda mountpoint: None
-    for module in (google, colab, drive):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(storage, "DRIVE_FOLDER", tmp_path / "drive" / "MyDrive" / "New-LLM")
-    return drive
-
-
-def failing(error):
-    def mount(mountpoint):
-        raise error
-
-    return mount
+def next_session(runs):
+    """The machine is taken back, and another one begins with an empty disk."""
+    storage._copiers.clear()
+    os.unlink(storage.MOUNT_POINT / "MyDrive")
+    shutil.rmtree(runs)
 
 
 def test_elsewhere_runs_are_beside_the_notebook(monkeypatch, tmp_path, said):
@@ -47,20 +42,48 @@ def test_elsewhere_runs_are_beside_the_notebook(monkeypatch, tmp_path, said):
     assert not storage.on_colab()
     assert storage.open_storage() == tmp_path / "runs"
     assert (tmp_path / "runs").is_dir() and [status for status, _ in said] == ["ok"]
+    assert storage.drive_copier(tmp_path / "runs") is None
 
 
 def test_the_environment_has_the_last_word(monkeypatch, tmp_path, colab, said):
     monkeypatch.setenv("NEWLLM_RUNS", str(tmp_path / "elsewhere"))
-    colab.mount = failing(AssertionError("must not be mounted"))
     assert storage.open_storage() == tmp_path / "elsewhere"
+    assert colab.mounts == [] and storage.drive_copier(tmp_path / "elsewhere") is None
 
 
-def test_on_colab_runs_are_on_drive(colab, said):
-    places = []
-    colab.mount = places.append
-    assert storage.open_storage() == storage.DRIVE_FOLDER
-    assert places == ["/content/drive"] and "Google Drive" in said[-1][1]
-    assert list(storage.DRIVE_FOLDER.iterdir()) == []
+def test_on_colab_runs_are_here_and_on_drive(colab, said, tmp_path):
+    runs = storage.open_storage()
+    assert runs == tmp_path / "content" / "runs"
+    assert colab.mounts == [(str(storage.MOUNT_POINT), False)]
+    assert [status for status, _ in said] == ["ok"] and "copied to your Drive, folder New-LLM" in said[0][1]
+    assert list((tmp_path / "my-drive" / "New-LLM").iterdir()) == []
+    copier = storage.drive_copier(runs / "01_pretrain" / "run" / "newllm")
+    assert copier.copy_of(runs / "x") == storage.DRIVE_FOLDER / "x"
+    assert storage.drive_copier(tmp_path) is None
+
+
+def test_the_cell_may_be_run_again(colab, said):
+    copier = storage.drive_copier(storage.open_storage())
+    assert storage.drive_copier(storage.open_storage()) is copier
+    assert copier.asked == 1, "what failed is tried again at once"
+
+
+def test_a_drive_that_was_lost_is_mounted_anew(colab, said, tmp_path):
+    storage.open_storage()
+    (tmp_path / "my-drive").rename(tmp_path / "gone")
+    colab.mounts.clear()
+    storage.MOUNT_POINT.joinpath("MyDrive").unlink()
+    storage.MOUNT_POINT.joinpath("MyDrive").symlink_to(tmp_path / "nowhere")
+    plain = colab.mount
+
+    def mount(mountpoint, force_remount=False):  # Colab goes by its own record, and thinks it is there
+        colab.mounts.append((mountpoint, force_remount))
+        if force_remount:
+            plain(mountpoint, force_remount)
+
+    storage.sys.modules["google.colab.drive"].mount = mount
+    storage.open_storage()
+    assert (str(storage.MOUNT_POINT), True) in colab.mounts and storage.DRIVE_FOLDER.is_dir()
 
 
 @pytest.mark.parametrize(
@@ -80,17 +103,108 @@ def test_on_colab_runs_are_on_drive(colab, said):
     ids=str,
 )
 def test_a_failed_mount_is_one_sentence_and_a_local_folder(colab, said, tmp_path, error, words):
-    colab.mount = failing(error)
-    assert storage.open_storage() == tmp_path / "runs"
+    colab.mount_error = error
+    assert storage.open_storage() == tmp_path / "content" / "runs"
     (status, sentence), (_, place) = said
     assert status == "note" and words in sentence and "lost when Colab" in sentence
-    assert "on this machine" in place
+    assert "on this machine" in place and "Drive" not in place
+    assert storage.drive_copier(tmp_path / "content" / "runs") is None
 
 
-def test_a_drive_that_cannot_be_written_to_is_not_used(colab, said, tmp_path, monkeypatch):
+def test_a_mount_point_with_files_in_it_is_said_to_be_one(colab, said):
+    storage.MOUNT_POINT.mkdir()
+    (storage.MOUNT_POINT / "written too early").touch()
+    storage.open_storage()
+    assert "restart the session" in said[0][1]
+
+
+def test_a_full_drive_is_told_and_tried_again(colab, said, tmp_path, monkeypatch):
     def full(path, *args, **kwargs):
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    assert storage.open_storage() == tmp_path / "runs"
-    assert "No space left" in said[0][1]
+    runs = storage.open_storage()
+    (status, sentence), *_ = said
+    assert status == "note" and sentence.startswith("Drive is full: it is tried again")
+    assert runs == tmp_path / "content" / "runs" and storage.drive_copier(runs) is not None
+
+
+def test_an_unfinished_run_is_brought_back_and_named(colab, said):
+    runs = storage.open_storage()
+    run = make_run(runs / "01_pretrain" / "quick-1" / "newllm", (10, 20))
+    (runs / "01_pretrain" / "settings-panel.json").write_text("{}")
+    copier = storage.drive_copier(runs)
+    copier.copy_later(run, run / "checkpoint-20")
+    copier.work()
+    before = contents(run / "checkpoint-20")
+    next_session(runs)
+    said.clear()
+    assert storage.open_storage() == runs
+    assert contents(run / "checkpoint-20") == before
+    assert (runs / "01_pretrain" / "settings-panel.json").read_text() == "{}", "the panel comes up as it was"
+    assert [status for status, _ in said] == ["ok", "ok"]
+    assert said[-1][1] == (
+        "The newest run is 01_pretrain/quick-1: newllm is at update 20 of 300; brought back from your Drive and "
+        "verified; with the same settings the training goes on."
+    )
+
+
+def test_the_newest_run_that_verifies_is_named(colab, said):
+    runs = storage.open_storage()
+    copier = storage.drive_copier(runs)
+    for number, name in enumerate(("old", "new")):
+        run = make_run(runs / "01_pretrain" / name / "newllm", (10,))
+        for path in (run / "settings.json", run / "checkpoint-10" / "complete.json"):
+            os.utime(path, (10**9 + number, 10**9 + number))
+        copier.copy_later(run, run / "checkpoint-10")
+        copier.work()
+    damaged = copier.copy_of(run) / "checkpoint-10" / "optimizer.pt"
+    damaged.write_bytes(b"cut off")
+    next_session(runs)
+    said.clear()
+    storage.open_storage()
+    assert "01_pretrain/old: newllm is at update 10" in said[-1][1]
+    (note,) = [sentence for status, sentence in said if status == "note"]
+    assert note.startswith("Damaged on Drive, and left out: 01_pretrain/new/newllm/checkpoint-10: optimizer.pt")
+    assert not run.exists() and damaged.read_bytes() == b"cut off"
+
+
+def test_what_is_further_here_is_kept(colab, said):
+    runs = storage.open_storage()
+    run = make_run(runs / "01_pretrain" / "quick-1" / "newllm", (10,))
+    copier = storage.drive_copier(runs)
+    copier.copy_later(run, run / "checkpoint-10")
+    copier.work()
+    make_checkpoint(run, 30, best=30)
+    before = contents(run)
+    storage.open_storage()
+    assert contents(run) == before and "brought back" not in said[-1][1]
+
+
+def test_a_run_on_this_machine_is_named_too(monkeypatch, tmp_path, said):
+    monkeypatch.setenv("NEWLLM_RUNS", str(tmp_path))
+    run = tmp_path / "02_dailydialog" / "demo-2"
+    make_run(run / "newllm", finished=True)
+    make_run(run / "tiny-gpt2")
+    storage.open_storage()
+    assert "02_dailydialog/demo-2: newllm is finished, tiny-gpt2 has no checkpoint yet" in said[-1][1]
+    shutil.rmtree(run / "tiny-gpt2")
+    storage.open_storage()
+    assert said[-1][1].endswith("newllm is finished; nothing is left to train.")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOTCONN, "Transport endpoint is not connected"), "Drive does not answer"),
+        (OSError(errno.ENOSPC, "No space left on device"), "Drive is full"),
+        (KeyboardInterrupt(), "stopped by hand"),
+    ],
+)
+def test_a_drive_that_fails_while_runs_come_back_costs_a_sentence(colab, said, monkeypatch, error, words):
+    def bring_back_runs(*args):
+        raise error
+
+    monkeypatch.setattr(storage, "bring_back_runs", bring_back_runs)
+    storage.open_storage()
+    assert said[0][0] == "note" and words in said[0][1]

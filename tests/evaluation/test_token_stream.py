@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from newllm_lib.evaluation.token_stream import TokenStream
-from newllm_lib.models import build_config, build_model
+from newllm_lib.models import ContextCache, build_config, build_model
 
 PROMPT = [5, 9, 200, 31, 7]
 STOP = 256
@@ -71,6 +71,45 @@ def test_another_conversation_is_read_from_its_start(model):
     assert list(stream.continue_with(other, 5, [])) == generated(model, other, 0, 5, do_sample=False)
 
 
-def test_goes_on_beyond_a_window(model):
-    tokens = list(TokenStream(model).continue_with(PROMPT * 20, 200, []))
+def test_goes_on_beyond_a_window_and_counts_what_it_drops(model):
+    stream = TokenStream(model)
+    tokens = list(stream.continue_with(PROMPT * 20, 200, []))
     assert len(tokens) == 200
+    whole = [*PROMPT * 20, *tokens[:-1]]  # the last one was chosen, not read
+    assert stream.read == whole[stream.dropped :]
+    assert (stream.dropped > 0) == hasattr(model.config, "n_positions")
+
+
+def test_catching_up_reads_without_a_word(model):
+    stream, talker = TokenStream(model, temperature=0), TokenStream(model, temperature=0)
+    stream.catch_up(PROMPT[:2])
+    stream.catch_up(PROMPT)
+    stream.catch_up(PROMPT)
+    assert stream.read == PROMPT
+    expected = list(talker.continue_with([*PROMPT, 3], 5, []))
+    assert list(stream.continue_with([*PROMPT, 3], 5, [])) == expected
+    stream.catch_up([1, 2])
+    assert stream.read == [1, 2], "another text is read from its start"
+
+
+def test_a_generator_of_its_own_leaves_the_global_one_alone(model):
+    before = torch.random.get_rng_state()
+    draws = []
+    for seed in (1, 1, 2):
+        stream = TokenStream(model, generator=torch.Generator().manual_seed(seed))
+        draws.append(list(stream.continue_with(PROMPT, 20, [])))
+    assert draws[0] == draws[1] != draws[2]
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_recurrent_model_begins_with_a_given_context(model):
+    stream = TokenStream(model, temperature=0)
+    stream.catch_up(PROMPT)
+    if not isinstance(stream.cache, ContextCache):
+        pytest.skip("it keeps a key and a value of every token")
+    heir = TokenStream(model, temperature=0)
+    heir.begin(stream.cache.context, len(PROMPT))
+    first = list(heir.continue_with([11, 12], 6, []))
+    assert first == list(stream.continue_with([*PROMPT, 11, 12], 6, []))
+    assert heir.cache.seen_tokens == len(PROMPT) + 2 + 5
+    assert list(heir.continue_with([11, 12], 6, [])) == first, "read anew, it begins there again"

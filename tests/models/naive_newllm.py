@@ -38,6 +38,8 @@ def naive_head(weights, config, hidden: torch.Tensor) -> torch.Tensor:
     """Hidden state [H] -> logits [V]."""
     if not config.tie_word_embeddings:
         return weights["lm_head.weight"] @ hidden + weights["lm_head.bias"]
-    query = weights["head_transform.projection.weight"] @ hidden + weights["head_transform.projection.bias"]
-    query = query / torch.sqrt((query * query).mean() + config.layer_norm_eps) * weights["head_transform.norm.weight"]
+    query = weights["model.head_transform.projection.weight"] @ hidden + weights["model.head_transform.projection.bias"]
+    query = (
+        query / torch.sqrt((query * query).mean() + config.layer_norm_eps) * weights["model.head_transform.norm.weight"]
+    )
     return weights["model.embed_tokens.weight"] @ query

@@ -7,7 +7,7 @@ import pytest
 from newllm_lib.data.conversations import load_conversations
 from newllm_lib.errors import InputError
 from newllm_lib.stages import data
-from newllm_lib.stages.data import bucket, catalogue_text, inspect_dataset, instruction_rows, report_text
+from newllm_lib.stages.data import bucket, catalogue_text, inspect_dataset, report_text, template_rows
 
 
 def rows_file(path, rows: list[dict]) -> str:
@@ -39,7 +39,7 @@ def test_what_is_found(known):
     assert sum(report.lengths.values()) == report.conversations
     assert report.lengths[bucket(report.longest)] == 1 and report.longest > 64
     assert not report.sampled
-    assert report.examples[0] == "<|endoftext|>User: Question 0?\nAssistant: word 0.<|endoftext|>\n"
+    assert report.examples[0] == "<|endoftext|>User: Question 0?\nAssistant: word 0.<|endoftext|>"
     assert report.tokenizer.startswith("bpe learned from these conversations")
 
 
@@ -107,7 +107,7 @@ def test_the_catalogue_is_a_table():
 
 def test_the_template_rows_are_accepted(tmp_path):
     path = tmp_path / "mine.jsonl"
-    path.write_text(instruction_rows(), encoding="utf-8")
+    path.write_text(template_rows("instruction"), encoding="utf-8")
     talks = list(load_conversations(data=str(path), eval_data=str(path)).train)
     assert [[turn["role"] for turn in talk] for talk in talks] == [
         ["user", "assistant"],

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from sample_text import make_text
 from newllm_lib.errors import InputError
 from newllm_lib.stages.evaluate import evaluate
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, prepare, pretrain
+from newllm_lib.training.checkpoint import read_results
 from newllm_lib.training.report import TrainingInterrupted
 
 STEPS = 12
@@ -120,6 +122,25 @@ def test_a_machine_that_vanishes_while_saving_loses_one_interval(text_file, tmp_
     broken = pretrain(arguments(text_file, tmp_path / "broken"))
     expected, found = (load_file(folder / "model.safetensors") for folder in (unbroken, broken))
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("keeps_best", [True, False])
+def test_a_machine_that_vanishes_after_the_last_checkpoint_trains_nothing_more(text_file, tmp_path, keeps_best):
+    fields = {"load_best_model_at_end": keeps_best}
+    unbroken = pretrain(arguments(text_file, tmp_path / "unbroken", **fields))
+    broken = tmp_path / "broken"
+    shutil.copytree(unbroken, broken)
+    for name in ("results.json", "README.md", "model.safetensors"):
+        (broken / name).unlink()
+    pretrain(arguments(text_file, broken, **fields))
+    assert read_results(broken) == read_results(unbroken) and read_results(broken)["updates"] == STEPS
+    expected, found = (load_file(folder / "model.safetensors") for folder in (unbroken, broken))
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+def test_a_stop_in_the_last_update_stops_nothing(text_file, tmp_path):
+    pretrain(arguments(text_file, tmp_path / "run"), callbacks=(StopAt(STEPS - 1),))
+    assert read_results(tmp_path / "run")["updates"] == STEPS
 
 
 def test_the_context_is_carried_between_batches(text_file, tmp_path):

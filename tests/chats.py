@@ -1,11 +1,15 @@
-"""Small runs that were tuned on conversations, for whoever tests what is made of them."""
+"""Small models to talk to, and conversations to tune them on, for whoever tests what is made of them."""
 
 import json
 from pathlib import Path
 
+import torch
 from sample_text import make_text
 from tiny_gemma import tiny_gemma_folder
 
+from newllm_lib.data.chat_template import TEMPLATES
+from newllm_lib.data.tokenizer import build_tokenizer
+from newllm_lib.models import build_config, build_model
 from newllm_lib.stages.qlora_lwf import QloraLwfArguments, qlora_lwf
 from newllm_lib.stages.sft import SftArguments, sft
 
@@ -31,6 +35,22 @@ def write_conversations(path: Path, count: int = 200) -> Path:
             messages = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=True)]
             stream.write(json.dumps({"messages": messages[: 2 + 2 * (number % 2)]}) + "\n")
     return path
+
+
+def untrained_chat(folder: Path, model_type: str = "newllm", template: str | None = "dialogue", seed: int = 0) -> Path:
+    """A model with a tokenizer of bytes, which says nothing of sense, as a finished run has it.
+
+    Args:
+        template: None: a model that goes on with the text so far.
+    """
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer("byte", [])
+    tokenizer.chat_template = None if template is None else TEMPLATES[template]
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    build_model(build_config(model_type, len(tokenizer), 512, num_parameters=120_000, **ids)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "settings.json").write_text(json.dumps({"run": {"model_type": model_type}, "session": {}}))
+    return folder
 
 
 def train_chat(data: Path, folder: Path) -> Path:

@@ -1,0 +1,237 @@
+"""What the models of a chat box remember: in bytes, as a picture, and in files that a later session goes on from."""
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import ipywidgets as widgets
+
+from ..chat import Chat, read_memory
+from ..errors import InputError
+from ..training.checkpoint import write_bytes
+from .context_picture import context_picture
+from .failures import code_and_sentence
+from .notices import escape, sentence_html
+
+SUFFIX = ".safetensors"
+MOST_COUNTS = 6  # replies whose bytes are told
+TITLES = {
+    "newllm": "New-LLM",
+    "newllm-reference": "New-LLM (reference)",
+    "tiny-gpt2": "TinyGPT2",
+    "lstm": "LSTM",
+}
+
+
+def spoken_name(name: str) -> str:
+    """A model's name in a sentence: "newllm before" is "New-LLM before"."""
+    first, *rest = name.split(" ")
+    return " ".join([TITLES.get(first, first), *rest])
+
+
+def memory_sentence(chats: Mapping[str, Chat]) -> str:
+    """Who remembers the conversation in how many bytes; "" before anything was said."""
+    held = {name: chat for name, chat in chats.items() if chat.state_bytes}
+    parts = []
+    for name, chat in held.items():
+        verb = "" if parts else " remembers this conversation"
+        part = f"{spoken_name(name)}{verb} in {chat.state_bytes:,} bytes"
+        if not chat.is_recurrent:
+            part += " and growing"
+            if chat.stream.dropped:
+                part += f", without its first {chat.stream.dropped:,} tokens, for which there was no room"
+        elif len(held) == 1:
+            part += ", however long it gets"
+        parts.append(part)
+    return f"{'; '.join(parts)}." if parts else ""
+
+
+def memory_note(chat: Chat) -> str:
+    """What there is to know of a conversation that began with a saved memory; "" for any other."""
+    if chat.memory is None:
+        return ""
+    unsaid = "" if chat.memory.messages else "; its words were not saved"
+    return f"It remembers a conversation of {chat.memory.tokens:,} tokens{unsaid}."
+
+
+def memory_html(chats: Mapping[str, Chat], counts: Mapping[str, Sequence[int]]) -> str:
+    """The sentence, and below it how the bytes went from reply to reply.
+
+    Args:
+        counts: name -> bytes after each reply so far.
+    """
+    sentence = memory_sentence(chats)
+    if not sentence:
+        return ""
+    trails = []
+    for name in chats:
+        if len(counts.get(name, ())) > 1:
+            newest = counts[name][-MOST_COUNTS:]
+            begin = "… " if len(counts[name]) > MOST_COUNTS else ""
+            trails.append(f"{escape(spoken_name(name))} {begin}{' → '.join(f'{count:,}' for count in newest)}")
+    trail = f'<div style="opacity:.75;font-size:12px">Reply by reply: {"; ".join(trails)}.</div>' if trails else ""
+    return f'<div style="line-height:1.5;font-size:14px;margin-top:6px">{escape(sentence)}{trail}</div>'
+
+
+def pictures_html(chats: Mapping[str, Chat]) -> str:
+    """The context vector of every model that has one, as the newest tokens have changed it."""
+    shown = {name: chat for name, chat in chats.items() if chat.is_recurrent and chat.stream.read}
+    if not shown:
+        return ""
+    pictures = []
+    for name, chat in shown.items():
+        tokens, contexts = chat.context_trace()
+        pictures.append(context_picture(tokens, contexts, spoken_name(name) if len(shown) > 1 else ""))
+    return (
+        '<div style="opacity:.75;font-size:12px;line-height:1.4;margin:6px 0 2px">The context vector after each of the '
+        "newest tokens: a column is all that is remembered at that moment, and the next token sees nothing else. Rows "
+        f"that keep their colour remember for long.</div>{''.join(pictures)}"
+    )
+
+
+class MemoryControls:
+    """Save what a New-LLM remembers, and go on from what was saved.
+
+    Args:
+        folder: where memories are kept.
+        chats: gives the conversations that are spoken to, in order; may raise InputError.
+        changed: called with the name of the model whose conversation has become another one, "" for none.
+    """
+
+    def __init__(self, folder: Path, chats: Callable[[], Mapping[str, Chat]], changed: Callable[[str], None]):
+        self.folder = folder
+        self.chats = chats
+        self.changed = changed
+        self.name = widgets.Text(value="conversation", layout=widgets.Layout(width="180px"))
+        self.with_words = widgets.Checkbox(
+            value=False, indent=False, description="and the words, to read", layout=widgets.Layout(width="190px")
+        )
+        self.save_button = widgets.Button(description="Save memory", layout=widgets.Layout(width="120px"))
+        self.saved = widgets.Dropdown(options=[], layout=widgets.Layout(width="180px"))
+        self.resume_button = widgets.Button(description="Go on from it", layout=widgets.Layout(width="120px"))
+        self.upload = widgets.FileUpload(
+            accept=SUFFIX, multiple=False, description="from my computer", layout=widgets.Layout(width="190px")
+        )
+        self.picture = widgets.Checkbox(
+            value=True, indent=False, description="show the context vector", layout=widgets.Layout(width="210px")
+        )
+        self.notice = widgets.HTML(layout=widgets.Layout(width="auto"))
+        row = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
+        help_text = (
+            '<div style="opacity:.75;font-size:12px;line-height:1.4">The file holds the context vector, about 1 kB, '
+            "and whose it is. The model goes on from it as if it had just heard the whole conversation, today or "
+            "tomorrow; another model cannot use it.</div>"
+        )
+        self.box = widgets.VBox(
+            [
+                widgets.HTML(help_text, layout=widgets.Layout(width="auto")),
+                widgets.HBox([self.name, self.save_button, self.with_words], layout=widgets.Layout(**row)),
+                widgets.HBox([self.saved, self.resume_button, self.upload], layout=widgets.Layout(**row)),
+                self.picture,
+                self.notice,
+            ],
+            layout=widgets.Layout(width="100%"),
+        )
+        self.save_button.on_click(lambda button: self.save())
+        self.resume_button.on_click(lambda button: self.resume())
+        self.upload.observe(lambda change: self.take_upload(), names="value")
+        self.picture.observe(lambda change: self.changed(""), names="value")
+        self.refresh()
+
+    def refresh(self, chosen: str | None = None) -> None:
+        """List what is in the folder, the newest first."""
+        paths = sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
+        options = [(path.stem, str(path)) for path in paths] or [("none is saved yet", "")]
+        self.saved.options = options
+        self.saved.value = chosen or options[0][1]
+
+    def lock(self, is_locked: bool) -> None:
+        """While a reply is made nothing is saved, and no conversation becomes another one."""
+        for button in (self.save_button, self.resume_button, self.upload):
+            button.disabled = is_locked
+
+    def save(self) -> None:
+        """Write the memory of the first model that has one to a file of its own."""
+        try:
+            name, chat = self._recurrent()[0]
+            path = chat.save_memory(self._new_path(self.name.value), self.with_words.value)
+        except (InputError, OSError) as error:
+            self._complain(error)
+            return
+        self.refresh(str(path))
+        size, held = path.stat().st_size, chat.state_bytes
+        self.notice.value = sentence_html(
+            f"{spoken_name(name)}'s memory is saved as {path.stem}: {size:,} bytes, {held:,} of them its context."
+        )
+
+    def resume(self) -> None:
+        """Go on from the chosen memory with the model whose it is."""
+        if not self.saved.value:
+            self.notice.value = sentence_html("No memory is saved yet.", "note")
+            return
+        refusal = None
+        try:
+            for name, chat in self._recurrent():
+                try:
+                    memory = chat.load_memory(self.saved.value)
+                except InputError as error:  # of two models the memory may be the other's
+                    refusal = refusal or error
+                    continue
+                self.changed(name)
+                self.notice.value = sentence_html(
+                    f"{spoken_name(name)} goes on from {Path(self.saved.value).stem}: {memory.tokens:,} tokens that it "
+                    f"has heard before, in {chat.state_bytes:,} bytes."
+                )
+                return
+        except InputError as error:
+            refusal = error
+        self._complain(refusal)
+
+    def take_upload(self) -> None:
+        """Keep an uploaded memory with the others, and go on from it."""
+        if not self.upload.value:
+            return
+        # ipywidgets 8 gives a tuple of files, 7 a dictionary by name.
+        value = self.upload.value
+        name, content = (
+            next((name, file["content"]) for name, file in value.items())
+            if isinstance(value, dict)
+            else (value[0]["name"], value[0]["content"])
+        )
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / Path(name).name
+                path.write_bytes(bytes(content))
+                read_memory(path)
+            path = self._new_path(Path(name).stem)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, bytes(content))
+        except (InputError, OSError) as error:
+            self._complain(error)
+            return
+        self.refresh(str(path))
+        self.resume()
+
+    def _recurrent(self) -> list[tuple[str, Chat]]:
+        """The conversations with models whose memory can be saved.
+
+        Raises:
+            InputError: there is none.
+        """
+        found = [(name, chat) for name, chat in self.chats().items() if chat.is_recurrent]
+        if not found:
+            raise InputError("none of these models has a memory of fixed size; talk to a New-LLM.", "NL-405")
+        return found
+
+    def _new_path(self, name: str) -> Path:
+        """A path that is not taken: nothing that was saved is written over."""
+        stem = re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "conversation"
+        path, number = self.folder / f"{stem}{SUFFIX}", 2
+        while path.exists():
+            path, number = self.folder / f"{stem}-{number}{SUFFIX}", number + 1
+        return path
+
+    def _complain(self, error: Exception) -> None:
+        code, sentence = code_and_sentence(error)
+        self.notice.value = sentence_html(sentence, "fail", code)

@@ -1,0 +1,106 @@
+"""A picture of the context vector as it changes token by token: all that a New-LLM remembers of a text.
+
+Dimensions: S size of the carried context, T tokens.
+"""
+
+import functools
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from IPython.display import HTML, display
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+
+from ..errors import InputError
+from ..evaluation.context_trace import trace_context
+from ..evaluation.token_stream import document_ids
+from ..models.context_cache import RecurrentGenerationMixin
+from ..stages.evaluate import open_model
+from .notices import in_one_sentence, picture_html, quiet_notebook, say
+
+MOST_TOKENS = 48  # more would not be legible side by side
+LONGEST_TOKEN = 12  # characters of its label
+COLOURS = "RdBu_r"  # blue below zero, white at zero, red above: told apart by every kind of colour vision
+WITHIN_COLOURS = 0.9  # share of the values; a few are so large that all others would be white beside them
+DPI = 100
+
+
+def context_figure(tokens: Sequence[str], contexts: torch.Tensor, title: str = "") -> Figure:
+    """Below, a column for each token and a row for each dimension of the context, those that change least for their
+    size at the bottom; above, how far each token has moved the whole vector.
+
+    Args:
+        tokens: T texts.
+        contexts: [T + 1, S] context before the first of them, and after each.
+    """
+    steps = contexts.diff(dim=0)  # [T, S]
+    moved = steps.pow(2).mean(dim=1).sqrt()
+    size = contexts[1:].abs().mean(dim=0).clamp(min=1e-6)
+    order = (steps.abs().mean(dim=0) / size).argsort(descending=True)
+    values = contexts[1:, order].T  # [S, T], the first row on top
+    bound = max(float(values.abs().quantile(WITHIN_COLOURS)), 1e-6)
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, height_ratios=(1, 3.6), sharex=True)
+    positions = range(len(tokens))
+    above.bar(positions, moved.numpy(), color="#57606a", width=0.8)
+    above.set(ylabel="moved by")
+    above.spines[["top", "right"]].set_visible(False)
+    above.tick_params(axis="x", length=0, labelbottom=False)
+    image = below.imshow(values.numpy(), aspect="auto", interpolation="nearest", cmap=COLOURS, vmin=-bound, vmax=bound)
+    # parse_math: what stands between two dollar signs is no formula here.
+    below.set_xticks(positions, [label(token) for token in tokens], rotation=90, fontsize=8, parse_math=False)
+    below.set(ylabel=f"{contexts.shape[1]} dimensions,\nthe slowest at the bottom", yticks=[], xlabel="token read")
+    figure.colorbar(image, ax=below, label="value", pad=0.01, fraction=0.03, extend="both")
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def context_picture(tokens: Sequence[str], contexts: torch.Tensor, title: str = "") -> str:
+    """`context_figure` as HTML."""
+    buffer = io.BytesIO()
+    context_figure(tokens, contexts, title).savefig(buffer, format="png", dpi=DPI)
+    return picture_html(buffer.getvalue(), "the context vector after each token, as colours")
+
+
+def label(token: str) -> str:
+    """A token with its white space made visible, cut where it is long; what the font lacks is a box."""
+    shown = token.replace("\n", "↵").replace("\t", "→").replace(" ", "·") or "∅"
+    if len(shown) > LONGEST_TOKEN:
+        shown = shown[: LONGEST_TOKEN - 1] + "…"
+    return "".join(character if ord(character) in _characters() else "□" for character in shown)
+
+
+@functools.lru_cache(maxsize=1)
+def _characters() -> frozenset[int]:
+    """What matplotlib's font has: of another character it would warn, and draw a box too."""
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+
+
+@in_one_sentence
+def show_context(folder: str | Path, text: str) -> None:
+    """Let a trained New-LLM read `text`, and show its context after each token.
+
+    Raises:
+        CellStopped: no such model, or one without a context; or there is no text.
+    """
+    quiet_notebook()
+    trained = open_model(folder)
+    if not isinstance(trained.model, RecurrentGenerationMixin):
+        raise InputError(f"{trained.name} carries no context vector; name the folder of a New-LLM.", "NL-404")
+    token_ids = document_ids(trained.tokenizer, text)
+    if len(token_ids) < 2:
+        raise InputError("text is empty: write something to read.")
+    read = token_ids[-MOST_TOKENS:]
+    contexts = trace_context(trained.model, token_ids, len(read))
+    tokens = [trained.tokenizer.decode([token]) for token in read]
+    display(HTML(context_picture(tokens, contexts)))
+    size = contexts.shape[1]
+    say(
+        f"{trained.name} has read {len(token_ids):,} tokens, one column each, and keeps nothing of them but the last "
+        f"column: {size} numbers, {4 * size:,} bytes. It would keep no more after a million tokens."
+    )

@@ -1,0 +1,284 @@
+"""Runs live on the fast disk of the machine and are copied to Google Drive in the background: training never waits for
+Drive, and a Drive that is full or gone costs a remark in the panel, never the run."""
+
+import errno
+import itertools
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from ..stages.sweep import TRIALS_FILE
+from ..training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE
+from ..training.run_copy import BroughtBack, best_beside, bring_back, copy_checkpoints, progress_here, progress_of_copy
+from ..training.verified_copy import MANIFEST_FILE, files_of, update_files
+from .copy_status import CopyStatus, problem_of
+
+STAGING = ".to-drive"  # in the local folder: checkpoints that wait, as links, so that they outlive their deletion
+PAUSE_SECONDS = 15.0  # between two looks at what has changed
+RETRY_SECONDS = 5.0  # after the first failure; twice as long after each further one
+LONGEST_RETRY_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class CopyJob:
+    """One checkpoint that is to be copied, with the best one beside it."""
+
+    run: Path
+    staging: Path
+    checkpoints: tuple[Path, ...]
+    best: str | None
+    total_bytes: int
+
+
+class DriveCopier:
+    """Keeps a copy of a folder of runs on Drive. A run that trains is copied when it saves, a checkpoint at a time; of
+    several that wait only the newest is. Everything else is copied when it has changed. One daemon thread does it all.
+
+    Args:
+        local: the folder of runs on this machine.
+        drive: its copy.
+        clock: seconds, rising.
+
+    Attributes:
+        left: runs that are further on Drive than here and were not brought back yet.
+    """
+
+    def __init__(self, local: Path, drive: Path, clock: Callable[[], float] = time.monotonic):
+        self.local, self.drive, self.clock = local, drive, clock
+        self.condition = threading.Condition()
+        self.jobs: dict[Path, CopyJob] = {}  # run -> its newest checkpoint that waits
+        self.current: CopyJob | None = None
+        self.current_bytes = 0
+        self.saved_at: dict[Path, float] = {}
+        self.seen: dict[Path, tuple[int, int]] = {}  # file -> its size and time when it was copied
+        self.problem, self.failures, self.retry_at = "", 0, 0.0
+        self.asked = self.answered = 0  # requests for a round of work
+        self.numbers = itertools.count(1)
+        self.left: set[Path] = set()
+        self.missed: set[Path] = set()  # runs whose newest checkpoint could not be set aside
+        shutil.rmtree(local / STAGING, ignore_errors=True)
+
+    def start(self) -> "DriveCopier":
+        """Begin to work in the background."""
+        threading.Thread(target=self._run, name="copy-to-drive", daemon=True).start()
+        return self
+
+    def copy_of(self, folder: Path) -> Path:
+        """Where the copy of a folder of `local` is."""
+        return self.drive / folder.relative_to(self.local)
+
+    def callback(self) -> "CopyWhenSaved":
+        """For a trainer: hands over each of its checkpoints."""
+        return CopyWhenSaved(self)
+
+    def copy_later(self, run: Path, checkpoint: Path) -> None:
+        """Copy a complete checkpoint as soon as Drive is free, in place of an older one of the run that still waits."""
+        staging = self.local / STAGING / str(next(self.numbers))
+        try:
+            job = self._stage(run, checkpoint, staging)
+        except OSError:  # the disk of this machine is full: the training goes on, and the next save is the next try
+            shutil.rmtree(staging, ignore_errors=True)
+            self.missed.add(run)
+            return
+        self.missed.discard(run)
+        with self.condition:
+            replaced = self.jobs.get(run)
+            self.jobs[run] = job
+            self.condition.notify_all()
+        if replaced is not None:
+            shutil.rmtree(replaced.staging, ignore_errors=True)
+
+    def _stage(self, run: Path, checkpoint: Path, staging: Path) -> CopyJob:
+        best = best_beside(checkpoint)
+        names = dict.fromkeys(name for name in (best, checkpoint.name) if name and (run / name).is_dir())
+        staged = []
+        for name in names:
+            staged.append(staging / name)
+            shutil.copytree(run / name, staged[-1], copy_function=link)
+        total = sum(path.stat().st_size for path in files_of(staging))
+        return CopyJob(run, staging, tuple(staged), best, total)
+
+    def status(self, run: Path) -> CopyStatus:
+        """How the copy of a run stands at this moment."""
+        now, job = self.clock(), self.current
+        is_copied_now = job is not None and job.run == run
+        return CopyStatus(
+            age=now - self.saved_at[run] if run in self.saved_at else None,
+            is_waiting=is_copied_now or run in self.jobs or run in self.missed,
+            share=min(self.current_bytes / max(job.total_bytes, 1), 1.0) if is_copied_now else None,
+            problem=self.problem,
+            retry_seconds=max(self.retry_at - now, 0.0),
+        )
+
+    def finish(self, tell: Callable[[], None] = lambda: None) -> bool:
+        """Try now whatever the last try has brought, and wait until everything is on Drive.
+
+        Args:
+            tell: called about twice a second while it takes.
+
+        Returns:
+            False if Drive did not take it; it is tried again later.
+        """
+        self.try_again()
+        wanted = self.asked
+        while True:
+            with self.condition:
+                if self.answered >= wanted:
+                    return not (self.problem or self.missed)
+                self.condition.wait(0.5)
+            tell()
+
+    def try_again(self) -> None:
+        """Do not wait for the time of the next try."""
+        with self.condition:
+            self.asked += 1
+            self.condition.notify_all()
+
+    def fetch(self, run: Path) -> BroughtBack | None:
+        """Bring a run back to this machine; None if its copy is not further than what is here.
+
+        Raises:
+            OSError: Drive or the disk fails; what is here is as it was.
+        """
+        here = progress_here(run)
+        if progress_of_copy(self.copy_of(run)) <= here:
+            return None
+        brought = bring_back(self.copy_of(run), run, beyond=here)
+        reference = run / REFERENCE_FOLDER  # the model that adapters are on, a run of its own inside theirs
+        if brought.progress > here and self.copy_of(reference).is_dir():
+            brought.damaged += bring_back(self.copy_of(reference), reference).damaged
+        self.left.discard(run)
+        return brought
+
+    def _run(self) -> None:
+        while True:
+            with self.condition:
+                pause = max(self.retry_at - self.clock(), 0.0) if self.problem else PAUSE_SECONDS
+                self.condition.wait_for(self._has_to_work, pause)
+            self.work()
+
+    def _has_to_work(self) -> bool:
+        return self.asked > self.answered or bool(self.jobs and not self.problem)
+
+    def work(self) -> None:
+        """Copy the checkpoints that wait, then whatever else has changed."""
+        answering = self.asked
+        try:
+            while self._take() is not None:
+                self._copy(self.current)
+            self._copy_changed_files()
+        except Exception as error:  # in this thread nobody else would hear of it
+            self._put_back()
+            self.failures += 1
+            pause = min(RETRY_SECONDS * 2 ** (self.failures - 1), LONGEST_RETRY_SECONDS)
+            self.problem, self.retry_at = problem_of(error), self.clock() + pause
+        else:
+            self.problem, self.failures = "", 0
+        with self.condition:
+            self.answered = answering
+            self.condition.notify_all()
+
+    def _take(self) -> CopyJob | None:
+        with self.condition:
+            run = next(iter(self.jobs), None)
+            self.current_bytes = 0
+            self.current = None if run is None else self.jobs.pop(run)
+            return self.current
+
+    def _put_back(self) -> None:
+        """A job that failed waits again, unless a newer one does."""
+        with self.condition:
+            job, self.current = self.current, None
+            if job is not None and self.jobs.setdefault(job.run, job) is not job:
+                shutil.rmtree(job.staging, ignore_errors=True)
+
+    def _check_mounted(self) -> None:
+        """Without Drive in its place, its folders would be made on this machine, where they help nobody."""
+        if not self.drive.parent.is_dir():
+            raise OSError(errno.ENOTCONN, "Drive is not mounted")
+
+    def _copy(self, job: CopyJob) -> None:
+        self._check_mounted()
+        copy_checkpoints(job.run, self.copy_of(job.run), job.checkpoints, job.best, self._count)
+        self.saved_at[job.run] = self.clock()
+        shutil.rmtree(job.staging, ignore_errors=True)
+
+    def _count(self, size: int) -> None:
+        self.current_bytes += size
+
+    def _copy_changed_files(self) -> None:
+        self._check_mounted()
+        for folder, names in self._settled_folders():
+            now = {folder / name: (folder / name).stat() for name in names}
+            now = {path: (status.st_size, status.st_mtime_ns) for path, status in now.items()}
+            changed = [path.name for path in now if self.seen.get(path) != now[path]]
+            if changed:
+                self.copy_of(folder).mkdir(parents=True, exist_ok=True)
+                update_files(folder, self.copy_of(folder), changed)
+                self.seen |= now
+                self.saved_at[folder] = self.clock()
+                self.missed.discard(folder)
+
+    def _settled_folders(self) -> Iterator[tuple[Path, list[str]]]:
+        """(folder, names of its files), but for runs under way, whose files belong to their checkpoints; a sweep is
+        none, its trials are. The results, which say that a run is finished, come last."""
+        for path, folders, names in os.walk(self.local):
+            folders[:] = [f for f in sorted(folders) if not f.startswith(".") and not CHECKPOINT_NAME.fullmatch(f)]
+            if SETTINGS_FILE not in names or {RESULTS_FILE, TRIALS_FILE} & set(names):
+                names = [name for name in names if not name.startswith(".") and name != MANIFEST_FILE]
+                yield Path(path), sorted(names, key=lambda name: (name == RESULTS_FILE, name))
+
+
+class CopyWhenSaved(TrainerCallback):
+    """Hands a trainer's checkpoints to the copier. At the save itself they are not complete yet: what comes next tells
+    that they are."""
+
+    def __init__(self, copier: DriveCopier):
+        self.copier = copier
+        self.saved: Path | None = None
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._hand_over()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        saved, self.saved = self.saved, None
+        if saved is not None:
+            self.copier.copy_later(saved.parent, saved)
+
+
+def link(source: str, target: str) -> None:
+    """A second name for the same content, or a copy where the disk knows no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def wait_for_drive(copier: DriveCopier | None, tell: Callable[[], None]) -> str:
+    """Wait for the last copy, but no longer than until ■ is pressed.
+
+    Returns:
+        What came of it, as a sentence after a blank; "" where there is no Drive.
+    """
+    if copier is None:
+        return ""
+    try:
+        if copier.finish(tell):
+            return " It is on your Drive, too."
+    except KeyboardInterrupt:
+        return " The last copy to Drive was not waited for; it goes on while this session lasts."
+    problem = copier.problem or "The disk of this machine is full"
+    return f" {problem}: the last copy is not on Drive yet and is tried again while this session lasts."

@@ -1,0 +1,209 @@
+"""The cells of notebook 7: look for good settings, see what came of them, and have notebook 6 take the best."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+from IPython.display import HTML, display
+
+from ..errors import InputError
+from ..stages.sweep import (
+    BEST_FILE,
+    TRIALS_FILE,
+    SweepArguments,
+    best_trial,
+    margin_histories,
+    read_trials,
+    sweep_settings,
+    trial_folder,
+)
+from ..training.checkpoint import SETTINGS_FILE, read_results
+from ..training.report import TrainingInterrupted
+from .controls import LABELS
+from .drive_copy import wait_for_drive
+from .earlier_runs import fetch_sentences
+from .experiment_pictures import coordinates_figure, margins_figure
+from .live_trials import FORMS, LiveTrials, trial_cells
+from .notices import (
+    CellStopped,
+    error_html,
+    in_one_sentence,
+    picture_html,
+    quiet_notebook,
+    say,
+    sentence_html,
+    table_html,
+)
+from .preference_panel import PreferencePanel, SweepPanel
+from .preferences import standard_error
+from .results import copied, size_html
+from .stage import PREFERENCES
+from .storage import drive_copier
+
+PICTURES = {
+    "parallel-coordinates.png": "settings and accuracy of all trials",
+    "margins.png": "margins of all trials",
+}
+FILES = {
+    TRIALS_FILE: "the table: a line for each trial, its settings and its metrics",
+    BEST_FILE: "the best settings",
+    SETTINGS_FILE: "what was searched, and the settings of all trials",
+    **PICTURES,
+}
+CARRIED = ("lora_alpha", "sft_weight", "max_length")  # settings of all trials that go with the best ones
+
+
+@in_one_sentence
+def run_experiments(panel: SweepPanel) -> Path:
+    """Run the trials that are missing; finished ones are never repeated.
+
+    Returns:
+        The folder of the sweep, for the cells below.
+    """
+    quiet_notebook()
+    args = panel.arguments(panel.models[0])
+    folder = Path(args.output_dir)
+    copier = drive_copier(folder)
+    before = read_trials(folder)
+    for sentence, status in fetch_sentences(copier, [trial_folder(folder, row["trial"]) for row in before[-1:]]):
+        say(sentence, status)
+    live = LiveTrials(folder, args.trials)
+    try:
+        panel.stage.run(args, (live,) if copier is None else (live, copier.callback()))
+    except KeyboardInterrupt as stop:
+        live.tell("stopped", draw=True)
+        on_drive = wait_for_drive(copier, lambda: None)
+        raise CellStopped(f"■ {stopped(stop, read_trials(folder))}{on_drive}") from None
+    finally:
+        panel.refresh()  # its line says how many trials are finished
+    live.tell("", draw=True)
+    rows = read_trials(folder)
+    done = f"All {len(rows)} trials were finished before" if rows == before else f"{len(rows)} trials are finished"
+    say(f"{done}; everything is in {folder}.{wait_for_drive(copier, lambda: None)}")
+    return folder
+
+
+def stopped(stop: KeyboardInterrupt, rows: Sequence[dict[str, Any]]) -> str:
+    """What is kept of a sweep that was stopped, and how it goes on."""
+    ended = sum(row["state"] != "running" for row in rows)
+    where = f" in trial {len(rows)}" if ended < len(rows) else ""
+    of_it = " What this one has done is saved, too." if where and isinstance(stop, TrainingInterrupted) else ""
+    return f"Stopped{where}; {ended} are finished and kept.{of_it} Run this cell again to go on from there."
+
+
+@in_one_sentence
+def show_experiments(panel: SweepPanel, folder: str | Path) -> Path:
+    """All trials by how good they are, two pictures, and a verdict.
+
+    Returns:
+        The folder of the best trial, for the cells below.
+    """
+    folder = Path(folder)
+    rows = read_trials(folder)
+    best = best_trial(rows)
+    if best is None:
+        raise InputError(f"no trial in {folder.name} is finished: run the cell above again.", "NL-404")
+    figures = (
+        coordinates_figure(panel.arguments(panel.models[0]), rows),
+        margins_figure(rows, margin_histories(folder, rows)),
+    )
+    for figure, (name, what) in zip(figures, PICTURES.items(), strict=True):
+        figure.savefig(folder / name, dpi=110)
+        display(HTML(picture_html((folder / name).read_bytes(), what)))
+    display(HTML(table_html(trial_cells(by_merit(rows)), header=True)))
+    say(verdict(rows, read_results(trial_folder(folder, best["trial"]))["pairs"]))
+    return trial_folder(folder, best["trial"])
+
+
+def by_merit(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Finished trials by accuracy, of equals those nearer to the reference first; then the failed ones."""
+    ended = [row for row in rows if row["state"] != "running"]
+    return sorted(ended, key=lambda row: (-row.get("accuracy", -1.0), row.get("kl", 0.0)))
+
+
+def verdict(rows: Sequence[dict[str, Any]], pairs: int) -> str:
+    """Which trial is best, and how much of that is chance.
+
+    Args:
+        pairs: how many every trial was scored on.
+    """
+    best = best_trial(rows)
+    error = standard_error(best["accuracy"], pairs)
+    others = [row for row in rows if row["state"] == "finished" and row is not best]
+    near = sum(best["accuracy"] - row["accuracy"] <= error for row in others)
+    told = {0: "no other is", 1: "another one is"}.get(near, f"{near} others are")
+    failed = sum(row["state"] == "failed" for row in rows)
+    share = f"{best['accuracy']:.1%} of {pairs:,} held-out pairs (± {error:.1%})"
+    return (
+        f"Best of {len(rows)}: trial {best['trial']}, {share}; "
+        f"{told} within that error. The same pairs have chosen it: on others expect a little less."
+        + (f" {failed} failed." if failed else "")
+    )
+
+
+@in_one_sentence
+def offer_best(panel: SweepPanel, folder: str | Path) -> widgets.Widget:
+    """Display a button that gives the best settings to notebook 6; Run all does not press it."""
+    settings = best_settings(panel.arguments(panel.models[0]), folder)
+    button = widgets.Button(description="Use in notebook 6", layout=widgets.Layout(width="180px"))
+    line = widgets.HTML(layout=widgets.Layout(width="auto"))
+
+    def press(_) -> None:
+        try:
+            line.value = sentence_html(apply_settings(settings, panel.runs))
+        except InputError as error:
+            line.value = error_html(error)
+
+    button.on_click(press)
+    box = widgets.VBox([button, line])
+    display(box)
+    say(f"The best settings: {in_words(settings)}. The button sets notebook 6's sliders to them.")
+    return box
+
+
+def best_settings(args: SweepArguments, folder: str | Path) -> dict[str, Any]:
+    """The settings of the best trial, with those of all trials without which they would mean something else.
+
+    Raises:
+        InputError: no trial is finished.
+    """
+    return sweep_settings(folder) | {name: getattr(args, name) for name in CARRIED}
+
+
+def apply_settings(settings: dict[str, Any], runs: str | Path) -> str:
+    """Set notebook 6's panel, as it is kept in the storage, to the settings; says what was done.
+
+    Raises:
+        InputError: the panel cannot have them.
+    """
+    panel = PreferencePanel(PREFERENCES, runs)
+    for name, value in settings.items():
+        panel.controls[name].set(value)
+    panel.refresh()
+    return (
+        f"Notebook 6 has them now; its model, its pairs and how long it trains are its own (preset "
+        f"{panel.preset.value}). Open it and press Run all; where it is open, run its settings cell again."
+    )
+
+
+def in_words(settings: dict[str, Any]) -> str:
+    """Settings under the names that the panel gives them."""
+    words = []
+    for name, value in settings.items():
+        form = FORMS.get(name, "g" if isinstance(value, float) else "")
+        words.append(f"{LABELS[name]} {format(value, form)}")
+    return ", ".join(words)
+
+
+@in_one_sentence
+def show_sweep_files(folder: str | Path) -> None:
+    """The sweep's files and the folders of its trials, with their sizes."""
+    folder = Path(folder)
+    purposes = {name: purpose for name, purpose in FILES.items() if (folder / name).exists()}
+    for row in read_trials(folder):
+        purposes[trial_folder(folder, row["trial"]).name] = f"adapters, metrics and curves of trial {row['trial']}"
+    rows = [["file", "size", "what it is"]]
+    rows += [[name, size_html(folder / name), purpose] for name, purpose in purposes.items()]
+    display(HTML(table_html(rows, header=True)))
+    say(f"Everything is in {folder}; newllm chat takes the folder of any trial.{copied(folder)}")

@@ -1,0 +1,120 @@
+"""The settings panels of notebooks 6 and 7: pairs are generated, of the hub or of a file, and the model that is tuned
+is found, or made."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ..data.catalogue import find_dataset
+from ..data.preference_pairs import generator_identity
+from ..data.preferences import GENERATED
+from ..errors import InputError
+from ..stages.dpo import check_trl
+from ..stages.sweep import TRIALS_FILE, SweepArguments, check_optuna, read_trials
+from .chat_models import ModelChoice, chat_models, choose_model
+from .controls import Control, make_control
+from .notices import FAINT
+from .panel import PRESET_TITLES, SettingsPanel
+from .preference_estimate import is_generated
+from .search_controls import search_control
+from .text_source import file_identity, resolve_source
+
+NO_CHAT_MODEL = "No chat model is there yet: the cell below trains a small one first, in about a minute."
+
+
+class PreferencePanel(SettingsPanel):
+    """The panel of notebook 6. Its box `data` also says whether the hub is asked for the model."""
+
+    preset_titles = {**PRESET_TITLES, "published": "Published: the usual recipe"}
+
+    def _make_control(self, field: dataclasses.Field, extra_values: list[Any]) -> Control:
+        if field.name != "model":
+            return super()._make_control(field, extra_values)
+        control = make_control(field, suggestions=[str(folder) for folder in chat_models(self.runs)])
+        control.widget.placeholder = "empty: DialoGPT-small, or one of yours"
+        return control
+
+    def values(self) -> dict[str, Any]:
+        """As of any panel; what does not belong to the kind of pairs is left alone."""
+        values = super().values()
+        if values["data_source"] == "file":
+            values["dataset"] = None
+        return values | ({"max_samples": None} if _generates(values) else {"pairs": self.defaults["pairs"]})
+
+    def lacks_chat_model(self) -> bool:
+        """True if there is no model to tune but one that is trained for it."""
+        try:
+            return self._choice(self.values()).model is None
+        except InputError:
+            return False  # the hub's model was asked for; what is wrong with it is told where it is needed
+
+    def _choice(self, values: dict[str, Any]) -> ModelChoice:
+        return choose_model(values["model"], values["data_source"], self.runs)
+
+    def _resolved(self, values: dict[str, Any]) -> dict[str, Any]:
+        check_trl()
+        model = self._choice(values).model
+        if model is None:
+            raise InputError("no chat model is there yet: run the cell below the settings, which trains one.", "NL-404")
+        return {"data_source": self._source(values)[0], "model": model}
+
+    def _source(self, values: dict[str, Any]) -> tuple[str, str]:
+        note = self._choice(values).note
+        if values["data_source"] == "file":
+            return resolve_source("", "file", values["data"], values["eval_data"])[0], note
+        if _generates(values):
+            return "offline", note
+        if values["data_source"] == "offline":
+            raise InputError(f"dataset {values['dataset']!r} is on the hub only; leave it empty for generated pairs.")
+        find_dataset(values["dataset"])
+        return "hub", note
+
+    def _identity(self, args: Any) -> str:
+        if args.data is not None:
+            return " ".join(file_identity(path) for path in (args.data, args.eval_data) if path is not None)
+        if is_generated(args):
+            return generator_identity(args.pairs, args.pairs_seed, args.held_out_share)
+        return f"{args.dataset} {find_dataset(args.dataset).sources[0].revision}"
+
+    def refresh(self) -> None:
+        """As of any panel."""
+        super().refresh()
+        values = self.values()
+        self.controls["dataset"].show_if(values["data_source"] != "file")
+        self.controls["pairs"].show_if(_generates(values))
+        self.controls["max_samples"].show_if(not _generates(values))
+
+    def _line(self) -> str:
+        if self.lacks_chat_model():
+            return f'<div style="background:{FAINT};padding:6px 10px;font-size:14px">{NO_CHAT_MODEL}</div>'
+        return super()._line()
+
+
+def _generates(values: dict[str, Any]) -> bool:
+    return values["data_source"] != "file" and values["dataset"] in (None, GENERATED)
+
+
+class SweepPanel(PreferencePanel):
+    """The panel of notebook 7: ranges and choices in the place of the settings that are searched."""
+
+    preset_titles = PRESET_TITLES
+
+    def _make_control(self, field: dataclasses.Field, extra_values: list[Any]) -> Control:
+        if field.name.startswith("search_"):
+            return search_control(field)
+        return super()._make_control(field, extra_values)
+
+    def arguments(self, model_type: str) -> SweepArguments:
+        """The settings of the sweep, whose trials have folders of their own in the sweep's."""
+        check_optuna()
+        args = super().arguments(model_type)
+        args.output_dir = str(Path(args.output_dir).parent)
+        return args
+
+    def _run_folder(self, output_dir: Path) -> Path:
+        return output_dir
+
+    def _state(self, folder: Path) -> str:
+        rows = read_trials(folder)
+        finished = sum(row["state"] == "finished" for row in rows)
+        return f"{finished} trials are finished" if (folder / TRIALS_FILE).exists() else "new"

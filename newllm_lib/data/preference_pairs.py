@@ -1,0 +1,298 @@
+"""Japanese preference pairs about AI, programming and data science, made from a seed: a question about one aspect of a
+topic, a right answer, and one that is wrong in a known way.
+
+The sentences are in `preference_topics.jsonl` and `preference_phrases.json`. Whether the wrong answer is the longer one
+is drawn by a fair coin, the same for every kind of flaw, so that length says nothing about which answer is right.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from ..errors import InputError
+
+VERSION = 1  # to be raised when the same tables come to mean other pairs
+KINDS = ("off_topic", "vague", "impolite", "wrong_fact", "cut_short", "repetitive", "wrong_language")
+MIN_PAIRS = 20
+MAX_CHARACTERS = 90  # of a Japanese answer
+MAX_ENGLISH_CHARACTERS = 160
+TABLES = ("preference_topics.jsonl", "preference_phrases.json")
+# After the topic's name; a sentence that follows another one goes without both ("Gitは、", "Gitを使うと、").
+SUBJECT = "(?:(?:は|では|には|の)、?|を[^、]*、)"
+DRAWS = 24  # wrong answers to choose from
+PHRASE_END = "[を、]|(?<=[一-龥ァ-ヶー])[がに]"  # where a sentence falls into parts
+MIN_CUT = 5  # characters of a broken-off sentence that are there, and that are missing
+
+
+class Topic(NamedTuple):
+    """A line of the first table: `name` as it is written in Japanese, and a right sentence on each aspect."""
+
+    field: str
+    name: str
+    definition: str
+    use: str
+    benefit: str
+    caution: str
+    tip: str
+    english: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """A question, a right answer and one with a flaw: `kind` is one of KINDS, `topic` the name in the prompt."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    kind: str
+    topic: str
+
+
+def preference_pairs(
+    count: int = 1000, seed: int = 0, held_out_share: float = 0.15
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """(pairs to train on, pairs held out), together `count`, with as many of each kind as of any other and no prompt
+    twice. The sides share no topic, and so no prompt and no sentence about a topic. The same on every machine.
+
+    Args:
+        held_out_share: of the topics of each field, at least one; the held-out pairs have the same share.
+
+    Raises:
+        InputError: fewer pairs than MIN_PAIRS or more than there are questions, or a share outside (0, 0.5].
+    """
+    questions = _phrases()["questions"]
+    most = len(_topics()) * sum(len(phrasings) for phrasings in questions.values())
+    if not MIN_PAIRS <= count <= most:
+        raise InputError(f"pairs has to be between {MIN_PAIRS} and {most}, the questions there are, got {count}.")
+    if not 0 < held_out_share <= 0.5:
+        raise InputError(f"held_out_share of generated pairs has to be above 0 and at most 0.5, got {held_out_share}.")
+    rng = random.Random(seed)
+    train, held_out = _split_topics(held_out_share, rng)
+    num_held_out = round(count * len(held_out) / len(_topics()))
+    used: set[str] = set()
+    return _side(train, count - num_held_out, used, rng), _side(held_out, num_held_out, used, rng)
+
+
+def generator_identity(count: int, seed: int, held_out_share: float) -> str:
+    """Changes when the pairs do."""
+    constants = (VERSION, KINDS, MAX_CHARACTERS, MAX_ENGLISH_CHARACTERS, SUBJECT, DRAWS, PHRASE_END, MIN_CUT)
+    tables = json.dumps([_topics(), _phrases()], ensure_ascii=False)
+    digest = hashlib.sha256(f"{constants}{tables}".encode()).hexdigest()[:16]
+    return f"japanese preference pairs/{VERSION}/{digest}/{count}/{seed}/{held_out_share}"
+
+
+def _read(table: str) -> str:
+    return (files(__package__) / table).read_text(encoding="utf-8")
+
+
+@functools.lru_cache(maxsize=1)
+def _topics() -> tuple[Topic, ...]:
+    rows = map(json.loads, _read(TABLES[0]).splitlines())
+    return tuple(Topic(**{**row, "english": tuple(row["english"])}) for row in rows)
+
+
+@functools.lru_cache(maxsize=1)
+def _phrases() -> dict[str, Any]:
+    return json.loads(_read(TABLES[1]))
+
+
+def _split_topics(held_out_share: float, rng: random.Random) -> tuple[list[Topic], list[Topic]]:
+    """(to train on, held out), with the share of every field."""
+    train, held_out = [], []
+    for _, group in itertools.groupby(_topics(), key=lambda topic: topic.field):
+        topics = list(group)
+        rng.shuffle(topics)
+        boundary = max(round(len(topics) * held_out_share), 1)
+        held_out += topics[:boundary]
+        train += topics[boundary:]
+    return train, held_out
+
+
+def _side(topics: list[Topic], count: int, used: set[str], rng: random.Random) -> list[PreferencePair]:
+    """`count` pairs about the topics. `used` holds what has been said that is about no topic in particular."""
+    questions = itertools.islice(_questions(topics, rng), count)
+    flaws = _flaws(count, rng)
+    return [_pair(topics, *question, *flaw, used, rng) for question, flaw in zip(questions, flaws, strict=True)]
+
+
+def _questions(topics: list[Topic], rng: random.Random) -> Iterator[tuple[Topic, str, str]]:
+    """Every (topic, aspect, prompt) once, in a random order whose beginnings are even over topics and aspects."""
+    by_topic = []
+    for topic in topics:
+        rounds = []
+        phrasings = {aspect: rng.sample(texts, len(texts)) for aspect, texts in _phrases()["questions"].items()}
+        for texts in zip(*phrasings.values(), strict=True):
+            turns = list(zip(phrasings, texts, strict=True))
+            rounds += rng.sample(turns, len(turns))
+        by_topic.append([(topic, aspect, text.format(name=topic.name)) for aspect, text in rounds])
+    for turn in zip(*by_topic, strict=True):
+        yield from rng.sample(turn, len(turn))
+
+
+def _flaws(count: int, rng: random.Random) -> list[tuple[str, bool]]:
+    """(kind, whether the rejected answer is the longer one), both as even as `count` allows, in a random order."""
+    kinds = rng.sample(KINDS, len(KINDS))
+    first = rng.random() < 0.5
+    # Two turns through the kinds: the coin alternates from kind to kind, and from turn to turn as their number is odd.
+    coins = itertools.cycle((first, not first))
+    flaws = list(zip(itertools.islice(itertools.cycle(kinds), count), coins, strict=False))
+    return rng.sample(flaws, len(flaws))
+
+
+def _pair(
+    topics: list[Topic],
+    topic: Topic,
+    aspect: str,
+    prompt: str,
+    kind: str,
+    is_longer: bool,
+    used: set[str],
+    rng: random.Random,
+) -> PreferencePair:
+    """The answers are as long as two right ones: the shortest and one of the others."""
+    short, *longer = _right_answers(topic, aspect)
+    others = [other for other in topics if other is not topic]
+    wrong = [text for text in WRONG_ANSWERS[kind](topic, aspect, others, rng) if text not in used]
+    for long in rng.sample(longer, len(longer)):
+        chosen, counterpart = (short, long) if is_longer else (long, short)
+        fitting = [text for text in wrong if _exceeds(*((text, chosen) if is_longer else (chosen, text)))]
+        if fitting:
+            rejected = min(fitting, key=lambda text: abs(_bytes(text) - _bytes(counterpart)))
+            if kind in ("vague", "off_topic"):
+                used.add(rejected)
+            return PreferencePair(prompt, chosen, rejected, kind, topic.name)
+    raise AssertionError(f"no {kind} answer has the length it should: {prompt}, {is_longer}")
+
+
+def _exceeds(text: str, other: str) -> bool:
+    """Whether it is longer in characters and in bytes."""
+    return len(text) > len(other) and _bytes(text) > _bytes(other)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
+
+
+@functools.cache
+def _right_answers(topic: Topic, aspect: str) -> tuple[str, ...]:
+    """The sentence on the aspect, then with one or two more behind it."""
+    sentences = {key: getattr(topic, key) for key in _phrases()["questions"]}
+    sentences |= {f"then_{key}": _without_subject(topic, sentence) for key, sentence in sentences.items()}
+    answers = (form.format_map(sentences) for form in _phrases()["right_answers"][aspect])
+    return tuple(answer for answer in answers if len(answer) <= MAX_CHARACTERS)
+
+
+def _without_subject(topic: Topic, sentence: str) -> str:
+    return re.sub(f"^{re.escape(topic.name)}{SUBJECT}", "", sentence)
+
+
+def _off_topic(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
+    """A right answer to the same question about another topic, or one to three remarks on everyday matters."""
+    if rng.random() < 0.5:
+        table = _phrases()["everyday"]
+        answers = ["".join(rng.sample(table, rng.randint(1, 3))) for _ in range(DRAWS)]
+        return [answer for answer in answers if len(answer) <= MAX_CHARACTERS]
+    return [answer for other in rng.sample(others, min(len(others), 4)) for answer in _right_answers(other, aspect)]
+
+
+def _vague(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
+    """One to four generalities, of which the first may name the topic."""
+    table = _phrases()["vague"]
+    named, unnamed = ([text for text in table if ("{name}" in text) is wanted] for wanted in (True, False))
+    answers = []
+    for _ in range(DRAWS):
+        first = [rng.choice(named).format(name=topic.name)] if rng.random() < 0.5 else []
+        answers.append("".join([*first, *rng.sample(unnamed, rng.randint(1 - len(first), 4 - len(first)))]))
+    return [answer for answer in answers if len(answer) <= MAX_CHARACTERS]
+
+
+def _impolite(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
+    """A right answer between two rude phrases, half of the times curt itself."""
+    answers = []
+    for _ in range(DRAWS):
+        shortest, *longer = _right_answers(topic, aspect)
+        answer = _without_subject(topic, shortest) if rng.random() < 0.5 else rng.choice([shortest, *longer])
+        answer = _curt(answer) if rng.random() < 0.5 else answer
+        answers.append(rng.choice(_phrases()["rude_openings"]) + answer + rng.choice(_phrases()["rude_closings"]))
+    return [answer for answer in answers if len(answer) <= MAX_CHARACTERS]
+
+
+def _curt(answer: str) -> str:
+    """The answer with the polite endings of its sentences turned into plain ones."""
+    return "".join(map(_curt_sentence, _sentences(answer)))
+
+
+@functools.cache
+def _curt_sentence(sentence: str) -> str:
+    for polite, curt in _phrases()["curt_endings"]:
+        changed, number = re.subn(polite, curt, sentence)
+        if number:
+            return changed
+    return sentence
+
+
+def _sentences(answer: str) -> list[str]:
+    return [f"{sentence}。" for sentence in answer.split("。")[:-1]]
+
+
+def _wrong_fact(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
+    """One to three claims that are true of no topic, the first about the aspect asked for."""
+    table = _phrases()["wrong_facts"]
+    answers = []
+    for _ in range(DRAWS):
+        aspects = rng.sample([other for other in table if other != aspect], rng.randint(0, 2))
+        first, *rest = (rng.choice(table[chosen]).format(name=topic.name) for chosen in (aspect, *aspects))
+        rest = rest if rng.random() < 0.3 else [_without_subject(topic, claim) for claim in rest]
+        answers.append("".join([first, *rest]))
+    return [answer for answer in answers if len(answer) <= MAX_CHARACTERS]
+
+
+def _cut_short(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
+    """A right answer that breaks off within its last sentence."""
+    answers = []
+    for _ in range(DRAWS):
+        answer = rng.choice(_right_answers(topic, aspect))
+        start = len(answer) - len(_sentences(answer)[-1])
+        answers.append(answer[: rng.randint(start + MIN_CUT, len(answer) - MIN_CUT)].rstrip("、"))
+    return answers
+
+
+def _repetitive(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
+    """A right sentence said two to four times, or a part of it again and again: its beginning, its end, or what is
+    left without its subject."""
+    sentence = getattr(topic, aspect)
+    rest = _without_subject(topic, sentence)
+    subject = sentence.removesuffix(rest)
+    cuts = [match.end() for match in re.finditer(PHRASE_END, rest) if MIN_CUT < match.end() < len(rest) - MIN_CUT]
+    answers = []
+    for times in (2, 3, 4):
+        answers += [sentence * times, rest * times, subject + rest * times]
+        for cut in cuts:
+            start, end = rest[:cut], rest[cut:]
+            answers += [end * times, rest + end * (times - 1), sentence + end * (times - 1)]
+            answers += [start * (times - 1) + rest, subject + start * (times - 1) + rest]
+    return [answer for answer in answers if len(answer) <= MAX_CHARACTERS]
+
+
+def _wrong_language(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
+    """One to three English sentences on the topic."""
+    sentences = topic.english
+    chosen = itertools.chain.from_iterable(itertools.combinations(sentences, number) for number in (1, 2, 3))
+    return [text for text in map(" ".join, chosen) if len(text) <= MAX_ENGLISH_CHARACTERS]
+
+
+# kind -> possible answers to a question, from (topic, aspect, other topics of the same side, random numbers)
+WRONG_ANSWERS: dict[str, Callable[[Topic, str, list[Topic], random.Random], list[str]]] = dict(
+    zip(
+        KINDS,
+        (_off_topic, _vague, _impolite, _wrong_fact, _cut_short, _repetitive, _wrong_language),
+        strict=True,
+    )
+)

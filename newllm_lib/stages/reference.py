@@ -1,0 +1,97 @@
+"""What DPO starts from and is held to: the chat model once it has learned the chosen answers as such, so that it knows
+the kind of text that is compared (Rafailov et al. 2023, section 4)."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from ..data.chat_template import ConversationFormat
+from ..data.conversation_rows import conversation_rows, held_out_documents
+from ..data.conversations import Conversations, ConversationSplits, NumberedConversation
+from ..data.preferences import Preferences
+from ..training.arguments import StageArguments, values_for
+from ..training.checkpoint import REFERENCE_FOLDER
+from ..training.dpo_arguments import DpoArguments
+from ..training.run import PreparedRun, train_run
+from ..training.trainer import LanguageModelTrainer
+
+SMALL = 10_000_000  # parameters; larger models learn at a smaller rate
+LEARNING_RATES = (3e-3, 1e-4)
+
+
+@dataclass
+class ReferenceArguments(StageArguments):
+    """Settings of this first part of stage 6."""
+
+    model: str | None = None
+
+    @property
+    def model_type(self) -> str:
+        """What the run's curves and tables call the model."""
+        return "reference"
+
+
+def reference_arguments(args: DpoArguments, parameters: int) -> ReferenceArguments:
+    """The settings of stage 6 as they are here."""
+    rate = args.sft_learning_rate or LEARNING_RATES[parameters >= SMALL]
+    ours = {
+        "output_dir": str(Path(args.output_dir) / REFERENCE_FOLDER),
+        "model": args.model,
+        "learning_rate": rate,
+        "num_train_epochs": args.sft_epochs,
+        "max_steps": -1,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.1,
+        "eval_steps": 0.5,
+        "save_steps": 0.5,
+        "eval_on_start": False,
+        "logging_steps": 5,
+    }
+    return ReferenceArguments(**{**values_for(StageArguments, args), **ours})
+
+
+def learn_chosen(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
+    """Train all weights of the prepared model on the chosen answers, or go on with it.
+
+    Returns:
+        The folder of the reference, a run of its own in that of stage 6.
+
+    Raises:
+        InputError: no answer fits.
+        TrainingInterrupted: stopped by hand; the same call continues.
+    """
+    form = ConversationFormat(args.max_length, too_long="cut")  # as DPO cuts them
+    splits = ConversationSplits(
+        chosen_conversations(prepared.train_rows), chosen_conversations(prepared.documents), prepared.splits.source, ""
+    )
+    rows, counts = conversation_rows(splits.train, prepared.tokenizer, form)
+    documents = held_out_documents(splits.validation, prepared.tokenizer, form)
+    model = prepared.model.requires_grad_(True)
+    settings = reference_arguments(args, model.num_parameters())
+    return train_run(
+        settings,
+        dataclasses.replace(
+            prepared, splits=splits, train_rows=rows, train_counts=counts, documents=documents, extent="", base=None
+        ),
+        {"stage": "sft", "start": prepared.base.identity},
+        partial(LanguageModelTrainer, carry_context=False),
+        callbacks,
+    )
+
+
+def chosen_conversations(side: Preferences) -> Conversations:
+    """The prompts with the answers that are wanted."""
+
+    def read(first_row: int) -> Iterator[NumberedConversation]:
+        for number, pair in enumerate(side.pairs[first_row:], start=first_row):
+            yield number, [*pair.prompt, {"role": "assistant", "content": pair.chosen}], ""
+
+    return Conversations(
+        f"the chosen answers of {side.origin}", side.licence, f"chosen of {side.identity}/{len(side.pairs)}", read
+    )

@@ -1,0 +1,39 @@
+"""What the stages that train adapters have in common."""
+
+from dataclasses import dataclass
+
+from .arguments import StageArguments, check_intervals, setting
+
+
+@dataclass
+class AdapterArguments(StageArguments):
+    """Settings of LoRA adapters on a pretrained model."""
+
+    lora_r: int = setting(8, "Rank of the adapters: how much they can learn.", group="Model", low=2, high=64, log=True)
+    lora_alpha: float = setting(
+        16.0, "The adapters' part is scaled by alpha / rank.", group="Model", low=4, high=128, log=True
+    )
+    lora_target_modules: str = setting(
+        "all-linear", "Layers with adapters: all-linear, or names such as q_proj,v_proj."
+    )
+    repetition_penalty: float = setting(
+        1.1, "Of the answers this model gives; above 1: fewer repetitions.", group="Answers", low=1.0, high=1.5
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_intervals(self, ADAPTER_INTERVALS)
+
+    @property
+    def model_type(self) -> str:
+        """What the run's curves and tables call the model."""
+        return "tuned"
+
+    @property
+    def targets(self) -> str | list[str]:
+        """`lora_target_modules` as PEFT takes it."""
+        names = [name.strip() for name in self.lora_target_modules.split(",") if name.strip()]
+        return names[0] if names == ["all-linear"] else names
+
+
+ADAPTER_INTERVALS = (("lora_r", 1, 1024), ("lora_alpha", 0, 4096), ("repetition_penalty", 0.5, 10.0))

@@ -1,0 +1,125 @@
+"""Direct preference optimisation (Rafailov et al. 2023) with adapters: TRL's `DPOTrainer` in a run folder of ours.
+
+Importing this module imports TRL, which takes seconds.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
+from trl import DPOConfig, DPOTrainer
+
+from ..data.preferences import EncodedPreference, Preferences, conversations, encode_preferences, sample_pairs
+from ..evaluation.preference_scores import PairScores, chosen_falls, preference_metrics, score_pairs
+from .adapters import allow_old_torchao, lora_config
+from .arguments import values_for
+from .dpo_arguments import DpoArguments
+from .run_trainer import RunTrainerMixin, SealCheckpoints
+
+logger = logging.getLogger(__name__)
+
+
+def dpo_config(args: DpoArguments) -> DPOConfig:
+    """Our settings as TRL takes them; of its own fields it keeps the defaults but for what we name."""
+    with_sft = args.sft_weight > 0
+    return DPOConfig(
+        **values_for(TrainingArguments, args),
+        beta=args.beta,
+        loss_type=[args.loss_type, "sft"] if with_sft else [args.loss_type],
+        loss_weights=[1.0, args.sft_weight] if with_sft else None,
+        label_smoothing=args.label_smoothing,
+        max_length=args.max_length,
+        disable_dropout=True,
+    )
+
+
+class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
+    """Trains adapters on pairs; the reference is the model with its adapters off. Loss and gradients are TRL's, the
+    metrics of an evaluation are those of `preference_metrics`: exact means over pairs, on held-out pairs and on as many
+    training pairs.
+
+    Args:
+        model: the plain model; it gets its adapters here.
+        train_pairs: pairs whose prompt fits into `args.max_length`; held_out: likewise.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: DpoArguments,
+        train_pairs: Preferences,
+        held_out: Preferences,
+        tokenizer: PreTrainedTokenizerFast,
+        callbacks: Sequence[TrainerCallback] = (),
+    ):
+        allow_old_torchao()
+        self.settings = args
+        self.train_sample, self.held_out_sample = (
+            sample_pairs(encode_preferences(side.pairs, tokenizer, args.max_length), args.max_eval_tokens)
+            for side in (train_pairs, held_out)
+        )
+        super().__init__(
+            model=model,
+            args=dpo_config(args),
+            train_dataset=trl_rows(train_pairs, tokenizer),
+            # Evaluation is ours and does not look at it, but a Trainer that evaluates wants one.
+            eval_dataset=trl_rows(dataclasses.replace(held_out, pairs=held_out.pairs[:1]), tokenizer),
+            processing_class=tokenizer,
+            peft_config=lora_config(model, args.lora_r, args.lora_alpha, 0.0, args.targets),
+            callbacks=[*callbacks, ChosenFalls()],
+        )
+        self.add_callback(SealCheckpoints(self))
+
+    def score_pairs(self, pairs: Sequence[EncodedPreference]) -> PairScores:
+        """Every pair under the model as it is now, and under its reference."""
+        model = self.accelerator.unwrap_model(self.model)
+        return score_pairs(model, pairs, self.processing_class.pad_token_id, self.settings.per_device_eval_batch_size)
+
+    def scores(self, held_out: Any) -> dict[str, Any]:
+        beta = self.settings.beta
+        on_held_out, on_train = (
+            preference_metrics(self.score_pairs(pairs), beta) for pairs in (self.held_out_sample, self.train_sample)
+        )
+        of_train = {f"train_{name}": value for name, value in dataclasses.asdict(on_train).items() if name != "pairs"}
+        return {**dataclasses.asdict(on_held_out), **of_train}
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if any(name.startswith("eval_") for name in logs):
+            # TRL would add to it, and forget, what it has counted since the last line about training.
+            Trainer.log(self, logs, *args, **kwargs)
+        else:
+            super().log(logs, *args, **kwargs)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """TRL's speaks of other things; the run writes its own."""
+
+
+class ChosenFalls(TrainerCallback):
+    """Warns, once, when the chosen answers become less likely while the margin grows."""
+
+    def __init__(self):
+        self.first: dict[str, float] | None = None
+        self.told = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        evaluations = [entry for entry in state.log_history if "eval_chosen_logp" in entry]
+        self.first = evaluations[0] if evaluations else None
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if self.first is None:
+            self.first = metrics
+        if not self.told and (sentence := chosen_falls(self.first, metrics)):
+            self.told = True
+            logger.warning("%s", sentence)
+
+
+def trl_rows(side: Preferences, tokenizer) -> Dataset:
+    """The pairs as TRL's conversational rows."""
+    rows = []
+    for pair in side.pairs:
+        prompt, with_chosen, with_rejected = conversations(pair, tokenizer)
+        rows.append({"prompt": prompt, "chosen": with_chosen[-1:], "rejected": with_rejected[-1:]})
+    return Dataset.from_list(rows)

@@ -1,0 +1,211 @@
+"""A second home for a run folder, such as Google Drive: what of it is copied there while it trains, and what is brought
+back from there when the first home is gone. Only what verifies is ever brought back."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers.trainer import TRAINER_STATE_NAME
+
+from .checkpoint import RESULTS_FILE, SETTINGS_FILE, is_complete, numbered_checkpoints, read_results
+from .report import CURVES_FILE, METRICS_FILE
+from .verified_copy import (
+    MANIFEST_FILE,
+    OLD,
+    PARTIAL,
+    DamagedCopy,
+    Report,
+    bring_folder,
+    copy_checked,
+    copy_folder,
+    discard,
+    holds_copy_of,
+    read_manifest,
+    replace_folder,
+    temporary,
+    tidy,
+    update_files,
+)
+
+# Of a run that is not finished only these are worth keeping beside its checkpoints: the others are still to come.
+OF_AN_UNFINISHED_RUN = (SETTINGS_FILE, METRICS_FILE, CURVES_FILE)
+FINISHED, NOTHING = math.inf, -1  # how far a run is, in updates
+
+
+@dataclass
+class BroughtBack:
+    """What has come of bringing a run back.
+
+    Attributes:
+        progress: the update it goes on from, FINISHED, or NOTHING if nothing was brought back.
+        damaged: what had to be left out.
+    """
+
+    progress: float = NOTHING
+    damaged: list[str] = field(default_factory=list)
+
+
+def training_state(checkpoint: Path) -> dict:
+    """What transformers' Trainer has noted of itself in a checkpoint."""
+    return json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+
+
+def best_beside(checkpoint: Path) -> str | None:
+    """The name of the best checkpoint so far, whose weights become the run's result; None if nothing was evaluated."""
+    best = training_state(checkpoint)["best_model_checkpoint"]
+    return None if best is None else Path(best).name
+
+
+def progress_here(folder: Path) -> float:
+    """How far the run in `folder` is, by its newest complete checkpoint."""
+    if read_results(folder) is not None:
+        return FINISHED
+    return next((step for step, path in reversed(numbered_checkpoints(folder)) if is_complete(path)), NOTHING)
+
+
+def progress_of_copy(copy: Path) -> float:
+    """How far the copy of a run says that it is; what it says has yet to be verified."""
+    if RESULTS_FILE in read_manifest(copy).files:
+        return FINISHED
+    checkpoints = reversed(numbered_checkpoints(copy))
+    return next((step for step, path in checkpoints if (path / MANIFEST_FILE).is_file()), NOTHING)
+
+
+def copy_checkpoints(
+    run: Path, copy: Path, checkpoints: Sequence[Path], best: str | None, report: Report = lambda size: None
+) -> None:
+    """Bring the copy of a run up to a checkpoint, then drop those that are no longer needed: the best and the last two
+    stay.
+
+    Args:
+        checkpoints: complete ones that nobody is writing to, the newest last; the best one is among them, for without
+            it the run could not be ended as it would have been.
+
+    Raises:
+        OSError: the disk is full, or gone; what was there is still there.
+    """
+    copy.mkdir(parents=True, exist_ok=True)
+    tidy(copy)
+    update_files(run, copy, [name for name in OF_AN_UNFINISHED_RUN if (run / name).is_file()], report)
+    for checkpoint in checkpoints:
+        if not holds_copy_of(checkpoint, copy / checkpoint.name):
+            copy_folder(checkpoint, copy / checkpoint.name, report)
+    newest = _step(checkpoints[-1])
+    # Those beyond it are of a session that came further: they are left alone until they are passed again.
+    before = [path for step, path in numbered_checkpoints(copy) if step < newest]
+    for path in before[:-1]:
+        if path.name != best:
+            os.rename(path, temporary(path, OLD))
+            discard(temporary(path, OLD))
+
+
+def bring_back(copy: Path, run: Path, beyond: float = NOTHING, report: Report = lambda size: None) -> BroughtBack:
+    """Bring a run back from its copy, in place of what is in `run`: finished as it is, else with the newest checkpoint
+    that verifies and the best one.
+
+    Args:
+        beyond: the update that `run` has reached; a copy that is not further is not brought back.
+
+    Raises:
+        OSError: a disk is full, or gone; `run` is as it was.
+    """
+    result = BroughtBack()
+    partial = temporary(run, PARTIAL)
+    discard(partial)
+    try:
+        if _bring_finished(copy, partial, result, report):
+            result.progress = FINISHED
+        else:
+            result.progress = _bring_unfinished(copy, partial, beyond, result, report)
+        if result.progress > beyond:
+            replace_folder(partial, run)
+    finally:
+        discard(partial)
+    return result
+
+
+def _bring_finished(copy: Path, partial: Path, result: BroughtBack, report: Report) -> bool:
+    if RESULTS_FILE not in read_manifest(copy).files:
+        return False
+    try:
+        bring_folder(copy, partial, report)
+        return True
+    except DamagedCopy as damage:
+        result.damaged.append(str(damage))
+        discard(partial)
+        return False
+
+
+def _bring_unfinished(copy: Path, partial: Path, beyond: float, result: BroughtBack, report: Report) -> float:
+    """The update that was brought back, or NOTHING."""
+    states = read_manifest(copy).files.get(SETTINGS_FILE)
+    if states is None or not (copy / SETTINGS_FILE).is_file():
+        return NOTHING
+    try:
+        copy_checked(copy / SETTINGS_FILE, partial / SETTINGS_FILE, states, report)
+    except DamagedCopy as damage:
+        result.damaged.append(str(damage))
+        return NOTHING
+    candidates = [path for step, path in reversed(numbered_checkpoints(copy)) if step > beyond]
+    # Without its best checkpoint a run goes on, but may end with other weights: that is the second choice.
+    for needs_best in (True, False):
+        for path in candidates:
+            if not _bring_checkpoint(path, partial, result, report):
+                continue
+            best = best_beside(partial / path.name)
+            if best in (None, path.name) or _bring_checkpoint(copy / best, partial, result, report) or not needs_best:
+                os.utime(partial / path.name)  # transformers takes the checkpoint that was changed last for the newest
+                return _step(path)
+            discard(partial / path.name)
+    return NOTHING
+
+
+def _bring_checkpoint(path: Path, partial: Path, result: BroughtBack, report: Report) -> bool:
+    if any(damage.startswith(f"{path.name}:") for damage in result.damaged):
+        return False
+    try:
+        bring_folder(path, partial / path.name, report)
+        if is_complete(partial / path.name):
+            return True
+        problem = "its files are not those of a complete checkpoint"
+    except DamagedCopy as damage:
+        problem = str(damage)
+    result.damaged.append(f"{path.name}: {problem}")
+    discard(partial / path.name)
+    return False
+
+
+def _step(path: Path) -> int:
+    return int(path.name.rsplit("-", 1)[1])
+
+
+def bring_missing_files(copy: Path, folder: Path) -> list[str]:
+    """Bring back the single files of a copied folder that are not in `folder`; returns those that are damaged.
+
+    Raises:
+        OSError: a disk is full, or gone.
+    """
+    damaged = []
+    for name, states in read_manifest(copy).files.items():
+        if (folder / name).exists():
+            continue
+        partial = temporary(folder / name, PARTIAL)
+        try:
+            copy_checked(copy / name, partial, states)
+            os.replace(partial, folder / name)
+        except (DamagedCopy, FileNotFoundError):
+            damaged.append(name)
+            discard(partial)
+    return damaged
+
+
+def size_of_copy(copy: Path) -> int:
+    """About how many bytes `bring_back` would copy."""
+    manifest = read_manifest(copy)
+    if RESULTS_FILE in manifest.files:
+        return manifest.total_bytes
+    newest = next((path for _, path in reversed(numbered_checkpoints(copy))), copy)
+    return 2 * read_manifest(newest).total_bytes  # with the best one

@@ -1,0 +1,81 @@
+"""What every trainer of ours adds to transformers' `Trainer`: it goes on from the newest complete checkpoint of its run
+folder, states of every checkpoint that it is complete, and is evaluated by scores of its own."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+
+from .checkpoint import newest_checkpoint, seal_checkpoint
+from .device import keep_freed_memory
+
+
+class RunTrainerMixin:
+    """Stands before `Trainer` in a class's bases; add `SealCheckpoints(self)` to the callbacks."""
+
+    def resume_or_start(self) -> None:
+        """Train from the newest complete checkpoint of the run folder, or from the beginning."""
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
+        with self.args.main_process_first(desc="removing what was cut off"):
+            checkpoint = newest_checkpoint(Path(self.args.output_dir))
+        if checkpoint is not None and self.is_trained(checkpoint):
+            return
+        if checkpoint is not None:
+            self.before_resume(checkpoint)
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    def is_trained(self, checkpoint: Path) -> bool:
+        """True, with the run's result in the model, if there is nothing left to train: the run was cut off between its
+        last checkpoint and its end. transformers would make one more update of it."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < state.max_steps:
+            return False
+        self.state = state
+        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        found = checkpoint if best is None else checkpoint.with_name(Path(best).name)
+        self._load_from_checkpoint(str(found if found.is_dir() else checkpoint))
+        return True
+
+    def before_resume(self, checkpoint: Path) -> None:
+        """Take up what `before_seal` has left."""
+
+    def before_seal(self, checkpoint: Path) -> None:
+        """Add to a checkpoint what else has to be known to go on; called on every process."""
+
+    def scores(self, held_out: Any) -> dict[str, Any]:
+        """What an evaluation gives."""
+        raise NotImplementedError
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, Any]:
+        started = time.perf_counter()
+        metrics = {
+            f"{metric_key_prefix}_{name}": value
+            for name, value in self.scores(eval_dataset or self.eval_dataset).items()
+            if value is not None
+        }
+        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        # A pickle of the settings, which nothing here reads: a run folder holds no pickle of ours.
+        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+
+class SealCheckpoints(TrainerCallback):
+    """States of every checkpoint that it is complete, once everything is in it."""
+
+    def __init__(self, trainer: RunTrainerMixin):
+        self.trainer = trainer
+
+    def on_save(self, args, state, control, **kwargs):
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.trainer.before_seal(checkpoint)
+        self.trainer.accelerator.wait_for_everyone()  # each process writes a file of its own
+        if state.is_world_process_zero:
+            seal_checkpoint(checkpoint)

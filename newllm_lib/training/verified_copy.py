@@ -1,0 +1,242 @@
+"""Copies that are known to be whole, on disks that may fill up or vanish at any moment.
+
+A copy is written under a temporary name, read back, and renamed into place; a manifest in its folder states size and
+SHA-256 of every file. Whatever goes wrong on the way, what was there before stays as it was.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import write_json
+
+MANIFEST_FILE = "manifest.json"
+CHUNK_BYTES = 2**22
+PARTIAL, OLD = ".partial", ".old"
+
+Report = Callable[[int], None]  # told of the bytes of every chunk
+
+
+class DamagedCopy(OSError):
+    """What is read is not what was written, or not what the manifest states."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of copies holds.
+
+    Attributes:
+        files: name -> the states that the file may be in, the newest first: {"bytes", "sha256", "modified" (ns)}.
+        saved_at: seconds since 1970.
+    """
+
+    files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    saved_at: float = 0.0
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(states[0]["bytes"] for states in self.files.values())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder of copies; an empty one if there is none that can be read."""
+    try:
+        content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        files = {
+            name: [{key: state[key] for key in ("bytes", "sha256", "modified")} for state in states]
+            for name, states in content["files"].items()
+            if states and ".." not in Path(name).parts and not Path(name).is_absolute()
+        }
+        return Manifest(files, float(content["saved_at"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Manifest()
+
+
+def write_manifest(folder: Path, files: dict[str, list[dict[str, Any]]]) -> None:
+    """State what the folder's files are."""
+    write_json(folder / MANIFEST_FILE, {"saved_at": time.time(), "files": files})
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """{"bytes", "sha256", "modified"} of a file."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest(), "modified": path.stat().st_mtime_ns}
+
+
+def same_content(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """True if two fingerprints are of the same bytes."""
+    return all(one[key] == other[key] for key in ("bytes", "sha256"))
+
+
+def copy_checked(
+    source: Path, target: Path, states: Sequence[dict[str, Any]] | None = None, report: Report = lambda size: None
+) -> dict[str, Any]:
+    """Copy one file and read the copy back.
+
+    Args:
+        states: what the manifest states of `source`, which has to be one of these; None: whatever it is.
+
+    Returns:
+        The copy's fingerprint, with the time at which `source` was modified.
+
+    Raises:
+        DamagedCopy: `source` is in none of the states, or the copy cannot be read back.
+        OSError: the disk is full, or gone.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest, size, modified = hashlib.sha256(), 0, source.stat().st_mtime_ns
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(CHUNK_BYTES):
+            digest.update(chunk)
+            writer.write(chunk)
+            size += len(chunk)
+            report(len(chunk))
+        writer.flush()
+        os.fsync(writer.fileno())
+    written = {"bytes": size, "sha256": digest.hexdigest(), "modified": modified}
+    if states is not None:
+        state = next((state for state in states if same_content(state, written)), None)
+        if state is None:
+            raise DamagedCopy(f"{source.name} is not what was saved")
+        written = state
+        os.utime(target, ns=(state["modified"], state["modified"]))
+    if not same_content(fingerprint(target), written):
+        raise DamagedCopy(f"{target.name} does not read as it was written")
+    return written
+
+
+def copy_folder(source: Path, target: Path, report: Report = lambda size: None) -> None:
+    """Copy a folder that nobody is writing to; `target` is replaced as a whole, or not at all.
+
+    Raises:
+        OSError: as `copy_checked`.
+    """
+    partial = temporary(target, PARTIAL)
+    discard(partial)
+    try:
+        files = {
+            path.relative_to(source).as_posix(): [copy_checked(path, partial / path.relative_to(source), report=report)]
+            for path in files_of(source)
+        }
+        write_manifest(partial, files)
+        replace_folder(partial, target)
+    except OSError:
+        discard(partial)  # a full disk needs the room
+        raise
+
+
+def holds_copy_of(source: Path, target: Path) -> bool:
+    """True if `target` is a copy of the folder `source`, as its manifest states and its files' sizes show."""
+    stated = read_manifest(target).files
+    paths = {path.relative_to(source).as_posix(): path for path in files_of(source)}
+    if not stated or stated.keys() != paths.keys():
+        return False
+    return all(
+        (target / name).is_file()
+        and (target / name).stat().st_size == path.stat().st_size
+        and same_content(stated[name][0], fingerprint(path))
+        for name, path in paths.items()
+    )
+
+
+def bring_folder(source: Path, target: Path, report: Report = lambda size: None) -> None:
+    """Copy the files of a folder of copies, and nothing else, back to where they can be used.
+
+    Raises:
+        DamagedCopy: a file is missing or is not what the manifest states, or there is no manifest.
+        OSError: as `copy_checked`.
+    """
+    stated = read_manifest(source).files
+    if not stated:
+        raise DamagedCopy("it was not copied to its end")
+    for name, states in stated.items():
+        if not (source / name).is_file():
+            raise DamagedCopy(f"{name} is missing")
+        copy_checked(source / name, target / name, states, report)
+
+
+def update_files(source: Path, target: Path, names: Sequence[str], report: Report = lambda size: None) -> None:
+    """Bring single files of the folder `target` up to date, in the order of `names`. While they are renamed into place,
+    the manifest knows what each was and what it becomes, so that it is right at any moment.
+
+    Raises:
+        OSError: as `copy_checked`.
+    """
+    stated = read_manifest(target).files
+    changed = [name for name in names if not _is_up_to_date(source / name, target / name, stated.get(name, []))]
+    if not changed and all(len(stated[name]) == 1 for name in names):
+        return
+    copies = {name: stated[name][0] for name in names if name not in changed}
+    try:
+        for name in changed:
+            copies[name] = copy_checked(source / name, temporary(target / name, PARTIAL), report=report)
+        write_manifest(target, {**stated, **{name: [copies[name], *stated.get(name, [])] for name in changed}})
+    except OSError:
+        for name in changed:
+            discard(temporary(target / name, PARTIAL))
+        raise
+    for name in changed:
+        os.replace(temporary(target / name, PARTIAL), target / name)
+    write_manifest(target, {**stated, **{name: [copies[name]] for name in names}})
+
+
+def _is_up_to_date(source: Path, target: Path, states: Sequence[dict[str, Any]]) -> bool:
+    """True if `target` is a copy of `source`. Of several states in which it may be, a file has to be read to tell."""
+    if not states or not target.is_file():
+        return False
+    content = fingerprint(source)
+    return same_content(states[0], content) and (len(states) == 1 or same_content(fingerprint(target), content))
+
+
+def replace_folder(partial: Path, target: Path) -> None:
+    """Rename `partial` to `target`; what was there gives way only then."""
+    old = temporary(target, OLD)
+    if target.exists():
+        discard(old)
+        os.rename(target, old)
+    os.rename(partial, target)
+    discard(old)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a copy that was cut off has left in `folder`, and put back what had just given way to it."""
+    for old in folder.glob(f".*{OLD}"):
+        target = folder / old.name[1 : -len(OLD)]
+        if not target.exists():
+            os.rename(old, target)
+    for pattern in (f".*{OLD}", f".*{PARTIAL}", f".{MANIFEST_FILE}.*"):
+        for path in folder.glob(pattern):
+            discard(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder. Google Drive moves what is removed into its bin, where it goes on taking room: files
+    are emptied first. Errors are not told: what is left is hidden, and `tidy` tries again."""
+    for file in files_of(path) if path.is_dir() else [path] * path.is_file():
+        try:
+            if file.stat().st_nlink == 1:  # the other name of a link keeps its content
+                os.truncate(file, 0)
+            file.unlink()
+        except OSError:
+            continue
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def temporary(path: Path, ending: str) -> Path:
+    """The hidden name beside `path` under which a copy is written (PARTIAL) or what it replaces waits (OLD)."""
+    return path.with_name(f".{path.name}{ending}")
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """Every file in and below a folder, but for a manifest, in an order that does not change."""
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST_FILE)

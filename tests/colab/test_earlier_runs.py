@@ -1,0 +1,81 @@
+"""Runs of earlier sessions: which come back at once, which wait on Drive, and what is said of them."""
+
+import errno
+import shutil
+
+import pytest
+from run_folders import contents, make_run
+
+from newllm_lib.colab.drive_copy import DriveCopier
+from newllm_lib.colab.earlier_runs import bring_back_runs, fetch_sentences, newest_run, run_sentence
+from newllm_lib.training import verified_copy
+
+
+@pytest.fixture
+def copier(tmp_path):
+    """Two finished models and an unfinished one, each saved after the one before, on Drive alone."""
+    copier = DriveCopier(tmp_path / "here", tmp_path / "drive")
+    for run, steps in (("01_pretrain/a/newllm", ()), ("01_pretrain/b/newllm", ()), ("02_dailydialog/c/newllm", (10,))):
+        folder = make_run(copier.local / run, steps, finished=not steps)
+        if steps:
+            copier.copy_later(folder, folder / f"checkpoint-{steps[-1]}")
+        (folder.parent / "comparison.json").write_text(run)
+        copier.work()
+    shutil.rmtree(copier.local)
+    return DriveCopier(tmp_path / "here", tmp_path / "drive")
+
+
+def names(copier):
+    return sorted("/".join(path.parts[-3:]) for path in copier.local.glob("*/*/*") if path.is_dir())
+
+
+def test_everything_comes_back_the_newest_first(copier):
+    told = []
+    returned = bring_back_runs(copier, told.append)
+    assert told == ["02_dailydialog/c/newllm", "01_pretrain/b/newllm", "01_pretrain/a/newllm"]
+    assert names(copier) == sorted(told) and len(returned.models) == 3 and not copier.left
+    assert (copier.local / "01_pretrain" / "a" / "comparison.json").read_text() == "01_pretrain/a/newllm"
+    assert newest_run(copier.local) == copier.local / "02_dailydialog" / "c"
+    assert run_sentence(newest_run(copier.local)) == "02_dailydialog/c: newllm is at update 10 of 300"
+
+
+def test_it_is_brought_back_once(copier):
+    bring_back_runs(copier, lambda name: None)
+    before = contents(copier.local)
+    assert bring_back_runs(copier, lambda name: pytest.fail(name)).models == []
+    assert contents(copier.local) == before
+
+
+def test_what_would_take_long_waits_until_it_is_trained_on(copier):
+    bring_back_runs(copier, lambda name: None, budget_bytes=1)
+    assert names(copier) == ["02_dailydialog/c/newllm"], "the newest always comes"
+    a = copier.local / "01_pretrain" / "a" / "newllm"
+    assert a in copier.left and len(copier.left) == 2
+    assert fetch_sentences(copier, [a]) == [
+        ("01_pretrain/a/newllm is finished: brought back from your Drive and verified.", "ok")
+    ]
+    assert a.is_dir() and a not in copier.left
+    assert fetch_sentences(copier, [a, copier.local / "01_pretrain" / "new" / "newllm"]) == []
+    assert fetch_sentences(None, [a]) == []
+
+
+def test_a_drive_that_fails_then_is_said_to(copier, monkeypatch):
+    def copy_checked(*args, **kwargs):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(verified_copy, "copy_checked", copy_checked)
+    ((sentence, status),) = fetch_sentences(copier, [copier.local / "01_pretrain" / "a" / "newllm"])
+    assert status == "note" and "could not be brought back from Drive: Drive does not answer" in sentence
+
+
+def test_a_damaged_run_is_named(copier):
+    model = copier.local / "02_dailydialog" / "c" / "newllm"
+    (copier.copy_of(model) / "checkpoint-10" / "optimizer.pt").unlink()
+    ((sentence, status),) = fetch_sentences(copier, [model])
+    assert status == "note" and "c/newllm/checkpoint-10: optimizer.pt is missing" in sentence
+    assert not model.exists()
+
+
+def test_there_may_be_none(tmp_path):
+    copier = DriveCopier(tmp_path / "here", tmp_path / "drive")
+    assert bring_back_runs(copier, lambda name: None).models == [] and newest_run(tmp_path / "here") is None

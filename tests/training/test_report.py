@@ -1,0 +1,100 @@
+"""Saves by the clock: at a line of the log, on time, and without a trace in what is learned."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from run_files import StopAt
+from safetensors.torch import load_file
+
+from newllm_lib.errors import InputError
+from newllm_lib.stages.pretrain import PretrainArguments, pretrain
+from newllm_lib.training import report
+from newllm_lib.training.checkpoint import numbered_checkpoints, read_settings
+from newllm_lib.training.report import SaveByMinutes, TrainingInterrupted
+
+
+def test_a_save_is_asked_for_at_the_first_line_of_the_log_that_is_due():
+    now = [0.0]
+    callback = SaveByMinutes(10, clock=lambda: now[0])
+    args, asked = SimpleNamespace(world_size=1), []
+    callback.on_train_begin(args, None, None)
+    for step in range(1, 101):
+        now[0] += 30
+        control = SimpleNamespace(should_log=step % 3 == 0, should_save=step == 50)
+        callback.on_step_end(args, None, control)
+        if control.should_save:
+            asked.append(step)
+            callback.on_save(args, None, control)
+    assert asked == [21, 42, 50, 72, 93], "20 updates of half a minute, then the next line; 50 was saved for itself"
+
+
+def test_processes_agree(monkeypatch):
+    asked = []
+    monkeypatch.setattr(report, "true_for_any_process", lambda flag, device: asked.append(flag) or True)
+    callback = SaveByMinutes(10, clock=lambda: 0.0)
+    callback.on_train_begin(None, None, None)
+    args = SimpleNamespace(world_size=2, device="cpu")
+    for should_log in (False, True):
+        control = callback.on_step_end(args, None, SimpleNamespace(should_log=should_log, should_save=False))
+        assert control.should_save == should_log
+    assert asked == [False], "this one's clock is behind; without a line of the log nobody is asked"
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(report, "save_curves", lambda histories, path: path.write_bytes(b"png"))
+
+
+def arguments(text_file, folder, **fields) -> PretrainArguments:
+    small = {
+        "tokenizer": "byte", "max_length": 32, "num_parameters": 80_000, "max_steps": 12, "logging_steps": 2,
+        "per_device_train_batch_size": 4, "eval_steps": 6, "save_steps": 6, "save_total_limit": None,
+        "max_eval_tokens": 500,
+    }  # fmt: skip
+    return PretrainArguments(data=str(text_file), output_dir=str(folder), **{**small, **fields})
+
+
+def test_saving_by_the_clock_changes_nothing_that_is_learned(text_file, tmp_path):
+    always, never = 1e-9, 0
+    timed = pretrain(arguments(text_file, tmp_path / "timed", save_minutes=always))
+    plain = pretrain(arguments(text_file, tmp_path / "plain", save_minutes=never))
+    assert [step for step, _ in numbered_checkpoints(timed)] == [2, 4, 6, 8, 10, 12]
+    assert [step for step, _ in numbered_checkpoints(plain)] == [6, 12]
+    assert_same(timed, plain)
+
+
+def test_a_run_cut_off_after_a_timed_save_is_as_if_it_had_not_been(text_file, tmp_path, monkeypatch):
+    unbroken = pretrain(arguments(text_file, tmp_path / "unbroken", save_minutes=0))
+    broken = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt) as stop:  # at once, without a last save: what a vanished machine leaves
+        pretrain(arguments(text_file, broken, save_minutes=1e-9), callbacks=(StopAt(9), StopAt(9)))
+    assert not isinstance(stop.value, TrainingInterrupted)
+    assert numbered_checkpoints(broken)[-1][0] == 8
+    pretrain(arguments(text_file, broken, save_minutes=10))
+    assert_same(unbroken, broken)
+
+
+def test_it_is_a_setting_of_the_session(text_file, tmp_path):
+    args = arguments(text_file, tmp_path / "run", save_minutes=3.0)
+    assert args.session_settings()["save_minutes"] == 3.0 and "save_minutes" not in args.run_settings()
+    folder = pretrain(arguments(text_file, tmp_path / "run", save_minutes=3.0, max_steps=2))
+    assert read_settings(folder)["session"]["save_minutes"] == 3.0
+    with pytest.raises(InputError, match="save_minutes has to be at least 0, got -1"):
+        arguments(text_file, tmp_path, save_minutes=-1)
+
+
+def assert_same(one, other):
+    weights = [load_file(folder / "model.safetensors") for folder in (one, other)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert history(one) == history(other)
+    assert (one / "results.json").read_text() == (other / "results.json").read_text()
+
+
+def history(folder):
+    """The log, but for what the clock says."""
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timed = ("runtime", "per_second", "flos")
+    kept = [{k: v for k, v in entry.items() if not any(word in k for word in timed)} for entry in entries]
+    return [entry for entry in kept if "train_loss" not in entry]
