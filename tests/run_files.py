@@ -11,7 +11,7 @@ RUN_FILES = {
 ADAPTER_FILES = RUN_FILES - {"config.json", "model.safetensors"} | {
     "adapter_config.json", "adapter_model.safetensors", "generation_config.json", "forgetting.json",
 }  # fmt: skip
-PREFERENCE_FILES = ADAPTER_FILES - {"forgetting.json"} | {"preferences.json", "merged", "reference"}
+PREFERENCE_FILES = ADAPTER_FILES - {"forgetting.json"} | {"preferences.json", "merged"}
 SWEEP_FILES = {"trials.jsonl", "best.json", "settings.json", "parallel-coordinates.png", "margins.png", "trial-001"}
 
 

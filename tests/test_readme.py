@@ -29,7 +29,7 @@ def test_every_command_parses(line, monkeypatch):
         calls.append(args)
         return {"loss": 1.0} if "evaluate" in line else []
 
-    for stage in ("pretrain", "sft", "qlora_lwf", "merge", "evaluate", "compare", "generate"):
+    for stage in ("pretrain", "sft", "qlora_lwf", "dpo", "sweep", "merge", "evaluate", "compare", "generate"):
         monkeypatch.setattr(f"newllm_lib.stages.{stage}.{stage}", record)
     monkeypatch.setattr("newllm_lib.stages.compare.comparison_table", lambda rows: "")
     monkeypatch.setattr("newllm_lib.stages.data.inspect_dataset", record)
@@ -50,7 +50,7 @@ def test_every_command_parses(line, monkeypatch):
 
 def test_there_are_commands_for_every_stage():
     words = {line.split()[1] for line in commands()}
-    stages = {"pretrain", "sft", "qlora-lwf", "merge", "data", "evaluate", "compare", "generate"}
+    stages = {"pretrain", "sft", "qlora-lwf", "dpo", "sweep", "merge", "data", "evaluate", "compare", "generate"}
     assert words >= stages | {"chat", "doctor"}
 
 

@@ -47,7 +47,7 @@ def show_preferences(panel: PreferencePanel, folder: str | Path) -> None:
     display(HTML(table_html(metric_cells(measured), header=True, numbers=True)))
     if measured["accuracy_by_kind"]:
         picture = Path(folder).parent / PICTURE_FILE
-        kinds_figure(measured, Counter(pair.kind for pair in splits.validation.pairs)).savefig(picture, dpi=110)
+        kinds_figure(measured, Counter(pair.kind for pair in splits.validation.pairs)).savefig(picture, dpi=95)
         display(HTML(picture_html(picture.read_bytes(), "accuracy by kind of flaw")))
     if warning := chosen_falls(as_logged({"margin": 0.0, **measured["reference"]}), as_logged(measured["held_out"])):
         say(in_the_panels_words(warning), "note")

@@ -33,6 +33,7 @@ METRICS_LINES = 12
 MORE_PACKAGES = ("ipykernel", "jupyterlab", "huggingface_hub", "tokenizers", "safetensors", "pyarrow", "pip")
 # Settings whose words are ours and no user's, beside those with a choice of values.
 PLAIN_WORDS = {"lr_scheduler_type", "optim", "eval_strategy", "save_strategy"}
+PLAIN_WORDS |= {"search_beta", "search_learning_rate", "search_lora_r", "search_loss_type"}
 KNOWN_MODELS = {*GEMMA_2B, offline_gemma.NAME}
 # What may quote a user's rows: its messages are left out, but for our own sentences.
 READERS = ("newllm_lib/data/", "pyarrow/", "datasets/", "pandas/", "json/", "csv.py", "jinja2/", "tokenizers/")

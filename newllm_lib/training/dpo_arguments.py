@@ -43,7 +43,7 @@ class DpoArguments(AdapterArguments):
         "sigmoid", "DPO's own loss (sigmoid), or one of TRL's others.", group="Preference"
     )
     sft_epochs: float = setting(
-        2.0, "First passes over the chosen answers as such; what comes of it is the reference. 0: none.",
+        0.0, "First passes over the chosen answers as such; what comes of it is the reference. 0: none.",
         group="Preference", low=0.0, high=10.0,
     )  # fmt: skip
     sft_learning_rate: float | None = setting(
@@ -64,7 +64,7 @@ class DpoArguments(AdapterArguments):
     )
     learning_rate: float = setting(1e-3, "Peak learning rate.", group="Training", low=1e-6, high=1e-2, log=True)
     num_train_epochs: float = setting(3.0, "Passes over the pairs.", group="Training", low=1, high=20)
-    per_device_train_batch_size: int = setting(8, "Pairs per forward pass.", group="Training", low=1, high=64, log=True)
+    per_device_train_batch_size: int = setting(4, "Pairs per forward pass.", group="Training", low=1, high=64, log=True)
     gradient_accumulation_steps: int = setting(1, "Forward passes per update.", group="Training", low=1, high=64)
     per_device_eval_batch_size: int = setting(16, "Pairs per forward pass in evaluation.")
     weight_decay: float = setting(0.0, "AdamW's weight decay.", group="Training", low=0, high=0.3)
@@ -123,12 +123,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "save_steps": 0.5,
         "logging_steps": 2,
     },
-    "demo": {"max_steps": 100, "max_eval_tokens": 3_000, "logging_steps": 2},
-    "quick": {"num_train_epochs": 2.0},
-    "standard": {},
-    "long": {"num_train_epochs": 8.0},
+    "demo": {"max_steps": 100, "max_eval_tokens": 2_000, "eval_steps": 0.25, "save_steps": 0.25, "logging_steps": 2},
+    "quick": {"num_train_epochs": 2.0, "max_eval_tokens": 4_000, "eval_steps": 0.2, "save_steps": 0.2},
+    # For a model as large as DialoGPT-small, on a GPU.
+    "standard": {"learning_rate": 1e-4},
+    "long": {"learning_rate": 1e-4, "num_train_epochs": 8.0},
     "published": {
-        "sft_epochs": 0.0,
         "num_train_epochs": 1.0,
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 4,

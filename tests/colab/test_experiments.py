@@ -141,7 +141,7 @@ def test_a_sweep_that_is_stopped_says_so_and_goes_on(make_panel, shown):
     class InSecondTrial(StopAt):
         def on_train_begin(self, args, state, control, **kwargs):
             calls.append(args.output_dir)
-            self.step = 3 if len(calls) == 2 else 10**9
+            self.step = 2 if len(calls) == 2 else 10**9
 
     stopper = InSecondTrial(10**9)
     panel = make_panel(run=lambda args, callbacks: sweep(args, (*callbacks, stopper)))

@@ -77,15 +77,19 @@ def test_the_panel_offers_the_settings_of_preferences(runs, chat_model):
 def test_the_line_says_what_is_tuned_and_by_how_much(runs, chat_model):
     panel = PreferencePanel(PREFERENCES, runs)
     line = plain(panel.line.value)
-    assert "tiny-gpt2" in line and "12 updates of 8 pairs, out of 102 generated ones" in line
-    assert "The newest chat model here is tuned: 02_dailydialog/quick-1/tiny-gpt2" in line
     args = panel.arguments("tuned")
+    pairs = args.effective_batch_size
+    assert "tiny-gpt2" in line and f"12 updates of {pairs} pairs, out of 102 generated ones" in line
+    assert "The newest chat model here is tuned: 02_dailydialog/quick-1/tiny-gpt2" in line
     prepared = prepare(args)
     assert len(prepared.train_rows.pairs) == generated_for_training(args) == 102
     adapted = add_adapters(prepared.model, args.lora_r, args.lora_alpha, 0.0, args.targets)
     assert f"{sum(p.numel() for p in trainable(adapted).values()):,} trainable parameters" in line
     set_to(panel, "max_steps", -1)
-    assert "39 updates of 8 pairs" in plain(panel.line.value), "three epochs of 102 pairs"
+    assert f"{3 * -(-102 // pairs)} updates of {pairs} pairs" in plain(panel.line.value), "three epochs of 102 pairs"
+    assert "passes over the chosen" not in line
+    set_to(panel, "sft_epochs", 2.0)
+    assert "after 2 passes over the chosen answers" in plain(panel.line.value)
 
 
 def test_what_belongs_to_other_pairs_is_hidden_and_left_alone(runs, chat_model, tmp_path):
@@ -104,7 +108,7 @@ def test_what_belongs_to_other_pairs_is_hidden_and_left_alone(runs, chat_model, 
     assert args.dataset is None and args.output_dir != generated and args.max_samples == 100
     set_to(panel, "pairs", 500)
     assert panel.arguments("tuned").output_dir == args.output_dir
-    assert "12 updates of 8 pairs" in plain(panel.line.value) and "generated" not in plain(panel.line.value)
+    assert "12 updates of" in plain(panel.line.value) and "generated" not in plain(panel.line.value)
     panel.controls["data"].widget.value = ""
     assert "enter the path" in plain(panel.line.value)
 
@@ -212,7 +216,7 @@ def test_ranges_and_ticks_are_the_texts_of_the_sweep(runs, chat_model):
     args = panel.arguments("trials")
     assert (args.search_beta, args.search_learning_rate) == ("0.02,0.5", "0.0001,0.005")
     assert (args.search_lora_r, args.search_loss_type) == ("4,8,16,32", "sigmoid,hinge,ipo")
-    assert "3 trials of tiny-gpt2" in plain(panel.line.value) and "each 6 updates of 8 pairs" in plain(panel.line.value)
+    assert "3 trials of tiny-gpt2" in plain(panel.line.value) and "each 6 updates of" in plain(panel.line.value)
 
     panel.controls["search_beta"].widget.value = (0.1, 0.1)
     panel.controls["search_lora_r"].widget.boxes["8"].value = False

@@ -52,7 +52,7 @@ def test_an_interrupted_sweep_ends_like_an_unbroken_one(tmp_path):
     class InSecondTrial(StopAt):
         def on_train_begin(self, args, state, control, **kwargs):
             calls.append(args.output_dir)
-            self.step = 3 if len(calls) == 2 else stop.step
+            self.step = 2 if len(calls) == 2 else stop.step
 
     with pytest.raises(TrainingInterrupted, match="Stopped in trial 2"):
         sweep(sweep_arguments(tmp_path, "broken"), (InSecondTrial(0),))

@@ -53,7 +53,7 @@ def test_the_first_loss_is_ln_2_and_only_adapters_move(tmp_path, model_type):
     assert moved == adapters  # every one of them: none is left out of the graph
     assert {trainer.model.get_parameter(name).dtype for name in adapters} == {torch.float32}
     last = [entry for entry in log if "eval_loss" in entry][-1]
-    assert last["eval_loss"] < 0.6 and last["eval_margin"] > 0.1 and last["eval_train_accuracy"] > 0.9
+    assert last["eval_loss"] < 0.62 and last["eval_margin"] > 0.1 and last["eval_train_accuracy"] > 0.9
 
 
 @pytest.mark.parametrize("model_type", ["tiny-gpt2", "newllm"])
