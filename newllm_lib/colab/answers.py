@@ -1,12 +1,15 @@
 """Ten fixed prompts, answered before and after tuning, side by side."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from IPython.display import HTML, display
 from transformers import AutoTokenizer
 
+from ..errors import InputError
 from ..evaluation.generation import reply_to
 from ..stages.evaluate import open_model
 from .notices import FAINT, escape, in_one_sentence, say, table_html
@@ -39,6 +42,38 @@ def show_answers(panel: SettingsPanel, folders: Sequence[Path]) -> None:
     say(
         f"Answers that ended by themselves within {MAX_NEW_TOKENS} tokens, of {len(prompts)}: {counts}."
         + ("" if panel.start_run else " There is no before: the models were new.")
+    )
+
+
+def read_measured(folder: str | Path, file: str) -> dict[str, Any]:
+    """What the run in `folder` has measured, in its `file`, when it was finished.
+
+    Raises:
+        InputError: it is not finished.
+    """
+    path = Path(folder) / file
+    if not path.exists():
+        raise InputError(f"{path.parent.name} is not finished: run the training cell again.", "NL-404")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def show_before_and_after(measured: dict[str, Any], before: str, max_new_tokens: int, remark: str = "") -> None:
+    """The answers of `replies_before_and_after` side by side, and how many ended by themselves.
+
+    Args:
+        before: what the model is called without its adapters.
+        remark: what is said after it.
+    """
+    prompts = [answer["prompt"] for answer in measured["answers"]]
+    columns = [
+        Answers(title, [answer[key] for answer in measured["answers"]], measured["ended_by_themselves"][key])
+        for title, key in ((before, "before"), ("tuned", "after"))
+    ]
+    display(HTML(answers_html(prompts, columns)))
+    first, tuned = columns
+    say(
+        f"Answers that ended by themselves within {max_new_tokens} tokens, of {len(prompts)}: {before} {first.ended}, "
+        f"tuned {tuned.ended}.{remark}"
     )
 
 

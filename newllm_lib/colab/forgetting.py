@@ -1,6 +1,5 @@
 """What tuning has brought and what it has cost: the tuned model beside its base, from what the run has measured."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,8 @@ from IPython.display import HTML, display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..errors import InputError
 from ..stages.qlora_lwf import ANSWER_TOKENS, FORGETTING_FILE
-from .answers import Answers, answers_html
+from .answers import read_measured, show_before_and_after
 from .notices import escape, in_one_sentence, picture_html, say, table_html
 
 PICTURE_FILE = "forgetting.png"
@@ -33,18 +31,7 @@ def show_forgetting(folder: str | Path) -> None:
 @in_one_sentence
 def show_answers_of_both(folder: str | Path) -> None:
     """What base and tuned model say to the same questions, side by side."""
-    measured = read_forgetting(folder)
-    prompts = [answer["prompt"] for answer in measured["answers"]]
-    columns = [
-        Answers(title, [answer[key] for answer in measured["answers"]], measured["ended_by_themselves"][key])
-        for title, key in (("base", "before"), ("tuned", "after"))
-    ]
-    display(HTML(answers_html(prompts, columns)))
-    base, tuned = columns
-    say(
-        f"Answers that ended by themselves within {ANSWER_TOKENS} tokens, of {len(prompts)}: base {base.ended}, tuned "
-        f"{tuned.ended}."
-    )
+    show_before_and_after(read_forgetting(folder), "base", ANSWER_TOKENS)
 
 
 def read_forgetting(folder: str | Path) -> dict[str, Any]:
@@ -53,10 +40,7 @@ def read_forgetting(folder: str | Path) -> dict[str, Any]:
     Raises:
         InputError: it is not finished.
     """
-    path = Path(folder) / FORGETTING_FILE
-    if not path.exists():
-        raise InputError(f"{path.parent.name} is not finished: run the training cell again.", "NL-404")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_measured(folder, FORGETTING_FILE)
 
 
 def forgetting_cells(measured: dict[str, Any]) -> list[list[str]]:

@@ -2,7 +2,7 @@
 
 from ..data.preferences import GENERATED, GENERATED_SHARE
 from ..errors import InputError
-from ..stages.dpo import check_window, updates
+from ..stages.dpo import check_window
 from ..stages.sweep import SweepArguments
 from ..training.dpo_arguments import DpoArguments
 from .adapter_estimate import base_of, config_of, count_trainable
@@ -54,7 +54,7 @@ def _extent(args: DpoArguments) -> str:
 def _updates(args: DpoArguments, rows: str) -> str:
     if is_generated(args):
         pairs = generated_for_training(args)
-        return f"<b>{updates(args, pairs):,}</b> updates {rows}, out of <b>{pairs:,}</b> generated ones"
+        return f"<b>{args.updates(pairs):,}</b> updates {rows}, out of <b>{pairs:,}</b> generated ones"
     if args.max_steps > 0:
         return f"<b>{args.max_steps:,}</b> updates {rows}"
     return f"<b>{args.num_train_epochs:g}</b> epochs in updates {rows}"

@@ -1,7 +1,6 @@
 """What tuning by preferences has brought: metrics on held-out and on training pairs, accuracy by kind of flaw, and what
 the model answers, before and after."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -14,11 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..data.preference_pairs import KINDS
-from ..errors import InputError
 from ..evaluation.preference_scores import chosen_falls
 from ..stages.dpo import ANSWER_TOKENS, PREFERENCES_FILE
 from ..training.curves import COLOURS
-from .answers import Answers, answers_html
+from .answers import read_measured, show_before_and_after
 from .controls import in_the_panels_words
 from .notices import in_one_sentence, picture_html, say, table_html
 from .preference_panel import PreferencePanel
@@ -57,17 +55,8 @@ def show_preferences(panel: PreferencePanel, folder: str | Path) -> None:
 @in_one_sentence
 def show_preferred_answers(folder: str | Path) -> None:
     """What the model says to held-out prompts before and after, side by side."""
-    measured = read_preferences(folder)
-    prompts = [answer["prompt"] for answer in measured["answers"]]
-    columns = [
-        Answers(name, [answer[key] for answer in measured["answers"]], measured["ended_by_themselves"][key])
-        for name, key in (("reference", "before"), ("tuned", "after"))
-    ]
-    display(HTML(answers_html(prompts, columns)))
-    reference, tuned = columns
-    say(
-        f"Answers that ended by themselves within {ANSWER_TOKENS} tokens, of {len(prompts)}: reference "
-        f"{reference.ended}, tuned {tuned.ended}. To prefer an answer is not to be able to write it."
+    show_before_and_after(
+        read_preferences(folder), "reference", ANSWER_TOKENS, " To prefer an answer is not to be able to write it."
     )
 
 
@@ -77,10 +66,7 @@ def read_preferences(folder: str | Path) -> dict[str, Any]:
     Raises:
         InputError: it is not finished.
     """
-    path = Path(folder) / PREFERENCES_FILE
-    if not path.exists():
-        raise InputError(f"{path.parent.name} is not finished: run the training cell again.", "NL-404")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_measured(folder, PREFERENCES_FILE)
 
 
 def metric_cells(measured: dict[str, Any]) -> list[list[str]]:

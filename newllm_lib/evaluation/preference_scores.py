@@ -18,8 +18,6 @@ from ..models.split_head import split_head
 from .forgetting import adapters_off
 
 NOTABLE_FALL = 1.0  # nats of a whole answer
-
-
 ROUNDING = 1e-3  # nats of a whole answer in fp32
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from .. import models  # noqa: F401  registers our models with the Auto classes
 from ..data.batches import TextCounts
@@ -61,7 +61,7 @@ def prepare(args: DpoArguments) -> PreparedRun:
         splits,
         tokenizer,
         train,
-        counts_of(train, tokenizer, args.max_length),
+        TextCounts(documents=2 * len(train.pairs)),
         held_out,
         model,
         tuple(filter(None, [*remarks, *train.remarks(), *held_out.remarks()])),
@@ -131,41 +131,23 @@ def check_window(args: DpoArguments, base: BaseModel, config: PreTrainedConfig) 
         )
 
 
-def counts_of(pairs: Preferences, tokenizer: PreTrainedTokenizerFast, max_length: int) -> TextCounts:
-    """Of the answers that are compared."""
-    sides = [side for pair in pairs.pairs for side in (pair.chosen, pair.rejected)]
-    encoded = encode_preferences(pairs.pairs, tokenizer, max_length)
-    return TextCounts(
-        documents=len(sides),
-        tokens=sum(len(pair.chosen) + len(pair.rejected) for pair in encoded),
-        bytes=sum(len(side.encode()) for side in sides),
-        words=sum(len(side.split()) for side in sides),
-    )
-
-
-def updates(args: DpoArguments, pairs: int) -> int:
-    """How many a run over this many pairs makes; the last one of an epoch may be smaller."""
-    per_epoch = -(-pairs // args.effective_batch_size)
-    return args.max_steps if args.max_steps > 0 else max(round(args.num_train_epochs * per_epoch), 1)
-
-
 def extent(args: DpoArguments, train: Preferences, base: BaseModel) -> str:
     """What is trained, and for how long."""
     pairs = len(train.pairs)
     return (
-        f"{base.name}, adapters of rank {args.lora_r}: {pairs:,} pairs, {updates(args, pairs)} updates of "
+        f"{base.name}, adapters of rank {args.lora_r}: {pairs:,} pairs, {args.updates(pairs)} updates of "
         f"{args.effective_batch_size} pairs, beta {args.beta:g}, on {args.device}."
     )
 
 
 def dpo(args: DpoArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
-    """Let a chat model learn the chosen answers, then tune adapters on it by preferences, or go on with the run that
-    `args.output_dir` holds.
+    """Tune adapters on a chat model by preferences, after it has learned the chosen answers where `args.sft_epochs` is
+    above 0, or go on with the run that `args.output_dir` holds.
 
     Returns:
-        The run folder: the reference, the best adapters with tokenizer and chat template, the model with its adapters
-        merged into it (in `merged`), settings, metrics log, curves, model card, and preferences.json: metrics by kind
-        of flaw, and answers before and after.
+        The run folder: the best adapters with tokenizer and chat template, the model that they are on if the run has
+        made it (in `reference`), both as one model (in `merged`), settings, metrics log, curves, model card, and
+        preferences.json: metrics by kind of flaw, and answers before and after.
 
     Raises:
         InputError: bad input, before any long work.

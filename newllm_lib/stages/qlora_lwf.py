@@ -2,7 +2,6 @@
 own base holds it to what it knew, and text of other kinds is rehearsed."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -147,21 +146,13 @@ def budget(args: QloraLwfArguments, config: PreTrainedConfig, micro_batch: int, 
     )
 
 
-def updates_and_examples(args: QloraLwfArguments, mix: ExampleMix) -> tuple[int, int]:
-    """(updates, examples per epoch): the last update of an epoch may be smaller, none is dropped."""
-    examples = mix.num_new + rehearsal_per_epoch(mix, args.rehearsal_ratio)
-    per_epoch = -(-examples // args.effective_batch_size)
-    updates = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
-    return updates, examples
-
-
 def extent(args: QloraLwfArguments, mix: ExampleMix, base: BaseModel) -> str:
     """What is trained, and for how long."""
-    updates, examples = updates_and_examples(args, mix)
+    examples = mix.num_new + rehearsal_per_epoch(mix, args.rehearsal_ratio)
     bits = "4 bit" if args.load_in_4bit else "full precision"
     return (
         f"{base.name} in {bits}, adapters of rank {args.lora_r}: {examples:,} examples an epoch, "
-        f"{examples - mix.num_new:,} of them rehearsed; {updates} updates, on {args.device}."
+        f"{examples - mix.num_new:,} of them rehearsed; {args.updates(examples)} updates, on {args.device}."
     )
 
 

@@ -1,5 +1,6 @@
 """What the stages that train adapters have in common."""
 
+import math
 from dataclasses import dataclass
 
 from .arguments import StageArguments, check_intervals, setting
@@ -28,6 +29,12 @@ class AdapterArguments(StageArguments):
     def model_type(self) -> str:
         """What the run's curves and tables call the model."""
         return "tuned"
+
+    def updates(self, examples: int) -> int:
+        """How many the run makes over this many examples an epoch; the last one of an epoch may be smaller, none is
+        dropped."""
+        per_epoch = -(-examples // self.effective_batch_size)
+        return self.max_steps if self.max_steps > 0 else math.ceil(self.num_train_epochs * per_epoch)
 
     @property
     def targets(self) -> str | list[str]:

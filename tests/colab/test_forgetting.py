@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from newllm_lib.colab import forgetting, results
+from newllm_lib.colab import answers, forgetting, results
 from newllm_lib.colab.live_plot import LivePlot, read_history
 from newllm_lib.colab.notices import CellStopped
 from newllm_lib.training.curves import curves_figure
@@ -15,7 +15,7 @@ from newllm_lib.training.curves import curves_figure
 def shown(monkeypatch):
     """All that is displayed, as HTML or as a sentence."""
     contents = []
-    for module in (forgetting, results):
+    for module in (answers, forgetting, results):
         monkeypatch.setattr(module, "display", lambda content: contents.append(content.data))
         monkeypatch.setattr(module, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
     return contents

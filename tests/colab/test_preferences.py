@@ -9,7 +9,7 @@ from preference_runs import dpo_arguments, make_pairs
 
 pytest.importorskip("trl")
 
-from newllm_lib.colab import live_plot, preference_preview, preferences, results
+from newllm_lib.colab import answers, live_plot, preference_preview, preferences, results
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.notices import CellStopped
 from newllm_lib.colab.preference_preview import BAG, pairs_to_show, shortcut_accuracies
@@ -27,7 +27,7 @@ def plain(html):
 def shown(monkeypatch):
     """All that is displayed, as HTML or as a sentence."""
     contents = []
-    for module in (preferences, preference_preview, results):
+    for module in (answers, preferences, preference_preview, results):
         monkeypatch.setattr(module, "display", lambda content: contents.append(content.data))
         monkeypatch.setattr(module, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
     return contents
