@@ -74,3 +74,9 @@ def test_files_are_short_and_well_named(path):
     assert path.stem not in {"utils", "helpers", "common", "misc", "manager"}
     if path.name != "__main__.py" and path.stat().st_size:
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), "a file says what it is for"
+
+
+def test_each_test_file_has_a_name_of_its_own():
+    """tests/ is no package: pytest would take two files of one name for the same module, and run neither."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -36,7 +36,7 @@ from .notices import (
     table_html,
 )
 from .preference_panel import PreferencePanel, SweepPanel
-from .preferences import standard_error
+from .preference_results import standard_error
 from .results import copied, size_html
 from .stage import PREFERENCES
 from .storage import drive_copier

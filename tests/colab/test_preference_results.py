@@ -9,7 +9,7 @@ from preference_runs import dpo_arguments, make_pairs
 
 pytest.importorskip("trl")
 
-from newllm_lib.colab import answers, live_plot, preference_preview, preferences, results
+from newllm_lib.colab import answers, live_plot, preference_preview, preference_results, results
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.notices import CellStopped
 from newllm_lib.colab.preference_preview import BAG, pairs_to_show, shortcut_accuracies
@@ -27,7 +27,7 @@ def plain(html):
 def shown(monkeypatch):
     """All that is displayed, as HTML or as a sentence."""
     contents = []
-    for module in (answers, preferences, preference_preview, results):
+    for module in (answers, preference_results, preference_preview, results):
         monkeypatch.setattr(module, "display", lambda content: contents.append(content.data))
         monkeypatch.setattr(module, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
     return contents
@@ -118,17 +118,17 @@ def test_a_chosen_answer_that_becomes_less_likely_is_told_in_the_plot(monkeypatc
 
 def test_a_run_shows_its_table_picture_and_verdict(finished, shown):
     args, folder, _ = finished
-    preferences.show_preferences(panel_of(args), folder)
-    measured = preferences.read_preferences(folder)
+    preference_results.show_preferences(panel_of(args), folder)
+    measured = preference_results.read_preferences(folder)
     table, picture, *_, sentence = shown
     for side in ("held_out", "train"):
         assert f"{measured[side]['accuracy']:.1%}" in table and f"{measured[side]['kl']:.3f}" in table
     assert f"{measured['reference']['chosen_logp']:.1f}" in table and "0.693" in table
-    assert "data:image/png" in picture and (folder.parent / preferences.PICTURE_FILE).is_file()
+    assert "data:image/png" in picture and (folder.parent / preference_results.PICTURE_FILE).is_file()
     assert sentence.startswith("ok: The chosen answer is ahead in") and "One run with one seed" in sentence
 
     shown.clear()
-    preferences.show_preferred_answers(folder)
+    preference_results.show_preferred_answers(folder)
     assert shown[0].count("<tr") == 7 and "reference" in shown[0] and "of 5" in shown[1]
 
     shown.clear()
@@ -143,7 +143,7 @@ def test_a_run_shows_its_table_picture_and_verdict(finished, shown):
 
 def test_the_reference_column_is_of_the_same_pairs(finished):
     _, folder, _ = finished
-    measured = preferences.read_preferences(folder)
+    measured = preference_results.read_preferences(folder)
     held_out = measured["held_out"]
     moved = (held_out["chosen_logp"] - measured["reference"]["chosen_logp"]) - (
         held_out["rejected_logp"] - measured["reference"]["rejected_logp"]
@@ -172,24 +172,24 @@ def measured(accuracy=0.9, train=0.92, pairs=150, kinds=None):
     ],
 )
 def test_the_verdict_says_what_the_accuracy_is_worth(fields, bag, words, not_said):
-    sentence = preferences.verdict(measured(**fields), bag)
+    sentence = preference_results.verdict(measured(**fields), bag)
     assert words in sentence and not_said not in sentence and "one seed" in sentence
 
 
 def test_bars_are_as_long_as_the_figures_say():
     kinds = {"vague": 0.5, "cut_short": 1.0, "own kind": 0.25}
-    figure = preferences.kinds_figure(measured(kinds=kinds), {"vague": 50, "cut_short": 50, "own kind": 50})
+    figure = preference_results.kinds_figure(measured(kinds=kinds), {"vague": 50, "cut_short": 50, "own kind": 50})
     (axes,) = figure.axes
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["vague (50)", "cut short (50)", "own kind (50)", "all (150)"]
     assert [bar.get_width() for bar in axes.patches] == [0.5, 1.0, 0.25, 0.9]
     assert axes.get_xlim()[1] > 1
-    figure = preferences.kinds_figure(measured(kinds=kinds), {"vague": 50})
+    figure = preference_results.kinds_figure(measured(kinds=kinds), {"vague": 50})
     assert figure.axes[0].get_yticklabels()[0].get_text() == "vague", "not all of them were scored"
 
 
 def test_an_unfinished_run_is_one_sentence(tmp_path, finished):
     with pytest.raises(CellStopped, match="run the training cell again"):
-        preferences.show_preferences(panel_of(finished[0]), tmp_path)
+        preference_results.show_preferences(panel_of(finished[0]), tmp_path)
     with pytest.raises(CellStopped, match="run the training cell again"):
-        preferences.show_preferred_answers(tmp_path)
+        preference_results.show_preferred_answers(tmp_path)
