@@ -34,6 +34,7 @@ from .notices import (
     say,
     sentence_html,
     table_html,
+    warnings_in_the_plot,
 )
 from .preference_panel import PreferencePanel, SweepPanel
 from .preference_results import standard_error
@@ -70,7 +71,8 @@ def run_experiments(panel: SweepPanel) -> Path:
         say(sentence, status)
     live = LiveTrials(folder, args.trials)
     try:
-        panel.stage.run(args, (live,) if copier is None else (live, copier.callback()))
+        with warnings_in_the_plot():
+            panel.stage.run(args, (live,) if copier is None else (live, copier.callback()))
     except KeyboardInterrupt as stop:
         live.tell("stopped", draw=True)
         on_drive = wait_for_drive(copier, lambda: None)

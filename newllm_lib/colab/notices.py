@@ -8,7 +8,8 @@ import functools
 import html
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from IPython.display import HTML, display
@@ -136,5 +137,15 @@ def quiet_notebook() -> None:
     """The notebook shows progress itself: from the libraries below only errors, from ours only warnings."""
     quiet_libraries()
     logging.getLogger("newllm_lib").setLevel(logging.WARNING)
-    # The live plot has this one's warning, too, and in its place.
-    logging.getLogger("newllm_lib.training.preference_trainer").setLevel(logging.ERROR)
+
+
+@contextmanager
+def warnings_in_the_plot() -> Iterator[None]:
+    """While a live plot is shown, it tells in its place what stage 6 warns of."""
+    logger = logging.getLogger("newllm_lib.training.preference_trainer")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -11,7 +11,7 @@ from ..training.report import TrainingInterrupted
 from .drive_copy import wait_for_drive
 from .earlier_runs import fetch_sentences
 from .live_plot import LivePlot
-from .notices import CellStopped, in_one_sentence, quiet_notebook, say
+from .notices import CellStopped, in_one_sentence, quiet_notebook, say, warnings_in_the_plot
 from .panel import SettingsPanel
 from .storage import drive_copier
 
@@ -42,7 +42,8 @@ def train_models(panel: SettingsPanel) -> list[Path]:
             plot.models[model].on_drive = functools.partial(copier.status, folder)
             callbacks.append(copier.callback())
         try:
-            panel.stage.run(args, tuple(callbacks))
+            with warnings_in_the_plot():
+                panel.stage.run(args, tuple(callbacks))
         except KeyboardInterrupt as stop:
             plot.set_state(model, "stopped")
             on_drive = wait_for_drive(copier, functools.partial(plot.tell_of_drive, model))
