@@ -47,7 +47,7 @@ LABELS = {
     "max_steps": "updates",
     "num_train_epochs": "epochs",
     "learning_rate": "learning rate",
-    "sft_epochs": "the chosen first",
+    "sft_epochs": "all answers first",
     "sft_weight": "weight of the chosen",
     "per_device_train_batch_size": "batch size",
     "gradient_accumulation_steps": "accumulation",

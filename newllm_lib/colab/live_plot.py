@@ -39,8 +39,8 @@ FACTS = (
 )
 
 
-LEARNS_CHOSEN = "learning the chosen answers"  # before preferences
-TRAINS = ("training", LEARNS_CHOSEN)
+LEARNS_ANSWERS = "learning the answers as such"  # before preferences
+TRAINS = ("training", LEARNS_ANSWERS)
 
 
 @dataclass
@@ -199,7 +199,7 @@ class LiveCallback(TrainerCallback):
         self.model.history, self.model.updates = state.log_history, state.max_steps
         self.model.update, self.model.state = state.global_step, "training"
         if isinstance(args, ReferenceArguments):
-            self.model.state = LEARNS_CHOSEN
+            self.model.state = LEARNS_ANSWERS
         if isinstance(args, TrainingArguments) and not isinstance(args, StageArguments):  # TRL's, for preferences
             self.model.unit = "pairs"
             self.per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps

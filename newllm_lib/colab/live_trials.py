@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from ..stages.reference import ReferenceArguments
 from ..stages.sweep import best_trial, margin_histories, read_trials
 from .experiment_pictures import SEARCHED, margins_figure
-from .live_plot import LEARNS_CHOSEN
+from .live_plot import LEARNS_ANSWERS
 from .notices import escape, mark_html, picture_html, table_html
 
 INTERVAL_SECONDS = 2.0
@@ -47,7 +47,7 @@ class LiveTrials(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.newest = {}
-        self.what = f"{LEARNS_CHOSEN}, " if isinstance(args, ReferenceArguments) else ""
+        self.what = f"{LEARNS_ANSWERS}, " if isinstance(args, ReferenceArguments) else ""
         self.tell(f"{self.what}begins", draw=True)
 
     def on_step_end(self, args, state, control, **kwargs):

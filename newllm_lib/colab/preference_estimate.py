@@ -47,7 +47,7 @@ def trial_phrases(arguments: dict[str, SweepArguments], seconds_per_flop: None =
 def _extent(args: DpoArguments) -> str:
     """Updates and pairs; of data that nobody has counted yet, epochs."""
     rows = f"of {args.effective_batch_size} pairs"
-    first = f", after {args.sft_epochs:g} passes over the chosen answers" if args.sft_epochs > 0 else ""
+    first = f", after {args.sft_epochs:g} passes over all answers" if args.sft_epochs > 0 else ""
     return f"{_updates(args, rows)}{first}"
 
 

@@ -47,7 +47,7 @@ OF_ADAPTERS = {
 # What one of the stages that train adapters leaves, and the other does not.
 OF_A_STAGE = {
     FORGETTING_FILE: "metrics and answers before and after",
-    REFERENCE_FOLDER: "the model that the adapters are on: it has learned the chosen answers",
+    REFERENCE_FOLDER: "the model that the adapters are on: it has learned the answers as such",
     PREFERENCES_FILE: "metrics by kind of flaw, answers before and after",
     MERGED_FOLDER: "one plain model of adapters and base, for transformers",
 }

@@ -28,7 +28,7 @@ def show_tuned_model(panel: PreferencePanel) -> None:
     is_reference = "It stays as it is, and is the reference; adapters beside it are trained."
     if args.sft_epochs > 0:
         is_reference = (
-            "A copy of it first learns the chosen answers and is the reference; adapters on that are trained."
+            "A copy of it first learns the answers as such and is the reference; adapters on that are trained."
         )
     others = [name_of(folder) for folder in chat_models(panel.runs) if str(folder) != base.path]
     sentences = [

@@ -75,7 +75,7 @@ def preference_pairs(
         raise InputError(f"held_out_share of generated pairs has to be above 0 and at most 0.5, got {held_out_share}.")
     rng = random.Random(seed)
     train, held_out = _split_topics(held_out_share, rng)
-    num_held_out = round(count * len(held_out) / len(_topics()))
+    num_held_out = max(round(count * len(held_out) / len(_topics())), 1)
     used: set[str] = set()
     return _side(train, count - num_held_out, used, rng), _side(held_out, num_held_out, used, rng)
 
@@ -165,7 +165,7 @@ def _pair(
         fitting = [text for text in wrong if _exceeds(*((text, chosen) if is_longer else (chosen, text)))]
         if fitting:
             rejected = min(fitting, key=lambda text: abs(_bytes(text) - _bytes(counterpart)))
-            if kind in ("vague", "off_topic"):
+            if kind in ("vague", "off_topic", "repetitive"):
                 used.add(rejected)
             return PreferencePair(prompt, chosen, rejected, kind, topic.name)
     raise AssertionError(f"no {kind} answer has the length it should: {prompt}, {is_longer}")

@@ -28,7 +28,7 @@ from ..training.memory_budget import is_target
 from ..training.report import PREFERENCE_COLUMNS
 from ..training.run import PreparedRun, claim_folder, prepare_once, train_run
 from .merge import merge
-from .reference import learn_chosen
+from .reference import grow, learn_answers, learn_tokens
 
 __all__ = ["PRESETS", "DpoArguments", "dpo"]
 
@@ -53,10 +53,12 @@ def prepare(args: DpoArguments) -> PreparedRun:
         of_dialogpt = "dialogpt" in base.name.lower()
         tokenizer.chat_template = TEMPLATES["turns" if of_dialogpt else "dialogue"]
         remarks.append(f"{base.name} has no chat template: it gets {'its own turn format' if of_dialogpt else 'ours'}.")
+    if args.sft_epochs > 0:
+        remarks.append(learn_tokens(tokenizer, splits.train, args.new_tokens, base.name))
     skips = args.skip_bad_rows or splits.source != "file"
     train = drop_too_long(splits.train, tokenizer, args.max_length, skips)
     held_out = drop_too_long(splits.validation, tokenizer, args.max_length, skips)
-    model = open_start(args, base)
+    model = grow(open_start(args, base), len(tokenizer), args.seed)
     return PreparedRun(
         splits,
         tokenizer,
@@ -141,8 +143,8 @@ def extent(args: DpoArguments, train: Preferences, base: BaseModel) -> str:
 
 
 def dpo(args: DpoArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
-    """Tune adapters on a chat model by preferences, after it has learned the chosen answers where `args.sft_epochs` is
-    above 0, or go on with the run that `args.output_dir` holds.
+    """Tune adapters on a chat model by preferences, after it has learned the answers as such (`args.sft_epochs`), or
+    go on with the run that `args.output_dir` holds.
 
     Returns:
         The run folder: the best adapters with tokenizer and chat template, the model that they are on if the run has
@@ -157,7 +159,7 @@ def dpo(args: DpoArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
     identity = {"stage": "dpo", "base": prepared.base.identity, "load_in_4bit": False}
     if args.sft_epochs > 0:
         claim_folder(args, prepared, identity)
-        prepared = on_reference(args, prepared, learn_chosen(args, prepared, callbacks))
+        prepared = on_reference(args, prepared, learn_answers(args, prepared, callbacks))
     from ..training.preference_trainer import PreferenceTrainer
 
     folder = train_run(
@@ -177,7 +179,7 @@ def dpo(args: DpoArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
 
 def on_reference(args: DpoArguments, prepared: PreparedRun, folder: Path) -> PreparedRun:
     """The run as it goes on with the reference that it has made in `folder`."""
-    reference = replace(find_base_model(str(folder)), name=f"{prepared.base.name}, tuned on the chosen answers")
+    reference = replace(find_base_model(str(folder)), name=f"{prepared.base.name}, tuned on the answers")
     model = open_start(args, reference)
     return replace(prepared, model=model, base=replace(reference, licence=prepared.base.licence))
 

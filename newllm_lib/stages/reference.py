@@ -1,5 +1,5 @@
-"""What DPO starts from and is held to: the chat model once it has learned the chosen answers as such, so that it knows
-the kind of text that is compared (Rafailov et al. 2023, section 4)."""
+"""What DPO starts from and is held to: the chat model once it has learned the answers as such, so that it knows the
+kind of text that is compared (Rafailov et al. 2023, section 4, with the chosen answers only)."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from transformers import TrainerCallback
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
 from ..data.chat_template import ConversationFormat
 from ..data.conversation_rows import conversation_rows, held_out_documents
 from ..data.conversations import Conversations, ConversationSplits, NumberedConversation
+from ..data.new_tokens import new_tokens
 from ..data.preferences import Preferences
 from ..training.arguments import StageArguments, values_for
 from ..training.checkpoint import REFERENCE_FOLDER
@@ -44,7 +46,7 @@ def reference_arguments(args: DpoArguments, parameters: int) -> ReferenceArgumen
         "learning_rate": rate,
         "num_train_epochs": args.sft_epochs,
         "max_steps": -1,
-        "per_device_train_batch_size": 8,
+        "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
         "lr_scheduler_type": "cosine",
         "weight_decay": 0.1,
@@ -56,8 +58,8 @@ def reference_arguments(args: DpoArguments, parameters: int) -> ReferenceArgumen
     return ReferenceArguments(**{**values_for(StageArguments, args), **ours})
 
 
-def learn_chosen(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
-    """Train all weights of the prepared model on the chosen answers, or go on with it.
+def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
+    """Train all weights of the prepared model on the answers of its pairs, or go on with it.
 
     Returns:
         The folder of the reference, a run of its own in that of stage 6.
@@ -68,7 +70,7 @@ def learn_chosen(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[Tra
     """
     form = ConversationFormat(args.max_length, too_long="cut")  # as DPO cuts them
     splits = ConversationSplits(
-        chosen_conversations(prepared.train_rows), chosen_conversations(prepared.documents), prepared.splits.source, ""
+        all_answers(prepared.train_rows), all_answers(prepared.documents), prepared.splits.source, ""
     )
     rows, counts = conversation_rows(splits.train, prepared.tokenizer, form)
     documents = held_out_documents(splits.validation, prepared.tokenizer, form)
@@ -85,13 +87,32 @@ def learn_chosen(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[Tra
     )
 
 
-def chosen_conversations(side: Preferences) -> Conversations:
-    """The prompts with the answers that are wanted."""
+def learn_tokens(tokenizer: PreTrainedTokenizerFast, train: Preferences, most: int, name: str) -> str:
+    """Give the tokenizer tokens for what it takes apart in the training pairs, and say how many."""
+    texts = [text for pair in train.pairs for text in (pair.prompt[-1]["content"], pair.chosen, pair.rejected)]
+    added = tokenizer.add_tokens(new_tokens(texts, tokenizer, most))
+    return f"The tokenizer of {name} gets {added:,} new tokens for these answers." if added else ""
+
+
+def grow(model: PreTrainedModel, vocab_size: int, seed: int) -> PreTrainedModel:
+    """The model with as many embeddings as there are tokens, new ones drawn from the seed."""
+    if vocab_size > model.get_input_embeddings().weight.shape[0]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            # mean_resizing draws around the mean of the old ones: so alike that they are slow to learn.
+            model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    return model
+
+
+def all_answers(side: Preferences) -> Conversations:
+    """The prompts, each with its chosen and with its rejected answer: a model that knows how both are written has only
+    to learn which of them is wanted."""
+    answers = [(pair.prompt, answer) for pair in side.pairs for answer in (pair.chosen, pair.rejected)]
 
     def read(first_row: int) -> Iterator[NumberedConversation]:
-        for number, pair in enumerate(side.pairs[first_row:], start=first_row):
-            yield number, [*pair.prompt, {"role": "assistant", "content": pair.chosen}], ""
+        for number, (prompt, answer) in enumerate(answers[first_row:], start=first_row):
+            yield number, [*prompt, {"role": "assistant", "content": answer}], ""
 
     return Conversations(
-        f"the chosen answers of {side.origin}", side.licence, f"chosen of {side.identity}/{len(side.pairs)}", read
+        f"the answers of {side.origin}", side.licence, f"answers of {side.identity}/{len(side.pairs)}", read
     )

@@ -18,7 +18,7 @@ from ..training.checkpoint import open_run, read_results, write_json, write_text
 from ..training.dpo_arguments import LOSS_TYPES, PRESETS, DpoArguments
 from ..training.report import METRICS_FILE, TrainingInterrupted
 from .dpo import dpo, prepare
-from .reference import learn_chosen
+from .reference import learn_answers
 
 __all__ = ["PRESETS", "SweepArguments", "sweep"]
 
@@ -169,7 +169,7 @@ def make_reference(args: SweepArguments, callbacks: tuple[TrainerCallback, ...])
     """The fields of a trial that say what it starts from: the reference is the same for all and is made once."""
     if args.sft_epochs == 0:
         return {}
-    return {"model": str(learn_chosen(args, prepare(args), callbacks)), "sft_epochs": 0.0}
+    return {"model": str(learn_answers(args, prepare(args), callbacks)), "sft_epochs": 0.0}
 
 
 def run_trial(

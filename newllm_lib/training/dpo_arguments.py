@@ -26,7 +26,7 @@ class DpoArguments(AdapterArguments):
     dataset: str | None = setting(
         None, "generated-ja, hh-rlhf, or an id on the hub with prompt, chosen and rejected.", group="Data"
     )
-    pairs: int = setting(1000, "Pairs to generate, where none are given.", group="Data", low=100, high=1200)
+    pairs: int = setting(1000, "Pairs to generate, where none are given.", group="Data", low=100, high=5400)
     pairs_seed: int = setting(0, "What the generated pairs are drawn from.")
     max_samples: int | None = setting(
         None, "Rows of the data to take, the first ones.", group="Data", low=100, high=200_000, log=True
@@ -43,9 +43,15 @@ class DpoArguments(AdapterArguments):
         "sigmoid", "DPO's own loss (sigmoid), or one of TRL's others.", group="Preference"
     )
     sft_epochs: float = setting(
-        0.0, "First passes over the chosen answers as such; what comes of it is the reference. 0: none.",
+        2.5, "First passes over all answers, wanted or not, so that the model knows such text; what comes of it is the "
+        "reference. 0: none.",
         group="Preference", low=0.0, high=10.0,
     )  # fmt: skip
+    new_tokens: int = setting(
+        1200,
+        "With sft_epochs: tokens the tokenizer gets at most, for pieces of the answers that it takes apart into "
+        "less than characters. 0: none.",
+    )
     sft_learning_rate: float | None = setting(
         None, "Peak learning rate of these; none: 3e-3, or 1e-4 for more than 10 million parameters."
     )
@@ -110,6 +116,7 @@ INTERVALS = (
     ("beta", 1e-4, 100.0),
     ("sft_epochs", 0.0, 1000.0),
     ("sft_learning_rate", 1e-7, 1.0),
+    ("new_tokens", 0, 50_000),
     ("sft_weight", 0.0, 100.0),
     ("label_smoothing", 0.0, 0.49),
 )
@@ -117,19 +124,28 @@ INTERVALS = (
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
         "max_steps": 12,
+        "sft_epochs": 0.5,
         "pairs": 120,
         "max_eval_tokens": 1_000,
         "eval_steps": 0.5,
         "save_steps": 0.5,
         "logging_steps": 2,
     },
-    "demo": {"max_steps": 100, "max_eval_tokens": 2_000, "eval_steps": 0.25, "save_steps": 0.25, "logging_steps": 2},
+    "demo": {
+        "max_steps": 100,
+        "sft_epochs": 1.0,
+        "max_eval_tokens": 2_000,
+        "eval_steps": 0.25,
+        "save_steps": 0.25,
+        "logging_steps": 2,
+    },
     "quick": {"num_train_epochs": 2.0, "max_eval_tokens": 4_000, "eval_steps": 0.2, "save_steps": 0.2},
     # For a model as large as DialoGPT-small, on a GPU.
     "standard": {"learning_rate": 1e-4},
     "long": {"learning_rate": 1e-4, "num_train_epochs": 8.0},
     "published": {
         "num_train_epochs": 1.0,
+        "sft_epochs": 0.0,
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 4,
         "learning_rate": 5e-6,

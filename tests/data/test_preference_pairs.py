@@ -44,7 +44,7 @@ def told(topic: str, sentence: str) -> bool:
 def test_the_pairs_of_a_seed_are_always_the_same():
     pairs = [[asdict(pair) for pair in side] for side in preference_pairs()]
     digest = hashlib.sha256(json.dumps(pairs, ensure_ascii=False).encode()).hexdigest()
-    assert digest.startswith("b08d5f4f0d2c2681"), "other pairs than before: raise VERSION and pin the new digest"
+    assert digest.startswith("51b0646fab48fcd3"), "other pairs than before: raise VERSION and pin the new digest"
     assert preference_pairs(seed=1) != preference_pairs()
 
 
@@ -55,11 +55,11 @@ def test_sides_share_no_topic_no_prompt_and_no_answer(seed):
     assert len({pair.prompt for pair in train + held_out}) == 1000
     topics = [{pair.topic for pair in side} for side in (train, held_out)]
     assert topics[0] | topics[1] == TOPICS.keys() and not topics[0] & topics[1]
-    assert Counter(TOPICS[topic]["field"] for topic in topics[1]) == {"AI": 3, "programming": 3, "data science": 3}
+    assert Counter(TOPICS[topic]["field"] for topic in topics[1]) == {"AI": 9, "programming": 9, "data science": 9}
     assert not answers(train) & answers(held_out)
 
 
-@pytest.mark.parametrize(("count", "share", "held_out"), [(20, 0.01, 1), (333, 0.5, 166), (1800, 0.15, 270)])
+@pytest.mark.parametrize(("count", "share", "held_out"), [(20, 0.01, 1), (333, 0.5, 166), (5400, 0.15, 810)])
 def test_kinds_and_coin_are_even_for_any_count(count, share, held_out):
     sides = preference_pairs(count, 5, share)
     assert [len(side) for side in sides] == [count - held_out, held_out]
@@ -192,10 +192,10 @@ def test_wrong_language_is_english_on_the_topic():
 
 
 def test_topics_are_well_formed():
-    assert Counter(topic["field"] for topic in TOPICS.values()) == {"AI": 20, "programming": 20, "data science": 20}
+    assert Counter(topic["field"] for topic in TOPICS.values()) == {"AI": 60, "programming": 60, "data science": 60}
     japanese = [topic[aspect] for topic in TOPICS.values() for aspect in ASPECTS]
     english = [sentence for topic in TOPICS.values() for sentence in topic["english"]]
-    assert len(set(japanese)) == 300 and len(set(english)) == 180
+    assert len(set(japanese)) == 900 and len(set(english)) == 540
     for name, topic in TOPICS.items():
         for aspect in ASPECTS:
             sentence = topic[aspect]
@@ -250,8 +250,8 @@ def test_the_identity_changes_with_arguments_and_tables(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"count": 19}, "pairs has to be between 20 and 1800, the questions there are, got 19."),
-        ({"count": 1801}, "pairs has to be between 20 and 1800, the questions there are, got 1801."),
+        ({"count": 19}, "pairs has to be between 20 and 5400, the questions there are, got 19."),
+        ({"count": 5401}, "pairs has to be between 20 and 5400, the questions there are, got 5401."),
         ({"held_out_share": 0}, "has to be above 0 and at most 0.5, got 0."),
         ({"held_out_share": 0.51}, "has to be above 0 and at most 0.5, got 0.51."),
     ],

@@ -4,12 +4,14 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from preference_runs import dpo_arguments, make_pairs, opened, tiny_chat_model, write_pairs
 from run_files import StopAt
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 pytest.importorskip("trl")
 
@@ -108,7 +110,7 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path, model_type):
 
 
 @pytest.mark.parametrize("model_type", ["tiny-gpt2", "newllm"])
-def test_first_the_chosen_answers_are_learned_and_what_comes_of_it_is_the_reference(tmp_path, model_type):
+def test_first_the_answers_are_learned_and_what_comes_of_it_is_the_reference(tmp_path, model_type):
     args = dpo_arguments(tmp_path, model_type=model_type, sft_epochs=3.0)
     folder = dpo(args)
     reference, start = opened(folder / "reference"), opened(tmp_path / model_type)
@@ -116,7 +118,7 @@ def test_first_the_chosen_answers_are_learned_and_what_comes_of_it_is_the_refere
     assert all(moved)
     log = [json.loads(line) for line in (folder / "reference" / "metrics.jsonl").read_text().splitlines()]
     losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
-    assert losses[-1] < losses[0] < 5.6  # nats per token of held-out chosen answers; 5.55 is one of 258 at random
+    assert losses[-1] < losses[0] < 5.6  # nats per token of held-out answers; 5.55 is one of 258 at random
     assert next(entry["eval_loss"] for entry in history(folder) if "eval_loss" in entry) == pytest.approx(
         0.693147, abs=1e-5
     )
@@ -130,8 +132,8 @@ def test_first_the_chosen_answers_are_learned_and_what_comes_of_it_is_the_refere
 
 def test_a_run_that_was_stopped_in_its_first_part_goes_on(tmp_path, monkeypatch):
     whole = dpo(dpo_arguments(tmp_path, "whole", sft_epochs=4.0, save_steps=2))
-    real = stage.learn_chosen
-    monkeypatch.setattr(stage, "learn_chosen", lambda args, prepared, *rest: real(args, prepared, (StopAt(3),)))
+    real = stage.learn_answers
+    monkeypatch.setattr(stage, "learn_answers", lambda args, prepared, *rest: real(args, prepared, (StopAt(3),)))
     with pytest.raises(TrainingInterrupted):
         dpo(dpo_arguments(tmp_path, "broken", sft_epochs=4.0, save_steps=2))
     assert not (tmp_path / "broken" / ADAPTERS).exists()
@@ -146,6 +148,25 @@ def test_generated_pairs_are_the_default(tmp_path):
     prepared = prepare(args)
     assert len(prepared.train_rows.pairs) + len(prepared.documents.pairs) <= 100
     assert "generated Japanese pairs" in prepared.documents.origin and "updates of 4 pairs" in prepared.extent
+
+
+@pytest.mark.parametrize("model_type", ["tiny-gpt2", "newllm"])
+def test_a_tokenizer_that_takes_japanese_apart_gets_tokens_for_it(tmp_path, model_type):
+    fields = {"data": None, "held_out_share": None, "pairs": 200, "max_length": 128, "data_source": "offline"}
+    args = dpo_arguments(tmp_path, model_type=model_type, sft_epochs=0.2, max_steps=2, eval_steps=1, **fields)
+    start = opened(tmp_path / model_type)
+    prepared, again = prepare(args), prepare(args)
+    added = len(prepared.tokenizer) - start.config.vocab_size
+    assert added > 50 and f"gets {added} new tokens" in " ".join(prepared.remarks)
+    grown = prepared.model.get_input_embeddings().weight
+    assert grown.shape[0] == len(prepared.tokenizer) == prepared.model.config.vocab_size
+    assert torch.equal(grown, again.model.get_input_embeddings().weight)  # a run goes on with the same ones
+    assert torch.equal(grown[:-added], start.get_input_embeddings().weight)
+    folder = dpo(args)
+    assert read_results(folder)["pairs"] == evaluate(folder)["pairs"]
+    for model in (folder / "reference", folder / "merged"):
+        assert opened(model).config.vocab_size == len(AutoTokenizer.from_pretrained(model)) == len(prepared.tokenizer)
+    assert len(prepare(replace(args, sft_epochs=0.0)).tokenizer) == start.config.vocab_size
 
 
 @pytest.mark.parametrize("loss_type", ["hinge", "ipo", "robust", "apo_zero"])
