@@ -63,6 +63,8 @@ def dpo_fields(folder: Path, name: str = "run", model_type: str = "tiny-gpt2", *
         "output_dir": str(folder / name),
         "max_length": 96,
         "sft_epochs": 0.0,
+        "sft_weight": 0.0,
+        "beta": 0.1,
         "max_steps": 6,
         "learning_rate": 5e-3,
         "lora_r": 4,

@@ -36,7 +36,7 @@ class DpoArguments(AdapterArguments):
     )
 
     beta: float = setting(
-        0.1, "How strongly the model is held to its reference; less: further away.", group="Preference",
+        0.3, "How strongly the model is held to its reference; less: further away.", group="Preference",
         low=0.01, high=1.0, log=True,
     )  # fmt: skip
     loss_type: Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero"] = setting(
@@ -56,8 +56,8 @@ class DpoArguments(AdapterArguments):
         None, "Peak learning rate of these; none: 3e-3, or 1e-4 for more than 10 million parameters."
     )
     sft_weight: float = setting(
-        0.0, "Weight of learning the chosen answers as such, beside the preference.", group="Preference",
-        low=0.0, high=2.0,
+        4.0, "Weight of learning the chosen answers as such, beside the preference: it keeps them likely.",
+        group="Preference", low=0.0, high=10.0,
     )  # fmt: skip
     label_smoothing: float = setting(0.0, "With loss_type robust: share of pairs that are labelled wrongly.")
 
@@ -139,7 +139,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "save_steps": 0.25,
         "logging_steps": 2,
     },
-    "quick": {"num_train_epochs": 2.0, "max_eval_tokens": 4_000, "eval_steps": 0.2, "save_steps": 0.2},
+    "quick": {"num_train_epochs": 2.0, "max_eval_tokens": 4_000, "eval_steps": 0.25, "save_steps": 0.25},
     # For a model as large as DialoGPT-small, on a GPU.
     "standard": {"learning_rate": 1e-4},
     "long": {"learning_rate": 1e-4, "num_train_epochs": 8.0},
@@ -151,6 +151,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 5e-6,
         "max_length": 128,
         "beta": 0.1,
+        "sft_weight": 0.0,
         "lora_r": 8,
         "lora_alpha": 16.0,
         "lora_target_modules": "c_attn,c_proj",
