@@ -1,4 +1,5 @@
-"""What the README files say: every command parses, every link to a file of ours leads somewhere."""
+"""What the README files say: every command parses, every link to a file of ours leads somewhere, and an edition in
+another language says the same."""
 
 import re
 import shlex
@@ -9,18 +10,35 @@ import pytest
 from newllm_lib.cli import main
 
 ROOT = Path(__file__).parents[1]
-READMES = [path for name in ("README.md", "README_COLAB.md") if (path := ROOT / name).exists()]
+EDITIONS = [ROOT / "README_COLAB.md", ROOT / "README_COLAB.ja.md"]
+READMES = [ROOT / "README.md", *EDITIONS]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-def commands() -> list[str]:
-    lines = []
-    for path in READMES:
-        for block in re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
-            lines += [line for line in block.splitlines() if line.startswith("newllm ")]
-    return sorted(set(lines))
+def blocks(path: Path) -> list[tuple[str, list[str]]]:
+    """(language, lines) of every block of code, those of a shell without their comments."""
+    found = []
+    for language, code in BLOCK.findall(path.read_text(encoding="utf-8")):
+        lines = code.splitlines()
+        if language == "bash":
+            lines = [shlex.join(shlex.split(line, comments=True)) for line in lines]
+        found.append((language, lines))
+    return found
 
 
-@pytest.mark.parametrize("line", commands())
+def commands(*paths: Path) -> list[str]:
+    lines = {line for path in paths for language, lines in blocks(path) if language == "bash" for line in lines}
+    return sorted(line for line in lines if line.startswith("newllm "))
+
+
+def figures(text: str) -> list[list[str]]:
+    """The numbers in the GPU, minutes and memory of each notebook, sorted: another language has another order."""
+    rows = [line.split("|")[3:] for line in text.splitlines() if line.startswith("| [![")]
+    return [sorted(re.findall(r"\d+(?:\.\d+)?", cell)) for row in rows for cell in row]
+
+
+@pytest.mark.parametrize("line", commands(*READMES))
 def test_every_command_parses(line, monkeypatch):
     """The command line is read in full; only the work itself is left out."""
     calls = []
@@ -44,12 +62,13 @@ def test_every_command_parses(line, monkeypatch):
             calls.append(args)
 
     monkeypatch.setattr("newllm_lib.stages.compare.comparison_figure", lambda rows: NoFigure())
-    assert main(shlex.split(line, comments=True)[1:]) == 0
+    assert main(shlex.split(line)[1:]) == 0
     assert calls
 
 
-def test_there_are_commands_for_every_stage():
-    words = {line.split()[1] for line in commands()}
+@pytest.mark.parametrize("path", EDITIONS, ids=lambda path: path.name)
+def test_there_are_commands_for_every_stage(path):
+    words = {line.split()[1] for line in commands(path)}
     stages = {"pretrain", "sft", "qlora-lwf", "dpo", "sweep", "merge", "data", "evaluate", "compare", "generate"}
     assert words >= stages | {"chat", "doctor"}
 
@@ -59,3 +78,31 @@ def test_local_links_resolve(path):
     text = path.read_text(encoding="utf-8")
     targets = re.findall(r"\]\((?!https?://|#)([^)\s]+)\)", text) + re.findall(r'src="(?!https?://)([^"]+)"', text)
     assert not [target for target in targets if not (ROOT / target.split("#")[0]).exists()]
+
+
+def contents(path: Path) -> dict:
+    """What two editions of one text have in common."""
+    text = path.read_text(encoding="utf-8")
+    prose = BLOCK.sub("", text)
+    return {
+        "code": blocks(path),
+        "words as code": set(re.findall(r"`([^`\n]+)`", prose)),
+        "links": set(LINK.findall(text)) - {edition.name for edition in EDITIONS},
+        "error codes": re.findall(r"^\| (NL-\d{3}) \|", text, re.MULTILINE),
+        "all error codes": set(re.findall(r"NL-\d{3}", text)),
+        "headings": [len(signs) for signs in re.findall(r"^(#+) ", prose, re.MULTILINE)],
+        "rows of tables": len(re.findall(r"^\|", text, re.MULTILINE)),
+        "figures": figures(text),
+    }
+
+
+def test_both_editions_say_the_same():
+    english, japanese = map(contents, EDITIONS)
+    assert len(english["code"]) == 1 and len(english["figures"]) >= 7 and english["error codes"]
+    assert japanese == english
+
+
+@pytest.mark.parametrize("path", EDITIONS, ids=lambda path: path.name)
+def test_an_edition_begins_with_a_link_to_the_other(path):
+    (other,) = set(EDITIONS) - {path}
+    assert LINK.search(path.read_text(encoding="utf-8"))[1] == other.name

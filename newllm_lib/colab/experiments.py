@@ -52,7 +52,7 @@ FILES = {
     SETTINGS_FILE: "what was searched, and the settings of all trials",
     **PICTURES,
 }
-CARRIED = ("lora_alpha", "sft_weight", "max_length")  # settings of all trials that go with the best ones
+CARRIED = ("lora_alpha", "sft_epochs", "sft_weight", "max_length")  # settings of all trials that go with the best ones
 
 
 @in_one_sentence

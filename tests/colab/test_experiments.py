@@ -182,7 +182,7 @@ def test_the_live_table_is_one_display(tmp_path):
     live = LiveTrials(tmp_path, 8, clock=lambda: now[0], show=lambda content: handle)
     chosen = ReferenceArguments(output_dir=str(tmp_path))
     live.on_train_begin(chosen, None, None)
-    assert "learning the chosen answers" in pages[-1]
+    assert "learning the answers as such" in pages[-1]
     live.on_evaluate(chosen, None, None, {"eval_loss": 1.0})
     live.on_train_end(chosen, None, None)
     pages.clear()

@@ -87,9 +87,9 @@ def test_the_line_says_what_is_tuned_and_by_how_much(runs, chat_model):
     assert f"{sum(p.numel() for p in trainable(adapted).values()):,} trainable parameters" in line
     set_to(panel, "max_steps", -1)
     assert f"{3 * -(-102 // pairs)} updates of {pairs} pairs" in plain(panel.line.value), "three epochs of 102 pairs"
-    assert "passes over the chosen" not in line
-    set_to(panel, "sft_epochs", 2.0)
-    assert "after 2 passes over the chosen answers" in plain(panel.line.value)
+    assert "after 0.5 passes over all answers" in line
+    set_to(panel, "sft_epochs", 0.0)
+    assert "passes over all answers" not in plain(panel.line.value)
 
 
 def test_what_belongs_to_other_pairs_is_hidden_and_left_alone(runs, chat_model, tmp_path):

@@ -91,7 +91,7 @@ def test_the_shortcuts_are_those_of_the_benchmark():
 
 def test_the_live_plot_follows_the_reference_and_then_the_pairs(finished):
     _, folder, contents = finished
-    learns = [number for number, content in enumerate(contents) if "learning the chosen answers" in content]
+    learns = [number for number, content in enumerate(contents) if "learning the answers as such" in content]
     prefers = [number for number, content in enumerate(contents) if "training · update" in content]
     assert learns and prefers and max(learns) < min(prefers)
     newest = contents[-1]
