@@ -23,6 +23,7 @@ from ..training.trainer import LanguageModelTrainer
 
 SMALL = 10_000_000  # parameters; larger models learn at a smaller rate
 LEARNING_RATES = (3e-3, 1e-4)
+PAIRS_READ = 10_000  # for new tokens
 
 
 @dataclass
@@ -89,7 +90,8 @@ def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[Tr
 
 def learn_tokens(tokenizer: PreTrainedTokenizerFast, train: Preferences, most: int, name: str) -> str:
     """Give the tokenizer tokens for what it takes apart in the training pairs, and say how many."""
-    texts = [text for pair in train.pairs for text in (pair.prompt[-1]["content"], pair.chosen, pair.rejected)]
+    pairs = train.pairs[:PAIRS_READ]
+    texts = [text for pair in pairs for text in (pair.prompt[-1]["content"], pair.chosen, pair.rejected)]
     added = tokenizer.add_tokens(new_tokens(texts, tokenizer, most))
     return f"The tokenizer of {name} gets {added:,} new tokens for these answers." if added else ""
 
@@ -99,7 +101,7 @@ def grow(model: PreTrainedModel, vocab_size: int, seed: int) -> PreTrainedModel:
     if vocab_size > model.get_input_embeddings().weight.shape[0]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            # mean_resizing draws around the mean of the old ones: so alike that they are slow to learn.
+            # Drawn as the model's own once were: mean_resizing would draw them around the mean of what these are now.
             model.resize_token_embeddings(vocab_size, mean_resizing=False)
     return model
 
