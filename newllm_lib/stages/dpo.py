@@ -58,7 +58,9 @@ def prepare(args: DpoArguments) -> PreparedRun:
     skips = args.skip_bad_rows or splits.source != "file"
     train = drop_too_long(splits.train, tokenizer, args.max_length, skips)
     held_out = drop_too_long(splits.validation, tokenizer, args.max_length, skips)
-    model = grow(open_start(args, base), len(tokenizer), args.seed)
+    model = open_start(args, base)
+    if args.sft_epochs > 0:
+        grow(model, len(tokenizer), args.seed)
     return PreparedRun(
         splits,
         tokenizer,

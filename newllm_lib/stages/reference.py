@@ -96,14 +96,13 @@ def learn_tokens(tokenizer: PreTrainedTokenizerFast, train: Preferences, most: i
     return f"The tokenizer of {name} gets {added:,} new tokens for these answers." if added else ""
 
 
-def grow(model: PreTrainedModel, vocab_size: int, seed: int) -> PreTrainedModel:
-    """The model with as many embeddings as there are tokens, new ones drawn from the seed."""
+def grow(model: PreTrainedModel, vocab_size: int, seed: int) -> None:
+    """Give the model as many embeddings as there are tokens, new ones drawn from the seed."""
     if vocab_size > model.get_input_embeddings().weight.shape[0]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             # Drawn as the model's own once were: mean_resizing would draw them around the mean of what these are now.
             model.resize_token_embeddings(vocab_size, mean_resizing=False)
-    return model
 
 
 def all_answers(side: Preferences) -> Conversations:

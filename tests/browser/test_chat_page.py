@@ -18,10 +18,8 @@ from jupyter_lab import (
     SECONDS,
     code_cell,
     dark_theme,
-    opened_notebook,
     run_cell,
     running_lab,
-    screenshots_folder,
     wait_until,
 )
 
@@ -65,17 +63,6 @@ def lab(tmp_path_factory):
     nbformat.write(notebook, root / NOTEBOOK)
     with running_lab(root, HF_HUB_OFFLINE="1") as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def screenshots(tmp_path_factory):
-    return screenshots_folder(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def page(lab, screenshots):
-    with opened_notebook(lab, NOTEBOOK, screenshots) as page:
-        yield page
 
 
 def take_pictures(page, folder: Path, theme: str) -> None:

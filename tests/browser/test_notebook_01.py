@@ -18,10 +18,8 @@ from jupyter_lab import (
     code_cell,
     dark_theme,
     menu,
-    opened_notebook,
     run_cell,
     running_lab,
-    screenshots_folder,
     wait_until,
 )
 
@@ -61,17 +59,6 @@ def lab(tmp_path_factory):
     (stage / "settings-panel.json").write_text(json.dumps({"preset": "smoke", "values": values}))
     with running_lab(root, NEWLLM_PRESET="smoke") as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def screenshots(tmp_path_factory):
-    return screenshots_folder(tmp_path_factory)
-
-
-@pytest.fixture(scope="module")
-def page(lab, screenshots):
-    with opened_notebook(lab, NOTEBOOK, screenshots) as page:
-        yield page
 
 
 def knob(page, label: str):
