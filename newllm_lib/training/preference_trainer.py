@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from trl import DPOConfig, DPOTrainer
 
 from ..data.preferences import EncodedPreference, Preferences, conversations, encode_preferences, sample_pairs
@@ -61,6 +68,7 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
             sample_pairs(encode_preferences(side.pairs, tokenizer, args.max_length), args.max_eval_tokens)
             for side in (train_pairs, held_out)
         )
+        set_seed(args.seed)  # TRL 0.29 draws the adapters before it seeds, newer ones after
         super().__init__(
             model=model,
             args=dpo_config(args),
