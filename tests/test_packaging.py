@@ -16,8 +16,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-FREEZES = ROOT.parent / "shared" / "colab"
-IMAGES = {"2026-08": "3.13", "2026-07": "3.12", "2026-04": "3.12"}  # image -> its Python
+IMAGE_LISTS = {path.stem: path for path in (ROOT / "tests" / "images").glob("*.txt")}
+# image -> its Python
+IMAGES = {
+    image: re.search(r"Python (3\.\d+)", path.read_text(encoding="utf-8"))[1] for image, path in IMAGE_LISTS.items()
+}
 
 # Extras a notebook may install there. Not `eval`: parts of lm-eval come as source only, and pip resolves for
 # another Python with built packages only.
@@ -106,10 +109,7 @@ def test_every_table_of_the_package_is_in_the_wheel():
 
 def pinned_versions(image: str) -> dict[str, str]:
     """Package -> version, as the image ships it."""
-    freeze = FREEZES / f"freeze-{image}-gpu.txt"
-    if not freeze.exists():
-        pytest.skip("the freezes of Colab's images are not beside this checkout")
-    lines = [line.strip() for line in freeze.read_text(encoding="utf-8").splitlines() if "==" in line]
+    lines = [line for line in IMAGE_LISTS[image].read_text(encoding="utf-8").splitlines() if "==" in line]
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
 
@@ -141,7 +141,7 @@ def test_installing_on_the_image_replaces_nothing(image, tmp_path):
     write_empty_wheel(tmp_path, "torch", pins["torch"] + "+image")
     report = tmp_path / "report.json"
     asked = [f"{r.name}{r.specifier}" for r in requirements_on(IMAGES[image], EXTRAS)]
-    constraints = ["--constraint", str(FREEZES / f"freeze-{image}-gpu.txt"), "--find-links", str(tmp_path)]
+    constraints = ["--constraint", str(IMAGE_LISTS[image]), "--find-links", str(tmp_path)]
     foreign = [
         "--python-version",
         IMAGES[image],

@@ -15,6 +15,7 @@ from ..training.device import find_device
 from ..training.memory_budget import GB, ModelSizes, is_target, model_sizes, total_bytes
 from .data_size import taken_conversations
 from .estimate import Reckoning
+from .languages import text
 from .notices import escape
 from .text_source import file_identity
 
@@ -119,17 +120,19 @@ def phrases(arguments: dict[str, QloraLwfArguments], seconds_per_flop: None = No
     they could only come from an update of a model that is not loaded yet."""
     (args,) = arguments.values()
     base = base_of(args)
-    bits = "in 4 bit" if args.load_in_4bit else "in full precision"
+    bits = text("in 4 bit" if args.load_in_4bit else "in full precision")
     trained = count_trainable(args, base)
+    count = f"{trained / 1e6:.2f} M" if trained >= 100_000 else f"{trained:,}"
     parts = [
         f"<b>{escape(base.name)}</b> {bits}",
-        f"<b>{f'{trained / 1e6:.2f} M' if trained >= 100_000 else f'{trained:,}'}</b> trainable parameters",
+        text("<b>{count}</b> trainable parameters", count=count),
         _extent(args),
     ]
     device = find_device(args.use_cpu)
     if device.memory_gb is not None:
         needed = total_bytes(budget(args, config_of(base), args.per_device_train_batch_size, args.max_length)) / GB
-        parts.append(f"about <b>{needed:.1f} of {device.memory_gb:.1f} GB</b> on this GPU (estimated)")
+        phrase = "about <b>{needed} of {there} GB</b> on this GPU (estimated)"
+        parts.append(text(phrase, needed=f"{needed:.1f}", there=f"{device.memory_gb:.1f}"))
     return parts
 
 
@@ -142,18 +145,23 @@ def count_trainable(args: QloraLwfArguments, base: BaseModel) -> int:
 def _extent(args: QloraLwfArguments) -> str:
     """Updates and examples; of a file of the user's own nobody has counted the examples yet."""
     conversations = taken_conversations(args)
-    rows = f"of {args.effective_batch_size} examples"
+    rows = str(args.effective_batch_size)
     if conversations is None:
         if args.max_steps > 0:
-            return f"<b>{args.max_steps:,}</b> updates {rows}"
-        return f"<b>{args.num_train_epochs:g}</b> epochs of your file, in updates {rows}"
+            return text("<b>{updates}</b> updates of {rows} examples", updates=f"{args.max_steps:,}", rows=rows)
+        phrase = "<b>{epochs}</b> epochs of your file, in updates of {rows} examples"
+        return text(phrase, epochs=f"{args.num_train_epochs:g}", rows=rows)
     examples = conversations + round(args.rehearsal_ratio * conversations)
     updates = args.max_steps
     if updates <= 0:
         updates = math.ceil(args.num_train_epochs * math.ceil(examples / args.effective_batch_size))
-    return (
-        f"<b>{updates:,}</b> updates {rows}, out of up to <b>{conversations:,}</b> conversations and "
-        f"{examples - conversations:,} stretches of text to rehearse"
+    return text(
+        "<b>{updates}</b> updates of {rows} examples, out of up to <b>{conversations}</b> conversations and "
+        "{stretches} stretches of text to rehearse",
+        updates=f"{updates:,}",
+        rows=rows,
+        conversations=f"{conversations:,}",
+        stretches=f"{examples - conversations:,}",
     )
 
 

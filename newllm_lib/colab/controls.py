@@ -3,13 +3,14 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets as widgets
 
 from ..errors import InputError
-from .notices import FAINT, escape
+from .languages import text
+from .notices import escape
 
 # What the panel calls a field where its own name would not tell a student; also the order of the panel.
 LABELS = {
@@ -55,6 +56,14 @@ LABELS = {
     "warmup_steps": "warm-up",
 }
 CHOICE_LABELS = {"file": "my file", "assistant": "the assistant's words", "all": "every token"}
+PRESET_TITLES = {
+    "smoke": "Smoke: does everything run?",
+    "demo": "Demo: a first look",
+    "quick": "Quick: for a CPU",
+    "standard": "Standard: for a GPU",
+    "long": "Long: for a GPU and more time",
+}
+PATH = "path, for example /content/my_text.txt"
 PLACEHOLDERS = {
     "model": "empty: Gemma-2B, offline Gemma 3 270M",
     "dataset": "empty: generated Japanese pairs",
@@ -89,6 +98,8 @@ class Control:
     box: widgets.Widget
     kind: type
     optional: bool
+    field: dataclasses.Field
+    placeholder: str = ""  # what an empty text field says, in English
 
     @property
     def value(self) -> Any:
@@ -122,27 +133,25 @@ class Control:
     def show_if(self, visible: bool) -> None:
         self.box.layout.display = None if visible else "none"
 
+    def speak(self) -> None:
+        """Say everything in the session's language; what it stands at stays."""
+        self.box.children[0].value = heading_html(self.field)
+        if isinstance(self.widget, widgets.Checkbox):
+            self.widget.description = text("yes")
+        elif isinstance(self.widget, widgets.Text):
+            self.widget.placeholder = text(self.placeholder)
+        elif isinstance(self.widget, widgets.SelectionSlider | widgets.Dropdown):
+            value = self.widget.value
+            self.widget.options = _labelled(self.name, [choice for _, choice in self.widget.options])
+            self.widget.value = value
+
 
 def settings_fields(arguments_class: type) -> list[dataclasses.Field]:
     """The fields that a panel offers, in its order: those with a range, choices, a yes or no, or a file."""
-    fields = [field for field in dataclasses.fields(arguments_class) if _metadata(field).get("group")]
+    fields = [field for field in dataclasses.fields(arguments_class) if metadata_of(field).get("group")]
     fields = [field for field in fields if field.name != "model_type" and _is_offered(field)]
     order = list(LABELS)
     return sorted(fields, key=lambda field: order.index(field.name) if field.name in order else len(order))
-
-
-def columns(fields: Iterable[dataclasses.Field], controls: Mapping[str, Control]) -> list[widgets.Widget]:
-    """The controls by group, each group a column: three where there is room for them, else two or one, and none ever
-    narrower than its sliders."""
-    groups: dict[str, list[widgets.Widget]] = {}
-    for field in fields:
-        groups.setdefault(_metadata(field)["group"], []).append(controls[field.name].box)
-    layout = {"flex": "1 1 290px", "min_width": "270px", "margin": "4px 16px 8px 0"}
-    style = f"font-weight:bold;font-size:15px;padding:2px 8px;background:{FAINT}"
-    return [
-        widgets.VBox([widgets.HTML(f'<div style="{style}">{group}</div>'), *boxes], layout=widgets.Layout(**layout))
-        for group, boxes in groups.items()
-    ]
 
 
 def make_control(
@@ -154,21 +163,22 @@ def make_control(
         extra_values: values a slider of steps has to have beside its own, such as those of presets.
         suggestions: what a text field offers to whoever begins to type.
     """
-    metadata = _metadata(field)
+    metadata = metadata_of(field)
     kind, optional = _plain_type(field)
     layout = widgets.Layout(width="auto", min_width="0")
+    placeholder = ""
     if field.type is bool:
-        widget = widgets.Checkbox(value=field.default, indent=False, layout=layout, description="yes")
+        widget = widgets.Checkbox(value=field.default, indent=False, layout=layout, description=text("yes"))
     elif kind is str and not get_args(kind) and "low" not in metadata and optional:
-        placeholder = PLACEHOLDERS.get(field.name, "path, for example /content/my_text.txt")
-        kind_of_text = {"placeholder": placeholder, "continuous_update": False, "layout": layout}
+        placeholder = PLACEHOLDERS.get(field.name, PATH)
+        kind_of_text = {"placeholder": text(placeholder), "continuous_update": False, "layout": layout}
         widget = widgets.Combobox(options=suggestions, **kind_of_text) if suggestions else widgets.Text(**kind_of_text)
     elif get_origin(field.type) is Literal:
-        options = [(CHOICE_LABELS.get(choice, choice), choice) for choice in get_args(field.type)]
+        options = _labelled(field.name, get_args(field.type))
         widget = widgets.Dropdown(options=options, value=field.default, layout=layout)
     else:
         widget = _slider(field, metadata, kind, optional, extra_values)
-    return Control(field.name, widget, labelled(field, widget), kind, optional)
+    return Control(field.name, widget, labelled(field, widget), kind, optional, field, placeholder)
 
 
 def labelled(field: dataclasses.Field, widget: widgets.Widget) -> widgets.Widget:
@@ -177,13 +187,22 @@ def labelled(field: dataclasses.Field, widget: widgets.Widget) -> widgets.Widget
     # ipywidgets 7 knows tooltips of buttons only, and the page fails to show a box that has one.
     if "tooltip" in widget.traits() and not isinstance(widget, widgets.Box):
         widget.tooltip = tooltip
-    label = LABELS.get(field.name, field.name.replace("_", " "))
-    text = (
-        f'<div style="line-height:1.35;margin-top:8px"><b title="{tooltip}">{escape(label)}</b>'
-        f'<div style="opacity:.75;font-size:12px">{escape(_help(_metadata(field)))}</div></div>'
-    )
-    heading = widgets.HTML(text, layout=widgets.Layout(width="auto", min_width="0"))
+    heading = widgets.HTML(heading_html(field), layout=widgets.Layout(width="auto", min_width="0"))
     return widgets.VBox([heading, widget], layout=widgets.Layout(width="auto"))
+
+
+def heading_html(field: dataclasses.Field) -> str:
+    """What stands over a widget: the setting's name and help."""
+    label, words = escape(text(label_of(field.name))), escape(text(help_of(field)))
+    return (
+        f'<div style="line-height:1.35;margin-top:8px"><b title="--{field.name}">{label}</b>'
+        f'<div style="opacity:.75;font-size:12px">{words}</div></div>'
+    )
+
+
+def label_of(name: str) -> str:
+    """What the panel calls a setting, in English."""
+    return LABELS.get(name, name.replace("_", " "))
 
 
 def _slider(field, metadata, kind, optional, extra_values) -> widgets.Widget:
@@ -227,25 +246,30 @@ def _labelled(name: str, values: Iterable[Any]) -> list[tuple[str, Any]]:
 
 
 def _label(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return text(CHOICE_LABELS.get(value, value))
     if name == "max_steps" and value <= 0:
-        return BY_EPOCHS
+        return text(BY_EPOCHS)
     if value == UNSET:
-        return "all" if name == "max_samples" else AUTOMATIC
+        return text("all" if name == "max_samples" else AUTOMATIC)
     if isinstance(value, int):
         return f"{value / 1e6:g} M" if value >= 500_000 else f"{value:,}"
     return f"{value:g}"
 
 
-def in_the_panels_words(text: str) -> str:
-    """A help text or a complaint with the panel's names in the place of flags."""
-    return re.sub(r"--(\w+)", lambda flag: LABELS.get(flag[1], flag[1]), text)
+def in_the_panels_words(sentence: str) -> str:
+    """A complaint with the panel's names in the place of flags."""
+    return re.sub(r"--(\w+)", lambda flag: text(LABELS.get(flag[1], flag[1])), sentence)
 
 
-def _help(metadata: dict[str, Any]) -> str:
-    return in_the_panels_words(metadata["help"].replace("%%", "%"))  # argparse wants the sign doubled
+def help_of(field: dataclasses.Field) -> str:
+    """What the panel says of a setting, in English."""
+    words = metadata_of(field)["help"].replace("%%", "%")  # argparse wants the sign doubled
+    return re.sub(r"--(\w+)", lambda flag: LABELS.get(flag[1], flag[1]), words)
 
 
-def _metadata(field: dataclasses.Field) -> dict[str, Any]:
+def metadata_of(field: dataclasses.Field) -> dict[str, Any]:
+    """What the dataclass says of a field, and what the panel adds."""
     return {**field.metadata, **EXTRA_METADATA.get(field.name, {})}
 
 
@@ -262,4 +286,4 @@ def _is_offered(field: dataclasses.Field) -> bool:
     kind, optional = _plain_type(field)
     choices = get_origin(field.type) is Literal
     is_search = field.name.startswith("search_")  # whose values a range or ticks stand for
-    return choices or kind is bool or (kind is str and optional) or "low" in _metadata(field) or is_search
+    return choices or kind is bool or (kind is str and optional) or "low" in metadata_of(field) or is_search

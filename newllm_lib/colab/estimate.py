@@ -16,6 +16,7 @@ from ..training.device import autocast_dtype, find_device, keep_freed_memory
 from ..training.trainer import count_training_tokens
 from ..training.update import timed_update
 from .data_size import HELD_OUT_SHARE, expected_text_tokens, expected_vocab_size, start_config, start_of
+from .languages import text
 
 SCORING_COST = 0.5  # of a held-out token, in training tokens; measured 0.4 (newllm) to 0.6 (overlapping windows)
 PREPARE_SECONDS = 8  # per model: learn the tokenizer, pack the rows
@@ -82,24 +83,28 @@ def phrases(arguments: dict[str, ModelArguments], seconds_per_flop: dict[str, fl
     args = next(iter(arguments.values()))
     sizes = ", ".join(f"{model} {count / 1e6:.2f} M" for model, count in cost.parameters.items())
     parts = [
-        f"<b>{sizes}</b> parameters",
-        f"<b>{cost.updates:,}</b> updates of {args.effective_batch_size} rows of {args.max_length} tokens "
-        f"= <b>{cost.tokens / 1e6:.2f} M</b> tokens",
+        text("<b>{sizes}</b> parameters", sizes=sizes),
+        text(
+            "<b>{updates}</b> updates of {rows} rows of {length} tokens = <b>{tokens} M</b> tokens",
+            updates=f"{cost.updates:,}",
+            rows=str(args.effective_batch_size),
+            length=str(args.max_length),
+            tokens=f"{cost.tokens / 1e6:.2f}",
+        ),
     ]
     if cost.minutes is not None:
-        parts.append(
-            f"about <b>{_minutes(cost.minutes)}</b>{' for both models' if len(arguments) > 1 else ''} here "
-            "(estimated from one measured step)"
-        )
+        whom = " for both models" if len(arguments) > 1 else ""
+        phrase = f"about <b>{{minutes}}</b>{whom} here (estimated from one measured step)"
+        parts.append(text(phrase, minutes=_minutes(cost.minutes)))
     return parts
 
 
 def _minutes(minutes: float) -> str:
     if minutes < 1.5:
-        return "a minute"
+        return text("a minute")
     if minutes < 90:
-        return f"{minutes:.0f} minutes"
-    return f"{minutes / 60:.1f} hours"
+        return text("{minutes} minutes", minutes=f"{minutes:.0f}")
+    return text("{hours} hours", hours=f"{minutes / 60:.1f}")
 
 
 def count_model(args: ModelArguments) -> int:

@@ -12,25 +12,20 @@ from IPython.display import display
 
 from ..errors import InputError
 from ..stages.sft import OF_THE_MODEL
-from ..training.checkpoint import read_results, write_json
+from ..training.checkpoint import write_json
 from ..training.device import find_device
-from .controls import Control, columns, in_the_panels_words, make_control, settings_fields
+from .controls import PRESET_TITLES, Control, in_the_panels_words, make_control, settings_fields
 from .data_size import FIXED_VOCAB_SIZE
 from .estimate import count_model
-from .notices import FAINT, error_html, escape, in_one_sentence, say
+from .languages import LANGUAGES, text, use_language
+from .live_line import folder_phrase, live_line_html, run_state
+from .notices import error_html, escape, in_one_sentence, say
+from .panel_file import PANEL_FILE, last_language, read_panel_file
+from .panel_layout import columns, group_html, panel_box
 from .stage import NotebookStage
 from .start_models import finished_runs, start_sentence
-from .storage import is_only_on_drive
 from .text_source import data_identity, dataset_of_file, file_identity, resolve_source
 
-PANEL_FILE = "settings-panel.json"
-PRESET_TITLES = {
-    "smoke": "Smoke: does everything run?",
-    "demo": "Demo: a first look",
-    "quick": "Quick: for a CPU",
-    "standard": "Standard: for a GPU",
-    "long": "Long: for a GPU and more time",
-}
 # The environment may decide these: for whoever runs a notebook without looking at it.
 ENVIRONMENT = {"NEWLLM_DATA_SOURCE": "data_source", "NEWLLM_MODEL": "model"}
 # Where things come from is not a preset's business.
@@ -46,12 +41,12 @@ class SettingsPanel:
 
     Args:
         stage: what the notebook trains; the fields of its dataclass are the sliders. A preset is chosen at the start:
-            NEWLLM_PRESET, else standard on a GPU and quick on a CPU.
+            NEWLLM_PRESET, else standard on a GPU and quick on a CPU; a language by NEWLLM_LANGUAGE, else as before.
         runs: the storage. Each set of settings has a run folder of its own in the stage's, so that changing a setting
             starts a new run and going back continues the old one. The panel itself is kept there too.
 
     Raises:
-        InputError: NEWLLM_PRESET or NEWLLM_DATA_SOURCE names nothing we have.
+        InputError: NEWLLM_PRESET, NEWLLM_DATA_SOURCE or NEWLLM_LANGUAGE names nothing we have.
     """
 
     preset_titles = PRESET_TITLES
@@ -73,27 +68,29 @@ class SettingsPanel:
             for field in fields
         }
         self.defaults = {name: control.value for name, control in self.controls.items()}
-        self.preset = widgets.Dropdown(
-            options=[(self.preset_titles[name], name) for name in self.presets],
-            layout=widgets.Layout(width="auto", flex="1 1 240px"),
-        )
-        starts = [
-            (f"{run.parent.name}/{run.name}", str(run)) for run in finished_runs(runs, stage.continues, self.models)
-        ]
-        self.start = widgets.Dropdown(
-            options=[*starts, ("nothing: train new models", FROM_SCRATCH)],
-            layout=widgets.Layout(width="auto", flex="1 1 240px"),
-        )
+        self.starts = [*map(str, finished_runs(runs, stage.continues, self.models)), FROM_SCRATCH]
+        wide = {"width": "auto", "flex": "1 1 240px"}
+        self.preset = widgets.Dropdown(options=list(self.presets), layout=widgets.Layout(**wide))
+        self.start = widgets.Dropdown(options=self.starts, layout=widgets.Layout(**wide))
         self.newest = self.start.value
-        self.reset = widgets.Button(description="Reset to preset", layout=widgets.Layout(width="150px"))
+        self.language = widgets.ToggleButtons(
+            options=[(name, code) for code, name in LANGUAGES.items()], style={"button_width": "auto"}
+        )
+        self.reset = widgets.Button(layout=widgets.Layout(width="150px"))
         self.line = widgets.HTML(layout=widgets.Layout(width="auto"))
-        self.box = self._lay_out(fields)
+        self.columns = columns(fields, self.controls)
+        self.titles = {name: widgets.HTML() for name in ("preset", "go on from")}
+        lines = [[self.language], [self.titles["preset"], self.preset, self.reset]]
+        if stage.continues:
+            lines.append([self.titles["go on from"], self.start])
+        self.box = panel_box(lines, self.columns.values(), self.line)
         self._restore()
-        self.preset.observe(lambda change: self._apply_preset(), names="value")
+        self.language.observe(lambda change: self._speak(), names="value")
+        self.preset.observe(lambda change: self._filling or self._apply_preset(), names="value")
         self.reset.on_click(lambda button: self._apply_preset())
         for control in (self.start, *(control.widget for control in self.controls.values())):
             control.observe(lambda change: self.refresh(), names="value")
-        self.refresh()
+        self._speak()
 
     def show(self) -> None:
         """Measure one step of each model where that is cheap, then display the panel."""
@@ -106,7 +103,8 @@ class SettingsPanel:
         display(self.box)
         if self.stage.continues:
             say(start_sentence(self.start_run, self.stage.continues, self.models), "ok" if self.start_run else "note")
-        say(f"Settings are kept in {self.output_dir / PANEL_FILE}; the cells below take them as they stand.")
+        file = str(self.output_dir / PANEL_FILE)
+        say(text("Settings are kept in {file}; the cells below take them as they stand.", file=file))
 
     @property
     def start_run(self) -> Path | None:
@@ -190,18 +188,33 @@ class SettingsPanel:
     def _make_control(self, field: dataclasses.Field, extra_values: list[Any]) -> Control:
         return make_control(field, extra_values)
 
-    def _lay_out(self, fields) -> widgets.Widget:
-        lines = [[widgets.HTML("<b>preset</b>"), self.preset, self.reset]]
-        if self.stage.continues:
-            lines.append([widgets.HTML("<b>go on from</b>"), self.start])
-        layout = {"flex_flow": "row wrap", "align_items": "center", "width": "auto", "max_width": "640px"}
-        top = [widgets.HBox(line, layout=widgets.Layout(**layout)) for line in lines]
-        body = widgets.HBox(columns(fields, self.controls), layout=widgets.Layout(flex_flow="row wrap", width="100%"))
-        return widgets.VBox([*top, body, self.line], layout=widgets.Layout(width="100%"))
+    def _speak(self) -> None:
+        """Say everything in the language that is chosen."""
+        use_language(self.language.value)
+        preset, start = self.preset.value, self.start.value
+        self._filling = True  # new names for the choices set them back for a moment
+        try:
+            for control in self.controls.values():
+                control.speak()
+            self.preset.options = [(text(self.preset_titles[name]), name) for name in self.presets]
+            self.preset.value = preset
+            self.start.options = [(_start_title(run), run) for run in self.starts]
+            self.start.value = start
+        finally:
+            self._filling = False
+        for group, column in self.columns.items():
+            column.children[0].value = group_html(group)
+        for name, title in self.titles.items():
+            title.value = f"<b>{text(name)}</b>"
+        self.reset.description = text("Reset to preset")
+        self.refresh()
 
     def _restore(self) -> None:
         """Start from the preset that is asked for, then what the panel's file holds for it."""
-        saved = self._read_file()
+        saved = read_panel_file(self.output_dir)
+        language = os.environ.get("NEWLLM_LANGUAGE") or saved.get("language") or last_language(self.runs)
+        use_language(language)
+        self.language.value = language
         preset = os.environ.get("NEWLLM_PRESET") or saved.get("preset")
         if preset is None:
             preset = "standard" if find_device().kind == "cuda" else "quick"
@@ -217,18 +230,11 @@ class SettingsPanel:
                     self._fill({name: value})
                 except InputError:
                     continue  # written by another version: the preset's value stands
-        if saved.get("start") in [run for _, run in self.start.options]:
+        if saved.get("start") in self.starts:
             self.start.value = saved["start"]
         for variable, name in ENVIRONMENT.items():
             if os.environ.get(variable):
                 self._fill({name: os.environ[variable]})
-
-    def _read_file(self) -> dict[str, Any]:
-        try:
-            saved = json.loads((self.output_dir / PANEL_FILE).read_text(encoding="utf-8"))
-            return saved if isinstance(saved["values"], dict) else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}  # none yet, or not one of ours: it is written anew at the next change
 
     def _fill(self, values: dict[str, Any]) -> None:
         self._filling = True
@@ -258,7 +264,7 @@ class SettingsPanel:
             self.controls["vocab_size"].show_if(False)
         self.controls["num_train_epochs"].show_if(values["max_steps"] <= 0)
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        kept = {"preset": self.preset.value, "values": values}
+        kept = {"preset": self.preset.value, "values": values, "language": self.language.value}
         if self.start.value != self.newest:  # else a newer one is taken as soon as there is one
             kept["start"] = self.start.value
         write_json(self.output_dir / PANEL_FILE, kept)
@@ -272,15 +278,12 @@ class SettingsPanel:
         except InputError as error:
             return error_html(error, in_the_panels_words)
         folder = self._run_folder(Path(arguments[self.models[0]].output_dir))
-        lines = [" · ".join(parts), f"run folder <b>{escape(folder.name)}</b>: {self._state(folder)}"]
+        lines = [" · ".join(parts), folder_phrase(folder, self._state(folder))]
         if self.stage.continues:
             lines.append(escape(start_sentence(self.start_run, self.stage.continues, self.models)))
         if note:
             lines.append(escape(note))
-        return (
-            f'<div style="background:{FAINT};padding:6px 10px;line-height:1.6;font-size:14px;overflow-wrap:anywhere">'
-            f"{'<br>'.join(lines)}</div>"
-        )
+        return live_line_html(lines)
 
     def _run_folder(self, output_dir: Path) -> Path:
         """The folder that the settings have for themselves."""
@@ -288,12 +291,9 @@ class SettingsPanel:
 
     def _state(self, folder: Path) -> str:
         """Whether the run is new, under way or finished."""
-        states = []
-        for model in self.models:
-            if read_results(folder / model) is not None:
-                states.append(f"{model} is finished")
-            elif any((folder / model).glob("checkpoint-*")):
-                states.append(f"{model} will be continued")
-            elif is_only_on_drive(folder / model):
-                states.append(f"{model} will be brought back from Drive")
-        return ", ".join(states) or "new"
+        return run_state(folder, self.models)
+
+
+def _start_title(run: str) -> str:
+    """A run of an earlier notebook as the drop-down names it."""
+    return text("nothing: train new models") if run == FROM_SCRATCH else "/".join(Path(run).parts[-2:])

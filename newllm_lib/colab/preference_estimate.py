@@ -7,6 +7,7 @@ from ..stages.sweep import SweepArguments
 from ..training.dpo_arguments import DpoArguments
 from .adapter_estimate import base_of, config_of, count_trainable
 from .estimate import Reckoning
+from .languages import text
 from .notices import escape
 
 
@@ -35,29 +36,35 @@ def phrases(arguments: dict[str, DpoArguments], seconds_per_flop: None = None) -
     (args,) = arguments.values()
     base = base_of(args)
     trained = count_trainable(args, base)
-    return [f"<b>{escape(base.name)}</b>", f"<b>{trained:,}</b> trainable parameters", _extent(args)]
+    count = text("<b>{count}</b> trainable parameters", count=f"{trained:,}")
+    return [f"<b>{escape(base.name)}</b>", count, *_extent(args)]
 
 
 def trial_phrases(arguments: dict[str, SweepArguments], seconds_per_flop: None = None) -> list[str]:
     """What it says of a sweep."""
     (args,) = arguments.values()
-    return [f"<b>{args.trials}</b> trials of <b>{escape(base_of(args).name)}</b>", f"each {_extent(args)}"]
+    model = escape(base_of(args).name)
+    trials = text("<b>{trials}</b> trials of <b>{model}</b>", trials=str(args.trials), model=model)
+    return [trials, text("each {extent}", extent=", ".join(_extent(args)))]
 
 
-def _extent(args: DpoArguments) -> str:
-    """Updates and pairs; of data that nobody has counted yet, epochs."""
-    rows = f"of {args.effective_batch_size} pairs"
-    first = f", after {args.sft_epochs:g} passes over all answers" if args.sft_epochs > 0 else ""
-    return f"{_updates(args, rows)}{first}"
+def _extent(args: DpoArguments) -> list[str]:
+    """Updates and pairs, or, of data that nobody has counted yet, epochs; and what comes before them."""
+    if args.sft_epochs > 0:
+        return [_updates(args), text("after {epochs} passes over all answers", epochs=f"{args.sft_epochs:g}")]
+    return [_updates(args)]
 
 
-def _updates(args: DpoArguments, rows: str) -> str:
+def _updates(args: DpoArguments) -> str:
+    rows = str(args.effective_batch_size)
     if is_generated(args):
         pairs = generated_for_training(args)
-        return f"<b>{args.updates(pairs):,}</b> updates {rows}, out of <b>{pairs:,}</b> generated ones"
+        phrase = "<b>{updates}</b> updates of {rows} pairs, out of <b>{pairs}</b> generated ones"
+        return text(phrase, updates=f"{args.updates(pairs):,}", rows=rows, pairs=f"{pairs:,}")
     if args.max_steps > 0:
-        return f"<b>{args.max_steps:,}</b> updates {rows}"
-    return f"<b>{args.num_train_epochs:g}</b> epochs in updates {rows}"
+        return text("<b>{updates}</b> updates of {rows} pairs", updates=f"{args.max_steps:,}", rows=rows)
+    phrase = "<b>{epochs}</b> epochs in updates of {rows} pairs"
+    return text(phrase, epochs=f"{args.num_train_epochs:g}", rows=rows)
 
 
 def is_generated(args: DpoArguments) -> bool:

@@ -12,9 +12,10 @@ from ..errors import InputError
 from ..stages.dpo import check_trl
 from ..stages.sweep import TRIALS_FILE, SweepArguments, check_optuna, read_trials
 from .chat_models import ModelChoice, chat_models, choose_model
-from .controls import Control, make_control
-from .notices import FAINT
-from .panel import PRESET_TITLES, SettingsPanel
+from .controls import PRESET_TITLES, Control, make_control
+from .languages import text
+from .live_line import live_line_html
+from .panel import SettingsPanel
 from .preference_estimate import is_generated
 from .search_controls import search_control
 from .text_source import file_identity, resolve_source
@@ -31,7 +32,8 @@ class PreferencePanel(SettingsPanel):
         if field.name != "model":
             return super()._make_control(field, extra_values)
         control = make_control(field, suggestions=[str(folder) for folder in chat_models(self.runs)])
-        control.widget.placeholder = "empty: DialoGPT-small, or one of yours"
+        control.placeholder = "empty: DialoGPT-small, or one of yours"
+        control.widget.placeholder = text(control.placeholder)
         return control
 
     def values(self) -> dict[str, Any]:
@@ -86,7 +88,7 @@ class PreferencePanel(SettingsPanel):
 
     def _line(self) -> str:
         if self.lacks_chat_model():
-            return f'<div style="background:{FAINT};padding:6px 10px;font-size:14px">{NO_CHAT_MODEL}</div>'
+            return live_line_html([text(NO_CHAT_MODEL)])
         return super()._line()
 
 
@@ -117,4 +119,5 @@ class SweepPanel(PreferencePanel):
     def _state(self, folder: Path) -> str:
         rows = read_trials(folder)
         finished = sum(row["state"] == "finished" for row in rows)
-        return f"{finished} trials are finished" if (folder / TRIALS_FILE).exists() else "new"
+        there = (folder / TRIALS_FILE).exists()
+        return text("{trials} trials are finished", trials=str(finished)) if there else text("new")

@@ -86,9 +86,9 @@ def search_control(field: dataclasses.Field) -> Control:
         widget = widgets.SelectionRangeSlider(
             options=options, index=(0, len(options) - 1), continuous_update=False, layout=layout
         )
-        control = RangeControl(field.name, widget, labelled(field, widget), str, False)
+        control = RangeControl(field.name, widget, labelled(field, widget), str, False, field)
     else:
         widget = Ticks(CHOICES[field.name])
-        control = ChoicesControl(field.name, widget, labelled(field, widget), str, False)
+        control = ChoicesControl(field.name, widget, labelled(field, widget), str, False, field)
     control.set(field.default)
     return control

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..training.checkpoint import RESULTS_FILE
+from .languages import text
 
 
 def finished_runs(runs: str | Path, folders: Sequence[str], models: Sequence[str]) -> list[Path]:
@@ -25,7 +26,13 @@ def start_sentence(start: Path | None, folders: Sequence[str], models: Sequence[
     """What is trained on from, or that there is nothing to go on with."""
     both = len(models) > 1
     if start is not None:
-        return f"{'Both models go' if both else f'{models[0]} goes'} on from {start.parent.name}/{start.name}."
-    numbers = " or ".join(str(int(folder.split("_")[0])) for folder in folders)
-    whole = "both models are" if both else f"{models[0]} is"
-    return f"No finished model of notebook {numbers} is used: {whole} trained from scratch."
+        run = f"{start.parent.name}/{start.name}"
+        return (
+            text("Both models go on from {run}.", run=run)
+            if both
+            else text("{model} goes on from {run}.", model=models[0], run=run)
+        )
+    numbers = text(" or ").join(str(int(folder.split("_")[0])) for folder in folders)
+    whole = "both models are" if both else "{model} is"
+    unused = "No finished model of notebook {numbers} is used: " + whole + " trained from scratch."
+    return text(unused, numbers=numbers, model=models[0])

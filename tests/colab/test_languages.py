@@ -1,0 +1,105 @@
+"""The panel speaks English or Japanese, whole, and at once."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from newllm_lib.colab import controls, languages, stage
+from newllm_lib.colab.controls import help_of, label_of, metadata_of, settings_fields
+from newllm_lib.colab.languages import japanese, text, use_language
+from newllm_lib.colab.panel_file import last_language, read_panel_file
+from newllm_lib.colab.preference_panel import PreferencePanel
+from newllm_lib.errors import InputError
+
+COLAB = Path(languages.__file__).parent
+STAGES = [found for found in vars(stage).values() if isinstance(found, stage.NotebookStage)]
+JAPANESE = re.compile("[ぁ-んァ-ヶ一-龠]")
+
+
+@pytest.fixture(autouse=True)
+def english_afterwards():
+    yield
+    use_language("en")
+
+
+def literal_texts() -> set[str]:
+    """What the code hands to `text` as it stands."""
+    found = set()
+    for path in COLAB.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "text":
+                given = node.args[0]
+                parts = [given.body, given.orelse] if isinstance(given, ast.IfExp) else [given]
+                found |= {part.value for part in parts if isinstance(part, ast.Constant)}
+    return found
+
+
+def panel_texts() -> set[str]:
+    """Every name and help text of every stage's panel."""
+    offered = {found.folder: settings_fields(found.arguments) for found in STAGES}
+    fields = [f for found in STAGES for f in offered[found.folder] if f.name not in {*found.fixed, *found.hidden}]
+    words = {words for f in fields for words in (label_of(f.name), help_of(f), metadata_of(f)["group"])}
+    words |= {*PreferencePanel.preset_titles.values(), *controls.PLACEHOLDERS.values(), controls.PATH}
+    return words | {*controls.CHOICE_LABELS.values(), controls.AUTOMATIC, controls.BY_EPOCHS}
+
+
+@pytest.mark.parametrize("words", [panel_texts, literal_texts])
+def test_every_text_has_its_japanese(words):
+    assert len(STAGES) == 7 and words() - japanese().keys() == set()
+
+
+def test_a_translation_fills_in_the_same_values():
+    for english, translation in japanese().items():
+        names = [sorted(re.findall(r"\{(\w+)\}", sentence)) for sentence in (english, translation)]
+        assert names[0] == names[1], english
+        assert english.count("<b>") == translation.count("<b>") == translation.count("</b>"), english
+        assert english.startswith((" ", "Smoke", "Demo", "Quick", "Standard", "Long")) or JAPANESE.search(translation)
+
+
+def test_a_language_that_is_none_is_refused():
+    with pytest.raises(InputError, match="the language has to be one of en, ja, got 'de'"):
+        use_language("de")
+    use_language("ja")
+    assert text("updates") == "更新回数" and text("never seen") == "never seen"
+
+
+def all_words(panel) -> str:
+    boxes = [panel.box]
+    words = []
+    while boxes:
+        widget = boxes.pop()
+        boxes += getattr(widget, "children", ())
+        words += [getattr(widget, name, "") for name in ("description", "placeholder")]
+        words += [label for label, _ in getattr(widget, "options", ()) if isinstance(label, str)]
+        words.append(widget.value if widget.__class__.__name__ == "HTML" else "")
+    return " ".join(words)
+
+
+def test_the_switch_changes_the_words_and_no_setting(make_panel, tmp_path):
+    panel = make_panel()
+    panel.controls["learning_rate"].widget.value = 1e-3
+    panel.controls["tokenizer"].widget.value = "byte"
+    before, values, english = panel.arguments("newllm").output_dir, panel.values(), all_words(panel)
+    panel.language.value = "ja"
+    assert panel.values() == values and panel.arguments("newllm").output_dir == before
+    assert panel.preset.value == "smoke" and "プリセットに戻す" in all_words(panel)
+    assert "回更新" in panel.line.value and "学習率の最大値" in all_words(panel)
+    assert read_panel_file(panel.output_dir)["language"] == "ja"
+    assert make_panel().language.value == "ja", "the next session speaks it, too"
+    panel.language.value = "en"
+    assert all_words(panel) == english and panel.values() == values
+
+
+def test_other_notebooks_speak_what_was_spoken_last(make_panel, tmp_path):
+    make_panel().language.value = "ja"
+    assert last_language(tmp_path) == "ja" and last_language(tmp_path / "elsewhere") == "en"
+
+
+def test_the_environment_decides(make_panel, monkeypatch):
+    monkeypatch.setenv("NEWLLM_LANGUAGE", "ja")
+    assert make_panel().reset.description == "プリセットに戻す"
+    monkeypatch.setenv("NEWLLM_LANGUAGE", "latin")
+    with pytest.raises(Exception, match="latin"):
+        make_panel()
