@@ -24,6 +24,7 @@ from ..evaluation.preference_scores import PairScores, chosen_falls, preference_
 from .adapters import allow_old_torchao, lora_config
 from .arguments import values_for
 from .dpo_arguments import DpoArguments
+from .length_groups import ShuffledLengthGroups
 from .run_trainer import RunTrainerMixin, SealCheckpoints
 
 logger = logging.getLogger(__name__)
@@ -64,9 +65,12 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
     ):
         allow_old_torchao()
         self.settings = args
+        encoded, held_out_encoded = (
+            list(encode_preferences(side.pairs, tokenizer, args.max_length)) for side in (train_pairs, held_out)
+        )
+        self.lengths = [len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in encoded]
         self.train_sample, self.held_out_sample = (
-            sample_pairs(encode_preferences(side.pairs, tokenizer, args.max_length), args.max_eval_tokens)
-            for side in (train_pairs, held_out)
+            sample_pairs(pairs, args.max_eval_tokens) for pairs in (encoded, held_out_encoded)
         )
         set_seed(args.seed)  # TRL 0.29 draws the adapters before it seeds, newer ones after
         super().__init__(
@@ -80,6 +84,9 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
             callbacks=[*callbacks, ChosenFalls()],
         )
         self.add_callback(SealCheckpoints(self))
+
+    def _get_train_sampler(self, train_dataset=None) -> ShuffledLengthGroups:
+        return ShuffledLengthGroups(self._train_batch_size, self.lengths, self.args.seed)
 
     def score_pairs(self, pairs: Sequence[EncodedPreference]) -> PairScores:
         """Every pair under the model as it is now, and under its reference."""

@@ -68,7 +68,9 @@ def knob(page, label: str):
 
 
 def live_line(page) -> str:
-    return code_cell(page, "4").locator(".widget-html", has_text="run folder").last.inner_text()
+    return (
+        code_cell(page, "4").locator(".widget-html", has_text=re.compile("run folder|学習のフォルダ")).last.inner_text()
+    )
 
 
 def take_pictures(page, folder: Path, theme: str) -> None:
@@ -125,6 +127,16 @@ def test_sliders_move_by_mouse_and_keyboard(page):
         page.keyboard.press("ArrowRight")
     line = wait_until(lambda: "100 updates" in (line := live_line(page)) and line)
     assert "0.05 M tokens" in line and "minute" in line
+
+
+def test_the_panel_speaks_japanese_too(page, screenshots):
+    cell, before = code_cell(page, "4"), live_line(page)
+    cell.get_by_role("button", name="日本語").click()
+    cell.locator("text=プリセットに戻す").wait_for()
+    cell.screenshot(path=str(screenshots / "light-1400-japanese.png"))
+    assert "学習率" in cell.inner_text() and "回更新" in cell.inner_text()
+    cell.get_by_role("button", name="English").click()
+    assert wait_until(lambda: live_line(page) == before)
 
 
 def test_stop_and_go_on(page, screenshots):
