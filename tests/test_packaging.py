@@ -92,6 +92,13 @@ def test_scripts_named_in_the_readme_exist():
     assert named and not [name for name in named if not (ROOT / name).is_file()]
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_an_image_that_is_not_known_is_refused_with_those_that_are():
+    command = ["bash", str(ROOT / "scripts" / "test.sh"), "--image", "2001-01"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and "2001-01 is neither an image (2026-04, 2026-07, 2026-08)" in result.stderr
+
+
 def test_every_table_of_the_package_is_in_the_wheel():
     nodes = ast.walk(ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")))
     (named,) = [ast.literal_eval(n.value) for n in nodes if isinstance(n, ast.keyword) and n.arg == "package_data"]

@@ -20,6 +20,7 @@ from .languages import text
 
 SCORING_COST = 0.5  # of a held-out token, in training tokens; measured 0.4 (newllm) to 0.6 (overlapping windows)
 PREPARE_SECONDS = 8  # per model: learn the tokenizer, pack the rows
+VALUES_OF_A_CHECKPOINT, BYTES_OF_A_VALUE = 3, 4  # a weight and AdamW's two averages of its gradient, all in fp32
 PROBE_SECONDS = 0.4
 PROBE_LENGTH = 128
 
@@ -44,12 +45,15 @@ class Reckoning:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`minutes` is for all models in turn, None while no step has been measured."""
+    """`minutes` is for all models in turn, None while no step has been measured; `checkpoints` are those that are kept
+    of each model, and `disk_bytes` what they and the finished models take."""
 
     parameters: dict[str, int]
     updates: int
     tokens: int
     minutes: float | None
+    checkpoints: int
+    disk_bytes: int
 
 
 def estimate(arguments: dict[str, ModelArguments], seconds_per_flop: dict[str, float] | None) -> Estimate:
@@ -74,7 +78,16 @@ def estimate(arguments: dict[str, ModelArguments], seconds_per_flop: dict[str, f
         work = tokens + SCORING_COST * scored
         seconds = sum(6 * parameters[model] * work * seconds_per_flop[model] for model in arguments)
         minutes = (seconds + PREPARE_SECONDS * len(arguments)) / 60
-    return Estimate(parameters, updates, tokens, minutes)
+    checkpoints = _kept_checkpoints(args, updates)
+    values = sum(parameters.values()) * (1 + VALUES_OF_A_CHECKPOINT * checkpoints)
+    return Estimate(parameters, updates, tokens, minutes, checkpoints, BYTES_OF_A_VALUE * values)
+
+
+def _kept_checkpoints(args: ModelArguments, updates: int) -> int:
+    if args.save_strategy == "no":
+        return 0
+    saves = math.ceil(1 / args.save_steps) if args.save_steps < 1 else math.ceil(updates / args.save_steps)
+    return min(saves, updates, args.save_total_limit or saves)
 
 
 def phrases(arguments: dict[str, ModelArguments], seconds_per_flop: dict[str, float] | None) -> list[str]:
@@ -96,7 +109,9 @@ def phrases(arguments: dict[str, ModelArguments], seconds_per_flop: dict[str, fl
         whom = " for both models" if len(arguments) > 1 else ""
         phrase = f"about <b>{{minutes}}</b>{whom} here (estimated from one measured step)"
         parts.append(text(phrase, minutes=_minutes(cost.minutes)))
-    return parts
+    disk = f"{cost.disk_bytes / 1e9:.1f} GB" if cost.disk_bytes >= 1e9 else f"{cost.disk_bytes / 1e6:.0f} MB"
+    kept = "<b>{checkpoints}</b> checkpoints kept of each model, <b>{disk}</b> on disk"
+    return [*parts, text(kept, checkpoints=str(cost.checkpoints), disk=disk)]
 
 
 def _minutes(minutes: float) -> str:

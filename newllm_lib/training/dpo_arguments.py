@@ -64,11 +64,11 @@ class DpoArguments(AdapterArguments):
     save_merged: bool = setting(True, "Write the model with its adapters merged into it, too.")
     max_length: int = setting(256, "Tokens of prompt and answer at most.", group="Data", low=64, high=1024, log=True)
     output_dir: str = setting("runs/dpo", "Folder of the run: settings, adapters, checkpoints, curves.")
-    lora_r: int = setting(16, "Rank of the adapters: how much they can learn.", group="Model", low=2, high=64, log=True)
+    lora_r: int = setting(32, "Rank of the adapters: how much they can learn.", group="Model", low=2, high=64, log=True)
     lora_alpha: float = setting(
-        32.0, "The adapters' part is scaled by alpha / rank.", group="Model", low=4, high=128, log=True
+        64.0, "The adapters' part is scaled by alpha / rank.", group="Model", low=4, high=128, log=True
     )
-    learning_rate: float = setting(1e-3, "Peak learning rate.", group="Training", low=1e-6, high=1e-2, log=True)
+    learning_rate: float = setting(2e-3, "Peak learning rate.", group="Training", low=1e-6, high=1e-2, log=True)
     num_train_epochs: float = setting(3.0, "Passes over the pairs.", group="Training", low=1, high=20)
     per_device_train_batch_size: int = setting(4, "Pairs per forward pass.", group="Training", low=1, high=64, log=True)
     gradient_accumulation_steps: int = setting(1, "Forward passes per update.", group="Training", low=1, high=64)

@@ -7,7 +7,7 @@ from newllm_lib.data.batches import packed_rows
 from newllm_lib.data.conversations import load_conversations
 from newllm_lib.data.text import chitchat_splits, load_text
 from newllm_lib.data.tokenizer import build_tokenizer
-from newllm_lib.stages.pretrain import PRESETS, PretrainArguments
+from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, pretrain
 
 
 def arguments(text_file, **values):
@@ -64,3 +64,15 @@ def test_the_known_sizes_of_offline_conversations_are_right(dataset):
     # The standard library's documentation differs between releases of Python.
     assert known.conversations == pytest.approx(len(sizes), rel=0.25)
     assert known.bytes == pytest.approx(sum(sizes), rel=0.35)
+
+
+def test_the_disk_that_a_run_takes_is_near(make_panel):
+    panel = make_panel(models=("newllm",))
+    panel.controls["max_steps"].widget.value = 10
+    args = panel.arguments("newllm")
+    expected = estimate.estimate({"newllm": args}, None)
+    folder = pretrain(args)
+    taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert len(list(folder.glob("checkpoint-*"))) == expected.checkpoints
+    assert expected.disk_bytes == pytest.approx(taken, rel=0.15)
+    assert f"{expected.checkpoints}</b> checkpoints kept of each model" in panel.line.value

@@ -58,6 +58,14 @@ def test_a_translation_fills_in_the_same_values():
         assert english.startswith((" ", "Smoke", "Demo", "Quick", "Standard", "Long")) or JAPANESE.search(translation)
 
 
+def test_no_translation_is_left_over():
+    source = " ".join(path.read_text(encoding="utf-8") for path in COLAB.glob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source.replace("{{", "{").replace("}}", "}"))  # texts over several lines
+    made_of_parts = ("for both models here", "No finished model of notebook", "about <b>{minutes}</b> here")
+    unused = [english for english in japanese().keys() - panel_texts() if english not in source]
+    assert [english for english in unused if not any(part in english for part in made_of_parts)] == []
+
+
 def test_a_language_that_is_none_is_refused():
     with pytest.raises(InputError, match="the language has to be one of en, ja, got 'de'"):
         use_language("de")

@@ -5,6 +5,7 @@ import torch
 
 from newllm_lib.models import build_config, build_model
 from newllm_lib.models.context_recurrence import is_plain_lora, weight_and_bias
+from newllm_lib.training.adapters import allow_old_torchao
 
 peft = pytest.importorskip("peft")
 
@@ -15,6 +16,8 @@ VARIANTS = {"plain": {}, "two": {}, "dora": {"use_dora": True}, "bias": {"lora_b
 @pytest.fixture
 def adapted():
     """kind of adapter -> a tiny New-LLM with it, its matrices random."""
+
+    allow_old_torchao()
 
     def make(kind: str):
         config = build_config("newllm", vocab_size=258, num_parameters=80_000, max_length=16, **SPECIAL)
