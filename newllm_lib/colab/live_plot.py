@@ -25,7 +25,7 @@ from .copy_status import CopyStatus, span
 from .notices import GRID, escape, mark_html, picture_html, sentence_html
 
 INTERVAL_SECONDS = 2.0
-DRAWING_SHARE = 0.05  # of the time, at most, goes into drawing the picture
+DRAWING_SHARE = 0.015  # of the time, at most, goes into drawing the picture
 DPI = 90
 # What a model's line says of its newest figures, as far as its stage has them.
 FACTS = (
@@ -112,11 +112,13 @@ class LivePlot:
 
     def tick(self) -> None:
         """Update if it is time to: the lines every interval, the picture as often as its share of the time allows."""
-        now = self.clock()
-        if now - self.updated_at < self.interval_seconds:
-            return
+        if self.clock() - self.updated_at >= self.interval_seconds:
+            self.update(draw=self.may_draw())
+
+    def may_draw(self) -> bool:
+        """True if drawing again leaves the training its share of the time."""
         pause = max(self.interval_seconds, self.drawing_seconds / DRAWING_SHARE)
-        self.update(draw=now - self.drawn_at >= pause)
+        return self.clock() - self.drawn_at >= pause
 
     def update(self, draw: bool = False) -> None:
         """Replace what is displayed."""
@@ -221,7 +223,7 @@ class LiveCallback(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         self.evaluation_seconds += (metrics or {}).get("eval_runtime", 0.0)
         self.model.history = state.log_history
-        self.plot.update(draw=True)
+        self.plot.update(draw=self.plot.may_draw())
 
     def on_save(self, args, state, control, **kwargs):
         self.model.saved_at = self.plot.clock()

@@ -60,15 +60,18 @@ def test_one_display_that_is_updated_once_an_interval(plot, page):
     assert "update 40 of 100" in page.newest and "256 tokens/s" in page.newest and "0.2 minutes left" in page.newest
 
 
-def test_an_evaluation_is_drawn_at_once(plot, page, monkeypatch):
+def test_an_evaluation_is_told_at_once_and_drawn_when_its_share_of_the_time_is_there(plot, page, monkeypatch):
     callback = plot.callback("newllm")
     callback.on_train_begin(ARGS, state(0), None)
     pictures = []
     monkeypatch.setattr(live_plot, "curves_figure", lambda histories: pictures.append(histories) or Figure())
     history = [{"step": 10, "loss": 5.0}, {"step": 10, "eval_bits_per_byte": 2.5}]
+    plot.drawing_seconds = 0.1
+    callback.on_evaluate(ARGS, state(10, history), None, {"eval_runtime": 1.0})
+    assert "loss 5.000" in page.newest and "2.500 bits per byte" in page.newest and pictures == []
+    page.now += 10
     callback.on_evaluate(ARGS, state(10, history), None, {"eval_runtime": 1.0})
     assert pictures == [{"newllm": history, "tiny-gpt2": []}]
-    assert "loss 5.000" in page.newest and "2.500 bits per byte" in page.newest
 
 
 class Figure:
@@ -90,7 +93,9 @@ def test_drawing_takes_a_small_share_of_the_time(plot, page, monkeypatch):
     for step in range(1, 1001):
         page.now += 0.1
         callback.on_step_end(ARGS, state(step, max_steps=1000), None)
-    assert 0.5 * len(drawn) <= 0.07 * page.now
+        if step % 100 == 0:
+            callback.on_evaluate(ARGS, state(step, max_steps=1000), None, {"eval_runtime": 1.0})
+    assert 0.5 * len(drawn) <= 0.02 * page.now
     assert len(page.updates) > 30, "the line of text goes on all the same"
 
 
