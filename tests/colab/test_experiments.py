@@ -115,7 +115,7 @@ def applies_to_notebook_6(panel, folder, shown, runs):
     button.click()
     assert "Notebook 6 has them now" in plain(line.value) and "✓" in line.value
     applied = PreferencePanel(PREFERENCES, runs)
-    for name, value in {**settings, "lora_alpha": 32.0, "max_length": 96}.items():
+    for name, value in {**settings, "lora_alpha": 64.0, "max_length": 96}.items():
         expected = pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
         assert applied.controls[name].value == expected, name
     assert applied.controls["max_steps"].value == PREFERENCES.presets["smoke"]["max_steps"], "its length is its own"
