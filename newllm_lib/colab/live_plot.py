@@ -80,7 +80,7 @@ class LivePlot:
         self.interval_seconds = interval_seconds
         self.clock = clock
         self.drawing_seconds = 0.0
-        self.picture = b""
+        self.picture, self.is_empty = b"", True
         self.drawn_at = self.updated_at = clock()
         self._draw()
         self.handle = show(self._content())
@@ -134,6 +134,7 @@ class LivePlot:
             buffer, format="png", dpi=DPI
         )
         self.picture = buffer.getvalue()
+        self.is_empty = not any(model.history for model in self.models.values())
         self.drawn_at = self.clock()
         self.drawing_seconds = self.drawn_at - started
 
@@ -223,7 +224,7 @@ class LiveCallback(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         self.evaluation_seconds += (metrics or {}).get("eval_runtime", 0.0)
         self.model.history = state.log_history
-        self.plot.update(draw=self.plot.may_draw())
+        self.plot.update(draw=self.plot.is_empty or self.plot.may_draw())
 
     def on_save(self, args, state, control, **kwargs):
         self.model.saved_at = self.plot.clock()
