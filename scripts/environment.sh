@@ -1,5 +1,6 @@
 # Sourced by demo.sh and test.sh, from the repository's root: choose a Python, make a virtual environment or a copy of
-# one of Colab's images, install into it once. A stamp file in the environment tells whether what it holds is still what is asked for.
+# one of Colab's images, install into it once. A stamp file in the environment tells whether what it holds is still
+# what is asked for.
 
 say() { printf '== %s\n' "$*"; }
 fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 2; }

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets as widgets
@@ -257,15 +257,15 @@ def _label(name: str, value: Any) -> str:
     return f"{value:g}"
 
 
-def in_the_panels_words(sentence: str) -> str:
-    """A complaint with the panel's names in the place of flags."""
-    return re.sub(r"--(\w+)", lambda flag: text(LABELS.get(flag[1], flag[1])), sentence)
+def in_the_panels_words(sentence: str, spoken: Callable[[str], str] = text) -> str:
+    """A complaint with the panel's names, as they are spoken, in the place of flags."""
+    return re.sub(r"--(\w+)", lambda flag: spoken(LABELS.get(flag[1], flag[1])), sentence)
 
 
 def help_of(field: dataclasses.Field) -> str:
     """What the panel says of a setting, in English."""
-    words = metadata_of(field)["help"].replace("%%", "%")  # argparse wants the sign doubled
-    return re.sub(r"--(\w+)", lambda flag: LABELS.get(flag[1], flag[1]), words)
+    # argparse wants the sign doubled.
+    return in_the_panels_words(metadata_of(field)["help"].replace("%%", "%"), spoken=str)
 
 
 def metadata_of(field: dataclasses.Field) -> dict[str, Any]:

@@ -65,13 +65,11 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
     ):
         allow_old_torchao()
         self.settings = args
-        encoded, held_out_encoded = (
-            list(encode_preferences(side.pairs, tokenizer, args.max_length)) for side in (train_pairs, held_out)
-        )
+        encoded = list(encode_preferences(train_pairs.pairs, tokenizer, args.max_length))
         self.lengths = [len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in encoded]
-        self.train_sample, self.held_out_sample = (
-            sample_pairs(pairs, args.max_eval_tokens) for pairs in (encoded, held_out_encoded)
-        )
+        self.train_sample = sample_pairs(encoded, args.max_eval_tokens)
+        held_out_encoded = encode_preferences(held_out.pairs, tokenizer, args.max_length)
+        self.held_out_sample = sample_pairs(held_out_encoded, args.max_eval_tokens)
         set_seed(args.seed)  # TRL 0.29 draws the adapters before it seeds, newer ones after
         super().__init__(
             model=model,

@@ -17,7 +17,6 @@ from jupyter_lab import (
     menu,
     opened_notebook,
     running_lab,
-    screenshots_folder,
     wait_until,
 )
 from tiny_gemma import tiny_gemma_folder
@@ -26,11 +25,6 @@ pytestmark = NEEDS_A_BROWSER
 NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if not path.name.startswith("01"))
 NEEDED = {"05": ("chitchat_dataset", "bitsandbytes"), "06": ("trl",), "07": ("trl", "optuna")}
 TRAINING = re.compile("train_models|run_experiments")
-
-
-@pytest.fixture(scope="module")
-def screenshots(tmp_path_factory):
-    return screenshots_folder(tmp_path_factory)
 
 
 def titles(path) -> list[tuple[str, str]]:
@@ -48,11 +42,12 @@ def test_run_all_gets_to_its_first_updates(path, tmp_path, screenshots):
     environment = {"NEWLLM_PRESET": "smoke", "NEWLLM_DATA_SOURCE": "offline", "HF_HUB_OFFLINE": "1"}
     if path.name.startswith("05"):
         environment["NEWLLM_MODEL"] = str(tiny_gemma_folder(tmp_path / "tiny-gemma"))
-    training = next(title for title, source in titles(path) if TRAINING.search(source))
-    settings = next(title for title, source in titles(path) if "panel.show()" in source)
+    cells = titles(path)
+    training = next(number for number, (_, source) in enumerate(cells) if TRAINING.search(source))
+    settings = next(title for title, source in cells if "panel.show()" in source)
     with running_lab(tmp_path, **environment) as lab, opened_notebook(lab, path.name, screenshots) as page:
         menu(page, "Run", "Run All Cells")
-        cell = code_cell(page, training)
+        cell = code_cell(page, cells[training][0])
 
         def first_update():
             assert page.locator(".jp-OutputArea-output[data-mime-type*='stderr']").count() == 0
@@ -60,9 +55,9 @@ def test_run_all_gets_to_its_first_updates(path, tmp_path, screenshots):
 
         wait_until(first_update, 180)
         assert cell.locator("img").count() == 1, "one live plot"
-        for title, name in ((settings, "settings"), (training, "training")):
+        for title, name in ((settings, "settings"), (cells[training][0], "training")):
             code_cell(page, title).screenshot(path=str(screenshots / f"{path.stem}-{name}.png"))
-        for title, _ in titles(path)[: [title for title, _ in titles(path)].index(training)]:
+        for title, _ in cells[:training]:
             assert "✓" in code_cell(page, title).locator(".jp-OutputArea").last.inner_text(), title
         assert page.locator("text=/Error displaying widget|javascript error/").count() == 0
         panel = code_cell(page, settings).locator(".jp-OutputArea-output").first
