@@ -67,6 +67,10 @@ CODES: dict[str, tuple[str, str]] = {
         "The cell was stopped by hand.",
         "Run it again: a training goes on from its last save.",
     ),
+    "NL-502": (
+        "The loss is no longer a finite number; training was ended before the weights were harmed.",
+        "Choose a smaller learning rate and train again, which starts a run of its own; what was saved is kept.",
+    ),
     "NL-901": (
         "A fault of ours.",
         "Make a report in the notebook's last cell, read it, and send it to us; what was saved is kept.",
@@ -84,3 +88,7 @@ class InputError(ValueError):
     def __init__(self, message: str, code: str = "NL-401"):
         super().__init__(message)
         self.code = code
+
+
+class TrainingDiverged(InputError, FloatingPointError):
+    """The loss of a run is no longer a finite number."""

@@ -39,10 +39,10 @@ else
     say "ruff"
     "$dir/bin/ruff" check .
     "$dir/bin/ruff" format --check .
-fi
-
-if ! command -v chromium >/dev/null && can_apt; then
-    apt_install chromium || say "chromium could not be installed: tests in a browser are skipped"
+    # Not for an image: JupyterLab shows no widgets of Colab's ipywidgets.
+    if ! command -v chromium >/dev/null && can_apt; then
+        apt_install chromium || say "chromium could not be installed: tests in a browser are skipped"
+    fi
 fi
 
 say "pytest with $("$dir/bin/python" -V), OMP_NUM_THREADS=$OMP_NUM_THREADS"

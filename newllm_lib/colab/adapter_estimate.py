@@ -1,6 +1,7 @@
 """What training adapters on a large model will cost: found out from the model's config alone, for its weights are not
 opened to draw a panel."""
 
+import copy
 import functools
 import math
 from pathlib import Path
@@ -13,10 +14,11 @@ from ..training import offline_gemma
 from ..training.base_model import BaseModel, base_config, find_base_model
 from ..training.device import find_device
 from ..training.memory_budget import GB, ModelSizes, is_target, model_sizes, total_bytes
-from .data_size import taken_conversations
+from .data_size import BYTES_PER_TOKEN, data_size, taken_conversations
 from .estimate import Reckoning
 from .languages import text
 from .notices import escape
+from .step_cost import RUN_BYTES, Cost, StepCost, measure_step
 from .text_source import file_identity
 
 # The package's model before it is converted for the first time; afterwards its own config is read.
@@ -30,6 +32,12 @@ OFFLINE_CONFIG = {
     "head_dim": 256,
     "query_pre_attn_scalar": 256,
 }
+
+PROBE_VOCABULARY = 1024
+TEMPLATE_TOKENS = 15  # of an example: who speaks
+# A token under model and teacher, and one of an evaluation, in training tokens; measured with Gemma 3 270M on a CPU.
+LWF_COST, SCORING_COST = 1.33, 0.7
+PREPARE_SECONDS = 30  # open the base, answer before and after
 
 
 def complete(args: QloraLwfArguments) -> dict[str, str]:
@@ -115,9 +123,8 @@ def check(args: QloraLwfArguments) -> None:
         check_memory(args, config_of(base_of(args)))
 
 
-def phrases(arguments: dict[str, QloraLwfArguments], seconds_per_flop: None = None) -> list[str]:
-    """What the live line says: what is trained on which base, for how long, and the GPU's memory it takes. No minutes:
-    they could only come from an update of a model that is not loaded yet."""
+def phrases(arguments: dict[str, QloraLwfArguments]) -> list[str]:
+    """What the live line says: what is trained on which base, for how long, and the GPU's memory it takes."""
     (args,) = arguments.values()
     base = base_of(args)
     bits = text("in 4 bit" if args.load_in_4bit else "in full precision")
@@ -130,16 +137,56 @@ def phrases(arguments: dict[str, QloraLwfArguments], seconds_per_flop: None = No
     ]
     device = find_device(args.use_cpu)
     if device.memory_gb is not None:
-        needed = total_bytes(budget(args, config_of(base), args.per_device_train_batch_size, args.max_length)) / GB
         phrase = "about <b>{needed} of {there} GB</b> on this GPU (estimated)"
-        parts.append(text(phrase, needed=f"{needed:.1f}", there=f"{device.memory_gb:.1f}"))
+        parts.append(text(phrase, needed=f"{_needed_bytes(args, base) / GB:.1f}", there=f"{device.memory_gb:.1f}"))
     return parts
+
+
+def _needed_bytes(args: QloraLwfArguments, base: BaseModel) -> int:
+    return total_bytes(budget(args, config_of(base), args.per_device_train_batch_size, args.max_length))
+
+
+def measure(args: QloraLwfArguments) -> StepCost:
+    """What a training step of one block of the base takes here: the base itself is not opened for a panel."""
+    config = copy.deepcopy(config_of(base_of(args)))
+    config.num_hidden_layers, config.vocab_size = 1, PROBE_VOCABULARY
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+    return measure_step(config, args.per_device_train_batch_size, args.max_length)
+
+
+def cost(arguments: dict[str, QloraLwfArguments], measured: dict[str, StepCost]) -> Cost:
+    """What the run will take; a GPU's memory is among the phrases. For a user's own file there are no minutes."""
+    ((model, args),) = arguments.items()
+    step, base, conversations = measured[model], base_of(args), taken_conversations(args)
+    memory = None
+    if step.peak_bytes is not None and find_device(args.use_cpu).kind == "cpu":
+        memory = step.peak_bytes + _needed_bytes(args, base) + RUN_BYTES
+    if conversations is None:
+        return Cost(memory_bytes=memory)
+    updates, _ = _updates(args, conversations)
+    size, config = data_size(args), config_of(base)
+    tokens = min(size.bytes / size.conversations / BYTES_PER_TOKEN["gpt2"] + TEMPLATE_TOKENS, args.max_length)
+    example = (tokens + args.rehearsal_ratio * args.max_length) / (1 + args.rehearsal_ratio)
+    evaluations = 1 + (1 / args.eval_steps if args.eval_steps < 1 else updates / args.eval_steps)
+    scored = SCORING_COST * (evaluations * args.max_eval_tokens + args.max_test_tokens)
+    weights = sum(layer.weights for layer in _sizes(base).linear) + config.vocab_size * config.hidden_size
+    work = LWF_COST * updates * args.effective_batch_size * example + scored
+    return Cost((step.seconds(weights, work) + PREPARE_SECONDS) / 60, memory)
 
 
 def count_trainable(args: QloraLwfArguments, base: BaseModel) -> int:
     """Parameters of the adapters: rank times inputs and outputs of every layer that gets one."""
     layers = [layer for layer in _sizes(base).linear if is_target(layer.name, args.targets)]
     return sum(args.lora_r * (layer.inputs + layer.outputs) for layer in layers)
+
+
+def _updates(args: QloraLwfArguments, conversations: int) -> tuple[int, int]:
+    """Updates and examples of a run."""
+    examples = conversations + round(args.rehearsal_ratio * conversations)
+    if args.max_steps > 0:
+        return args.max_steps, examples
+    return math.ceil(args.num_train_epochs * math.ceil(examples / args.effective_batch_size)), examples
 
 
 def _extent(args: QloraLwfArguments) -> str:
@@ -151,10 +198,7 @@ def _extent(args: QloraLwfArguments) -> str:
             return text("<b>{updates}</b> updates of {rows} examples", updates=f"{args.max_steps:,}", rows=rows)
         phrase = "<b>{epochs}</b> epochs of your file, in updates of {rows} examples"
         return text(phrase, epochs=f"{args.num_train_epochs:g}", rows=rows)
-    examples = conversations + round(args.rehearsal_ratio * conversations)
-    updates = args.max_steps
-    if updates <= 0:
-        updates = math.ceil(args.num_train_epochs * math.ceil(examples / args.effective_batch_size))
+    updates, examples = _updates(args, conversations)
     return text(
         "<b>{updates}</b> updates of {rows} examples, out of up to <b>{conversations}</b> conversations and "
         "{stretches} stretches of text to rehearse",
@@ -165,4 +209,4 @@ def _extent(args: QloraLwfArguments) -> str:
     )
 
 
-ADAPTERS = Reckoning(check=check, phrases=phrases, complete=complete)
+ADAPTERS = Reckoning(check, phrases, measure, cost, complete)

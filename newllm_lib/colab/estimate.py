@@ -1,4 +1,5 @@
-"""What a run will cost, before it starts: parameters, updates, tokens, and minutes from one measured step per model."""
+"""What a run will cost, before it starts: parameters, updates, tokens, disk, and minutes and memory from one measured
+step per model."""
 
 import functools
 import math
@@ -6,23 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedConfig
 
 from ..errors import InputError
-from ..models import build_config, build_model, count_parameters
+from ..models import build_config, count_parameters
 from ..training.arguments import ModelArguments
-from ..training.device import autocast_dtype, find_device, keep_freed_memory
 from ..training.trainer import count_training_tokens
-from ..training.update import timed_update
 from .data_size import HELD_OUT_SHARE, expected_text_tokens, expected_vocab_size, start_config, start_of
 from .languages import text
+from .notices import size
+from .step_cost import BYTES_OF_A_VALUE, Cost, StepCost, cost_phrases, measure_step, memory_of_run
 
 SCORING_COST = 0.5  # of a held-out token, in training tokens; measured 0.4 (newllm) to 0.6 (overlapping windows)
 PREPARE_SECONDS = 8  # per model: learn the tokenizer, pack the rows
-VALUES_OF_A_CHECKPOINT, BYTES_OF_A_VALUE = 3, 4  # a weight and AdamW's two averages of its gradient, all in fp32
-PROBE_SECONDS = 0.4
-PROBE_LENGTH = 128
+VALUES_OF_A_CHECKPOINT = 3  # a weight and AdamW's two averages of its gradient
 
 
 @dataclass(frozen=True)
@@ -32,55 +30,71 @@ class Reckoning:
     Attributes:
         check: raises InputError for settings that cannot be run.
         phrases: (model -> its settings, model -> what `measure` gave, or None) -> HTML phrases of the live line.
-        measure: settings -> what one step costs; None: nothing is measured, and no minutes are given.
+        measure: settings -> what one step costs; None: nothing is measured.
+        cost: (model -> its settings, model -> what `measure` gave) -> what the run will take.
         complete: fills in what only a look outside tells, and returns what a run is known by beside its settings and
             the data of its task.
     """
 
     check: Callable[[Any], Any]
-    phrases: Callable[[dict[str, Any], dict[str, float] | None], list[str]]
-    measure: Callable[[Any], float] | None = None
+    phrases: Callable[[dict[str, Any]], list[str]]
+    measure: Callable[[Any], StepCost] | None = None
+    cost: Callable[[dict[str, Any], dict[str, StepCost]], Cost] | None = None
     complete: Callable[[Any], dict[str, Any]] = lambda args: {}
+
+    def line(self, arguments: dict[str, Any], measured: dict[str, StepCost] | None) -> list[str]:
+        """All phrases; minutes and memory only if something was measured."""
+        phrases = self.phrases(arguments)
+        if measured:
+            phrases += cost_phrases(self.cost(arguments, measured), len(arguments))
+        return phrases
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """`minutes` is for all models in turn, None while no step has been measured; `checkpoints` are those that are kept
-    of each model, and `disk_bytes` what they and the finished models take."""
+class Extent:
+    """How far a run goes: `checkpoints` are those that are kept of each model, and `disk_bytes` what they and the
+    finished models take."""
 
     parameters: dict[str, int]
     updates: int
     tokens: int
-    minutes: float | None
     checkpoints: int
     disk_bytes: int
 
 
-def estimate(arguments: dict[str, ModelArguments], seconds_per_flop: dict[str, float] | None) -> Estimate:
-    """What training these models in turn will take.
+def extent(arguments: dict[str, ModelArguments]) -> Extent:
+    """How far the training of these models in turn will go.
 
     Args:
         arguments: model -> its settings, which differ in nothing else.
-        seconds_per_flop: model -> `measure`.
 
     Raises:
         InputError: no model of that size can be built.
     """
     parameters = {model: count_model(args) for model, args in arguments.items()}
     args = next(iter(arguments.values()))
-    text_tokens = expected_text_tokens(args)
-    updates, tokens = count_training_tokens(args, max(math.ceil(text_tokens / args.max_length), 1))
-    minutes = None
-    if seconds_per_flop:
-        held_out = text_tokens * HELD_OUT_SHARE
-        evaluations = 1 / args.eval_steps if args.eval_steps < 1 else updates / args.eval_steps
-        scored = evaluations * min(args.max_eval_tokens, held_out) + held_out
-        work = tokens + SCORING_COST * scored
-        seconds = sum(6 * parameters[model] * work * seconds_per_flop[model] for model in arguments)
-        minutes = (seconds + PREPARE_SECONDS * len(arguments)) / 60
+    updates, tokens = count_training_tokens(args, max(math.ceil(expected_text_tokens(args) / args.max_length), 1))
     checkpoints = _kept_checkpoints(args, updates)
     values = sum(parameters.values()) * (1 + VALUES_OF_A_CHECKPOINT * checkpoints)
-    return Estimate(parameters, updates, tokens, minutes, checkpoints, BYTES_OF_A_VALUE * values)
+    return Extent(parameters, updates, tokens, checkpoints, BYTES_OF_A_VALUE * values)
+
+
+def cost(arguments: dict[str, ModelArguments], measured: dict[str, StepCost]) -> Cost:
+    """What training these models in turn will take.
+
+    Args:
+        measured: model -> `measure`.
+    """
+    whole = extent(arguments)
+    args = next(iter(arguments.values()))
+    held_out = expected_text_tokens(args) * HELD_OUT_SHARE
+    evaluations = 1 / args.eval_steps if args.eval_steps < 1 else whole.updates / args.eval_steps
+    scored = evaluations * min(args.max_eval_tokens, held_out) + held_out
+    work = whole.tokens + SCORING_COST * scored
+    seconds = sum(measured[model].seconds(count, work) for model, count in whole.parameters.items())
+    step_tokens = args.per_device_train_batch_size * args.max_length
+    peaks = [measured[model].memory(count, step_tokens) for model, count in whole.parameters.items()]
+    return Cost((seconds + PREPARE_SECONDS * len(arguments)) / 60, memory_of_run(peaks))
 
 
 def _kept_checkpoints(args: ModelArguments, updates: int) -> int:
@@ -90,36 +104,23 @@ def _kept_checkpoints(args: ModelArguments, updates: int) -> int:
     return min(saves, updates, args.save_total_limit or saves)
 
 
-def phrases(arguments: dict[str, ModelArguments], seconds_per_flop: dict[str, float] | None) -> list[str]:
+def phrases(arguments: dict[str, ModelArguments]) -> list[str]:
     """What the live line says of models made from scratch, or of those of an earlier notebook."""
-    cost = estimate(arguments, seconds_per_flop)
+    whole = extent(arguments)
     args = next(iter(arguments.values()))
-    sizes = ", ".join(f"{model} {count / 1e6:.2f} M" for model, count in cost.parameters.items())
-    parts = [
+    sizes = ", ".join(f"{model} {count / 1e6:.2f} M" for model, count in whole.parameters.items())
+    kept = "<b>{checkpoints}</b> checkpoints kept of each model, <b>{disk}</b> on disk"
+    return [
         text("<b>{sizes}</b> parameters", sizes=sizes),
         text(
             "<b>{updates}</b> updates of {rows} rows of {length} tokens = <b>{tokens} M</b> tokens",
-            updates=f"{cost.updates:,}",
+            updates=f"{whole.updates:,}",
             rows=str(args.effective_batch_size),
             length=str(args.max_length),
-            tokens=f"{cost.tokens / 1e6:.2f}",
+            tokens=f"{whole.tokens / 1e6:.2f}",
         ),
+        text(kept, checkpoints=str(whole.checkpoints), disk=size(whole.disk_bytes)),
     ]
-    if cost.minutes is not None:
-        whom = " for both models" if len(arguments) > 1 else ""
-        phrase = f"about <b>{{minutes}}</b>{whom} here (estimated from one measured step)"
-        parts.append(text(phrase, minutes=_minutes(cost.minutes)))
-    disk = f"{cost.disk_bytes / 1e9:.1f} GB" if cost.disk_bytes >= 1e9 else f"{cost.disk_bytes / 1e6:.0f} MB"
-    kept = "<b>{checkpoints}</b> checkpoints kept of each model, <b>{disk}</b> on disk"
-    return [*parts, text(kept, checkpoints=str(cost.checkpoints), disk=disk)]
-
-
-def _minutes(minutes: float) -> str:
-    if minutes < 1.5:
-        return text("a minute")
-    if minutes < 90:
-        return text("{minutes} minutes", minutes=f"{minutes:.0f}")
-    return text("{hours} hours", hours=f"{minutes / 60:.1f}")
 
 
 def count_model(args: ModelArguments) -> int:
@@ -131,25 +132,9 @@ def count_model(args: ModelArguments) -> int:
     return count_parameters(model_config(args))
 
 
-def measure(args: ModelArguments) -> float:
-    """Seconds per floating-point operation in one training step of this model on this machine; on a CPU the step is
-    made smaller, to take under a second in all."""
-    device = find_device()
-    if device.kind == "cpu":
-        keep_freed_memory()
-    config = model_config(args)
-    model = build_model(config).to(device.kind).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    dtype = autocast_dtype(device)
-    length = min(args.max_length, PROBE_LENGTH)
-
-    def seconds(rows: int) -> float:
-        input_ids = torch.randint(0, config.vocab_size, (rows, length), device=device.kind)
-        return timed_update(model, optimizer, input_ids, dtype)
-
-    seconds(1)  # the first step sets things up that the others find ready
-    rows = max(min(int(PROBE_SECONDS / seconds(1)), args.per_device_train_batch_size), 1)
-    return seconds(rows) / (6 * count_parameters(config) * rows * length)
+def measure(args: ModelArguments) -> StepCost:
+    """What one training step of this model takes on this machine."""
+    return measure_step(model_config(args), args.per_device_train_batch_size, args.max_length)
 
 
 def model_config(args: ModelArguments) -> PreTrainedConfig:
@@ -181,4 +166,4 @@ def _new_config(model_type: str, vocab_size: int, max_length: int, num_layers: i
         raise InputError(str(error)) from error
 
 
-SMALL_MODELS = Reckoning(check=count_model, phrases=phrases, measure=measure)
+SMALL_MODELS = Reckoning(check=count_model, phrases=phrases, measure=measure, cost=cost)

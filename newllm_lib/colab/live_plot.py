@@ -18,11 +18,12 @@ from ..evaluation.preference_scores import chosen_falls
 from ..stages.reference import ReferenceArguments
 from ..training.arguments import StageArguments
 from ..training.curves import COLOURS, curves_figure
+from ..training.device import find_device, memory_in_use
 from ..training.lwf_arguments import QloraLwfArguments
 from ..training.report import METRICS_FILE
 from .controls import in_the_panels_words
 from .copy_status import CopyStatus, span
-from .notices import GRID, escape, mark_html, picture_html, sentence_html
+from .notices import GRID, escape, mark_html, picture_html, sentence_html, size
 
 INTERVAL_SECONDS = 2.0
 DRAWING_SHARE = 0.015  # of the time, at most, goes into drawing the picture
@@ -30,6 +31,7 @@ DPI = 90
 # What a model's line says of its newest figures, as far as its stage has them.
 FACTS = (
     ("loss", "loss {:.3f}"),
+    ("learning_rate", "rate {:.1e}"),
     ("eval_bits_per_byte", "{:.3f} bits per byte held out"),
     ("eval_general_bits_per_byte", "{:.3f} of general text"),
     ("eval_general_kl_to_base", "{:.3f} nats from the base"),
@@ -79,6 +81,7 @@ class LivePlot:
         self.models = {name: ModelProgress(name) for name in names}
         self.interval_seconds = interval_seconds
         self.clock = clock
+        self.device = find_device()
         self.drawing_seconds = 0.0
         self.picture, self.is_empty = b"", True
         self.drawn_at = self.updated_at = clock()
@@ -177,6 +180,8 @@ class LivePlot:
             facts.append(f"{model.per_second:,.{digits}f} {model.unit}/s")
         if model.seconds_left is not None:
             facts.append(f"{model.seconds_left / 60:.1f} minutes left")
+        if (memory := memory_in_use(self.device)) is not None:
+            facts.append(f"{size(memory)} of memory")
         return facts + self._saves(model)
 
     def _saves(self, model: ModelProgress) -> list[str]:
@@ -211,7 +216,7 @@ class LiveCallback(TrainerCallback):
             self.per_update = args.effective_batch_size
         else:
             self.per_update = args.effective_batch_size * args.max_length
-        self.plot.update(draw=True)
+        self.plot.update(draw=bool(state.log_history))  # of a run that goes on; a new one has nothing to draw yet
 
     def on_step_end(self, args, state, control, **kwargs):
         seconds = self.plot.clock() - self.started

@@ -40,6 +40,11 @@ class CellFailed(CellStopped):
         return [*traceback.format_exception(self.__context__), str(self)]
 
 
+def size(count: int) -> str:
+    """Bytes as people read them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
 def in_one_sentence(function: Callable[..., Result]) -> Callable[..., Result]:
     """Let whatever goes wrong end the cell with one sentence and its code; only a fault of ours shows more."""
 

@@ -24,6 +24,7 @@ from .panel_file import PANEL_FILE, last_language, read_panel_file
 from .panel_layout import columns, group_html, panel_box
 from .stage import NotebookStage
 from .start_models import finished_runs, start_sentence
+from .step_cost import StepCost
 from .text_source import data_identity, dataset_of_file, file_identity, resolve_source
 
 # The environment may decide these: for whoever runs a notebook without looking at it.
@@ -57,7 +58,7 @@ class SettingsPanel:
         self.presets = {name: stage.presets[name] for name in self.preset_titles if name in stage.presets}
         self.output_dir = self.runs / stage.folder
         self.models = stage.models
-        self.seconds_per_flop: dict[str, float] | None = None
+        self.measured: dict[str, StepCost] | None = None
         self._filling = False
         hidden = {*stage.fixed, *stage.hidden}
         if stage.continues:
@@ -96,9 +97,9 @@ class SettingsPanel:
         """Measure one step of each model where that is cheap, then display the panel."""
         if (measure := self.stage.reckoning.measure) is not None:
             try:
-                self.seconds_per_flop = {model: measure(self.arguments(model)) for model in self.models}
+                self.measured = {model: measure(self.arguments(model)) for model in self.models}
             except InputError:
-                self.seconds_per_flop = None  # the live line says what is wrong; unmeasured, it gives no minutes
+                self.measured = None  # the live line says what is wrong, and gives neither minutes nor memory
         self.refresh()
         display(self.box)
         if self.stage.continues:
@@ -273,7 +274,7 @@ class SettingsPanel:
     def _line(self) -> str:
         try:
             arguments = {model: self.arguments(model) for model in self.models}
-            parts = self.stage.reckoning.phrases(arguments, self.seconds_per_flop)
+            parts = self.stage.reckoning.line(arguments, self.measured)
             _, note = self._source(self.values())
         except InputError as error:
             return error_html(error, in_the_panels_words)

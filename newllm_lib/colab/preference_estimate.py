@@ -1,14 +1,29 @@
-"""What tuning by preferences will take: found out from the model's config alone, as for adapters."""
+"""What tuning by preferences will take: found out from the model's config, and from one step of such a model."""
+
+import copy
 
 from ..data.preferences import GENERATED, GENERATED_SHARE
 from ..errors import InputError
 from ..stages.dpo import check_window
+from ..stages.reference import UPDATE_TOKENS
 from ..stages.sweep import SweepArguments
+from ..training.device import find_device
 from ..training.dpo_arguments import DpoArguments
 from .adapter_estimate import base_of, config_of, count_trainable
 from .estimate import Reckoning
 from .languages import text
 from .notices import escape
+from .step_cost import Cost, StepCost, measure_step, memory_of_run
+
+# Of generated pairs and a small tokenizer that has read no Japanese: without and with tokens of their own.
+TOKENS_OF_A_SEQUENCE = (180, 65)
+NEW_TOKENS = 550
+PADDED = 1.17  # longest of a group of like length to the mean
+# A token of a pair under model and reference, and one of an evaluation, in training tokens: measured with TinyGPT2
+# (1.8) and New-LLM (2.1).
+DPO_COST, SCORING_COST = 1.95, 2.8
+PREPARE_SECONDS, TRIAL_SECONDS = 6, 14  # libraries and tokenizer; adapters, the last scores, answers
+TRL_BYTES = 150_000_000
 
 
 def complete(args: DpoArguments) -> dict[str, str]:
@@ -30,9 +45,8 @@ def check(args: DpoArguments) -> None:
         )
 
 
-def phrases(arguments: dict[str, DpoArguments], seconds_per_flop: None = None) -> list[str]:
-    """What the live line says: what is tuned, and by how many pairs. No minutes: they could only come from an update
-    of a model that is not loaded yet."""
+def phrases(arguments: dict[str, DpoArguments]) -> list[str]:
+    """What the live line says: what is tuned, and by how many pairs."""
     (args,) = arguments.values()
     base = base_of(args)
     trained = count_trainable(args, base)
@@ -40,7 +54,7 @@ def phrases(arguments: dict[str, DpoArguments], seconds_per_flop: None = None) -
     return [f"<b>{escape(base.name)}</b>", count, *_extent(args)]
 
 
-def trial_phrases(arguments: dict[str, SweepArguments], seconds_per_flop: None = None) -> list[str]:
+def trial_phrases(arguments: dict[str, SweepArguments]) -> list[str]:
     """What it says of a sweep."""
     (args,) = arguments.values()
     model = escape(base_of(args).name)
@@ -67,6 +81,43 @@ def _updates(args: DpoArguments) -> str:
     return text(phrase, epochs=f"{args.num_train_epochs:g}", rows=rows)
 
 
+def measure(args: DpoArguments) -> StepCost:
+    """What a training step of a model of that size takes on this machine, on as many tokens as an update has."""
+    config = copy.deepcopy(config_of(base_of(args)))
+    if is_generated(args) and args.sft_epochs > 0:
+        config.vocab_size += min(args.new_tokens, NEW_TOKENS)
+    return measure_step(config, 2 * args.per_device_train_batch_size, _padded_tokens(args))
+
+
+def cost(arguments: dict[str, DpoArguments], measured: dict[str, StepCost]) -> Cost:
+    """What the run, or all trials of a sweep, will take: the reference, which is made once, then the pairs. For data
+    that nobody has counted yet there are no minutes."""
+    ((model, args),) = arguments.items()
+    step, trials = measured[model], getattr(args, "trials", 1)
+    memory = memory_of_run([step.memory(step.parameters, max(UPDATE_TOKENS, step.tokens))])
+    if memory is not None and find_device(args.use_cpu).kind == "cpu":
+        memory += TRL_BYTES
+    if not is_generated(args):
+        return Cost(memory_bytes=memory)
+    pairs = generated_for_training(args)
+    updates = args.updates(pairs)
+    evaluations = 1 / args.eval_steps if args.eval_steps < 1 else updates / args.eval_steps
+    of_trial = DPO_COST * 2 * updates * args.effective_batch_size * _padded_tokens(args)
+    of_trial += SCORING_COST * (1 + evaluations) * args.max_eval_tokens
+    of_reference = args.sft_epochs * 2 * pairs * sequence_tokens(args)
+    seconds = step.seconds(step.parameters, of_reference + trials * of_trial) + PREPARE_SECONDS + trials * TRIAL_SECONDS
+    return Cost(seconds / 60, memory)
+
+
+def sequence_tokens(args: DpoArguments) -> int:
+    """Of prompt and answer of a generated pair, on average."""
+    return min(TOKENS_OF_A_SEQUENCE[args.sft_epochs > 0], args.max_length)
+
+
+def _padded_tokens(args: DpoArguments) -> int:
+    return min(round(PADDED * sequence_tokens(args)), args.max_length)
+
+
 def is_generated(args: DpoArguments) -> bool:
     """True if the pairs are neither a file's nor a dataset's of the hub."""
     return args.data is None and args.dataset in (None, GENERATED)
@@ -78,5 +129,5 @@ def generated_for_training(args: DpoArguments) -> int:
     return args.pairs - round(args.pairs * share)
 
 
-PREFERENCE_PAIRS = Reckoning(check=check, phrases=phrases, complete=complete)
-TRIALS = Reckoning(check=check, phrases=trial_phrases, complete=complete)
+PREFERENCE_PAIRS = Reckoning(check, phrases, measure, cost, complete)
+TRIALS = Reckoning(check, trial_phrases, measure, cost, complete)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from accelerate.utils.memory import clear_device_cache
 
-from ..errors import InputError
+from ..errors import InputError, TrainingDiverged
 from ..training.checkpoint import newest_checkpoint, read_results
 from ..training.report import TrainingInterrupted
 from .drive_copy import wait_for_drive
@@ -49,8 +49,8 @@ def train_models(panel: SettingsPanel) -> list[Path]:
             on_drive = wait_for_drive(copier, functools.partial(plot.tell_of_drive, model))
             plot.update()
             raise CellStopped(f"■ {_stopped(stop, folder)}{on_drive}") from None
-        except InputError:
-            plot.set_state(model, "not started")
+        except InputError as error:
+            plot.set_state(model, "diverged" if isinstance(error, TrainingDiverged) else "not started")
             raise
         finally:
             panel.refresh()  # its line says what is finished and what can be continued

@@ -2,6 +2,7 @@
 kind of text that is compared (Rafailov et al. 2023, section 4, with the chosen answers only)."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from ..data.chat_template import ConversationFormat
 from ..data.conversation_rows import conversation_rows, held_out_documents
 from ..data.conversations import Conversations, ConversationSplits, NumberedConversation
 from ..data.new_tokens import new_tokens
-from ..data.preferences import Preferences
+from ..data.preferences import Preferences, encode_preferences
 from ..training.arguments import StageArguments, values_for
 from ..training.checkpoint import REFERENCE_FOLDER
 from ..training.dpo_arguments import DpoArguments
@@ -24,6 +25,8 @@ from ..training.trainer import LanguageModelTrainer
 SMALL = 10_000_000  # parameters; larger models learn at a smaller rate
 LEARNING_RATES = (3e-3, 1e-4)
 PAIRS_READ = 10_000  # for new tokens
+UPDATE_TOKENS = 1024
+ROW_STEP = 64  # tokens; rows are a multiple of it
 
 
 @dataclass
@@ -38,8 +41,8 @@ class ReferenceArguments(StageArguments):
         return "reference"
 
 
-def reference_arguments(args: DpoArguments, parameters: int) -> ReferenceArguments:
-    """The settings of stage 6 as they are here."""
+def reference_arguments(args: DpoArguments, parameters: int, max_length: int) -> ReferenceArguments:
+    """The settings of stage 6 as they are here, for rows of `max_length` tokens."""
     rate = args.sft_learning_rate or LEARNING_RATES[parameters >= SMALL]
     ours = {
         "output_dir": str(Path(args.output_dir) / REFERENCE_FOLDER),
@@ -47,7 +50,8 @@ def reference_arguments(args: DpoArguments, parameters: int) -> ReferenceArgumen
         "learning_rate": rate,
         "num_train_epochs": args.sft_epochs,
         "max_steps": -1,
-        "per_device_train_batch_size": 4,
+        "max_length": max_length,
+        "per_device_train_batch_size": max(UPDATE_TOKENS // max_length, 1),
         "gradient_accumulation_steps": 1,
         "lr_scheduler_type": "cosine",
         "weight_decay": 0.1,
@@ -69,14 +73,15 @@ def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[Tr
         InputError: no answer fits.
         TrainingInterrupted: stopped by hand; the same call continues.
     """
-    form = ConversationFormat(args.max_length, too_long="cut")  # as DPO cuts them
+    max_length = row_length(args, prepared)
+    form = ConversationFormat(max_length, too_long="cut")  # as DPO cuts them
     splits = ConversationSplits(
         all_answers(prepared.train_rows), all_answers(prepared.documents), prepared.splits.source, ""
     )
     rows, counts = conversation_rows(splits.train, prepared.tokenizer, form)
     documents = held_out_documents(splits.validation, prepared.tokenizer, form)
     model = prepared.model.requires_grad_(True)
-    settings = reference_arguments(args, model.num_parameters())
+    settings = reference_arguments(args, model.num_parameters(), max_length)
     return train_run(
         settings,
         dataclasses.replace(
@@ -86,6 +91,14 @@ def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[Tr
         partial(LanguageModelTrainer, carry_context=False),
         callbacks,
     )
+
+
+def row_length(args: DpoArguments, prepared: PreparedRun) -> int:
+    """`args.max_length`, or as much less as loses nothing: short rows side by side are faster than few long ones."""
+    pairs = [*prepared.train_rows.pairs, *prepared.documents.pairs]
+    encoded = encode_preferences(pairs, prepared.tokenizer, args.max_length)
+    longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in encoded)
+    return min(args.max_length, ROW_STEP * math.ceil(longest / ROW_STEP))
 
 
 def learn_tokens(tokenizer: PreTrainedTokenizerFast, train: Preferences, most: int, name: str) -> str:

@@ -2,14 +2,18 @@
 
 import ctypes
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+import psutil
 import torch
 
 BF16_CAPABILITY = (8, 0)  # torch says yes to bf16 on a T4 (7.5) too, through a slow emulation
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -76,3 +80,42 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap, too, ...
         mallopt(M_TRIM_THRESHOLD, -1)  # ... which never shrinks
+
+
+def give_back_freed_memory() -> None:
+    """Return what has been freed to the operating system; on another C library nothing changes.
+
+    Source: malloc_trim(3).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def memory_in_use(device: Device) -> int | None:
+    """Bytes: of an NVIDIA GPU the most that torch's tensors have taken (since `peak_of`, if that was called), else
+    what this process has resident, freed memory that it keeps included; None for an Apple GPU, which nobody asks."""
+    if device.kind == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return psutil.Process().memory_info().rss if device.kind == "cpu" else None
+
+
+def peak_of(device: Device, work: Callable[[], Result]) -> tuple[Result, tuple[int, int] | None]:
+    """Do `work`.
+
+    Returns:
+        What it returns, and the memory in use before it and at its peak; None where that cannot be told: on an Apple
+        GPU, and on a CPU without glibc (the peak is what the heap has kept).
+    """
+    if device.kind == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif device.kind != "cpu" or platform.libc_ver()[0] != "glibc":
+        return work(), None
+    else:
+        keep_freed_memory()
+        give_back_freed_memory()
+    before = memory_in_use(device)
+    result = work()
+    peak = memory_in_use(device)
+    if device.kind == "cpu":
+        give_back_freed_memory()
+    return result, (before, peak)

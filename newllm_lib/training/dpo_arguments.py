@@ -139,7 +139,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "save_steps": 0.25,
         "logging_steps": 2,
     },
-    "quick": {"num_train_epochs": 2.0, "max_eval_tokens": 4_000, "eval_steps": 0.25, "save_steps": 0.25},
+    "quick": {"num_train_epochs": 1.5, "max_eval_tokens": 4_000, "eval_steps": 0.5, "save_steps": 0.5},
     # For a model as large as DialoGPT-small, on a GPU.
     "standard": {"learning_rate": 1e-4},
     "long": {"learning_rate": 1e-4, "num_train_epochs": 8.0},

@@ -5,15 +5,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
+from ..errors import TrainingDiverged
 from .checkpoint import newest_checkpoint, seal_checkpoint
 from .device import keep_freed_memory
+
+PATIENCE = 10  # losses in a row that may be no numbers under fp16, whose scaler leaves such updates out
 
 
 class RunTrainerMixin:
     """Stands before `Trainer` in a class's bases; add `SealCheckpoints(self)` to the callbacks."""
+
+    not_finite = 0  # losses in a row
 
     def resume_or_start(self) -> None:
         """Train from the newest complete checkpoint of the run folder, or from the beginning."""
@@ -38,6 +44,23 @@ class RunTrainerMixin:
         found = checkpoint if best is None else checkpoint.with_name(Path(best).name)
         self._load_from_checkpoint(str(found if found.is_dir() else checkpoint))
         return True
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        """transformers' own.
+
+        Raises:
+            TrainingDiverged: the loss is not a finite number; no update has been made with it.
+        """
+        loss = super().training_step(*args, **kwargs)
+        self.not_finite = 0 if loss.isfinite() else self.not_finite + 1
+        if self.not_finite > (PATIENCE if self.args.fp16 else 0):
+            raise TrainingDiverged(
+                f"learning_rate {self.args.learning_rate:g}: the loss of update {self.state.global_step + 1} is no "
+                "finite number, and training was ended before the weights were harmed; choose a smaller one, which "
+                f"starts a run of its own (what was saved stays in {self.args.output_dir}).",
+                "NL-502",
+            )
+        return loss
 
     def before_resume(self, checkpoint: Path) -> None:
         """Take up what `before_seal` has left."""

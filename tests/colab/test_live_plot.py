@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import re
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from newllm_lib.colab import live_plot, training
@@ -46,6 +48,16 @@ ARGS = SimpleNamespace(effective_batch_size=4, max_length=16)
 
 def state(step, history=(), max_steps=100):
     return SimpleNamespace(global_step=step, max_steps=max_steps, log_history=list(history))
+
+
+def test_a_line_tells_the_learning_rate_and_the_memory(plot, page):
+    callback = plot.callback("newllm")
+    history = [{"step": 10, "loss": 3.0, "learning_rate": 2.5e-3}]
+    callback.on_train_begin(ARGS, state(10, history), None)
+    assert "rate 2.5e-03" in page.newest
+    resident = psutil.Process().memory_info().rss / 1e6
+    (memory,) = re.findall(r"([\d.]+) (MB|GB) of memory", page.newest)
+    assert float(memory[0]) * {"MB": 1, "GB": 1000}[memory[1]] == pytest.approx(resident, rel=0.1)
 
 
 def test_one_display_that_is_updated_once_an_interval(plot, page):

@@ -11,6 +11,7 @@ import pytest
 from newllm_lib.colab import text_source
 from newllm_lib.colab.notices import CellStopped
 from newllm_lib.colab.panel import PANEL_FILE
+from newllm_lib.colab.step_cost import StepCost
 from newllm_lib.errors import InputError
 from newllm_lib.models import build_config, count_parameters
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments
@@ -191,7 +192,7 @@ def test_the_live_line_follows_the_sliders(make_panel):
     panel = make_panel()
     assert "<b>20</b> updates of 32 rows of 64 tokens" in panel.line.value and ": new" in panel.line.value
     assert "minutes" not in panel.line.value and "a minute" not in panel.line.value, "nothing was measured yet"
-    panel.seconds_per_flop = dict.fromkeys(panel.models, 1e-9)
+    panel.measured = dict.fromkeys(panel.models, StepCost(1e-9, 1_000_000, 2_048, 700_000_000, 100_000))
     panel.controls["max_steps"].widget.value = 20_000
     assert "<b>20,000</b> updates" in panel.line.value and "estimated" in panel.line.value
     panel.controls["num_parameters"].widget.value = 8_000_000

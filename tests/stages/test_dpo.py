@@ -17,12 +17,14 @@ pytest.importorskip("trl")
 
 from newllm_lib.chat import Chat
 from newllm_lib.cli import main
+from newllm_lib.data.preferences import encode_preferences
 from newllm_lib.errors import InputError
 from newllm_lib.evaluation.forgetting import adapters_off
 from newllm_lib.stages import dpo as stage
 from newllm_lib.stages.dpo import PREFERENCES_FILE, PRESETS, DpoArguments, dpo, prepare
 from newllm_lib.stages.evaluate import evaluate, open_model
 from newllm_lib.stages.merge import merge
+from newllm_lib.stages.reference import reference_arguments, row_length
 from newllm_lib.training.checkpoint import read_results
 from newllm_lib.training.report import TrainingInterrupted
 
@@ -128,6 +130,18 @@ def test_first_the_answers_are_learned_and_what_comes_of_it_is_the_reference(tmp
     assert evaluate(folder)["accuracy"] == read_results(folder)["accuracy"]
     moved_folder = folder.rename(tmp_path / "elsewhere")
     assert evaluate(moved_folder)["accuracy"] == read_results(moved_folder)["accuracy"]
+
+
+@pytest.mark.parametrize(("max_length", "expected"), [(96, 96), (512, 128)])
+def test_answers_are_learned_in_rows_as_short_as_they_allow(tmp_path, max_length, expected):
+    args = dpo_arguments(tmp_path, model_type="newllm", max_length=max_length)
+    prepared = prepare(args)
+    pairs = [*prepared.train_rows.pairs, *prepared.documents.pairs]
+    encoded = encode_preferences(pairs, prepared.tokenizer, max_length)
+    assert 64 < max(len(pair.prompt + pair.chosen) for pair in encoded) < 128
+    assert row_length(args, prepared) == expected
+    settings = reference_arguments(args, 1_000, expected)
+    assert (settings.max_length, settings.per_device_train_batch_size) == (expected, 1024 // expected)
 
 
 def test_a_run_that_was_stopped_in_its_first_part_goes_on(tmp_path, monkeypatch):

@@ -3,9 +3,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from newllm_lib.training.arguments import StageArguments
-from newllm_lib.training.device import Device, choose_precision, find_device
+from newllm_lib.training.device import Device, choose_precision, find_device, peak_of
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,18 @@ def test_freed_memory_is_kept():
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     assert pages("keep_freed_memory()") < pages("pass") / 10
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap tells only with glibc")
+def test_the_peak_is_told_also_a_second_time_and_is_given_back():
+    def take_100_mb() -> int:
+        return len(torch.ones(25_000_000))
+
+    found = [peak_of(find_device(use_cpu=True), take_100_mb) for _ in range(2)]
+    for length, (before, peak) in found:
+        assert length == 25_000_000 and peak - before == pytest.approx(100e6, rel=0.1)
+    assert found[1][1][0] - found[0][1][0] < 10e6
+
+
+def test_where_nobody_can_tell_the_peak_the_work_is_done_all_the_same():
+    assert peak_of(Device("mps", "Apple GPU", None, None, 8), lambda: "done") == ("done", None)

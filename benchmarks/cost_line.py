@@ -1,0 +1,102 @@
+"""What a settings panel says a run will cost, beside what the run then takes: minutes and peak memory; and the share of
+the time that the live plot takes.
+
+Every preset runs in a Jupyter kernel of its own, as its notebook does: the panel measures one step of each model, then
+the training cell trains them all under its live plot. On a CPU the memory is the kernel's, from the first import on.
+
+    OMP_NUM_THREADS=2 python benchmarks/cost_line.py --presets smoke demo quick
+"""
+
+import argparse
+import json
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+from newllm_lib.colab import training
+from newllm_lib.colab.live_plot import LivePlot
+from newllm_lib.colab.panel import SettingsPanel
+from newllm_lib.colab.preference_panel import PreferencePanel
+from newllm_lib.colab.stage import ADAPTER, DIALOGUE, PREFERENCES, PRETRAIN
+from newllm_lib.training.checkpoint import write_json
+from newllm_lib.training.device import find_device, memory_in_use
+
+PANELS = {
+    "01": (SettingsPanel, PRETRAIN),
+    "02": (SettingsPanel, DIALOGUE),
+    "05": (SettingsPanel, ADAPTER),
+    "06": (PreferencePanel, PREFERENCES),
+}
+COST_FILE = "cost.json"
+CELL = "import cost_line; cost_line.measure({notebook!r}, {folder!r})"
+
+
+class TimedPlot(LivePlot):
+    """Counts the seconds that its updates take, drawing included."""
+
+    seconds = 0.0
+
+    def update(self, draw: bool = False) -> None:
+        started = time.perf_counter()
+        super().update(draw)
+        TimedPlot.seconds += time.perf_counter() - started
+
+
+def measure(notebook: str, folder: str) -> None:
+    """Estimated and taken minutes and bytes of the notebook's run under the preset of the environment, and the share of
+    its live plot, into the folder."""
+    training.LivePlot = TimedPlot
+    make_panel, stage = PANELS[notebook]
+    panel = make_panel(stage, folder)
+    panel.show()
+    expected = stage.reckoning.cost({model: panel.arguments(model) for model in panel.models}, panel.measured)
+    started = time.perf_counter()
+    training.train_models(panel)
+    minutes = (time.perf_counter() - started) / 60
+    device = find_device()
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if device.kind == "cpu" else memory_in_use(device)
+    cost = {"minutes": [expected.minutes, minutes], "bytes": [expected.memory_bytes, peak]}
+    write_json(Path(folder) / COST_FILE, {**cost, "live_plot_share": TimedPlot.seconds / 60 / minutes})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--notebook", choices=PANELS, default="01", help="06 wants a chat model's folder in NEWLLM_MODEL"
+    )
+    parser.add_argument("--presets", nargs="+", default=["smoke", "demo", "quick"])
+    parser.add_argument("--data_source", default="offline", help="as in the panel")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/cost_line"))
+    options = parser.parse_args()
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    os.environ["NEWLLM_DATA_SOURCE"] = options.data_source
+    rows = []
+    titles = ("preset", "minutes said", "taken", "ratio", "MB said", "taken", "ratio", "plot")
+    print("{:10} {:>13} {:>7} {:>6} {:>9} {:>7} {:>6} {:>6}".format(*titles))
+    for preset in options.presets:
+        os.environ["NEWLLM_PRESET"] = preset  # the kernel's, too
+        with tempfile.TemporaryDirectory(dir=options.output_dir) as folder:
+            cell = nbformat.v4.new_code_cell(
+                CELL.format(notebook=options.notebook, folder=str(Path(folder).absolute()))
+            )
+            notebook = nbformat.v4.new_notebook(cells=[cell])
+            here = {"metadata": {"path": str(Path(__file__).parent)}}
+            NotebookClient(notebook, timeout=None, resources=here, extra_arguments=["--log-level=ERROR"]).execute()
+            row = {"preset": preset, **json.loads((Path(folder) / COST_FILE).read_text(encoding="utf-8"))}
+        rows.append(row)
+        (said, took), (mb_said, mb_took) = row["minutes"], (count / 1e6 for count in row["bytes"])
+        print(
+            f"{preset:10} {said:13.2f} {took:7.2f} {said / took:6.2f} {mb_said:9,.0f} {mb_took:7,.0f} "
+            f"{mb_said / mb_took:6.2f} {row['live_plot_share']:6.2%}",
+            flush=True,
+        )
+    write_json(options.output_dir / "cost_line.json", rows)
+
+
+if __name__ == "__main__":
+    main()
