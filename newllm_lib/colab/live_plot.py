@@ -31,7 +31,6 @@ DPI = 90
 # What a model's line says of its newest figures, as far as its stage has them.
 FACTS = (
     ("loss", "loss {:.3f}"),
-    ("learning_rate", "rate {:.1e}"),
     ("eval_bits_per_byte", "{:.3f} bits per byte held out"),
     ("eval_general_bits_per_byte", "{:.3f} of general text"),
     ("eval_general_kl_to_base", "{:.3f} nats from the base"),
@@ -175,6 +174,8 @@ class LivePlot:
                 facts.append(text.format(value))
         if model.state not in TRAINS:
             return facts
+        if (rate := _newest(model.history, "learning_rate")) is not None:
+            facts.append(f"learning rate {rate:.1e}")
         if model.per_second:
             digits = 0 if model.per_second >= 10 else 1
             facts.append(f"{model.per_second:,.{digits}f} {model.unit}/s")
