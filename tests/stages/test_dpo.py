@@ -134,7 +134,7 @@ def test_first_the_answers_are_learned_and_what_comes_of_it_is_the_reference(tmp
 
 @pytest.mark.parametrize(("max_length", "expected"), [(96, 96), (512, 128)])
 def test_answers_are_learned_in_rows_as_short_as_they_allow(tmp_path, max_length, expected):
-    args = dpo_arguments(tmp_path, model_type="newllm", max_length=max_length)
+    args = dpo_arguments(tmp_path, model_type="newllm", max_length=max_length, sft_epochs=1.0)
     prepared = prepare(args)
     pairs = [*prepared.train_rows.pairs, *prepared.documents.pairs]
     encoded = encode_preferences(pairs, prepared.tokenizer, max_length)
