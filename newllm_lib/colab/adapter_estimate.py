@@ -18,7 +18,7 @@ from .data_size import BYTES_PER_TOKEN, data_size, taken_conversations
 from .estimate import Reckoning
 from .languages import text
 from .notices import escape
-from .step_cost import RUN_BYTES, Cost, StepCost, measure_step
+from .step_cost import Cost, StepCost, measure_step
 from .text_source import file_identity
 
 # The package's model before it is converted for the first time; afterwards its own config is read.
@@ -137,13 +137,10 @@ def phrases(arguments: dict[str, QloraLwfArguments]) -> list[str]:
     ]
     device = find_device(args.use_cpu)
     if device.memory_gb is not None:
+        needed = total_bytes(budget(args, config_of(base), args.per_device_train_batch_size, args.max_length)) / GB
         phrase = "about <b>{needed} of {there} GB</b> on this GPU (estimated)"
-        parts.append(text(phrase, needed=f"{_needed_bytes(args, base) / GB:.1f}", there=f"{device.memory_gb:.1f}"))
+        parts.append(text(phrase, needed=f"{needed:.1f}", there=f"{device.memory_gb:.1f}"))
     return parts
-
-
-def _needed_bytes(args: QloraLwfArguments, base: BaseModel) -> int:
-    return total_bytes(budget(args, config_of(base), args.per_device_train_batch_size, args.max_length))
 
 
 def measure(args: QloraLwfArguments) -> StepCost:
@@ -156,14 +153,11 @@ def measure(args: QloraLwfArguments) -> StepCost:
 
 
 def cost(arguments: dict[str, QloraLwfArguments], measured: dict[str, StepCost]) -> Cost:
-    """What the run will take; a GPU's memory is among the phrases. For a user's own file there are no minutes."""
+    """What the run will take, but for a user's own file; a GPU's memory is among the phrases."""
     ((model, args),) = arguments.items()
     step, base, conversations = measured[model], base_of(args), taken_conversations(args)
-    memory = None
-    if step.peak_bytes is not None and find_device(args.use_cpu).kind == "cpu":
-        memory = step.peak_bytes + _needed_bytes(args, base) + RUN_BYTES
     if conversations is None:
-        return Cost(memory_bytes=memory)
+        return Cost()
     updates, _ = _updates(args, conversations)
     size, config = data_size(args), config_of(base)
     tokens = min(size.bytes / size.conversations / BYTES_PER_TOKEN["gpt2"] + TEMPLATE_TOKENS, args.max_length)
@@ -172,7 +166,7 @@ def cost(arguments: dict[str, QloraLwfArguments], measured: dict[str, StepCost])
     scored = SCORING_COST * (evaluations * args.max_eval_tokens + args.max_test_tokens)
     weights = sum(layer.weights for layer in _sizes(base).linear) + config.vocab_size * config.hidden_size
     work = LWF_COST * updates * args.effective_batch_size * example + scored
-    return Cost((step.seconds(weights, work) + PREPARE_SECONDS) / 60, memory)
+    return Cost((step.seconds(weights, work) + PREPARE_SECONDS) / 60)
 
 
 def count_trainable(args: QloraLwfArguments, base: BaseModel) -> int:

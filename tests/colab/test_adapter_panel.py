@@ -10,6 +10,7 @@ from tiny_gemma import tiny_gemma_folder
 from transformers import GemmaConfig
 
 from newllm_lib.colab import adapter_estimate, base_model, conversation_preview
+from newllm_lib.colab.data_size import DataSize
 from newllm_lib.colab.panel import SettingsPanel
 from newllm_lib.colab.stage import ADAPTER
 from newllm_lib.errors import InputError
@@ -104,6 +105,16 @@ def test_conversations_that_were_counted_are_named(make_panel, monkeypatch):
     monkeypatch.setattr(adapter_estimate, "taken_conversations", lambda args: 1000)
     set_to(panel, "max_steps", -1)
     assert "900 updates of 4 examples, out of up to 1,000 conversations and 200 stretches" in plain(panel.line.value)
+
+
+def test_minutes_are_told_once_a_block_is_measured(make_panel, monkeypatch):
+    panel = make_panel()
+    panel.show()
+    assert "estimated from" not in panel.line.value, "of a file that nobody has counted"
+    monkeypatch.setattr(adapter_estimate, "data_size", lambda args: DataSize(180_000, 1000))
+    monkeypatch.setattr(adapter_estimate, "taken_conversations", lambda args: 1000)
+    panel.refresh()
+    assert "estimated from one measured step" in panel.line.value
 
 
 def test_the_panel_opens_no_model(make_panel, monkeypatch):

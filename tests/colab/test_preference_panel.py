@@ -20,11 +20,14 @@ from newllm_lib.colab.preference_estimate import generated_for_training
 from newllm_lib.colab.preference_panel import PreferencePanel, SweepPanel
 from newllm_lib.colab.search_controls import Ticks
 from newllm_lib.colab.stage import EXPERIMENTS, PREFERENCES
+from newllm_lib.colab.step_cost import StepCost
 from newllm_lib.errors import InputError
 from newllm_lib.stages.dpo import prepare
 from newllm_lib.stages.sft import SftArguments
 from newllm_lib.training.adapters import add_adapters, trainable
 from newllm_lib.training.base_model import BaseModel
+
+STEP = StepCost(1e-9, 80_000, 600, 700_000_000, 10_000)
 
 
 def plain(html):
@@ -90,6 +93,27 @@ def test_the_line_says_what_is_tuned_and_by_how_much(runs, chat_model):
     assert "after 0.5 passes over all answers" in line
     set_to(panel, "sft_epochs", 0.0)
     assert "passes over all answers" not in plain(panel.line.value)
+
+
+@pytest.mark.parametrize(("make", "stage"), [(PreferencePanel, PREFERENCES), (SweepPanel, EXPERIMENTS)])
+def test_minutes_and_memory_are_told_once_a_step_is_measured(runs, chat_model, make, stage):
+    panel = make(stage, runs)
+    assert "estimated" not in panel.line.value
+    panel.show()
+    assert "estimated from one measured step" in panel.line.value and "of memory" in panel.line.value
+    minutes = []
+    for steps in (10, 1000):
+        set_to(panel, "max_steps", steps)
+        minutes.append(stage.reckoning.cost({"tuned": panel.arguments("tuned")}, {"tuned": STEP}).minutes)
+    assert minutes[1] > 10 * minutes[0] > 0
+
+
+def test_for_pairs_that_nobody_has_counted_there_are_no_minutes(runs, chat_model, tmp_path):
+    panel = PreferencePanel(PREFERENCES, runs)
+    set_to(panel, "data", str(write_pairs(tmp_path / "pairs.jsonl", make_pairs(20))))
+    set_to(panel, "data_source", "file")
+    cost = PREFERENCES.reckoning.cost({"tuned": panel.arguments("tuned")}, {"tuned": STEP})
+    assert cost.minutes is None and cost.memory_bytes > 0
 
 
 def test_what_belongs_to_other_pairs_is_hidden_and_left_alone(runs, chat_model, tmp_path):
