@@ -9,6 +9,7 @@ the training cell trains them all under its live plot. On a CPU the memory is th
 
 import argparse
 import json
+import math
 import os
 import resource
 import tempfile
@@ -89,10 +90,10 @@ def main() -> None:
             NotebookClient(notebook, timeout=None, resources=here, extra_arguments=["--log-level=ERROR"]).execute()
             row = {"preset": preset, **json.loads((Path(folder) / COST_FILE).read_text(encoding="utf-8"))}
         rows.append(row)
-        (said, took), (mb_said, mb_took) = row["minutes"], (count / 1e6 for count in row["bytes"])
+        (said, took), memory = row["minutes"], [math.nan if count is None else count / 1e6 for count in row["bytes"]]
         print(
-            f"{preset:10} {said:13.2f} {took:7.2f} {said / took:6.2f} {mb_said:9,.0f} {mb_took:7,.0f} "
-            f"{mb_said / mb_took:6.2f} {row['live_plot_share']:6.2%}",
+            f"{preset:10} {said:13.2f} {took:7.2f} {said / took:6.2f} {memory[0]:9,.0f} {memory[1]:7,.0f} "
+            f"{memory[0] / memory[1]:6.2f} {row['live_plot_share']:6.2%}",
             flush=True,
         )
     write_json(options.output_dir / "cost_line.json", rows)
