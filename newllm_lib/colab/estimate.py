@@ -16,7 +16,7 @@ from ..training.trainer import count_training_tokens
 from .data_size import HELD_OUT_SHARE, expected_text_tokens, expected_vocab_size, start_config, start_of
 from .languages import text
 from .notices import size
-from .step_cost import BYTES_OF_A_VALUE, Cost, StepCost, cost_phrases, measure_step, memory_of_run
+from .step_cost import BYTES_OF_A_VALUE, Cost, StepCost, cost_phrases, measure_step, memory_of_run, times
 
 SCORING_COST = 0.5  # of a held-out token, in training tokens; measured 0.4 (newllm) to 0.6 (overlapping windows)
 PREPARE_SECONDS = 8  # per model: learn the tokenizer, pack the rows
@@ -88,8 +88,7 @@ def cost(arguments: dict[str, ModelArguments], measured: dict[str, StepCost]) ->
     whole = extent(arguments)
     args = next(iter(arguments.values()))
     held_out = expected_text_tokens(args) * HELD_OUT_SHARE
-    evaluations = 1 / args.eval_steps if args.eval_steps < 1 else whole.updates / args.eval_steps
-    scored = evaluations * min(args.max_eval_tokens, held_out) + held_out
+    scored = times(args.eval_steps, whole.updates) * min(args.max_eval_tokens, held_out) + held_out
     work = whole.tokens + SCORING_COST * scored
     seconds = sum(measured[model].seconds(count, work) for model, count in whole.parameters.items())
     step_tokens = args.per_device_train_batch_size * args.max_length
@@ -100,7 +99,7 @@ def cost(arguments: dict[str, ModelArguments], measured: dict[str, StepCost]) ->
 def _kept_checkpoints(args: ModelArguments, updates: int) -> int:
     if args.save_strategy == "no":
         return 0
-    saves = math.ceil(1 / args.save_steps) if args.save_steps < 1 else math.ceil(updates / args.save_steps)
+    saves = math.ceil(times(args.save_steps, updates))
     return min(saves, updates, args.save_total_limit or saves)
 
 

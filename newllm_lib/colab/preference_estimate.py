@@ -13,7 +13,7 @@ from .adapter_estimate import base_of, config_of, count_trainable
 from .estimate import Reckoning
 from .languages import text
 from .notices import escape
-from .step_cost import Cost, StepCost, measure_step, memory_of_run
+from .step_cost import Cost, StepCost, measure_step, memory_of_run, times
 
 # Of generated pairs and a small tokenizer that has read no Japanese: without and with tokens of their own.
 TOKENS_OF_A_SEQUENCE = (180, 65)
@@ -101,7 +101,7 @@ def cost(arguments: dict[str, DpoArguments], measured: dict[str, StepCost]) -> C
         return Cost(memory_bytes=memory)
     pairs = generated_for_training(args)
     updates = args.updates(pairs)
-    evaluations = 1 / args.eval_steps if args.eval_steps < 1 else updates / args.eval_steps
+    evaluations = times(args.eval_steps, updates)
     of_trial = DPO_COST * 2 * updates * args.effective_batch_size * _padded_tokens(args)
     of_trial += SCORING_COST * (1 + evaluations) * args.max_eval_tokens
     of_reference = args.sft_epochs * 2 * pairs * sequence_tokens(args)

@@ -83,6 +83,11 @@ def _step(config: PreTrainedConfig, most_rows: int, length: int, device: Device)
     return taken, rows * length
 
 
+def times(interval: float, updates: int) -> float:
+    """How often something happens in a run: every `interval` updates or, below 1, every such share of them."""
+    return 1 / interval if interval < 1 else updates / interval
+
+
 def memory_of_run(peaks: list[int | None]) -> int | None:
     """Bytes that a run takes whose models, one after the other, have these peaks (`StepCost.memory`)."""
     if None in peaks:

@@ -69,6 +69,11 @@ class EncodedPreference:
     rejected: list[int]
     kind: str
 
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt with the longer answer."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
 
 def load_preferences(
     dataset: str | None = None,

@@ -96,8 +96,7 @@ def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[Tr
 def row_length(args: DpoArguments, prepared: PreparedRun) -> int:
     """`args.max_length`, or as much less as loses nothing: short rows side by side are faster than few long ones."""
     pairs = [*prepared.train_rows.pairs, *prepared.documents.pairs]
-    encoded = encode_preferences(pairs, prepared.tokenizer, args.max_length)
-    longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in encoded)
+    longest = max(pair.length for pair in encode_preferences(pairs, prepared.tokenizer, args.max_length))
     return min(args.max_length, ROW_STEP * math.ceil(longest / ROW_STEP))
 
 

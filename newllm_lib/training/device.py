@@ -70,13 +70,18 @@ def cpu_multiplies_bf16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def has_glibc() -> bool:
+    """True if the C library is glibc, whose heap can be told what to keep."""
+    return platform.libc_ver()[0] == "glibc"
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep what training frees: every update needs the same memory again, and getting it anew from the
     operating system page by page costs a sixth of the update. On another C library nothing changes.
 
     Source: mallopt(3).
     """
-    if platform.libc_ver()[0] == "glibc":
+    if has_glibc():
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap, too, ...
         mallopt(M_TRIM_THRESHOLD, -1)  # ... which never shrinks
@@ -87,7 +92,7 @@ def give_back_freed_memory() -> None:
 
     Source: malloc_trim(3).
     """
-    if platform.libc_ver()[0] == "glibc":
+    if has_glibc():
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -108,7 +113,7 @@ def peak_of(device: Device, work: Callable[[], Result]) -> tuple[Result, tuple[i
     """
     if device.kind == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    elif device.kind != "cpu" or platform.libc_ver()[0] != "glibc":
+    elif device.kind != "cpu" or not has_glibc():
         return work(), None
     else:
         keep_freed_memory()

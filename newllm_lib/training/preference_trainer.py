@@ -66,7 +66,7 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
         allow_old_torchao()
         self.settings = args
         encoded = list(encode_preferences(train_pairs.pairs, tokenizer, args.max_length))
-        self.lengths = [len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in encoded]
+        self.lengths = [pair.length for pair in encoded]
         self.train_sample = sample_pairs(encoded, args.max_eval_tokens)
         held_out_encoded = encode_preferences(held_out.pairs, tokenizer, args.max_length)
         self.held_out_sample = sample_pairs(held_out_encoded, args.max_eval_tokens)

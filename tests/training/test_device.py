@@ -1,4 +1,3 @@
-import platform
 import subprocess
 import sys
 
@@ -6,7 +5,7 @@ import pytest
 import torch
 
 from newllm_lib.training.arguments import StageArguments
-from newllm_lib.training.device import Device, choose_precision, find_device, peak_of
+from newllm_lib.training.device import Device, choose_precision, find_device, has_glibc, peak_of
 
 
 @pytest.mark.parametrize(
@@ -60,7 +59,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
+@pytest.mark.skipif(not has_glibc(), reason="only glibc can be told to keep freed memory")
 def test_freed_memory_is_kept():
     def pages(line: str) -> int:
         command = [sys.executable, "-c", PAGES_OF_THREE_UPDATES.format(line)]
@@ -69,7 +68,7 @@ def test_freed_memory_is_kept():
     assert pages("keep_freed_memory()") < pages("pass") / 10
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap tells only with glibc")
+@pytest.mark.skipif(not has_glibc(), reason="the heap tells only with glibc")
 def test_the_peak_is_told_also_a_second_time_and_is_given_back():
     def take_100_mb() -> int:
         return len(torch.ones(25_000_000))
