@@ -33,6 +33,7 @@ PANELS = {
     "05": (SettingsPanel, ADAPTER),
     "06": (PreferencePanel, PREFERENCES),
 }
+LEARNS_TOKENIZER = ("01", "02")
 COST_FILE = "cost.json"
 CELL = "import cost_line; cost_line.measure({notebook!r}, {folder!r})"
 
@@ -86,6 +87,8 @@ def main() -> None:
                 CELL.format(notebook=options.notebook, folder=str(Path(folder).absolute()))
             )
             notebook = nbformat.v4.new_notebook(cells=[cell])
+            if options.notebook in LEARNS_TOKENIZER:
+                os.environ["NEWLLM_CACHE"] = folder  # with nothing in it of an earlier run
             here = {"metadata": {"path": str(Path(__file__).parent)}}
             NotebookClient(notebook, timeout=None, resources=here, extra_arguments=["--log-level=ERROR"]).execute()
             row = {"preset": preset, **json.loads((Path(folder) / COST_FILE).read_text(encoding="utf-8"))}

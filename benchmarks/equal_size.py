@@ -18,7 +18,7 @@ from newllm_lib.models import build_config, build_model, count_parameters
 from newllm_lib.stages.compare import compare, comparison_figure, comparison_table
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, pretrain
 from newllm_lib.training.checkpoint import read_results, write_json
-from newllm_lib.training.device import autocast_dtype, choose_precision, find_device, keep_freed_memory
+from newllm_lib.training.device import autocast_dtype, choose_precision, find_device, freed_memory_kept
 from newllm_lib.training.update import timed_update
 
 # model type -> (its learning rates, other settings). The reference is trained as published: Adam at a constant rate,
@@ -53,7 +53,6 @@ def main() -> None:
     parser.add_argument("--only", help="name of one run's folder: train it alone, without the table")
     options = parser.parse_args()
     set_up_output()
-    keep_freed_memory()
 
     num_parameters = count_parameters(build_config("newllm", options.vocab_size, 128))
     best: dict[str, tuple[float, Path, float]] = {}
@@ -87,7 +86,8 @@ def main() -> None:
     rows = compare([folder for _, folder, _ in best.values()], options.eval_data)
     for row, (model_type, (_, _, rate)) in zip(rows, best.items(), strict=True):
         row["learning_rate"] = rate
-        row["training_tokens_per_second"] = training_speed(model_type, options.vocab_size, num_parameters, 32, 64)
+        with freed_memory_kept():
+            row["training_tokens_per_second"] = training_speed(model_type, options.vocab_size, num_parameters, 32, 64)
     precision = choose_precision(find_device())[0]
     settings = {
         "threads": torch.get_num_threads(),

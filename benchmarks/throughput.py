@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map_only
 
 from newllm_lib.models import LSTMForCausalLM, build_config, build_model, count_parameters
 from newllm_lib.training.checkpoint import write_json
-from newllm_lib.training.device import keep_freed_memory
+from newllm_lib.training.device import freed_memory_kept
 from newllm_lib.training.update import timed_update
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
@@ -216,13 +216,13 @@ def main() -> None:
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     torch.set_num_interop_threads(1)
-    keep_freed_memory()
     titles, tables = [], []
     for layers, batch, length, vocab in itertools.product(
         options.num_layers, options.batch_size, options.max_length, options.vocab_size
     ):
         titles.append(f"L={layers}, B={batch}, T={length}, V={vocab:,}, {torch.get_num_threads()} thread(s)")
-        tables.append(measure(vocab, layers, batch, length, options))
+        with freed_memory_kept():
+            tables.append(measure(vocab, layers, batch, length, options))
         print(f"{titles[-1]}, median of {options.rounds} rounds\n{table(tables[-1])}\n", flush=True)
     rows = [{**row, "threads": torch.get_num_threads()} for rows in tables for row in rows]
     write_json(options.output_dir / "throughput.json", rows)

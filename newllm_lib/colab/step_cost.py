@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..models import build_model, count_parameters
+from ..models.context_cache import RecurrentGenerationMixin
 from ..training.device import Device, autocast_dtype, find_device, peak_of
 from ..training.update import timed_update
 from .languages import text
@@ -13,7 +14,7 @@ from .notices import size
 
 BYTES_OF_A_VALUE = 4
 VALUES_IN_TRAINING = 4  # a weight, its gradient and AdamW's two averages of it, all in fp32
-RUN_BYTES = 185_000_000  # of the process: libraries, text, pictures; measured with benchmarks/cost_line.py
+RUN_BYTES = 220_000_000  # of the process: libraries, text, pictures; measured with benchmarks/cost_line.py
 PROBE_SECONDS = 0.4
 PROBE_LENGTH = 128
 
@@ -27,6 +28,7 @@ class StepCost:
         parameters, tokens: of the model, and of the step.
         peak_bytes: the memory in use, all of the process on a CPU; None where that cannot be told.
         bytes_per_token: of `peak_bytes`, what grows with the tokens of a step.
+        seconds_per_position: of a model that reads a row's tokens one after the other; else 0.
     """
 
     seconds_per_flop: float
@@ -34,6 +36,7 @@ class StepCost:
     tokens: int
     peak_bytes: int | None
     bytes_per_token: float
+    seconds_per_position: float = 0.0
 
     def seconds(self, parameters: int, tokens: float) -> float:
         """Of training a model of that many parameters on so many tokens."""
@@ -58,18 +61,19 @@ class Cost:
 def measure_step(config: PreTrainedConfig, rows: int, length: int) -> StepCost:
     """What one step of a new model on `rows` rows of `length` tokens takes; where that would take seconds, it is made
     smaller."""
-    device, parameters = find_device(), count_parameters(config)
-    (seconds, tokens), memory = peak_of(device, lambda: _step(config, rows, min(length, PROBE_LENGTH), device))
+    device, parameters, length = find_device(), count_parameters(config), min(length, PROBE_LENGTH)
+    (seconds, tokens, is_recurrent), memory = peak_of(device, lambda: _step(config, rows, length, device))
     before, peak = memory or (0, None)
     weights = BYTES_OF_A_VALUE * VALUES_IN_TRAINING * parameters
     growing = max(peak - before - weights, 0) / tokens if memory else 0.0
-    return StepCost(seconds / (6 * parameters * tokens), parameters, tokens, peak, growing)
+    per_position = seconds / length if is_recurrent else 0.0
+    return StepCost(seconds / (6 * parameters * tokens), parameters, tokens, peak, growing, per_position)
 
 
-def _step(config: PreTrainedConfig, most_rows: int, length: int, device: Device) -> tuple[float, int]:
-    """Seconds and tokens of one step of a new model."""
+def _step(config: PreTrainedConfig, most_rows: int, length: int, device: Device) -> tuple[float, int, bool]:
+    """Seconds and tokens of one step of a new model, and whether it is a recurrent one."""
     model = build_model(config).to(device.kind).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def seconds(rows: int) -> float:
         input_ids = torch.randint(0, config.vocab_size, (rows, length), device=device.kind)
@@ -80,7 +84,8 @@ def _step(config: PreTrainedConfig, most_rows: int, length: int, device: Device)
     # Few rows are slower, row by row, than many: as many of them as can be had soon.
     while (taken := seconds(rows)) < PROBE_SECONDS and rows < most_rows:
         rows = min(4 * rows, most_rows)
-    return taken, rows * length
+    # The first step of its size has got its memory from the system, page by page.
+    return min(taken, seconds(rows)), rows * length, isinstance(model, RecurrentGenerationMixin)
 
 
 def times(interval: float, updates: int) -> float:

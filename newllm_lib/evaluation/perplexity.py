@@ -84,7 +84,10 @@ def score_documents(
     cache = None
     try:
         for input_ids, labels, position_ids, continues in batches:
-            cache = cache if continues else ContextCache()
+            if continues:
+                cache.batch_select_indices(torch.arange(len(input_ids)))
+            else:
+                cache = ContextCache()
             arguments = {"past_key_values": cache} if isinstance(model, RecurrentGenerationMixin) else {}
             logits = model(
                 input_ids=input_ids.to(model.device),
@@ -114,8 +117,8 @@ def token_sequence(document: Document, start_token_id: int) -> tuple[np.ndarray,
 
 
 def _carried_batches(sequences: list[tuple], max_length: int, batch_size: int) -> Iterator[tuple]:
-    """(input_ids, labels, position_ids, continues), [B, T] each. Documents are laid end to end in B lanes of about
-    equal length, and the lanes are read in chunks of T."""
+    """(input_ids, labels, position_ids, continues), [B, T] each. Documents are laid end to end in lanes of about equal
+    length, and the lanes are read in chunks of T; B becomes less as lanes end, the last ones first."""
     lanes: list[list[tuple]] = [[] for _ in range(min(batch_size, len(sequences)))]
     lengths = [0] * len(lanes)
     for sequence in sorted(sequences, key=lambda sequence: len(sequence[0]), reverse=True):
@@ -123,6 +126,7 @@ def _carried_batches(sequences: list[tuple], max_length: int, batch_size: int) -
         lanes[shortest].append(sequence)
         lengths[shortest] += len(sequence[0])
     total = max(lengths)
+    lanes = [lanes[lane] for lane in np.argsort(lengths)[::-1]]
     # Beyond a lane's end: token 0 with position 1, read by nobody.
     input_ids = np.zeros((len(lanes), total), dtype=np.int64)
     labels = np.full((len(lanes), total), IGNORED, dtype=np.int64)
@@ -136,8 +140,8 @@ def _carried_batches(sequences: list[tuple], max_length: int, batch_size: int) -
             position_ids[lane, begin:end] = np.arange(end - begin)
             begin = end
     for begin in range(0, total, max_length):
-        chunk = slice(begin, begin + max_length)
-        yield *(torch.from_numpy(part[:, chunk]) for part in (input_ids, labels, position_ids)), begin > 0
+        chunk = slice(sum(length > begin for length in lengths)), slice(begin, begin + max_length)
+        yield *(torch.from_numpy(part[chunk]) for part in (input_ids, labels, position_ids)), begin > 0
 
 
 def window_batches(sequences: list[tuple], max_length: int, batch_size: int) -> Iterator[tuple]:

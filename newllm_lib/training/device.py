@@ -1,8 +1,9 @@
 """The only code that asks which device there is, and what follows from it."""
 
+import contextlib
 import ctypes
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ BF16_CAPABILITY = (8, 0)  # torch says yes to bf16 on a T4 (7.5) too, through a 
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+GLIBC_TRIM_THRESHOLD, GLIBC_MMAP_MAX = 128 * 1024, 65536  # what glibc starts with
 Result = TypeVar("Result")
 
 
@@ -75,25 +77,28 @@ def has_glibc() -> bool:
     return platform.libc_ver()[0] == "glibc"
 
 
-def keep_freed_memory() -> None:
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
     """Let glibc keep what training frees: every update needs the same memory again, and getting it anew from the
-    operating system page by page costs a sixth of the update. On another C library nothing changes.
+    operating system page by page costs a sixth of the update. What was freed before, and is at the end, is given back:
+    a heap that never shrinks would grow with what one thing after another leaves in it. On another C library nothing
+    changes.
 
-    Source: mallopt(3).
+    Source: mallopt(3), malloc_trim(3).
     """
-    if has_glibc():
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap, too, ...
-        mallopt(M_TRIM_THRESHOLD, -1)  # ... which never shrinks
-
-
-def give_back_freed_memory() -> None:
-    """Return what has been freed to the operating system; on another C library nothing changes.
-
-    Source: malloc_trim(3).
-    """
-    if has_glibc():
-        ctypes.CDLL(None).malloc_trim(0)
+    if not has_glibc():
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.malloc_trim(0)
+    libc.mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap, too, ...
+    libc.mallopt(M_TRIM_THRESHOLD, -1)  # ... which does not shrink
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_MAX, GLIBC_MMAP_MAX)
+        libc.mallopt(M_TRIM_THRESHOLD, GLIBC_TRIM_THRESHOLD)
+        libc.malloc_trim(0)
 
 
 def memory_in_use(device: Device) -> int | None:
@@ -113,14 +118,10 @@ def peak_of(device: Device, work: Callable[[], Result]) -> tuple[Result, tuple[i
     """
     if device.kind == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    elif device.kind != "cpu" or not has_glibc():
+        before = memory_in_use(device)
+        return work(), (before, memory_in_use(device))
+    if device.kind != "cpu" or not has_glibc():
         return work(), None
-    else:
-        keep_freed_memory()
-        give_back_freed_memory()
-    before = memory_in_use(device)
-    result = work()
-    peak = memory_in_use(device)
-    if device.kind == "cpu":
-        give_back_freed_memory()
-    return result, (before, peak)
+    with freed_memory_kept():
+        before = memory_in_use(device)
+        return work(), (before, memory_in_use(device))

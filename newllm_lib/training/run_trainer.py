@@ -2,6 +2,7 @@
 folder, states of every checkpoint that it is complete, and is evaluated by scores of its own."""
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from ..errors import TrainingDiverged
 from .checkpoint import newest_checkpoint, seal_checkpoint
-from .device import keep_freed_memory
+from .device import freed_memory_kept
 
 PATIENCE = 10  # losses in a row that may be no numbers under fp16, whose scaler leaves such updates out
 
@@ -23,15 +24,14 @@ class RunTrainerMixin:
 
     def resume_or_start(self) -> None:
         """Train from the newest complete checkpoint of the run folder, or from the beginning."""
-        if self.args.device.type == "cpu":
-            keep_freed_memory()
         with self.args.main_process_first(desc="removing what was cut off"):
             checkpoint = newest_checkpoint(Path(self.args.output_dir))
         if checkpoint is not None and self.is_trained(checkpoint):
             return
         if checkpoint is not None:
             self.before_resume(checkpoint)
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with freed_memory_kept() if self.args.device.type == "cpu" else nullcontext():
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def is_trained(self, checkpoint: Path) -> bool:
         """True, with the run's result in the model, if there is nothing left to train: the run was cut off between its

@@ -49,6 +49,16 @@ def test_a_recurrent_model_reads_each_document_from_its_start(model_type, batch_
     assert metrics.token_accuracy == correct / 142
 
 
+def test_what_has_been_read_to_its_end_is_not_read_on(monkeypatch):
+    """A long document beside short ones: 17 rows at first, one at the end."""
+    model = small_model("newllm")
+    rows = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **inputs: rows.append(len(inputs["input_ids"])) or forward(**inputs))
+    score_documents(model, documents_of(160, 20, *[16] * 15), START, max_length=16, batch_size=32)
+    assert rows == [17, 2, *[1] * 8]
+
+
 @pytest.mark.parametrize("batch_size", [1, 32])
 def test_a_model_with_a_window_scores_every_token_once_with_half_a_window_before_it(batch_size):
     model = small_model("tiny-gpt2")
