@@ -35,10 +35,11 @@ OFFLINE_CONFIG = {
 
 PROBE_VOCABULARY = 1024
 TEMPLATE_TOKENS = 15  # of an example: who speaks
-# A token under model and teacher, and one of an evaluation, in training tokens: four passes and two, of the three of
-# training. Counted, not measured: dequantising makes the real share larger.
-LWF_COST, SCORING_COST = 1.33, 0.7
-PREPARE_SECONDS = 30  # open the base, answer before and after
+STEP_PASSES = 3  # of a measured training step: forwards, and backwards to inputs and to weights
+# Held-out tokens are read under the model and, where the two are compared, under the base: of both kinds of text, the
+# general one compared, at an evaluation; of both kinds, compared, and the base alone at the end.
+EVALUATION_PASSES, TEST_PASSES = 3, 6
+PREPARE_SECONDS = 26  # open the base, answer before and after
 
 
 def complete(args: QloraLwfArguments) -> dict[str, str]:
@@ -164,10 +165,11 @@ def cost(arguments: dict[str, QloraLwfArguments], measured: dict[str, StepCost])
     tokens = min(size.bytes / size.conversations / BYTES_PER_TOKEN["gpt2"] + TEMPLATE_TOKENS, args.max_length)
     example = (tokens + args.rehearsal_ratio * args.max_length) / (1 + args.rehearsal_ratio)
     evaluations = 1 + times(args.eval_steps, updates)
-    scored = SCORING_COST * (evaluations * args.max_eval_tokens + args.max_test_tokens)
+    passes = 2 + args.distills + bool(args.activation_checkpointing)  # frozen weights need no gradients
+    work = passes * updates * args.effective_batch_size * example
+    work += EVALUATION_PASSES * evaluations * args.max_eval_tokens + TEST_PASSES * args.max_test_tokens
     weights = sum(layer.weights for layer in _sizes(base).linear) + config.vocab_size * config.hidden_size
-    work = LWF_COST * updates * args.effective_batch_size * example + scored
-    return Cost((step.seconds(weights, work) + PREPARE_SECONDS) / 60)
+    return Cost((step.seconds(weights, work / STEP_PASSES) + PREPARE_SECONDS) / 60)
 
 
 def count_trainable(args: QloraLwfArguments, base: BaseModel) -> int:

@@ -26,7 +26,7 @@ from .copy_status import CopyStatus, span
 from .notices import GRID, escape, mark_html, picture_html, sentence_html, size
 
 INTERVAL_SECONDS = 2.0
-DRAWING_SHARE = 0.015  # of the time, at most, goes into drawing the picture
+DRAWING_SHARE = 0.01  # of the time, at most, goes into drawing the picture
 DPI = 90
 # What a model's line says of its newest figures, as far as its stage has them.
 FACTS = (
@@ -82,7 +82,7 @@ class LivePlot:
         self.clock = clock
         self.device = find_device()
         self.drawing_seconds = 0.0
-        self.picture, self.is_empty = b"", True
+        self.picture, self.drawn_entries = b"", 0
         self.drawn_at = self.updated_at = clock()
         self._draw()
         self.handle = show(self._content())
@@ -118,13 +118,13 @@ class LivePlot:
             self.update(draw=self.may_draw())
 
     def may_draw(self) -> bool:
-        """True if drawing again leaves the training its share of the time."""
+        """True if drawing again leaves the training its share of the time, and for the first curves."""
         pause = max(self.interval_seconds, self.drawing_seconds / DRAWING_SHARE)
-        return self.clock() - self.drawn_at >= pause
+        return self.drawn_entries == 0 or self.clock() - self.drawn_at >= pause
 
     def update(self, draw: bool = False) -> None:
-        """Replace what is displayed."""
-        if draw:
+        """Replace what is displayed; the picture is drawn only if there is something new to see."""
+        if draw and self._entries() != self.drawn_entries:
             self._draw()
         self.handle.update(self._content())
         self.updated_at = self.clock()
@@ -136,9 +136,12 @@ class LivePlot:
             buffer, format="png", dpi=DPI
         )
         self.picture = buffer.getvalue()
-        self.is_empty = not any(model.history for model in self.models.values())
+        self.drawn_entries = self._entries()
         self.drawn_at = self.clock()
         self.drawing_seconds = self.drawn_at - started
+
+    def _entries(self) -> int:
+        return sum(len(model.history) for model in self.models.values())
 
     def _content(self) -> HTML:
         lines = "".join(
@@ -217,7 +220,7 @@ class LiveCallback(TrainerCallback):
             self.per_update = args.effective_batch_size
         else:
             self.per_update = args.effective_batch_size * args.max_length
-        self.plot.update(draw=bool(state.log_history))  # of a run that goes on; a new one has nothing to draw yet
+        self.plot.update(draw=True)  # of a run that goes on; a new one has nothing to draw yet
 
     def on_step_end(self, args, state, control, **kwargs):
         seconds = self.plot.clock() - self.started
@@ -230,15 +233,17 @@ class LiveCallback(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         self.evaluation_seconds += (metrics or {}).get("eval_runtime", 0.0)
         self.model.history = state.log_history
-        self.plot.update(draw=self.plot.is_empty or self.plot.may_draw())
+        # The end of training draws once more.
+        self.plot.update(draw=self.plot.may_draw() and state.global_step < state.max_steps)
 
     def on_save(self, args, state, control, **kwargs):
         self.model.saved_at = self.plot.clock()
 
     def on_train_end(self, args, state, control, **kwargs):
         self.model.history, self.model.update = state.log_history, state.global_step
+        draw = self.model.state != LEARNS_ANSWERS  # of which nothing is in the curves of the preferences
         self.model.state = f"scoring all held-out {'pairs' if self.model.unit == 'pairs' else 'text'}"
-        self.plot.update(draw=True)
+        self.plot.update(draw=draw)
 
 
 def read_history(folder: Path) -> list[dict]:

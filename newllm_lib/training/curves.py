@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -22,9 +23,7 @@ def curves_figure(histories: Mapping[str, Sequence[dict]], title: str = "") -> F
         return _forgetting_figure(histories, title)
     if any("eval_margin" in entry for history in histories.values() for entry in history):
         return _preference_figure(histories, title)
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    training, held_out = figure.subplots(1, 2)
+    figure, (training, held_out) = _side_by_side(2, title)
     metric = "eval_bits_per_byte"
     if not any(metric in entry for history in histories.values() for entry in history):
         metric = "eval_loss"
@@ -44,15 +43,11 @@ def curves_figure(histories: Mapping[str, Sequence[dict]], title: str = "") -> F
     )
     _finish(training)
     _finish(held_out, "best")
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure
 
 
 def _forgetting_figure(histories: Mapping[str, Sequence[dict]], title: str) -> Figure:
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    task, distance, held_out = figure.subplots(1, 3)
+    figure, (task, distance, held_out) = _side_by_side(3, title)
     colours = iter(COLOURS * len(histories))
     for name, history in histories.items():
         new, general = next(colours), next(colours)
@@ -77,15 +72,11 @@ def _forgetting_figure(histories: Mapping[str, Sequence[dict]], title: str) -> F
     for axes in (task, distance):
         _finish(axes)
     _finish(held_out, "first → last")
-    if title:
-        figure.suptitle(title, fontsize=11)
     return figure
 
 
 def _preference_figure(histories: Mapping[str, Sequence[dict]], title: str) -> Figure:
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    accuracy, margin, likelihood = figure.subplots(1, 3)
+    figure, (accuracy, margin, likelihood) = _side_by_side(3, title)
     colours = iter(COLOURS * len(histories))
     for history in histories.values():
         held_out, training = next(colours), next(colours)
@@ -106,12 +97,23 @@ def _preference_figure(histories: Mapping[str, Sequence[dict]], title: str) -> F
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     accuracy.set(xlabel="update", ylabel="pairs with the chosen answer ahead")
     margin.set(xlabel="update", ylabel="reward margin, chosen - rejected")
-    likelihood.set(xlabel="update", ylabel="log-probability of held-out answers (nats)")
+    likelihood.set(xlabel="update", ylabel="held-out log-probability (nats)")
     for axes in (accuracy, margin, likelihood):
         _finish(axes, "last")
+    return figure
+
+
+def _side_by_side(count: int, title: str) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of so many plots. Its margins are fixed: to find the best ones takes as long as to draw it all."""
+    width = 4 * count + (2 if count < 3 else 0)
+    figure = Figure(figsize=(width, 3.6))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, count)
+    margins = {"left": 0.7 / width, "right": 1 - 0.15 / width, "bottom": 0.15, "top": 0.9 if title else 0.97}
+    figure.subplots_adjust(**margins, wspace=0.22)
     if title:
         figure.suptitle(title, fontsize=11)
-    return figure
+    return figure, axes
 
 
 def _points(history: Sequence[dict], key: str) -> list[tuple[int, float]]:

@@ -117,6 +117,27 @@ def test_drawing_takes_a_small_share_of_the_time(plot, page, monkeypatch):
     assert len(page.updates) > 30, "the line of text goes on all the same"
 
 
+def test_nothing_is_drawn_twice(plot, page, monkeypatch):
+    """Of a short run every picture counts: the last evaluation and the end of training share one, and the way to the
+    reference, which has no curves among those of preferences, needs none."""
+    drawn = []
+    figure = live_plot.curves_figure
+    monkeypatch.setattr(live_plot, "curves_figure", lambda histories: drawn.append(page.now) or figure(histories))
+    callback = plot.callback("newllm")
+    callback.on_train_begin(ARGS, state(0), None)
+    history = [{"step": 100, "loss": 3.0}]
+    page.now = 900.0
+    callback.on_evaluate(ARGS, state(100, history), None)
+    callback.on_train_end(ARGS, state(100, history), None)
+    page.now = 1800.0
+    plot.set_state("newllm", "finished")
+    callback.on_train_end(ARGS, state(100, history), None)
+    assert drawn == [900.0]
+    plot.models["newllm"].state = live_plot.LEARNS_ANSWERS
+    callback.on_train_end(ARGS, state(100, [*history, {"step": 100, "loss": 2.0}]), None)
+    assert drawn == [900.0]
+
+
 def test_a_resumed_run_shows_its_history(plot, page):
     callback = plot.callback("tiny-gpt2")
     history = [{"step": 60, "loss": 4.0}, {"step": 60, "eval_bits_per_byte": 2.25}]
