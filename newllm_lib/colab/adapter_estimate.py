@@ -151,7 +151,7 @@ def measure(args: QloraLwfArguments) -> StepCost:
     config.num_hidden_layers, config.vocab_size = 1, PROBE_VOCABULARY
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:1]
-    return measure_step(config, args.per_device_train_batch_size, args.max_length)
+    return measure_step(config, args, args.per_device_train_batch_size, args.max_length)
 
 
 def cost(arguments: dict[str, QloraLwfArguments], measured: dict[str, StepCost]) -> Cost:

@@ -151,7 +151,7 @@ def count_model(args: ModelArguments) -> int:
 
 def measure(args: ModelArguments) -> StepCost:
     """What one training step of this model takes on this machine."""
-    return measure_step(model_config(args), args.per_device_train_batch_size, args.max_length)
+    return measure_step(model_config(args), args, args.per_device_train_batch_size, args.max_length)
 
 
 def model_config(args: ModelArguments) -> PreTrainedConfig:

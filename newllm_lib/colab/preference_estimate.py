@@ -21,8 +21,9 @@ NEW_TOKENS = 550
 PADDED = 1.17  # longest of a group of like length to the mean
 # A token of a pair under model and reference, and one of an evaluation, in training tokens: measured with TinyGPT2
 # (1.8) and New-LLM (2.1).
-DPO_COST, SCORING_COST = 1.95, 2.8
-PREPARE_SECONDS, TRIAL_SECONDS = 6, 14  # libraries and tokenizer; adapters, the last scores, answers
+DPO_COST, SCORING_COST = 1.8, 2.8
+LAST_SCORES = 3  # of all held-out pairs, in evaluations
+PREPARE_SECONDS, TRIAL_SECONDS = 3, 3  # libraries and tokenizer; adapters, answers
 TRL_BYTES = 150_000_000
 
 
@@ -86,7 +87,7 @@ def measure(args: DpoArguments) -> StepCost:
     config = copy.deepcopy(config_of(base_of(args)))
     if is_generated(args) and args.sft_epochs > 0:
         config.vocab_size += min(args.new_tokens, NEW_TOKENS)
-    return measure_step(config, 2 * args.per_device_train_batch_size, _padded_tokens(args))
+    return measure_step(config, args, 2 * args.per_device_train_batch_size, _padded_tokens(args))
 
 
 def cost(arguments: dict[str, DpoArguments], measured: dict[str, StepCost]) -> Cost:
@@ -103,7 +104,7 @@ def cost(arguments: dict[str, DpoArguments], measured: dict[str, StepCost]) -> C
     updates = args.updates(pairs)
     evaluations = times(args.eval_steps, updates)
     of_trial = DPO_COST * 2 * updates * args.effective_batch_size * _padded_tokens(args)
-    of_trial += SCORING_COST * (1 + evaluations) * args.max_eval_tokens
+    of_trial += SCORING_COST * (1 + evaluations + LAST_SCORES) * args.max_eval_tokens
     of_reference = args.sft_epochs * 2 * pairs * sequence_tokens(args)
     seconds = step.seconds(step.parameters, of_reference + trials * of_trial) + PREPARE_SECONDS + trials * TRIAL_SECONDS
     return Cost(seconds / 60, memory)

@@ -7,7 +7,8 @@ from transformers import PreTrainedConfig
 
 from ..models import build_model, count_parameters
 from ..models.context_cache import RecurrentGenerationMixin
-from ..training.device import Device, autocast_dtype, find_device, peak_of
+from ..training.arguments import StageArguments
+from ..training.device import Device, find_device, peak_of
 from ..training.update import timed_update
 from .languages import text
 from .notices import size
@@ -58,11 +59,12 @@ class Cost:
     memory_bytes: int | None = None
 
 
-def measure_step(config: PreTrainedConfig, rows: int, length: int) -> StepCost:
-    """What one step of a new model on `rows` rows of `length` tokens takes; where that would take seconds, it is made
-    smaller."""
+def measure_step(config: PreTrainedConfig, args: StageArguments, rows: int, length: int) -> StepCost:
+    """What one step of a new model on `rows` rows of `length` tokens takes under the precision of `args`; where that
+    would take seconds, it is made smaller."""
     device, parameters, length = find_device(), count_parameters(config), min(length, PROBE_LENGTH)
-    (seconds, tokens, is_recurrent), memory = peak_of(device, lambda: _step(config, rows, length, device))
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    (seconds, tokens, is_recurrent), memory = peak_of(device, lambda: _step(config, rows, length, device, dtype))
     before, peak = memory or (0, None)
     weights = BYTES_OF_A_VALUE * VALUES_IN_TRAINING * parameters
     growing = max(peak - before - weights, 0) / tokens if memory else 0.0
@@ -70,14 +72,16 @@ def measure_step(config: PreTrainedConfig, rows: int, length: int) -> StepCost:
     return StepCost(seconds / (6 * parameters * tokens), parameters, tokens, peak, growing, per_position)
 
 
-def _step(config: PreTrainedConfig, most_rows: int, length: int, device: Device) -> tuple[float, int, bool]:
+def _step(
+    config: PreTrainedConfig, most_rows: int, length: int, device: Device, dtype: torch.dtype | None
+) -> tuple[float, int, bool]:
     """Seconds and tokens of one step of a new model, and whether it is a recurrent one."""
     model = build_model(config).to(device.kind).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def seconds(rows: int) -> float:
         input_ids = torch.randint(0, config.vocab_size, (rows, length), device=device.kind)
-        return timed_update(model, optimizer, input_ids, autocast_dtype(device))
+        return timed_update(model, optimizer, input_ids, dtype)
 
     rows = 1
     seconds(rows)  # the first step sets things up that the others find ready

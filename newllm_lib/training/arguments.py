@@ -10,7 +10,7 @@ from typing import Any, Literal
 from transformers import TrainingArguments
 
 from ..errors import InputError
-from .device import choose_precision, find_device
+from .device import Device, choose_precision, find_device
 
 # Keys of a setting's metadata beside its help text.
 SLIDER_KEYS = ("group", "low", "high", "log")
@@ -178,7 +178,7 @@ class StageArguments(TrainingArguments):
         device = find_device(self.use_cpu)
         self.dataloader_pin_memory |= device.kind == "cuda"
         if self.auto_precision and not (self.bf16 or self.fp16):
-            precision, _ = choose_precision(device)
+            precision = self.precision_on(device)
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
         # Without being told of the CPU, transformers takes bf16 for a GPU's, and each of several processes thinks it is
         # the only one.
@@ -186,6 +186,10 @@ class StageArguments(TrainingArguments):
         super().__post_init__()
         if self.n_gpu > 1:  # torch's DataParallel knows no context to carry; more GPUs: accelerate launch
             self._n_gpu = 1
+
+    def precision_on(self, device: Device) -> str:
+        """fp32, fp16 or bf16, where the user has not chosen."""
+        return choose_precision(device)[0]
 
     @property
     def effective_batch_size(self) -> int:
@@ -291,7 +295,6 @@ def check_ranges(args: StageArguments) -> None:
     for name, minimum, is_open in MINIMA:
         value = getattr(args, name)
         if value < minimum or (is_open and value == minimum):
-            rule = f"more than {minimum}" if is_open else f"at least {minimum}"
-            raise InputError(f"{name} has to be {rule}, got {value}.")
+            raise InputError(f"{name} has to be {'more than' if is_open else 'at least'} {minimum}, got {value}.")
     if args.max_steps <= 0 and args.num_train_epochs <= 0:
         raise InputError(f"num_train_epochs has to be more than 0, got {args.num_train_epochs}.")

@@ -7,6 +7,7 @@ from ..data.preferences import PreferenceSplits, load_preferences
 from ..errors import InputError
 from .adapter_arguments import AdapterArguments
 from .arguments import check_intervals, setting
+from .device import Device
 
 DIALOGPT = "microsoft/DialoGPT-small"
 
@@ -91,6 +92,11 @@ class DpoArguments(AdapterArguments):
             )
         if self.world_size > 1:
             raise InputError("dpo trains in one process; start it without accelerate launch or torchrun.")
+
+    def precision_on(self, device: Device) -> str:
+        """On a CPU always fp32: batches of pairs have ever new shapes, for each of which torch's bf16 products make and
+        keep code of their own. That took twice the memory and was no faster (benchmarks/cost_line.py)."""
+        return "fp32" if device.kind == "cpu" else super().precision_on(device)
 
     def load_preferences(self) -> PreferenceSplits:
         """The pairs these settings name.

@@ -4,8 +4,10 @@ import sys
 import pytest
 import torch
 
+from newllm_lib.stages.reference import reference_arguments
 from newllm_lib.training.arguments import StageArguments
 from newllm_lib.training.device import Device, choose_precision, find_device, has_glibc, peak_of
+from newllm_lib.training.dpo_arguments import DpoArguments
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,14 @@ def test_on_a_cpu_it_follows_its_instructions(monkeypatch, capabilities, precisi
     arguments = StageArguments()
     assert arguments.bf16 == (precision == "bf16") and not arguments.fp16
     assert StageArguments(auto_precision=False).bf16 is False
+
+
+def test_pairs_are_learned_in_fp32_on_any_cpu_and_their_reference_is_not(monkeypatch):
+    """Of bf16 products torch keeps code for every shape, and batches of pairs have ever new ones."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    args = DpoArguments()
+    assert args.bf16 is False and reference_arguments(args, 1_000_000, 64).bf16 is True
+    assert DpoArguments(bf16=True).bf16 is True
 
 
 def test_a_torch_that_does_not_tell_gets_fp32(monkeypatch):
