@@ -50,6 +50,8 @@ def set_compute_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.compute_dtype, module.compute_type_is_set = dtype, True
+            # On a CPU with bf16 the first answer would rewrite the weights, coarser, and fail where a layer is narrow.
+            module.support_avx512bf16_for_cpu = False
             if module.weight.quant_state is not None:
                 module.weight.quant_state.dtype = dtype
     for tensor in [*model.parameters(), *model.buffers()]:

@@ -29,7 +29,7 @@ def train(folder: Path, text: str, callbacks: tuple = ()) -> None:
     arguments = PretrainArguments(
         data=text, output_dir=str(folder), tokenizer="byte", num_parameters=80_000, max_length=32, max_steps=60,
         per_device_train_batch_size=4, eval_steps=6, save_steps=6, save_minutes=1e-9, logging_steps=1,
-        max_eval_tokens=300,
+        max_eval_tokens=300, auto_precision=False,
     )  # fmt: skip
     pretrain(arguments, callbacks)
 

@@ -129,3 +129,12 @@ def test_the_rank_grows_without_a_jump():
     assert all(torch.equal(down[name][2:], parameter) for name, parameter in beyond.items())
     update()
     assert all(bool(parameter[:, 2:].any()) for parameter in up.values())
+
+
+def test_four_bit_layers_are_not_rewritten_by_their_first_answer():
+    """bitsandbytes would, on a CPU with bf16, and then the base was no longer bit for bit what it had been."""
+    modules = pytest.importorskip("bitsandbytes.nn")
+    layer = modules.Linear4bit(32, 32)
+    layer.support_avx512bf16_for_cpu = True
+    set_compute_dtype(torch.nn.Sequential(layer), torch.float32)
+    assert layer.support_avx512bf16_for_cpu is False and layer.compute_dtype is torch.float32
