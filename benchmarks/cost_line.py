@@ -66,6 +66,13 @@ def measure(notebook: str, folder: str) -> None:
     write_json(Path(folder) / COST_FILE, {**cost, "live_plot_share": TimedPlot.seconds / 60 / minutes})
 
 
+def run_in_kernel(code: str) -> None:
+    """Run a cell in a Jupyter kernel of its own, which finds the benchmarks."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    here = {"metadata": {"path": str(Path(__file__).parent)}}
+    NotebookClient(notebook, timeout=None, resources=here, extra_arguments=["--log-level=ERROR"]).execute()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -83,14 +90,9 @@ def main() -> None:
     for preset in options.presets:
         os.environ["NEWLLM_PRESET"] = preset  # the kernel's, too
         with tempfile.TemporaryDirectory(dir=options.output_dir) as folder:
-            cell = nbformat.v4.new_code_cell(
-                CELL.format(notebook=options.notebook, folder=str(Path(folder).absolute()))
-            )
-            notebook = nbformat.v4.new_notebook(cells=[cell])
             if options.notebook in LEARNS_TOKENIZER:
                 os.environ["NEWLLM_CACHE"] = folder  # with nothing in it of an earlier run
-            here = {"metadata": {"path": str(Path(__file__).parent)}}
-            NotebookClient(notebook, timeout=None, resources=here, extra_arguments=["--log-level=ERROR"]).execute()
+            run_in_kernel(CELL.format(notebook=options.notebook, folder=str(Path(folder).absolute())))
             row = {"preset": preset, **json.loads((Path(folder) / COST_FILE).read_text(encoding="utf-8"))}
         rows.append(row)
         (said, took), memory = row["minutes"], [math.nan if count is None else count / 1e6 for count in row["bytes"]]

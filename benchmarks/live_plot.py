@@ -11,8 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
+from cost_line import run_in_kernel
 
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.notices import quiet_notebook, warnings_in_the_plot
@@ -50,10 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.update(NEWLLM_PRESET=options.preset, NEWLLM_DATA_SOURCE="offline")  # the kernel's, too
     with tempfile.TemporaryDirectory() as folder:
-        cell = nbformat.v4.new_code_cell(CELL.format(folder=folder, pairs=options.pairs))
-        here = {"metadata": {"path": str(Path(__file__).parent)}}
-        notebook = nbformat.v4.new_notebook(cells=[cell])
-        NotebookClient(notebook, timeout=None, resources=here, extra_arguments=["--log-level=ERROR"]).execute()
+        run_in_kernel(CELL.format(folder=folder, pairs=options.pairs))
         times = json.loads((Path(folder) / TIMES_FILE).read_text(encoding="utf-8"))
     for with_plot, without in times:
         print(f"with {with_plot:6.2f} s, without {without:6.2f} s, ratio {with_plot / without:.3f}")
