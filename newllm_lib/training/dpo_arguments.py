@@ -57,7 +57,7 @@ class DpoArguments(AdapterArguments):
         None, "Peak learning rate of these; none: 3e-3, or 1e-4 for more than 10 million parameters."
     )
     sft_weight: float = setting(
-        4.0, "Weight of learning the chosen answers as such, beside the preference: it keeps them likely.",
+        1.0, "Weight of learning the chosen answers as such, beside the preference: it keeps them likely.",
         group="Preference", low=0.0, high=10.0,
     )  # fmt: skip
     label_smoothing: float = setting(0.0, "With loss_type robust: share of pairs that are labelled wrongly.")
@@ -65,7 +65,7 @@ class DpoArguments(AdapterArguments):
     save_merged: bool = setting(True, "Write the model with its adapters merged into it, too.")
     max_length: int = setting(256, "Tokens of prompt and answer at most.", group="Data", low=64, high=1024, log=True)
     output_dir: str = setting("runs/dpo", "Folder of the run: settings, adapters, checkpoints, curves.")
-    lora_r: int = setting(32, "Rank of the adapters: how much they can learn.", group="Model", low=2, high=64, log=True)
+    lora_r: int = setting(16, "Rank of the adapters: how much they can learn.", group="Model", low=2, high=64, log=True)
     lora_alpha: float = setting(
         64.0, "The adapters' part is scaled by alpha / rank.", group="Model", low=4, high=128, log=True
     )

@@ -111,7 +111,7 @@ def applies_to_notebook_6(panel, folder, shown, runs):
     settings = sweep_settings(folder)
     assert f"loss {settings['loss_type']}" in shown.contents[-1]
     button, line = box.children
-    assert PreferencePanel(PREFERENCES, runs).controls["lora_r"].value == 32
+    assert PreferencePanel(PREFERENCES, runs).controls["lora_r"].value == 16
     button.click()
     assert "Notebook 6 has them now" in plain(line.value) and "✓" in line.value
     applied = PreferencePanel(PREFERENCES, runs)
