@@ -86,7 +86,7 @@ def test_an_evaluation_is_told_at_once_and_drawn_when_its_share_of_the_time_is_t
     history = [*history, {"step": 20, "eval_bits_per_byte": 2.25}]
     callback.on_evaluate(ARGS, state(20, history), None, {"eval_runtime": 1.0})
     assert "loss 5.000" in page.newest and "2.250 bits per byte" in page.newest and len(pictures) == 1
-    page.now += 10
+    page.now += 20
     callback.on_evaluate(ARGS, state(20, history), None, {"eval_runtime": 1.0})
     assert pictures[1:] == [{"newllm": history, "tiny-gpt2": []}]
 
@@ -113,7 +113,7 @@ def test_drawing_takes_a_small_share_of_the_time(plot, page, monkeypatch):
         if step % 100 == 0:
             history = [{"step": step, "loss": 4.0}]
             callback.on_evaluate(ARGS, state(step, history, max_steps=1000), None, {"eval_runtime": 1.0})
-    assert 0.5 * len(drawn) <= 0.02 * page.now
+    assert 0 < 0.5 * len(drawn) <= 0.01 * page.now
     assert len(page.updates) > 30, "the line of text goes on all the same"
 
 
@@ -125,6 +125,7 @@ def test_nothing_is_drawn_twice(plot, page, monkeypatch):
     monkeypatch.setattr(live_plot, "curves_figure", lambda histories: drawn.append(page.now) or figure(histories))
     callback = plot.callback("newllm")
     callback.on_train_begin(ARGS, state(0), None)
+    assert "<img" not in page.newest, "no empty axes, either"
     history = [{"step": 100, "loss": 3.0}]
     page.now = 900.0
     callback.on_evaluate(ARGS, state(100, history), None)
