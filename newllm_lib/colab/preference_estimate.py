@@ -7,7 +7,7 @@ from ..errors import InputError
 from ..stages.dpo import check_window
 from ..stages.reference import UPDATE_TOKENS
 from ..stages.sweep import SweepArguments
-from ..training.device import find_device
+from ..training.device import choose_precision, find_device
 from ..training.dpo_arguments import DpoArguments
 from .adapter_estimate import base_of, config_of, count_trainable
 from .estimate import Reckoning
@@ -20,8 +20,9 @@ TOKENS_OF_A_SEQUENCE = (180, 65)
 NEW_TOKENS = 550
 PADDED = 1.17  # longest of a group of like length to the mean
 # A token of a pair under model and reference, and one of an evaluation, in training tokens: measured with TinyGPT2
-# (1.8) and New-LLM (2.1).
-DPO_COST, SCORING_COST = 1.8, 2.8
+# (1.5 and 1.8, on two machines) and New-LLM (1.8 and 2.1).
+DPO_COST, SCORING_COST = 1.7, 2.8
+BF16_COST = 0.65  # a token of the reference's training where a CPU learns that in bf16, and the pairs in fp32
 LAST_SCORES = 3  # of all held-out pairs, in evaluations
 PREPARE_SECONDS, TRIAL_SECONDS = 3, 3  # libraries and tokenizer; adapters, answers
 TRL_BYTES = 150_000_000
@@ -96,7 +97,8 @@ def cost(arguments: dict[str, DpoArguments], measured: dict[str, StepCost]) -> C
     ((model, args),) = arguments.items()
     step, trials = measured[model], getattr(args, "trials", 1)
     memory = memory_of_run([step.memory(step.parameters, max(UPDATE_TOKENS, step.tokens))])
-    if memory is not None and find_device(args.use_cpu).kind == "cpu":
+    device = find_device(args.use_cpu)
+    if memory is not None and device.kind == "cpu":
         memory += TRL_BYTES
     if not is_generated(args):
         return Cost(memory_bytes=memory)
@@ -106,6 +108,8 @@ def cost(arguments: dict[str, DpoArguments], measured: dict[str, StepCost]) -> C
     of_trial = DPO_COST * 2 * updates * args.effective_batch_size * _padded_tokens(args)
     of_trial += SCORING_COST * (1 + evaluations + LAST_SCORES) * args.max_eval_tokens
     of_reference = args.sft_epochs * 2 * pairs * sequence_tokens(args)
+    if choose_precision(device)[0] != args.precision_on(device):
+        of_reference *= BF16_COST
     seconds = step.seconds(step.parameters, of_reference + trials * of_trial) + PREPARE_SECONDS + trials * TRIAL_SECONDS
     return Cost(seconds / 60, memory)
 
