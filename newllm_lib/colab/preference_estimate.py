@@ -108,7 +108,7 @@ def cost(arguments: dict[str, DpoArguments], measured: dict[str, StepCost]) -> C
     of_trial = DPO_COST * 2 * updates * args.effective_batch_size * _padded_tokens(args)
     of_trial += SCORING_COST * (1 + evaluations + LAST_SCORES) * args.max_eval_tokens
     of_reference = args.sft_epochs * 2 * pairs * sequence_tokens(args)
-    if choose_precision(device)[0] != args.precision_on(device):
+    if choose_precision(device)[0] == "bf16" and not args.bf16:
         of_reference *= BF16_COST
     seconds = step.seconds(step.parameters, of_reference + trials * of_trial) + PREPARE_SECONDS + trials * TRIAL_SECONDS
     return Cost(seconds / 60, memory)

@@ -105,14 +105,15 @@ def test_drawing_takes_a_small_share_of_the_time(plot, page, monkeypatch):
         return Figure()
 
     monkeypatch.setattr(live_plot, "curves_figure", slow_figure)
-    callback = plot.callback("newllm")
-    callback.on_train_begin(ARGS, state(0, max_steps=1000), None)
+    callback, running = plot.callback("newllm"), state(0, max_steps=1000)
+    callback.on_train_begin(ARGS, running, None)
     for step in range(1, 1001):
         page.now += 0.1
-        callback.on_step_end(ARGS, state(step, max_steps=1000), None)
+        running.global_step = step
+        running.log_history.append({"step": step, "loss": 4.0})
+        callback.on_step_end(ARGS, running, None)
         if step % 100 == 0:
-            history = [{"step": step, "loss": 4.0}]
-            callback.on_evaluate(ARGS, state(step, history, max_steps=1000), None, {"eval_runtime": 1.0})
+            callback.on_evaluate(ARGS, running, None, {"eval_runtime": 1.0})
     assert 0 < 0.5 * len(drawn) <= 0.01 * page.now
     assert len(page.updates) > 30, "the line of text goes on all the same"
 

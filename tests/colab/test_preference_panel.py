@@ -108,6 +108,13 @@ def test_minutes_and_memory_are_told_once_a_step_is_measured(runs, chat_model, m
     assert minutes[1] > 10 * minutes[0] > 0
 
 
+def test_a_cpu_with_bf16_learns_the_answers_sooner(runs, chat_model, monkeypatch):
+    args = {"tuned": PreferencePanel(PREFERENCES, runs).arguments("tuned")}
+    in_fp32 = PREFERENCES.reckoning.cost(args, {"tuned": STEP}).minutes
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert 0.5 * in_fp32 < PREFERENCES.reckoning.cost(args, {"tuned": STEP}).minutes < in_fp32
+
+
 def test_for_pairs_that_nobody_has_counted_there_are_no_minutes(runs, chat_model, tmp_path):
     panel = PreferencePanel(PREFERENCES, runs)
     set_to(panel, "data", str(write_pairs(tmp_path / "pairs.jsonl", make_pairs(20))))
