@@ -8,22 +8,26 @@ the training cell trains them all under its live plot. On a CPU the memory is th
 """
 
 import argparse
+import functools
 import json
 import math
 import os
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
-from newllm_lib.colab import training
+from newllm_lib.colab.experiments import run_experiments
 from newllm_lib.colab.live_plot import LivePlot
+from newllm_lib.colab.live_trials import LiveTrials
 from newllm_lib.colab.panel import SettingsPanel
-from newllm_lib.colab.preference_panel import PreferencePanel
-from newllm_lib.colab.stage import ADAPTER, DIALOGUE, PREFERENCES, PRETRAIN
+from newllm_lib.colab.preference_panel import PreferencePanel, SweepPanel
+from newllm_lib.colab.stage import ADAPTER, DIALOGUE, EXPERIMENTS, PREFERENCES, PRETRAIN
+from newllm_lib.colab.training import train_models
 from newllm_lib.training.checkpoint import write_json
 from newllm_lib.training.device import find_device, memory_in_use
 
@@ -32,38 +36,45 @@ PANELS = {
     "02": (SettingsPanel, DIALOGUE),
     "05": (SettingsPanel, ADAPTER),
     "06": (PreferencePanel, PREFERENCES),
+    "07": (SweepPanel, EXPERIMENTS),
 }
 LEARNS_TOKENIZER = ("01", "02")
 COST_FILE = "cost.json"
 CELL = "import cost_line; cost_line.measure({notebook!r}, {folder!r})"
 
 
-class TimedPlot(LivePlot):
-    """Counts the seconds that its updates take, drawing included."""
+shown_seconds = 0.0  # that the live plot has taken, drawing included
 
-    seconds = 0.0
 
-    def update(self, draw: bool = False) -> None:
+def timed(method: Callable) -> Callable:
+    """The method, its time counted."""
+
+    @functools.wraps(method)
+    def counted(*args, **kwargs):
+        global shown_seconds
         started = time.perf_counter()
-        super().update(draw)
-        TimedPlot.seconds += time.perf_counter() - started
+        method(*args, **kwargs)
+        shown_seconds += time.perf_counter() - started
+
+    return counted
 
 
 def measure(notebook: str, folder: str) -> None:
     """Estimated and taken minutes and bytes of the notebook's run under the preset of the environment, and the share of
     its live plot, into the folder."""
-    training.LivePlot = TimedPlot
+    LivePlot.update = timed(LivePlot.update)
+    LiveTrials.tell, LiveTrials.on_step_end = timed(LiveTrials.tell), timed(LiveTrials.on_step_end)
     make_panel, stage = PANELS[notebook]
     panel = make_panel(stage, folder)
     panel.show()
     expected = stage.reckoning.cost({model: panel.arguments(model) for model in panel.models}, panel.measured)
     started = time.perf_counter()
-    training.train_models(panel)
+    (run_experiments if stage is EXPERIMENTS else train_models)(panel)
     minutes = (time.perf_counter() - started) / 60
     device = find_device()
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if device.kind == "cpu" else memory_in_use(device)
     cost = {"minutes": [expected.minutes, minutes], "bytes": [expected.memory_bytes, peak]}
-    write_json(Path(folder) / COST_FILE, {**cost, "live_plot_share": TimedPlot.seconds / 60 / minutes})
+    write_json(Path(folder) / COST_FILE, {**cost, "live_plot_share": shown_seconds / 60 / minutes})
 
 
 def run_in_kernel(code: str) -> None:
@@ -76,7 +87,7 @@ def run_in_kernel(code: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--notebook", choices=PANELS, default="01", help="06 wants a chat model's folder in NEWLLM_MODEL"
+        "--notebook", choices=PANELS, default="01", help="06 and 07 want a chat model's folder in NEWLLM_MODEL"
     )
     parser.add_argument("--presets", nargs="+", default=["smoke", "demo", "quick"])
     parser.add_argument("--data_source", default="offline", help="as in the panel")

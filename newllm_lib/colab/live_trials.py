@@ -12,11 +12,9 @@ from transformers import TrainerCallback
 from ..stages.reference import ReferenceArguments
 from ..stages.sweep import best_trial, margin_histories, read_trials
 from .experiment_pictures import SEARCHED, margins_figure
-from .live_plot import LEARNS_ANSWERS
+from .live_plot import DPI, DRAWING_SHARE, INTERVAL_SECONDS, LEARNS_ANSWERS, PNG
 from .notices import escape, mark_html, picture_html, table_html
 
-INTERVAL_SECONDS = 2.0
-DPI = 90
 FORMS = {"beta": ".3g", "learning_rate": ".2g", "accuracy": ".1%", "margin": ".2f", "kl": ".3f"}
 METRICS = {"accuracy": "accuracy", "margin": "margin", "kl": "KL"}  # on held-out pairs
 HINT = "To stop, interrupt the cell (■): what is done is saved, and the next run of the cell continues."
@@ -41,14 +39,15 @@ class LiveTrials(TrainerCallback):
     ):
         self.folder, self.trials, self.clock = folder, trials, clock
         self.doing, self.newest = "preparing", {}
-        self._read()
+        self._draw()
         self.handle = show(self._content())
         self.updated_at = clock()
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.newest = {}
         self.what = f"{LEARNS_ANSWERS}, " if isinstance(args, ReferenceArguments) else ""
-        self.tell(f"{self.what}begins", draw=True)
+        self.rows = read_trials(self.folder)
+        self.tell(f"{self.what}begins", draw=self._may_draw())
 
     def on_step_end(self, args, state, control, **kwargs):
         self.doing = f"{self.what}update {state.global_step:,} of {state.max_steps:,}"
@@ -58,7 +57,7 @@ class LiveTrials(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if not self.what:
             self.newest = {name: metrics[f"eval_{name}"] for name in METRICS}
-            self.tell(self.doing, draw=True)
+            self.tell(self.doing, draw=self._may_draw())
 
     def on_train_end(self, args, state, control, **kwargs):
         self.tell(f"{self.what}scoring" if self.what else "scoring all held-out pairs")
@@ -71,18 +70,27 @@ class LiveTrials(TrainerCallback):
         """
         self.doing = doing
         if draw:
-            self._read()
+            self._draw()
         self._update()
+
+    def _may_draw(self) -> bool:
+        """True if drawing again leaves the training its share of the time."""
+        return self.clock() - self.drawn_at >= self.drawing_seconds / DRAWING_SHARE
 
     def _update(self) -> None:
         self.handle.update(self._content())
         self.updated_at = self.clock()
 
-    def _read(self) -> None:
+    def _draw(self) -> None:
+        started = self.clock()
         self.rows = read_trials(self.folder)
         buffer = io.BytesIO()
-        margins_figure(self.rows, margin_histories(self.folder, self.rows)).savefig(buffer, format="png", dpi=DPI)
+        margins_figure(self.rows, margin_histories(self.folder, self.rows)).savefig(
+            buffer, format="png", dpi=DPI, pil_kwargs=PNG
+        )
         self.picture = buffer.getvalue()
+        self.drawn_at = self.clock()
+        self.drawing_seconds = self.drawn_at - started
 
     def _content(self) -> HTML:
         ended, trials = sum(row["state"] != "running" for row in self.rows), max(self.trials, len(self.rows))

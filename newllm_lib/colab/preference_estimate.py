@@ -24,7 +24,7 @@ PADDED = 1.17  # longest of a group of like length to the mean
 DPO_COST, SCORING_COST = 1.7, 2.8
 BF16_COST = 0.65  # a token of the reference's training where a CPU learns that in bf16, and the pairs in fp32
 LAST_SCORES = 3  # of all held-out pairs, in evaluations
-PREPARE_SECONDS, TRIAL_SECONDS = 3, 3  # libraries and tokenizer; adapters, answers
+PREPARE_SECONDS, TRIAL_SECONDS = 3, 2  # libraries and tokenizer; adapters, answers
 TRL_BYTES = 150_000_000
 
 

@@ -199,6 +199,27 @@ def test_the_live_table_is_one_display(tmp_path):
     assert live_trials.HINT in pages[-1]
 
 
+def test_margins_are_drawn_when_their_share_of_the_time_is_there(tmp_path, monkeypatch):
+    now, drawn = [0.0], []
+
+    class Figure:
+        def savefig(self, buffer, **options):
+            now[0] += 0.1
+            drawn.append(now[0])
+
+    monkeypatch.setattr(live_trials, "margins_figure", lambda rows, histories: Figure())
+    handle = SimpleNamespace(update=lambda content: None)
+    live = LiveTrials(tmp_path, 8, clock=lambda: now[0], show=lambda content: handle)
+    live.on_train_begin(None, None, None)
+    for _ in range(100):
+        now[0] += 1.0
+        live.on_evaluate(None, None, None, {"eval_accuracy": 0.75, "eval_margin": 0.5, "eval_kl": 0.01})
+    assert len(drawn) > 3 and 0.1 * len(drawn) <= 0.01 * now[0]
+    before = len(drawn)
+    live.tell("", draw=True)
+    assert len(drawn) == before + 1, "the last one in any case"
+
+
 def test_trials_are_sorted_by_merit_and_the_verdict_knows_chance():
     assert [row["trial"] for row in experiments.by_merit(ROWS)] == [4, 3, 1, 2]
     sentence = experiments.verdict(ROWS, 150)
