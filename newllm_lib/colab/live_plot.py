@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from IPython.display import HTML, display
+from matplotlib.figure import Figure
 from transformers import TrainerCallback, TrainingArguments
 
 from ..evaluation.preference_scores import chosen_falls
@@ -61,6 +62,31 @@ class ModelProgress:
     on_drive: Callable[[], CopyStatus] | None = None  # where runs are copied to Drive
 
 
+class LivePicture:
+    """A picture that is drawn anew while models train, for DRAWING_SHARE of the time at most.
+
+    Args:
+        make_figure: what it shows.
+        clock: seconds, rising.
+    """
+
+    def __init__(self, make_figure: Callable, clock: Callable[[], float]):
+        self.make_figure, self.clock = make_figure, clock
+        self.png, self.drawing_seconds, self.drawn_at = b"", 0.0, clock()
+
+    def draw(self) -> None:
+        started = self.clock()
+        buffer = io.BytesIO()
+        self.make_figure().savefig(buffer, format="png", dpi=DPI, pil_kwargs=PNG)
+        self.png = buffer.getvalue()
+        self.drawn_at = self.clock()
+        self.drawing_seconds = self.drawn_at - started
+
+    def may_draw(self) -> bool:
+        """True if drawing again leaves the training its share of the time."""
+        return self.clock() - self.drawn_at >= self.drawing_seconds / DRAWING_SHARE
+
+
 class LivePlot:
     """One display for the training of several models.
 
@@ -82,9 +108,8 @@ class LivePlot:
         self.interval_seconds = interval_seconds
         self.clock = clock
         self.device = find_device()
-        self.drawing_seconds = 0.0
-        self.picture, self.drawn_entries = b"", 0
-        self.drawn_at = self.updated_at = clock()
+        self.picture, self.drawn_entries = LivePicture(self._figure, clock), 0
+        self.updated_at = clock()
         self.handle = show(self._content())
 
     def callback(self, name: str) -> "LiveCallback":
@@ -119,26 +144,19 @@ class LivePlot:
 
     def may_draw(self) -> bool:
         """True if drawing again leaves the training its share of the time, and for the first curves."""
-        pause = max(self.interval_seconds, self.drawing_seconds / DRAWING_SHARE)
-        return self.drawn_entries == 0 or self.clock() - self.drawn_at >= pause
+        waited = self.clock() - self.picture.drawn_at >= self.interval_seconds
+        return self.drawn_entries == 0 or (waited and self.picture.may_draw())
 
     def update(self, draw: bool = False) -> None:
         """Replace what is displayed; the picture is drawn only if there is something new to see."""
         if draw and self._entries() != self.drawn_entries:
-            self._draw()
+            self.picture.draw()
+            self.drawn_entries = self._entries()
         self.handle.update(self._content())
         self.updated_at = self.clock()
 
-    def _draw(self) -> None:
-        started = self.clock()
-        buffer = io.BytesIO()
-        curves_figure({model.name: model.history for model in self.models.values()}).savefig(
-            buffer, format="png", dpi=DPI, pil_kwargs=PNG
-        )
-        self.picture = buffer.getvalue()
-        self.drawn_entries = self._entries()
-        self.drawn_at = self.clock()
-        self.drawing_seconds = self.drawn_at - started
+    def _figure(self) -> Figure:
+        return curves_figure({model.name: model.history for model in self.models.values()})
 
     def _entries(self) -> int:
         return sum(len(model.history) for model in self.models.values())
@@ -154,7 +172,7 @@ class LivePlot:
         return HTML(
             f'<div style="font-size:14px;line-height:1.5">{lines}'
             f'<div style="opacity:.75;font-size:12px;margin:2px 0 4px">{hint}</div></div>'
-            f"{picture_html(self.picture, 'learning curves') if self.picture else ''}"
+            f"{picture_html(self.picture.png, 'learning curves') if self.picture.png else ''}"
         )
 
     def _line(self, model: ModelProgress, colour: str) -> str:

@@ -1,18 +1,18 @@
 """The trials of a sweep in one display that is updated in place while they run: a row for each, and their margins."""
 
-import io
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from IPython.display import HTML, display
+from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from ..stages.reference import ReferenceArguments
 from ..stages.sweep import best_trial, margin_histories, read_trials
 from .experiment_pictures import SEARCHED, margins_figure
-from .live_plot import DPI, DRAWING_SHARE, INTERVAL_SECONDS, LEARNS_ANSWERS, PNG
+from .live_plot import INTERVAL_SECONDS, LEARNS_ANSWERS, LivePicture
 from .notices import escape, mark_html, picture_html, table_html
 
 FORMS = {"beta": ".3g", "learning_rate": ".2g", "accuracy": ".1%", "margin": ".2f", "kl": ".3f"}
@@ -39,15 +39,16 @@ class LiveTrials(TrainerCallback):
     ):
         self.folder, self.trials, self.clock = folder, trials, clock
         self.doing, self.newest = "preparing", {}
-        self._draw()
+        self.rows = read_trials(folder)
+        self.picture = LivePicture(self._figure, clock)
+        self.picture.draw()
         self.handle = show(self._content())
         self.updated_at = clock()
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.newest = {}
         self.what = f"{LEARNS_ANSWERS}, " if isinstance(args, ReferenceArguments) else ""
-        self.rows = read_trials(self.folder)
-        self.tell(f"{self.what}begins", draw=self._may_draw())
+        self.tell(f"{self.what}begins", draw=self.picture.may_draw())
 
     def on_step_end(self, args, state, control, **kwargs):
         self.doing = f"{self.what}update {state.global_step:,} of {state.max_steps:,}"
@@ -57,7 +58,7 @@ class LiveTrials(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if not self.what:
             self.newest = {name: metrics[f"eval_{name}"] for name in METRICS}
-            self.tell(self.doing, draw=self._may_draw())
+            self.tell(self.doing, draw=self.picture.may_draw())
 
     def on_train_end(self, args, state, control, **kwargs):
         self.tell(f"{self.what}scoring" if self.what else "scoring all held-out pairs")
@@ -66,31 +67,20 @@ class LiveTrials(TrainerCallback):
         """Say at once what the trial that runs is doing.
 
         Args:
-            draw: read the table and draw the margins, too.
+            draw: draw the margins, too.
         """
         self.doing = doing
+        self.rows = read_trials(self.folder)
         if draw:
-            self._draw()
+            self.picture.draw()
         self._update()
-
-    def _may_draw(self) -> bool:
-        """True if drawing again leaves the training its share of the time."""
-        return self.clock() - self.drawn_at >= self.drawing_seconds / DRAWING_SHARE
 
     def _update(self) -> None:
         self.handle.update(self._content())
         self.updated_at = self.clock()
 
-    def _draw(self) -> None:
-        started = self.clock()
-        self.rows = read_trials(self.folder)
-        buffer = io.BytesIO()
-        margins_figure(self.rows, margin_histories(self.folder, self.rows)).savefig(
-            buffer, format="png", dpi=DPI, pil_kwargs=PNG
-        )
-        self.picture = buffer.getvalue()
-        self.drawn_at = self.clock()
-        self.drawing_seconds = self.drawn_at - started
+    def _figure(self) -> Figure:
+        return margins_figure(self.rows, margin_histories(self.folder, self.rows))
 
     def _content(self) -> HTML:
         ended, trials = sum(row["state"] != "running" for row in self.rows), max(self.trials, len(self.rows))
@@ -100,7 +90,7 @@ class LiveTrials(TrainerCallback):
         return HTML(
             f'<div style="font-size:14px;line-height:1.5"><b>{ended} of {trials} trials</b>{between}'
             f'<div style="opacity:.75;font-size:12px">{hint}</div></div>'
-            f"{table_html(trial_cells(rows), header=True)}{picture_html(self.picture, 'margins of all trials')}"
+            f"{table_html(trial_cells(rows), header=True)}{picture_html(self.picture.png, 'margins of all trials')}"
         )
 
 
