@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AddedToken, AutoModelForCausalLM, GemmaTokenizer
+from transformers.convert_slow_tokenizer import generate_merges
 from transformers.utils import logging as transformers_logging
 
 from ..data.cache import cache_path
@@ -55,7 +56,7 @@ def converted_folder() -> Path:
     Raises:
         InputError: the package is not installed.
     """
-    return cache_path(NAME, "", release(), "bf16")
+    return cache_path(NAME, "", release(), "bf16", "BPE")
 
 
 def offline_gemma(terms_were_shown: bool = False) -> Path:
@@ -144,7 +145,7 @@ def _convert(folder: Path) -> None:
         plain.load_state_dict(loaded.state_dict())
         plain.generation_config = loaded.generation_config
         plain.to(torch.bfloat16).save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(**where).save_pretrained(temporary)
+        _tokenizer(file).save_pretrained(temporary)
         file.unlink()
         os.replace(temporary, folder)
     finally:
@@ -152,3 +153,27 @@ def _convert(folder: Path) -> None:
         transformers_logging.set_verbosity(shown)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def _tokenizer(file: Path) -> GemmaTokenizer:
+    """The tokenizer of a Gemma's GGUF file: BPE, each merge ranked by the token it makes, as the vocabulary is ordered.
+
+    The newest transformers reads the same from it with `AutoTokenizer`. Earlier ones, Colab's 5.15 among them, take the
+    vocabulary for a Unigram model and save no merges: every text falls apart into letters.
+
+    Source: transformers, `integrations/gguf/gguf_tokenizer_mapping.py`.
+    """
+    from gguf import GGUFReader, TokenType
+
+    fields = GGUFReader(file).fields
+    tokens, kinds = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type"))
+    spelled = (
+        token if token.strip(" ") else "▁" * len(token) for token in tokens
+    )  # runs of spaces: as the class has them
+    ids = {token: index for index, token in enumerate(spelled)}
+    merges = generate_merges(ids, {token: -index for token, index in ids.items()})
+    tokenizer = GemmaTokenizer(vocab=ids, merges=merges, add_bos_token=True)
+    for kind, special in ((TokenType.CONTROL, True), (TokenType.USER_DEFINED, False)):
+        whole = (token for token, its_kind in zip(tokens, kinds, strict=True) if its_kind == kind and token in ids)
+        tokenizer.add_tokens([AddedToken(token, normalized=False, special=special) for token in whole], special)
+    return tokenizer

@@ -139,5 +139,9 @@ def test_gemma_3_270m_is_converted_once_and_speaks(tmp_path, monkeypatch, caplog
     assert offline_gemma.offline_gemma() == folder and not caplog.text
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    assert ids.tolist() == [[2, 818, 5279, 529, 7001, 563]]
+    assert tokenizer("<start_of_turn>user\n\n    日本語").tokens()[1:5] == ["<start_of_turn>", "user", "\n\n", "▁▁▁▁"]
+    text = "\tA  b   🦜é\n\n\n日本語のテキスト <0x09> </s> "
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
     likely = tokenizer.decode(model.float()(input_ids=ids).logits[0, -1].topk(20).indices)
     assert "Paris" in likely
