@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
 
+import torch
 from transformers import TrainingArguments
 
 from ..errors import InputError
@@ -126,11 +127,7 @@ class StageArguments(TrainingArguments):
         group="Data",
     )
     early_stopping_patience: int = setting(
-        0,
-        "Stop after this many evaluations without a better one; 0: never.",
-        group="Training",
-        low=0,
-        high=20,
+        0, "Stop after this many evaluations without a better one; 0: never.", group="Training", low=0, high=20
     )
     auto_precision: bool = setting(True, "Without --fp16 or --bf16: choose by what the GPU or CPU can do.")
     preset: str | None = setting(None, "A named set of values for other fields; fields given by name win.")
@@ -192,6 +189,12 @@ class StageArguments(TrainingArguments):
         return choose_precision(device)[0]
 
     @property
+    def device(self) -> torch.device:
+        """transformers' own; a CPU has no number, for torch cannot load a checkpoint onto "cpu:0"."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
     def effective_batch_size(self) -> int:
         """Rows per update, over all devices and accumulation steps."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * max(self.world_size, 1)
@@ -245,12 +248,7 @@ class ModelArguments(StageArguments):
     teacher_weight: float = setting(0.5, "With --teacher: its share of the loss.")
     teacher_temperature: float = setting(2.0, "With --teacher: how much both distributions are softened.")
     vocab_size: int | None = setting(
-        None,
-        "Token types; none: up to 4,096 (bpe) or 1,000 (word).",
-        group="Data",
-        low=512,
-        high=16384,
-        log=True,
+        None, "Token types; none: up to 4,096 (bpe) or 1,000 (word).", group="Data", low=512, high=16384, log=True
     )
 
     def __post_init__(self):
