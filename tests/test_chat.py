@@ -110,6 +110,9 @@ def test_state_is_counted_in_bytes(folder):
 
 def test_a_chat_of_the_base_says_what_the_base_says_while_others_use_the_model():
     peft = pytest.importorskip("peft")
+    from newllm_lib.training.adapters import allow_old_torchao
+
+    allow_old_torchao()
     base = tiny_gemma()
     alone = Chat(opened(base), max_new_tokens=12, temperature=0)
     expected = "".join(alone.reply("Hello"))

@@ -82,6 +82,18 @@ def test_every_name_taken_from_the_library_exists(path):
                 assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 
 
+def test_a_cell_run_alone_shows_nothing_of_what_it_imports():
+    """The chat's, which imports bitsandbytes: on a CPU with bf16 it misses a package then."""
+    result = subprocess.run(
+        [sys.executable, "-c", "from newllm_lib.colab.chat_box import show_chat"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=MAX_SECONDS,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
 @each_notebook
 def test_badge_install_cell_and_version_agree(path):
     text = path.read_text(encoding="utf-8")
