@@ -17,7 +17,7 @@ from .arguments import ModelArguments
 from .base_model import BaseModel
 from .checkpoint import RESULTS_FILE, open_run, read_results, write_json
 from .model_card import write_model_card
-from .report import LANGUAGE_COLUMNS, Column, RunLog, SaveByMinutes, SaveOnInterrupt, TrainingInterrupted
+from .report import LANGUAGE_COLUMNS, Column, EvaluateAtEnd, RunLog, SaveByMinutes, SaveOnInterrupt, TrainingInterrupted
 from .trainer import LanguageModelTrainer, count_training_tokens
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def train_run(
         prepared.train_rows,
         prepared.documents,
         prepared.tokenizer,
-        callbacks=[*stoppers, RunLog(args.model_type, columns), interrupt, *timed, *callbacks],
+        callbacks=[*stoppers, EvaluateAtEnd(), RunLog(args.model_type, columns), interrupt, *timed, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     try:

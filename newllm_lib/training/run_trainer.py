@@ -45,6 +45,12 @@ class RunTrainerMixin:
         self._load_from_checkpoint(str(found if found.is_dir() else checkpoint))
         return True
 
+    def get_train_dataloader(self):
+        if not self.args.auto_find_batch_size:
+            # Resuming, Colab's transformers 5.0 takes the micro-batch of the checkpoint and not the one asked for.
+            self._train_batch_size = self.args.train_batch_size
+        return super().get_train_dataloader()
+
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         """transformers' own.
 

@@ -1,12 +1,17 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from newllm_lib.stages.reference import reference_arguments
 from newllm_lib.training.arguments import StageArguments
-from newllm_lib.training.device import Device, choose_precision, find_device, has_glibc, peak_of
+from newllm_lib.training.device import (
+    Device,
+    choose_precision,
+    find_device,
+    freed_memory_kept,
+    has_glibc,
+    memory_in_use,
+    peak_of,
+)
 from newllm_lib.training.dpo_arguments import DpoArguments
 
 
@@ -51,32 +56,17 @@ def test_a_torch_that_does_not_tell_gets_fp32(monkeypatch):
     assert choose_precision(find_device(use_cpu=True))[0] == "fp32"
 
 
-PAGES_OF_THREE_UPDATES = """
-import resource, torch
-from newllm_lib.models import build_config, build_model
-import contextlib
-from newllm_lib.training.device import freed_memory_kept
-from newllm_lib.training.update import timed_update
-model = build_model(build_config("newllm", 1000, 64, num_parameters=1_000_000))
-optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-input_ids = torch.randint(0, 1000, (64, 64))
-with {}:
-    for _ in range(8):  # until the heap has found its size
-        timed_update(model, optimizer, input_ids)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(3):
-        timed_update(model, optimizer, input_ids)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
 @pytest.mark.skipif(not has_glibc(), reason="only glibc can be told to keep freed memory")
 def test_freed_memory_is_kept():
-    def pages(line: str) -> int:
-        command = [sys.executable, "-c", PAGES_OF_THREE_UPDATES.format(line)]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    def left_of_100_mb() -> int:
+        before = memory_in_use(find_device(use_cpu=True))
+        torch.ones(25_000_000)
+        return memory_in_use(find_device(use_cpu=True)) - before
 
-    assert pages("freed_memory_kept()") < pages("contextlib.nullcontext()") / 10
+    with freed_memory_kept():
+        assert left_of_100_mb() > 90e6
+        assert left_of_100_mb() < 10e6, "it is used again"
+    assert left_of_100_mb() < 10e6
 
 
 @pytest.mark.skipif(not has_glibc(), reason="the heap tells only with glibc")

@@ -12,7 +12,14 @@ from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.training import report
 from newllm_lib.training.checkpoint import numbered_checkpoints, read_settings
-from newllm_lib.training.report import SaveByMinutes, TrainingInterrupted
+from newllm_lib.training.report import EvaluateAtEnd, SaveByMinutes, TrainingInterrupted
+
+
+@pytest.mark.parametrize(("strategy", "step", "expected"), [("steps", 9, True), ("steps", 8, False), ("no", 9, False)])
+def test_the_last_update_is_evaluated(strategy, step, expected):
+    control = SimpleNamespace(should_evaluate=False)
+    args, state = SimpleNamespace(eval_strategy=strategy), SimpleNamespace(global_step=step, max_steps=9)
+    assert EvaluateAtEnd().on_step_end(args, state, control).should_evaluate is expected
 
 
 def test_a_save_is_asked_for_at_the_first_line_of_the_log_that_is_due():
