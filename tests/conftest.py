@@ -24,8 +24,14 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def same_seed_for_fixtures():
+    """What a module's fixtures draw depends on no other module that ran before in the same process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
-def same_seed():
+def same_seed(same_seed_for_fixtures):
     torch.manual_seed(0)
 
 
