@@ -14,8 +14,9 @@ from ..training import offline_gemma
 from ..training.base_model import BaseModel, base_config, find_base_model
 from ..training.device import find_device
 from ..training.memory_budget import GB, ModelSizes, is_target, model_sizes, total_bytes
+from .adapter_disk import disk_phrase, saved_bytes, tokenizer_bytes
 from .data_size import BYTES_PER_TOKEN, data_size, taken_conversations
-from .estimate import Reckoning
+from .estimate import Reckoning, kept_checkpoints
 from .languages import text
 from .notices import escape
 from .step_cost import Cost, StepCost, measure_step, times
@@ -137,6 +138,9 @@ def phrases(arguments: dict[str, QloraLwfArguments]) -> list[str]:
         text("<b>{count}</b> trainable parameters", count=count),
         _extent(args),
     ]
+    if (updates := _updates(args)) is not None:
+        disk = saved_bytes(trained, tokenizer_bytes(base, config_of(base)), kept_checkpoints(args, updates))
+        parts.append(disk_phrase(disk))
     device = find_device(args.use_cpu)
     if device.memory_gb is not None:
         needed = total_bytes(budget(args, config_of(base), args.per_device_train_batch_size, args.max_length)) / GB
@@ -157,10 +161,9 @@ def measure(args: QloraLwfArguments) -> StepCost:
 def cost(arguments: dict[str, QloraLwfArguments], measured: dict[str, StepCost]) -> Cost:
     """What the run will take, but for a user's own file; a GPU's memory is among the phrases."""
     ((model, args),) = arguments.items()
-    step, base, conversations = measured[model], base_of(args), taken_conversations(args)
-    if conversations is None:
+    if taken_conversations(args) is None:
         return Cost()
-    updates, _ = _updates(args, conversations)
+    step, base, updates = measured[model], base_of(args), _updates(args)
     size, config = data_size(args), config_of(base)
     tokens = min(size.bytes / size.conversations / BYTES_PER_TOKEN["gpt2"] + TEMPLATE_TOKENS, args.max_length)
     example = (tokens + args.rehearsal_ratio * args.max_length) / (1 + args.rehearsal_ratio)
@@ -178,31 +181,37 @@ def count_trainable(args: QloraLwfArguments, base: BaseModel) -> int:
     return sum(args.lora_r * (layer.inputs + layer.outputs) for layer in layers)
 
 
-def _updates(args: QloraLwfArguments, conversations: int) -> tuple[int, int]:
-    """Updates and examples of a run."""
-    examples = conversations + round(args.rehearsal_ratio * conversations)
+def _updates(args: QloraLwfArguments) -> int | None:
+    """Updates of a run; None of a file of the user's own, whose examples nobody has counted yet."""
     if args.max_steps > 0:
-        return args.max_steps, examples
-    return math.ceil(args.num_train_epochs * math.ceil(examples / args.effective_batch_size)), examples
+        return args.max_steps
+    if (examples := _examples(args)) is None:
+        return None
+    return math.ceil(args.num_train_epochs * math.ceil(examples / args.effective_batch_size))
+
+
+def _examples(args: QloraLwfArguments) -> int | None:
+    """Of an epoch: conversations, and stretches to rehearse."""
+    conversations = taken_conversations(args)
+    return None if conversations is None else conversations + round(args.rehearsal_ratio * conversations)
 
 
 def _extent(args: QloraLwfArguments) -> str:
-    """Updates and examples; of a file of the user's own nobody has counted the examples yet."""
-    conversations = taken_conversations(args)
+    """Updates and examples."""
+    conversations, updates = taken_conversations(args), _updates(args)
     rows = str(args.effective_batch_size)
-    if conversations is None:
-        if args.max_steps > 0:
-            return text("<b>{updates}</b> updates of {rows} examples", updates=f"{args.max_steps:,}", rows=rows)
+    if updates is None:
         phrase = "<b>{epochs}</b> epochs of your file, in updates of {rows} examples"
         return text(phrase, epochs=f"{args.num_train_epochs:g}", rows=rows)
-    updates, examples = _updates(args, conversations)
+    if conversations is None:
+        return text("<b>{updates}</b> updates of {rows} examples", updates=f"{updates:,}", rows=rows)
     return text(
         "<b>{updates}</b> updates of {rows} examples, out of up to <b>{conversations}</b> conversations and "
         "{stretches} stretches of text to rehearse",
         updates=f"{updates:,}",
         rows=rows,
         conversations=f"{conversations:,}",
-        stretches=f"{examples - conversations:,}",
+        stretches=f"{_examples(args) - conversations:,}",
     )
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from ..errors import InputError
 from ..models import build_config, count_parameters
-from ..training.arguments import ModelArguments
+from ..training.arguments import ModelArguments, StageArguments
 from ..training.trainer import count_training_tokens
 from .data_size import (
     HELD_OUT_SHARE,
@@ -82,7 +82,7 @@ def extent(arguments: dict[str, ModelArguments]) -> Extent:
     parameters = {model: count_model(args) for model, args in arguments.items()}
     args = next(iter(arguments.values()))
     updates, tokens = count_training_tokens(args, max(math.ceil(expected_text_tokens(args) / args.max_length), 1))
-    checkpoints = _kept_checkpoints(args, updates)
+    checkpoints = kept_checkpoints(args, updates)
     values = sum(parameters.values()) * (1 + VALUES_OF_A_CHECKPOINT * checkpoints)
     return Extent(parameters, updates, tokens, checkpoints, BYTES_OF_A_VALUE * values)
 
@@ -114,7 +114,8 @@ def _scoring_seconds(step: StepCost, parameters: int, tokens: float, longest: fl
     return max(step.seconds(parameters, SCORING_COST * tokens), READING_COST * step.seconds_per_position * longest)
 
 
-def _kept_checkpoints(args: ModelArguments, updates: int) -> int:
+def kept_checkpoints(args: StageArguments, updates: int) -> int:
+    """How many of a run's checkpoints are there at its end."""
     if args.save_strategy == "no":
         return 0
     saves = math.ceil(times(args.save_steps, updates))

@@ -1,16 +1,22 @@
 """What tuning by preferences will take: found out from the model's config, and from one step of such a model."""
 
 import copy
+import functools
+
+from transformers import PreTrainedConfig
 
 from ..data.preferences import GENERATED, GENERATED_SHARE
 from ..errors import InputError
+from ..models import count_parameters
 from ..stages.dpo import check_window
 from ..stages.reference import UPDATE_TOKENS
 from ..stages.sweep import SweepArguments
+from ..training.base_model import BaseModel
 from ..training.device import choose_precision, find_device
 from ..training.dpo_arguments import DpoArguments
+from .adapter_disk import disk_phrase, saved_bytes, tokenizer_bytes
 from .adapter_estimate import base_of, config_of, count_trainable
-from .estimate import Reckoning
+from .estimate import Reckoning, kept_checkpoints
 from .languages import text
 from .notices import escape
 from .step_cost import Cost, StepCost, measure_step, memory_of_run, times
@@ -26,6 +32,7 @@ BF16_COST = 0.65  # a token of the reference's training where a CPU learns that 
 LAST_SCORES = 3  # of all held-out pairs, in evaluations
 PREPARE_SECONDS, TRIAL_SECONDS = 3, 2  # libraries and tokenizer; adapters, answers
 TRL_BYTES = 150_000_000
+REFERENCE_CHECKPOINTS = 2  # half way, and at its end
 
 
 def complete(args: DpoArguments) -> dict[str, str]:
@@ -53,42 +60,78 @@ def phrases(arguments: dict[str, DpoArguments]) -> list[str]:
     base = base_of(args)
     trained = count_trainable(args, base)
     count = text("<b>{count}</b> trainable parameters", count=f"{trained:,}")
-    return [f"<b>{escape(base.name)}</b>", count, *_extent(args)]
+    return [f"<b>{escape(base.name)}</b>", count, *_extent(args), *_disk(args, trained)]
 
 
 def trial_phrases(arguments: dict[str, SweepArguments]) -> list[str]:
     """What it says of a sweep."""
     (args,) = arguments.values()
-    model = escape(base_of(args).name)
-    trials = text("<b>{trials}</b> trials of <b>{model}</b>", trials=str(args.trials), model=model)
-    return [trials, text("each {extent}", extent=", ".join(_extent(args)))]
+    base, ranks = base_of(args), args.choices()["lora_r"]
+    trials = text("<b>{trials}</b> trials of <b>{model}</b>", trials=str(args.trials), model=escape(base.name))
+    trained = round(count_trainable(args, base) / args.lora_r * sum(ranks) / len(ranks))
+    return [trials, text("each {extent}", extent=", ".join(_extent(args))), *_disk(args, trained)]
+
+
+def _disk(args: DpoArguments, trained: int) -> list[str]:
+    """What all of it takes on disk: a reference, and adapters with their checkpoints or, in a sweep, each trial's
+    without; nothing for pairs that nobody has counted yet."""
+    if (updates := _updates(args)) is None:
+        return []
+    base, trials = base_of(args), getattr(args, "trials", None)
+    tokenizer, parameters = tokenizer_bytes(base, config_of(base)), _parameters(base, _new_tokens(args))
+    disk = (trials or 1) * saved_bytes(trained, tokenizer, 0 if trials else kept_checkpoints(args, updates))
+    if args.save_merged:
+        disk += (trials or 1) * saved_bytes(parameters, tokenizer, 0)
+    if args.sft_epochs > 0:
+        disk += saved_bytes(parameters, tokenizer, REFERENCE_CHECKPOINTS)
+    return [disk_phrase(disk)]
 
 
 def _extent(args: DpoArguments) -> list[str]:
     """Updates and pairs, or, of data that nobody has counted yet, epochs; and what comes before them."""
     if args.sft_epochs > 0:
-        return [_updates(args), text("after {epochs} passes over all answers", epochs=f"{args.sft_epochs:g}")]
-    return [_updates(args)]
+        return [_updates_phrase(args), text("after {epochs} passes over all answers", epochs=f"{args.sft_epochs:g}")]
+    return [_updates_phrase(args)]
 
 
-def _updates(args: DpoArguments) -> str:
-    rows = str(args.effective_batch_size)
+def _updates(args: DpoArguments) -> int | None:
+    """None for pairs that nobody has counted yet."""
     if is_generated(args):
-        pairs = generated_for_training(args)
-        phrase = "<b>{updates}</b> updates of {rows} pairs, out of <b>{pairs}</b> generated ones"
-        return text(phrase, updates=f"{args.updates(pairs):,}", rows=rows, pairs=f"{pairs:,}")
-    if args.max_steps > 0:
-        return text("<b>{updates}</b> updates of {rows} pairs", updates=f"{args.max_steps:,}", rows=rows)
-    phrase = "<b>{epochs}</b> epochs in updates of {rows} pairs"
-    return text(phrase, epochs=f"{args.num_train_epochs:g}", rows=rows)
+        return args.updates(generated_for_training(args))
+    return args.max_steps if args.max_steps > 0 else None
+
+
+def _updates_phrase(args: DpoArguments) -> str:
+    updates, rows = _updates(args), str(args.effective_batch_size)
+    if updates is None:
+        phrase = "<b>{epochs}</b> epochs in updates of {rows} pairs"
+        return text(phrase, epochs=f"{args.num_train_epochs:g}", rows=rows)
+    if not is_generated(args):
+        return text("<b>{updates}</b> updates of {rows} pairs", updates=f"{updates:,}", rows=rows)
+    phrase = "<b>{updates}</b> updates of {rows} pairs, out of <b>{pairs}</b> generated ones"
+    return text(phrase, updates=f"{updates:,}", rows=rows, pairs=f"{generated_for_training(args):,}")
 
 
 def measure(args: DpoArguments) -> StepCost:
     """What a training step of a model of that size takes on this machine, on as many tokens as an update has."""
-    config = copy.deepcopy(config_of(base_of(args)))
-    if is_generated(args) and args.sft_epochs > 0:
-        config.vocab_size += min(args.new_tokens, NEW_TOKENS)
+    config = _grown_config(base_of(args), _new_tokens(args))
     return measure_step(config, args, 2 * args.per_device_train_batch_size, _padded_tokens(args))
+
+
+def _new_tokens(args: DpoArguments) -> int:
+    """How many generated answers give the model."""
+    return min(args.new_tokens, NEW_TOKENS) if is_generated(args) and args.sft_epochs > 0 else 0
+
+
+def _grown_config(base: BaseModel, new_tokens: int) -> PreTrainedConfig:
+    config = copy.deepcopy(config_of(base))
+    config.vocab_size += new_tokens
+    return config
+
+
+@functools.lru_cache(maxsize=8)
+def _parameters(base: BaseModel, new_tokens: int) -> int:
+    return count_parameters(_grown_config(base, new_tokens))
 
 
 def cost(arguments: dict[str, DpoArguments], measured: dict[str, StepCost]) -> Cost:
@@ -102,8 +145,7 @@ def cost(arguments: dict[str, DpoArguments], measured: dict[str, StepCost]) -> C
         memory += TRL_BYTES
     if not is_generated(args):
         return Cost(memory_bytes=memory)
-    pairs = generated_for_training(args)
-    updates = args.updates(pairs)
+    pairs, updates = generated_for_training(args), _updates(args)
     evaluations = times(args.eval_steps, updates)
     of_trial = DPO_COST * 2 * updates * args.effective_batch_size * _padded_tokens(args)
     of_trial += SCORING_COST * (1 + evaluations + LAST_SCORES) * args.max_eval_tokens

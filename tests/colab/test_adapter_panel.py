@@ -100,6 +100,14 @@ def test_the_line_says_what_will_be_trained(make_panel, model, monkeypatch):
     assert "3 epochs of your file" in plain(panel.line.value)
 
 
+def test_the_disk_that_a_run_takes_is_near(make_panel):
+    panel = make_panel()
+    (said,) = re.findall(r"(\d+) MB on disk", plain(panel.line.value))
+    folder = qlora_lwf.qlora_lwf(panel.arguments("tuned"))
+    taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert int(said) * 1e6 == pytest.approx(taken, rel=0.1, abs=0.6e6)
+
+
 def test_conversations_that_were_counted_are_named(make_panel, monkeypatch):
     panel = make_panel()
     monkeypatch.setattr(adapter_estimate, "taken_conversations", lambda args: 1000)

@@ -22,8 +22,9 @@ from newllm_lib.colab.search_controls import Ticks
 from newllm_lib.colab.stage import EXPERIMENTS, PREFERENCES
 from newllm_lib.colab.step_cost import StepCost
 from newllm_lib.errors import InputError
-from newllm_lib.stages.dpo import prepare
+from newllm_lib.stages.dpo import dpo, prepare
 from newllm_lib.stages.sft import SftArguments
+from newllm_lib.stages.sweep import sweep
 from newllm_lib.training.adapters import add_adapters, trainable
 from newllm_lib.training.base_model import BaseModel
 
@@ -95,6 +96,19 @@ def test_the_line_says_what_is_tuned_and_by_how_much(runs, chat_model):
     assert "passes over all answers" not in plain(panel.line.value)
 
 
+@pytest.mark.parametrize(
+    ("make", "stage", "run"), [(PreferencePanel, PREFERENCES, dpo), (SweepPanel, EXPERIMENTS, sweep)]
+)
+def test_the_disk_that_it_takes_is_near(runs, chat_model, make, stage, run):
+    panel = make(stage, runs)
+    if make is SweepPanel:
+        set_to(panel, "trials", 2)
+    (said,) = re.findall(r"(\d+) MB on disk", plain(panel.line.value))
+    folder = run(panel.arguments("tuned"))
+    taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert int(said) * 1e6 == pytest.approx(taken, rel=0.1, abs=0.6e6)
+
+
 @pytest.mark.parametrize(("make", "stage"), [(PreferencePanel, PREFERENCES), (SweepPanel, EXPERIMENTS)])
 def test_minutes_and_memory_are_told_once_a_step_is_measured(runs, chat_model, make, stage):
     panel = make(stage, runs)
@@ -121,6 +135,8 @@ def test_for_pairs_that_nobody_has_counted_there_are_no_minutes(runs, chat_model
     set_to(panel, "data_source", "file")
     cost = PREFERENCES.reckoning.cost({"tuned": panel.arguments("tuned")}, {"tuned": STEP})
     assert cost.minutes is None and cost.memory_bytes > 0
+    set_to(panel, "max_steps", -1)
+    assert "on disk" not in panel.line.value
 
 
 def test_what_belongs_to_other_pairs_is_hidden_and_left_alone(runs, chat_model, tmp_path):
