@@ -114,6 +114,9 @@ def reply_to_each(
     padding = [length - len(row) for row in rows]
     was_training = model.training
     model.eval()
+    # The last position of several rows is a slice with gaps, for which torch would copy the head once a row: 1.7 GB for
+    # five of Gemma 3 270M, 5 GB of Gemma-2B.
+    without_gaps = model.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0].contiguous(),))
     try:
         made = model.generate(
             input_ids=torch.tensor(
@@ -127,6 +130,7 @@ def reply_to_each(
             pad_token_id=tokenizer.pad_token_id,
         )[:, length:]
     finally:
+        without_gaps.remove()
         model.train(was_training)
     ended = (made == tokenizer.eos_token_id).any(dim=1).tolist()
     texts = tokenizer.batch_decode(made, skip_special_tokens=True)

@@ -141,10 +141,11 @@ def _convert(folder: Path) -> None:
         # plain numbers here, are saved as those of a fresh model.
         if hasattr(loaded.config, "quantization_config"):
             del loaded.config.quantization_config
-        plain = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32)
+        plain = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.bfloat16)
         plain.load_state_dict(loaded.state_dict())
         plain.generation_config = loaded.generation_config
-        plain.to(torch.bfloat16).save_pretrained(temporary)
+        del loaded
+        plain.save_pretrained(temporary)
         _tokenizer(file).save_pretrained(temporary)
         file.unlink()
         os.replace(temporary, folder)

@@ -183,7 +183,11 @@ def test_a_tuned_model_ends_its_answers(tmp_path):
     args = lwf_arguments(tmp_path, max_steps=60, distill_weight=0.0, rehearsal_ratio=0.0, learning_rate=2e-2)
     args = dataclasses.replace(args, data=str(data), eval_data=str(data), lora_r=16)
     trained = open_model(qlora_lwf(args))
+    read = []  # by the head: of rows with gaps between them torch would make a copy of it for each
+    hook = trained.model.get_output_embeddings().register_forward_hook(lambda head, args, _: read.append(args[0]))
     replies = reply_to_each(trained.model, trained.tokenizer, ["Red?", "Blue?", "Longer than the others?"], 12)
+    hook.remove()
+    assert len(read[0]) == 3 and all(hidden.is_contiguous() for hidden in read)
     assert [text for text, _ in replies[:2]] == ["Yes.", "Yes."] and all(ended for _, ended in replies)
     with adapters_off(trained.model):
         assert not all(ended for _, ended in reply_to_each(trained.model, trained.tokenizer, ["Red?", "Blue?"], 12))
