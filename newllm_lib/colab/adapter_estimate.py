@@ -13,7 +13,7 @@ from ..stages.qlora_lwf import QloraLwfArguments, budget, check_memory
 from ..training import offline_gemma
 from ..training.base_model import BaseModel, base_config, find_base_model
 from ..training.device import find_device
-from ..training.memory_budget import GB, ModelSizes, is_target, model_sizes, total_bytes
+from ..training.memory_budget import CUDA_CONTEXT, GB, ModelSizes, is_target, model_sizes, total_bytes
 from .adapter_disk import disk_phrase, saved_bytes, tokenizer_bytes
 from .data_size import BYTES_PER_TOKEN, data_size, taken_conversations
 from .estimate import Reckoning, kept_checkpoints
@@ -40,7 +40,11 @@ STEP_PASSES = 3  # of a measured training step: forwards, and backwards to input
 # Held-out tokens are read under the model and, where the two are compared, under the base: of both kinds of text, the
 # general one compared, at an evaluation; of both kinds, compared, and the base alone at the end.
 EVALUATION_PASSES, TEST_PASSES = 3, 6
-PREPARE_SECONDS = 26  # open the base, answer before and after
+PREPARE_SECONDS = 20  # open the base, answer before and after
+TOKENIZER_BYTES = 2_200  # of a token type: the tokenizer in memory, and the texts
+# Of what a GPU would take beside the weights: a CPU's heap is coarser, and oneDNN keeps a program for every shape. In
+# fp32 the weights take more and the rest less; measured on CPUs with and without bf16 (benchmarks/cost_line.py).
+WORKING_SHARE = 1.9
 
 
 def complete(args: QloraLwfArguments) -> dict[str, str]:
@@ -159,11 +163,12 @@ def measure(args: QloraLwfArguments) -> StepCost:
 
 
 def cost(arguments: dict[str, QloraLwfArguments], measured: dict[str, StepCost]) -> Cost:
-    """What the run will take, but for a user's own file; a GPU's memory is among the phrases."""
+    """What the run will take: no minutes of a file of the user's own, no memory of a GPU, which `phrases` tell."""
     ((model, args),) = arguments.items()
-    if taken_conversations(args) is None:
-        return Cost()
     step, base, updates = measured[model], base_of(args), _updates(args)
+    memory = _memory(args, base, step)
+    if taken_conversations(args) is None:
+        return Cost(memory_bytes=memory)
     size, config = data_size(args), config_of(base)
     tokens = min(size.bytes / size.conversations / BYTES_PER_TOKEN["gpt2"] + TEMPLATE_TOKENS, args.max_length)
     example = (tokens + args.rehearsal_ratio * args.max_length) / (1 + args.rehearsal_ratio)
@@ -172,7 +177,19 @@ def cost(arguments: dict[str, QloraLwfArguments], measured: dict[str, StepCost])
     work = passes * updates * args.effective_batch_size * example
     work += EVALUATION_PASSES * evaluations * args.max_eval_tokens + TEST_PASSES * args.max_test_tokens
     weights = sum(layer.weights for layer in _sizes(base).linear) + config.vocab_size * config.hidden_size
-    return Cost((step.seconds(weights, work / STEP_PASSES) + PREPARE_SECONDS) / 60)
+    return Cost((step.seconds(weights, work / STEP_PASSES) + PREPARE_SECONDS) / 60, memory)
+
+
+def _memory(args: QloraLwfArguments, base: BaseModel, step: StepCost) -> int | None:
+    """Bytes that the process takes at its peak, of a CPU: what it has now, the tokenizer, the base, and what training
+    takes beside it. None on a GPU, which has a phrase of its own, and where the probe could not tell."""
+    if find_device(args.use_cpu).kind != "cpu" or (before := step.memory(0, 0)) is None:
+        return None
+    config = config_of(base)
+    items = budget(args, config, args.per_device_train_batch_size, args.max_length)
+    weights = total_bytes(items[:2])  # linear layers, all others
+    working = total_bytes(items[2:]) - CUDA_CONTEXT
+    return int(before + TOKENIZER_BYTES * config.vocab_size + weights + WORKING_SHARE * working)
 
 
 def count_trainable(args: QloraLwfArguments, base: BaseModel) -> int:

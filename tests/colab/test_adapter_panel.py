@@ -1,5 +1,6 @@
 """Notebook 5: a panel that names the base, the adapters and the GPU's memory without opening a model; the terms."""
 
+import dataclasses
 import re
 from html import unescape
 
@@ -7,12 +8,13 @@ import pytest
 from chats import write_conversations
 from sample_text import make_text
 from tiny_gemma import tiny_gemma_folder
-from transformers import GemmaConfig
+from transformers import Gemma3TextConfig, GemmaConfig
 
 from newllm_lib.colab import adapter_estimate, base_model, conversation_preview
 from newllm_lib.colab.data_size import DataSize
 from newllm_lib.colab.panel import SettingsPanel
 from newllm_lib.colab.stage import ADAPTER
+from newllm_lib.colab.step_cost import StepCost
 from newllm_lib.errors import InputError
 from newllm_lib.stages import qlora_lwf
 from newllm_lib.stages.qlora_lwf import prepare
@@ -27,6 +29,7 @@ SLIDERS = {
     "rehearsal_ratio", "rehearsal_data", "rehearsal_eval_data", "repetition_penalty", "max_steps", "learning_rate",
     "max_length", "max_samples", "per_device_train_batch_size", "gradient_accumulation_steps",
 }  # fmt: skip
+STEP = StepCost(1e-9, 1_000_000, 256, 700_000_000, 10_000)
 
 
 def plain(html):
@@ -119,10 +122,23 @@ def test_minutes_are_told_once_a_block_is_measured(make_panel, monkeypatch):
     panel = make_panel()
     panel.show()
     assert "estimated from" not in panel.line.value, "of a file that nobody has counted"
+    assert re.search(r"\d [MG]B of memory", plain(panel.line.value))
     monkeypatch.setattr(adapter_estimate, "data_size", lambda args: DataSize(180_000, 1000))
     monkeypatch.setattr(adapter_estimate, "taken_conversations", lambda args: 1000)
     panel.refresh()
     assert "estimated from one measured step" in panel.line.value
+
+
+def test_memory_grows_with_the_base_and_with_what_is_trained(make_panel, monkeypatch):
+    def memory(**values) -> int:
+        args = dataclasses.replace(panel.arguments("tuned"), **values)
+        return adapter_estimate.cost({"tuned": args}, {"tuned": STEP}).memory_bytes
+
+    panel = make_panel()
+    assert STEP.memory(0, 0) < memory() < memory(lora_r=64) and memory() < memory(per_device_train_batch_size=64)
+    small = memory()
+    monkeypatch.setattr(adapter_estimate, "config_of", lambda base: Gemma3TextConfig(**adapter_estimate.OFFLINE_CONFIG))
+    assert memory() > small + 5e8
 
 
 def test_the_panel_opens_no_model(make_panel, monkeypatch):
