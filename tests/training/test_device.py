@@ -1,17 +1,12 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from newllm_lib.stages.reference import reference_arguments
 from newllm_lib.training.arguments import StageArguments
-from newllm_lib.training.device import (
-    Device,
-    choose_precision,
-    find_device,
-    freed_memory_kept,
-    has_glibc,
-    memory_in_use,
-    peak_of,
-)
+from newllm_lib.training.device import Device, choose_precision, find_device, has_glibc, peak_of
 from newllm_lib.training.dpo_arguments import DpoArguments
 
 
@@ -56,17 +51,24 @@ def test_a_torch_that_does_not_tell_gets_fp32(monkeypatch):
     assert choose_precision(find_device(use_cpu=True))[0] == "fp32"
 
 
+LEFT_OF_100_MB = """
+import contextlib, torch
+from newllm_lib.training.device import find_device, freed_memory_kept, memory_in_use
+device = find_device(use_cpu=True)
+with {}:
+    before = memory_in_use(device)
+    torch.ones(25_000_000)
+    print(memory_in_use(device) - before)
+"""
+
+
 @pytest.mark.skipif(not has_glibc(), reason="only glibc can be told to keep freed memory")
 def test_freed_memory_is_kept():
-    def left_of_100_mb() -> int:
-        before = memory_in_use(find_device(use_cpu=True))
-        torch.ones(25_000_000)
-        return memory_in_use(find_device(use_cpu=True)) - before
+    def left(context: str) -> int:
+        command = [sys.executable, "-c", LEFT_OF_100_MB.format(context)]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    with freed_memory_kept():
-        assert left_of_100_mb() > 90e6
-        assert left_of_100_mb() < 10e6, "it is used again"
-    assert left_of_100_mb() < 10e6
+    assert left("freed_memory_kept()") > 90e6 > 10e6 > left("contextlib.nullcontext()")
 
 
 @pytest.mark.skipif(not has_glibc(), reason="the heap tells only with glibc")
