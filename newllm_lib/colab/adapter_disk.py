@@ -6,18 +6,10 @@ from transformers import PreTrainedConfig
 
 from ..training.base_model import BaseModel
 from ..training.offline_gemma import NAME, converted_folder
-from .estimate import VALUES_OF_A_CHECKPOINT
 from .languages import text
 from .notices import size
-from .step_cost import BYTES_OF_A_VALUE
 
 BYTES_OF_A_TYPE = 127  # of a tokenizer's file: Gemma's; most have fewer
-
-
-def saved_bytes(trained: int, tokenizer: int, checkpoints: int) -> int:
-    """Of a run that trains so many parameters: they and their tokenizer, once finished and once a checkpoint, which has
-    AdamW's averages, too."""
-    return (1 + checkpoints) * tokenizer + BYTES_OF_A_VALUE * trained * (1 + VALUES_OF_A_CHECKPOINT * checkpoints)
 
 
 def tokenizer_bytes(base: BaseModel, config: PreTrainedConfig) -> int:

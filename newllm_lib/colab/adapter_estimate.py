@@ -14,9 +14,9 @@ from ..training import offline_gemma
 from ..training.base_model import BaseModel, base_config, find_base_model
 from ..training.device import find_device
 from ..training.memory_budget import CUDA_CONTEXT, GB, ModelSizes, is_target, model_sizes, total_bytes
-from .adapter_disk import disk_phrase, saved_bytes, tokenizer_bytes
+from .adapter_disk import disk_phrase, tokenizer_bytes
 from .data_size import BYTES_PER_TOKEN, data_size, taken_conversations
-from .estimate import Reckoning, kept_checkpoints
+from .estimate import Reckoning, kept_checkpoints, saved_bytes
 from .languages import text
 from .notices import escape
 from .step_cost import Cost, StepCost, measure_step, times
@@ -143,7 +143,7 @@ def phrases(arguments: dict[str, QloraLwfArguments]) -> list[str]:
         _extent(args),
     ]
     if (updates := _updates(args)) is not None:
-        disk = saved_bytes(trained, tokenizer_bytes(base, config_of(base)), kept_checkpoints(args, updates))
+        disk = saved_bytes(trained, kept_checkpoints(args, updates), tokenizer_bytes(base, config_of(base)))
         parts.append(disk_phrase(disk))
     device = find_device(args.use_cpu)
     if device.memory_gb is not None:
@@ -166,10 +166,11 @@ def cost(arguments: dict[str, QloraLwfArguments], measured: dict[str, StepCost])
     """What the run will take: no minutes of a file of the user's own, no memory of a GPU, which `phrases` tell."""
     ((model, args),) = arguments.items()
     step, base, updates = measured[model], base_of(args), _updates(args)
-    memory = _memory(args, base, step)
+    config = config_of(base)
+    memory = _memory(args, config, step)
     if taken_conversations(args) is None:
         return Cost(memory_bytes=memory)
-    size, config = data_size(args), config_of(base)
+    size = data_size(args)
     tokens = min(size.bytes / size.conversations / BYTES_PER_TOKEN["gpt2"] + TEMPLATE_TOKENS, args.max_length)
     example = (tokens + args.rehearsal_ratio * args.max_length) / (1 + args.rehearsal_ratio)
     evaluations = 1 + times(args.eval_steps, updates)
@@ -180,12 +181,11 @@ def cost(arguments: dict[str, QloraLwfArguments], measured: dict[str, StepCost])
     return Cost((step.seconds(weights, work / STEP_PASSES) + PREPARE_SECONDS) / 60, memory)
 
 
-def _memory(args: QloraLwfArguments, base: BaseModel, step: StepCost) -> int | None:
+def _memory(args: QloraLwfArguments, config: PreTrainedConfig, step: StepCost) -> int | None:
     """Bytes that the process takes at its peak, of a CPU: what it has now, the tokenizer, the base, and what training
     takes beside it. None on a GPU, which has a phrase of its own, and where the probe could not tell."""
     if find_device(args.use_cpu).kind != "cpu" or (before := step.memory(0, 0)) is None:
         return None
-    config = config_of(base)
     items = budget(args, config, args.per_device_train_batch_size, args.max_length)
     weights = total_bytes(items[:2])  # linear layers, all others
     working = total_bytes(items[2:]) - CUDA_CONTEXT

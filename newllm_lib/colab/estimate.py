@@ -83,8 +83,13 @@ def extent(arguments: dict[str, ModelArguments]) -> Extent:
     args = next(iter(arguments.values()))
     updates, tokens = count_training_tokens(args, max(math.ceil(expected_text_tokens(args) / args.max_length), 1))
     checkpoints = kept_checkpoints(args, updates)
-    values = sum(parameters.values()) * (1 + VALUES_OF_A_CHECKPOINT * checkpoints)
-    return Extent(parameters, updates, tokens, checkpoints, BYTES_OF_A_VALUE * values)
+    return Extent(parameters, updates, tokens, checkpoints, saved_bytes(sum(parameters.values()), checkpoints))
+
+
+def saved_bytes(trained: int, checkpoints: int, tokenizer: int = 0) -> int:
+    """On disk, of a run that trains so many parameters: they and the file of their tokenizer, where that counts, once
+    finished and once a checkpoint, which has AdamW's averages, too."""
+    return (1 + checkpoints) * tokenizer + BYTES_OF_A_VALUE * trained * (1 + VALUES_OF_A_CHECKPOINT * checkpoints)
 
 
 def cost(arguments: dict[str, ModelArguments], measured: dict[str, StepCost]) -> Cost:

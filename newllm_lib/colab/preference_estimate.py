@@ -14,9 +14,9 @@ from ..stages.sweep import SweepArguments
 from ..training.base_model import BaseModel
 from ..training.device import choose_precision, find_device
 from ..training.dpo_arguments import DpoArguments
-from .adapter_disk import disk_phrase, saved_bytes, tokenizer_bytes
+from .adapter_disk import disk_phrase, tokenizer_bytes
 from .adapter_estimate import base_of, config_of, count_trainable
-from .estimate import Reckoning, kept_checkpoints
+from .estimate import Reckoning, kept_checkpoints, saved_bytes
 from .languages import text
 from .notices import escape
 from .step_cost import Cost, StepCost, measure_step, memory_of_run, times
@@ -77,13 +77,15 @@ def _disk(args: DpoArguments, trained: int) -> list[str]:
     without; nothing for pairs that nobody has counted yet."""
     if (updates := _updates(args)) is None:
         return []
-    base, trials = base_of(args), getattr(args, "trials", None)
+    base, is_sweep = base_of(args), isinstance(args, SweepArguments)
     tokenizer, parameters = tokenizer_bytes(base, config_of(base)), _parameters(base, _new_tokens(args))
-    disk = (trials or 1) * saved_bytes(trained, tokenizer, 0 if trials else kept_checkpoints(args, updates))
+    disk = saved_bytes(trained, 0 if is_sweep else kept_checkpoints(args, updates), tokenizer)
     if args.save_merged:
-        disk += (trials or 1) * saved_bytes(parameters, tokenizer, 0)
+        disk += saved_bytes(parameters, 0, tokenizer)
+    if is_sweep:
+        disk *= args.trials
     if args.sft_epochs > 0:
-        disk += saved_bytes(parameters, tokenizer, REFERENCE_CHECKPOINTS)
+        disk += saved_bytes(parameters, REFERENCE_CHECKPOINTS, tokenizer)
     return [disk_phrase(disk)]
 
 

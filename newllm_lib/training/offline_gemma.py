@@ -134,9 +134,8 @@ def _convert(folder: Path) -> None:
     transformers_logging.disable_progress_bar()
     try:
         file = assemble(temporary / "model.gguf")
-        where = {"pretrained_model_name_or_path": str(temporary), "gguf_file": file.name}
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
-            loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+            loaded = AutoModelForCausalLM.from_pretrained(temporary, gguf_file=file.name, dtype=torch.float32)
         # Newer transformers takes a model from GGUF for a quantised one and will not save it: its weights, which are
         # plain numbers here, are saved as those of a fresh model.
         if hasattr(loaded.config, "quantization_config"):
@@ -168,9 +167,8 @@ def _tokenizer(file: Path) -> GemmaTokenizer:
 
     fields = GGUFReader(file).fields
     tokens, kinds = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type"))
-    spelled = (
-        token if token.strip(" ") else "▁" * len(token) for token in tokens
-    )  # runs of spaces: as the class has them
+    # Runs of spaces as the class looks them up.
+    spelled = (token if token.strip(" ") else "▁" * len(token) for token in tokens)
     ids = {token: index for index, token in enumerate(spelled)}
     merges = generate_merges(ids, {token: -index for token, index in ids.items()})
     tokenizer = GemmaTokenizer(vocab=ids, merges=merges, add_bos_token=True)
