@@ -32,9 +32,7 @@ def resident(field: str) -> int:
 def one_setting(model_type: str, vocab_size: int, batch_size: int, max_length: int, bf16: bool) -> dict:
     """Bytes at the peak of the third update."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_model(
-        build_config(model_type, vocab_size, max_length, num_layers=1 if "newllm" in model_type else None)
-    )
+    model = build_model(build_config(model_type, vocab_size, max_length))
     model = model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)  # as the Trainer does
     input_ids = torch.randint(0, vocab_size, (batch_size, max_length), device=device)

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat, render
+from newllm_lib.data.chat_template import ConversationFormat, render, template_for
 from newllm_lib.data.conversation_rows import CONVERSATIONS_PER_CALL, conversation_rows
 from newllm_lib.data.conversations import load_conversations
 from newllm_lib.data.documentation import documentation_rows
@@ -44,7 +44,7 @@ def measure(path: Path, max_length: int) -> dict:
     conversations = load_conversations("ultrachat-full", data=str(path)).train
     sample = list(itertools.islice(conversations, BASELINE_CONVERSATIONS))
     tokenizer = build_tokenizer("bpe", (message["content"] for messages in sample[:2000] for message in messages), 4096)
-    tokenizer.chat_template = TEMPLATES["dialogue"]
+    tokenizer.chat_template = template_for(tokenizer, "dialogue")
 
     texts, _ = render(sample, tokenizer)
     started = time.perf_counter()

@@ -3,46 +3,23 @@ conversation can be written to a file and taken up again."""
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from tokenizers.decoders import DecodeStream
 
-from .data.chat_template import plain_messages
+from .data.chat_template import conversation_ids
+from .data.tokenizer import end_token_ids
 from .errors import InputError
 from .evaluation.context_trace import trace_context
 from .evaluation.forgetting import adapters_off
 from .evaluation.generation import state_bytes
+from .evaluation.memory_file import Memory, read_memory
 from .evaluation.token_stream import TokenStream, check_sampling, document_ids
 from .models.context_cache import RecurrentGenerationMixin
 from .stages.evaluate import TrainedModel, open_model, weights_hash
 from .training.checkpoint import write_bytes
-
-MEMORY_FORMAT = "newllm memory 1"
-LARGEST_MEMORY = 2**24  # bytes of a file; ours have some thousand
-
-
-@dataclass(frozen=True)
-class Memory:
-    """All that a recurrent model keeps of a conversation.
-
-    Attributes:
-        context: [1, S] fp32.
-        tokens: how many it is of.
-        model, weights: the name of the model whose it is, and what its weights are known by.
-        messages: what was said, for people to read; the model needs none of it. Empty unless it was saved, too.
-    """
-
-    context: torch.Tensor
-    tokens: int
-    model: str
-    weights: str
-    messages: tuple[dict[str, str], ...] = ()
 
 
 class Chat:
@@ -134,7 +111,7 @@ class Chat:
 
     @property
     def is_recurrent(self) -> bool:
-        """True for a model whose memory is one context vector, whatever the length of the conversation."""
+        """True for a model whose memory has a fixed size, whatever the length of the conversation."""
         return isinstance(self.model, RecurrentGenerationMixin)
 
     @property
@@ -148,7 +125,7 @@ class Chat:
         return weights_hash(self.trained.folder)
 
     def memory_file(self, with_words: bool = False) -> bytes:
-        """What `save_memory` writes: a safetensors file of the context and a header that says whose it is.
+        """What `save_memory` writes (see evaluation/memory_file.py).
 
         Raises:
             InputError: there is no such memory.
@@ -160,11 +137,9 @@ class Chat:
         if not self.messages and self.memory is None:
             raise InputError("nothing has been said yet: there is no memory to save.", "NL-405")
         self.stream.catch_up(self._token_ids(is_turn_open=False))
-        header = {"format": MEMORY_FORMAT, "model": self.trained.name, "weights": self.weights}
-        header["tokens"] = str(self.stream.cache.seen_tokens)
-        if with_words:
-            header["messages"] = json.dumps(self.messages, ensure_ascii=False)
-        return save({"context": self.stream.cache.context.float().cpu().contiguous()}, header)
+        state, tokens = self.stream.cache.context, self.stream.cache.seen_tokens
+        messages = tuple(self.messages) if with_words else ()
+        return Memory(state, tokens, self.trained.name, self.weights, messages).file(self.model.config)
 
     def save_memory(self, path: str | Path, with_words: bool = False) -> Path:
         """Write what the model remembers of the conversation to a file, whole or not at all.
@@ -197,20 +172,19 @@ class Chat:
                 "it.",
                 "NL-405",
             )
-        size = trace_context(self.model, [self.tokenizer.eos_token_id], 1).shape[1]
-        if memory.context.shape[1] != size:
+        if memory.state.shape[1] != (size := self._state_numbers):
             raise InputError(
-                f"memory {name!r} holds {memory.context.shape[1]} numbers, but this model's context has {size}; the "
-                "file is damaged: save it again.",
+                f"memory {name!r} holds {memory.state.shape[1]} numbers, but this model's state has {size}; the file "
+                "is damaged: save it again.",
                 "NL-405",
             )
         self.messages = list(memory.messages)
         self.memory = memory
-        self.stream.begin(memory.context, memory.tokens)
+        self.stream.begin(memory.state, memory.tokens)
         return memory
 
     def context_trace(self, last: int = 48) -> tuple[list[str], torch.Tensor]:
-        """(the last T = `last` tokens that have been read, as text; [T + 1, S] the context before them and after each)
+        """(the last T = `last` tokens that have been read, as text; [T + 1, N] the context before them and after each)
 
         Raises:
             InputError: nothing has been read since the conversation began, or the model has no context.
@@ -221,8 +195,15 @@ class Chat:
         texts = [self.tokenizer.decode([token]) for token in read[-last:]]
         return texts, trace_context(self.model, read, last, self.stream.start)
 
+    @functools.cached_property
+    @torch.no_grad()
+    def _state_numbers(self) -> int:
+        """How many numbers the state of a recurrent model has."""
+        token = torch.tensor([[self.tokenizer.eos_token_id]], device=self.model.device)
+        return self.model(input_ids=token, use_cache=True).past_key_values.context.shape[1]
+
     def _tokens(self) -> Iterator[int]:
-        tokens = self.stream.continue_with(self._token_ids(), self.max_new_tokens, [self.tokenizer.eos_token_id])
+        tokens = self.stream.continue_with(self._token_ids(), self.max_new_tokens, end_token_ids(self.tokenizer))
         while True:
             # Between two tokens the adapters are on again: others may be talking to the same model.
             with adapters_off(self.model) if self.base else contextlib.nullcontext():
@@ -241,44 +222,9 @@ class Chat:
         if not said:
             return []
         if self.tokenizer.chat_template is not None:
-            messages = plain_messages(said, self.tokenizer)
-            token_ids = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=is_turn_open, return_dict=False
-            )
+            token_ids = conversation_ids(said, self.tokenizer, is_turn_open)
         else:
             token_ids = document_ids(self.tokenizer, "".join(message["content"] for message in said))
         if self.memory is not None and token_ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             return token_ids[1:]  # the token that begins a conversation is in the memory already
         return token_ids
-
-
-def read_memory(path: str | Path) -> Memory:
-    """What `Chat.save_memory` has written.
-
-    Raises:
-        InputError: no such file, or not one of ours.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise InputError(f"memory {str(path)!r} does not exist; name a file that a chat has saved.", "NL-405")
-    try:
-        if path.stat().st_size > LARGEST_MEMORY:
-            raise ValueError("it is far too large")
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != MEMORY_FORMAT or list(file.keys()) != ["context"]:
-                raise ValueError("its header is another")
-            context = file.get_tensor("context")
-        if context.dtype != torch.float32 or context.dim() != 2 or len(context) != 1 or not context.isfinite().all():
-            raise ValueError("its numbers are no context")
-        messages = tuple(
-            {"role": {"user": "user", "assistant": "assistant"}[m["role"]], "content": str(m["content"])}
-            for m in json.loads(header.get("messages", "[]"))
-        )
-        return Memory(context, int(header["tokens"]), header["model"][:60], header["weights"][:60], messages)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"memory {path.name!r} is not a memory that a chat has saved ({' '.join(str(error).split())[:120]}); name "
-            "another file.",
-            "NL-405",
-        ) from error

@@ -7,7 +7,7 @@ import torch
 from sample_text import make_text
 from tiny_gemma import tiny_gemma_folder
 
-from newllm_lib.data.chat_template import TEMPLATES
+from newllm_lib.data.chat_template import template_for
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.models import build_config, build_model
 from newllm_lib.stages.qlora_lwf import QloraLwfArguments, qlora_lwf
@@ -37,19 +37,24 @@ def write_conversations(path: Path, count: int = 200) -> Path:
     return path
 
 
-def untrained_chat(folder: Path, model_type: str = "newllm", template: str | None = "dialogue", seed: int = 0) -> Path:
+def untrained_chat(
+    folder: Path, model_type: str = "newllm", template: str | None = "dialogue", seed: int = 0, tokenizer=None
+) -> Path:
     """A model with a tokenizer of bytes, which says nothing of sense, as a finished run has it.
 
     Args:
         template: None: a model that goes on with the text so far.
+        tokenizer: another one than ours of today.
     """
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer("byte", [])
-    tokenizer.chat_template = None if template is None else TEMPLATES[template]
+    tokenizer = tokenizer or build_tokenizer("byte", [])
+    tokenizer.chat_template = None if template is None else template_for(tokenizer, template)
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     build_model(build_config(model_type, len(tokenizer), 512, num_parameters=120_000, **ids)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "settings.json").write_text(json.dumps({"run": {"model_type": model_type}, "session": {}}))
+    (folder / "settings.json").write_text(
+        json.dumps({"run": {"model_type": model_type, "tokenizer": "byte"}, "session": {}})
+    )
     return folder
 
 
@@ -68,7 +73,7 @@ def train_adapters(folder: Path) -> Path:
     rehearsal.write_text(make_text(240), encoding="utf-8")
     args = QloraLwfArguments(
         model=str(tiny_gemma_folder(folder / "base")), data=str(write_conversations(folder / "data.jsonl")),
-        rehearsal_data=str(rehearsal), load_in_4bit=False, max_length=128, max_steps=6, learning_rate=1e-2,
+        rehearsal_data=str(rehearsal), load_in_4bit=False, max_length=128, max_steps=12, learning_rate=1e-2,
         eval_steps=0.5, save_steps=0.5, logging_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=1,
         max_eval_tokens=400, max_test_tokens=400, output_dir=str(folder / "run" / "tuned"),
     )  # fmt: skip

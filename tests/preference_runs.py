@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM
 
-from newllm_lib.data.chat_template import TEMPLATES
+from newllm_lib.data.chat_template import template_for
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.models import build_config, build_model
 from newllm_lib.training.dpo_arguments import DpoArguments
@@ -38,7 +38,7 @@ def tiny_chat_model(folder: Path, model_type: str = "tiny-gpt2", **sizes) -> Pat
     """A random model with the byte tokenizer and our chat template, as a finished run would leave it."""
     if not folder.exists():
         tokenizer = build_tokenizer("byte", [])
-        tokenizer.chat_template = TEMPLATES["dialogue"]
+        tokenizer.chat_template = template_for(tokenizer, "dialogue")
         special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         config = build_config(
             model_type, vocab_size=len(tokenizer), **{"num_parameters": 80_000, "max_length": 128, **sizes}, **special

@@ -42,3 +42,28 @@ def make_run(run: Path, steps: tuple[int, ...] = (), finished: bool = False) -> 
 def contents(folder: Path) -> dict[str, bytes]:
     """name -> bytes of all files in and below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def make_earlier_model(folder: Path) -> Path:
+    """A finished New-LLM as version 0.1.0 wrote it, with weights of no sense."""
+    make_run(folder, finished=True)
+    (folder / "tokenizer.json").write_text("{}")
+    config = {
+        "architectures": ["NewLLMForCausalLM"],
+        "context_clamp": 10.0,
+        "context_size": 320,
+        "dropout": 0.1,
+        "embedding_scale": 16.0,
+        "embedding_size": 256,
+        "hidden_size": 640,
+        "initializer": "scaled",
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-05,
+        "model_type": "newllm",
+        "num_hidden_layers": 1,
+        "recurrent_dropout": False,
+        "tie_word_embeddings": True,
+        "vocab_size": 64,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

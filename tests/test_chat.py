@@ -101,7 +101,8 @@ def test_state_is_counted_in_bytes(folder):
         list(chat.reply(text))
         sizes.append(chat.state_bytes)
     if chat.is_recurrent:
-        assert sizes == [4 * chat.model.config.context_size] * 2
+        config = chat.model.config
+        assert sizes == [4 * config.num_hidden_layers * (config.context_size + 2 * config.hidden_size)] * 2
     else:
         assert sizes[0] < sizes[1]
     chat.reset()

@@ -182,9 +182,9 @@ def test_data_lists_shows_and_gives_a_template(capsys, trained, tmp_path):
     for part in (
         "Data       file mine.jsonl",
         "Looked at  3 rows of the training split, all of them",
-        f"the tokenizer of {trained}, 258 types",
-        "Assistant: Paris.<|endoftext|>",
-        "[␣] [P] [a] [r] [i] [s] [.] [<|endoftext|>]",
+        f"the tokenizer of {trained}, 263 types",
+        "<|user|> What is the capital of France?<|assistant|> Paris.<|end|>",
+        "[␣] [P] [a] [r] [i] [s] [.] [<|end|>]",
         "Duplicates       0",
         "In both splits   0",
     ):

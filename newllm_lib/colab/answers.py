@@ -9,6 +9,7 @@ from typing import Any
 from IPython.display import HTML, display
 from transformers import AutoTokenizer
 
+from ..data.chat_template import borrowed_template
 from ..errors import InputError
 from ..evaluation.generation import reply_to
 from ..stages.evaluate import open_model
@@ -92,7 +93,8 @@ def ask(
     """
     trained = open_model(folder)
     if trained.tokenizer.chat_template is None and template_of is not None:
-        trained.tokenizer.chat_template = AutoTokenizer.from_pretrained(template_of).chat_template
+        lender = AutoTokenizer.from_pretrained(template_of)
+        trained.tokenizer.chat_template = borrowed_template(trained.tokenizer, lender)
     replies = [
         reply_to(trained.model, trained.tokenizer, [{"role": "user", "content": prompt}], max_new_tokens)
         for prompt in prompts

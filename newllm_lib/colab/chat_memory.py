@@ -7,8 +7,9 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from ..chat import Chat, read_memory
+from ..chat import Chat
 from ..errors import InputError
+from ..evaluation.memory_file import read_memory
 from ..training.checkpoint import write_bytes
 from .context_picture import context_picture
 from .failures import code_and_sentence
@@ -82,11 +83,11 @@ def pictures_html(chats: Mapping[str, Chat]) -> str:
     pictures = []
     for name, chat in shown.items():
         tokens, contexts = chat.context_trace()
-        pictures.append(context_picture(tokens, contexts, spoken_name(name) if len(shown) > 1 else ""))
+        pictures.append(context_picture(tokens, contexts, chat.model, spoken_name(name) if len(shown) > 1 else ""))
     return (
         '<div style="opacity:.75;font-size:12px;line-height:1.4;margin:6px 0 2px">The context vector after each of the '
-        "newest tokens: a column is all that is remembered at that moment, and the next token sees nothing else. Rows "
-        f"that keep their colour remember for long.</div>{''.join(pictures)}"
+        "newest tokens: a column and the last token are all that the next token sees. Rows that keep their colour "
+        f"remember for long.</div>{''.join(pictures)}"
     )
 
 
@@ -119,9 +120,9 @@ class MemoryControls:
         self.notice = widgets.HTML(layout=widgets.Layout(width="auto"))
         row = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
         help_text = (
-            '<div style="opacity:.75;font-size:12px;line-height:1.4">The file holds the context vector, about 1 kB, '
-            "and whose it is. The model goes on from it as if it had just heard the whole conversation, today or "
-            "tomorrow; another model cannot use it.</div>"
+            '<div style="opacity:.75;font-size:12px;line-height:1.4">The file holds the context vector, what every '
+            "layer keeps of the last token, and whose they are: some kB, however long the conversation was. The model "
+            "goes on from it as if it had just heard all of it, today or tomorrow; another model cannot use it.</div>"
         )
         self.box = widgets.VBox(
             [
@@ -162,7 +163,7 @@ class MemoryControls:
         self.refresh(str(path))
         size, held = path.stat().st_size, chat.state_bytes
         self.notice.value = sentence_html(
-            f"{spoken_name(name)}'s memory is saved as {path.stem}: {size:,} bytes, {held:,} of them its context."
+            f"{spoken_name(name)}'s memory is saved as {path.stem}: {size:,} bytes, {held:,} of them what it remembers."
         )
 
     def resume(self) -> None:

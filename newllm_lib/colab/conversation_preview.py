@@ -7,7 +7,7 @@ import numpy as np
 from IPython.display import HTML, display
 from transformers import PreTrainedTokenizerFast
 
-from ..data.chat_template import ConversationFormat, encode_conversations, render
+from ..data.chat_template import ConversationFormat, encode_conversations, plain_messages, render
 from ..data.rows import Message
 from ..stages.qlora_lwf import PreparedLwf
 from ..training.run import PreparedRun
@@ -101,6 +101,7 @@ def samples_html(samples: list[list[Message]]) -> str:
 
 def learned_html(samples: list[list[Message]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat) -> str:
     """The first of the samples that fits into a row as its tokens, the learned ones underlined."""
+    samples = [plain_messages(messages, tokenizer) for messages in samples]  # as `render` shows them
     for messages, encoded in zip(samples, encode_conversations(samples, tokenizer, form), strict=True):
         if encoded is not None:
             return (

@@ -20,17 +20,16 @@ FILLED_SHARE = 0.8  # of `max_length`: what is left of a long conversation after
 
 @dataclass(frozen=True)
 class DataSize:
-    """Bytes of a training split and, where rows are conversations, their number; and of the longest held-out text."""
+    """Bytes of a training split and, where rows are conversations, their number."""
 
     bytes: int
     conversations: int | None = None
-    longest: int = 0
 
 
 # (dataset, source) -> its training split. Offline sizes are counted, the hub's bytes estimated, for a rough cost line.
 DATA_SIZES = {
-    ("wikitext", "hub"): DataSize(10_900_000, longest=50_000),
-    ("wikitext", "offline"): DataSize(12_110_594, longest=71_617),
+    ("wikitext", "hub"): DataSize(10_900_000),
+    ("wikitext", "offline"): DataSize(12_110_594),
     ("dailydialog", "hub"): DataSize(5_800_000, 11_118),
     ("dailydialog", "offline"): DataSize(12_720_000, 3_800),
     ("dolly", "hub"): DataSize(11_500_000, 14_260),
@@ -51,17 +50,10 @@ def expected_text_tokens(args: ModelArguments) -> float:
     return taken_conversations(args) * min(tokens / size.conversations, FILLED_SHARE * args.max_length)
 
 
-def longest_held_out(args: ModelArguments) -> float:
-    """Tokens of the longest held-out text that is read from start to end; 0 if all are short or nobody knows."""
-    return data_size(args).longest / bytes_per_token(args)
-
-
 def data_size(args: StageArguments) -> DataSize:
     """The size of the training split that the settings name."""
     if args.data is not None:
-        path = Path(args.data).expanduser()
-        held_out = int(path.stat().st_size * HELD_OUT_SHARE)
-        return DataSize(path.stat().st_size - held_out, longest=held_out if path.suffix.lower() == ".txt" else 0)
+        return DataSize(int(Path(args.data).expanduser().stat().st_size * (1 - HELD_OUT_SHARE)))
     name = getattr(args, "dataset", None) or "wikitext"
     return DATA_SIZES[name, "hub" if args.data_source == "auto" else args.data_source]
 

@@ -5,7 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..stages.sweep import read_trials
-from ..training.checkpoint import COMPLETE_FILE, RESULTS_FILE, SETTINGS_FILE, is_complete, numbered_checkpoints
+from ..training.checkpoint import (
+    COMPLETE_FILE,
+    RESULTS_FILE,
+    SETTINGS_FILE,
+    is_complete,
+    is_of_earlier_version,
+    numbered_checkpoints,
+)
 from ..training.run_copy import (
     FINISHED,
     NOTHING,
@@ -114,13 +121,16 @@ def run_sentence(run: Path) -> str:
 
 
 def is_finished(run: Path) -> bool:
-    """True if there is nothing left to train in a run; of a sweep nobody knows."""
+    """True if there is nothing left to train in a run; a sweep never says so."""
     if read_trials(run):
         return False
-    return all((settings.parent / RESULTS_FILE).is_file() for settings in run.glob(f"*/{SETTINGS_FILE}"))
+    models = [settings.parent for settings in run.glob(f"*/{SETTINGS_FILE}")]
+    return all((model / RESULTS_FILE).is_file() or is_of_earlier_version(model) for model in models)
 
 
 def _state(model: Path) -> str:
+    if is_of_earlier_version(model):
+        return "was trained by an earlier version and is of no use to this one"
     progress = progress_here(model)
     if progress == FINISHED:
         return "is finished"

@@ -17,7 +17,6 @@ from .data_size import (
     HELD_OUT_SHARE,
     expected_text_tokens,
     expected_vocab_size,
-    longest_held_out,
     start_config,
     start_of,
 )
@@ -25,8 +24,9 @@ from .languages import text
 from .notices import size
 from .step_cost import BYTES_OF_A_VALUE, Cost, StepCost, cost_phrases, measure_step, memory_of_run, times
 
-SCORING_COST = 0.5  # of a held-out token, in training tokens; measured 0.3 (newllm) to 0.6 (overlapping windows)
-READING_COST = 0.12  # of a position of a document that is read alone, in those of a training step; measured
+# Of a held-out token, in training tokens. Measured: 0.3 (newllm; 0.5 where one long document is read alone) to 0.6
+# (overlapping windows).
+SCORING_COST = 0.5
 PREPARE_SECONDS, MODEL_SECONDS = 7, 3  # learn the tokenizer and pack the rows, once; per model: save, draw curves
 VALUES_OF_A_CHECKPOINT = 3  # a weight and AdamW's two averages of its gradient
 
@@ -101,22 +101,15 @@ def cost(arguments: dict[str, ModelArguments], measured: dict[str, StepCost]) ->
     whole = extent(arguments)
     args = next(iter(arguments.values()))
     held_out = expected_text_tokens(args) * HELD_OUT_SHARE
-    sample, longest = min(args.max_eval_tokens, held_out), longest_held_out(args)
-    evaluations = times(args.eval_steps, whole.updates)
+    # Of all held-out tokens once, and of a sample at every evaluation.
+    scored = held_out + times(args.eval_steps, whole.updates) * min(args.max_eval_tokens, held_out)
     step_tokens = args.per_device_train_batch_size * args.max_length
     seconds, peaks = float(PREPARE_SECONDS), []
     for model, count in whole.parameters.items():
         step = measured[model]
-        seconds += step.seconds(count, whole.tokens) + MODEL_SECONDS + _scoring_seconds(step, count, held_out, longest)
-        # An evaluation takes some documents, of which the longest is hardly ever one.
-        seconds += evaluations * _scoring_seconds(step, count, sample, min(longest / 2, sample))
+        seconds += step.seconds(count, whole.tokens + SCORING_COST * scored) + MODEL_SECONDS
         peaks.append(step.memory(count, step_tokens))
     return Cost(seconds / 60, memory_of_run(peaks))
-
-
-def _scoring_seconds(step: StepCost, parameters: int, tokens: float, longest: float) -> float:
-    """Of scoring documents with so many tokens: a recurrent model reads the longest of them alone at last."""
-    return max(step.seconds(parameters, SCORING_COST * tokens), READING_COST * step.seconds_per_position * longest)
 
 
 def kept_checkpoints(args: StageArguments, updates: int) -> int:

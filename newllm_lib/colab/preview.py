@@ -5,6 +5,7 @@ import itertools
 from IPython.display import HTML, display
 from transformers import PreTrainedTokenizerFast
 
+from ..data.tokenizer import text_backend
 from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
 from .notices import FAINT, escape, in_one_sentence, say, table_html
@@ -82,7 +83,7 @@ def samples_html(samples: list[str]) -> str:
 
 def tokens_html(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
     """The text with every token tinted; tokens that share one character (parts of its bytes) are one patch."""
-    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    encoding = text_backend(tokenizer).encode(text, add_special_tokens=False)
     patches, position = [], 0
     for begin, end in encoding.offsets:
         if end <= position:

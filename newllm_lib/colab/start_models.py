@@ -3,20 +3,22 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..training.checkpoint import RESULTS_FILE
+from ..training.checkpoint import RESULTS_FILE, is_of_earlier_version
 from .languages import text
 
 
 def finished_runs(runs: str | Path, folders: Sequence[str], models: Sequence[str]) -> list[Path]:
-    """Run folders in which all of `models` are finished: notebook by notebook in the order of `folders`, of one
-    notebook the newest first."""
+    """Run folders in which all of `models` are finished, by a version whose models this one can open: notebook by
+    notebook in the order of `folders`, of one notebook the newest first."""
     found = []
     for folder in folders:
         newest = {}
         for run in (Path(runs) / folder).glob("*"):
             results = [run / model / RESULTS_FILE for model in models]
             weights = [run / model / "model.safetensors" for model in models]
-            if all(path.is_file() for path in (*results, *weights)):
+            if all(path.is_file() for path in (*results, *weights)) and not any(
+                is_of_earlier_version(run / model) for model in models
+            ):
                 newest[run] = max(path.stat().st_mtime for path in results)
         found += sorted(newest, key=newest.__getitem__, reverse=True)
     return found

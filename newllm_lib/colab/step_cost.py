@@ -6,7 +6,6 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..models import build_model, count_parameters
-from ..models.context_cache import RecurrentGenerationMixin
 from ..training.arguments import StageArguments
 from ..training.device import Device, find_device, peak_of
 from ..training.update import timed_update
@@ -29,7 +28,6 @@ class StepCost:
         parameters, tokens: of the model, and of the step.
         peak_bytes: the memory in use, all of the process on a CPU; None where that cannot be told.
         bytes_per_token: of `peak_bytes`, what grows with the tokens of a step.
-        seconds_per_position: of a model that reads a row's tokens one after the other; else 0.
     """
 
     seconds_per_flop: float
@@ -37,7 +35,6 @@ class StepCost:
     tokens: int
     peak_bytes: int | None
     bytes_per_token: float
-    seconds_per_position: float = 0.0
 
     def seconds(self, parameters: int, tokens: float) -> float:
         """Of training a model of that many parameters on so many tokens."""
@@ -64,18 +61,17 @@ def measure_step(config: PreTrainedConfig, args: StageArguments, rows: int, leng
     would take seconds, it is made smaller."""
     device, parameters, length = find_device(), count_parameters(config), min(length, PROBE_LENGTH)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    (seconds, tokens, is_recurrent), memory = peak_of(device, lambda: _step(config, rows, length, device, dtype))
+    (seconds, tokens), memory = peak_of(device, lambda: _step(config, rows, length, device, dtype))
     before, peak = memory or (0, None)
     weights = BYTES_OF_A_VALUE * VALUES_IN_TRAINING * parameters
     growing = max(peak - before - weights, 0) / tokens if memory else 0.0
-    per_position = seconds / length if is_recurrent else 0.0
-    return StepCost(seconds / (6 * parameters * tokens), parameters, tokens, peak, growing, per_position)
+    return StepCost(seconds / (6 * parameters * tokens), parameters, tokens, peak, growing)
 
 
 def _step(
     config: PreTrainedConfig, most_rows: int, length: int, device: Device, dtype: torch.dtype | None
-) -> tuple[float, int, bool]:
-    """Seconds and tokens of one step of a new model, and whether it is a recurrent one."""
+) -> tuple[float, int]:
+    """Seconds and tokens of one step of a new model."""
     model = build_model(config).to(device.kind).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
@@ -89,7 +85,7 @@ def _step(
     while (taken := seconds(rows)) < PROBE_SECONDS and rows < most_rows:
         rows = min(4 * rows, most_rows)
     # The first step of its size has got its memory from the system, page by page.
-    return min(taken, seconds(rows)), rows * length, isinstance(model, RecurrentGenerationMixin)
+    return min(taken, seconds(rows)), rows * length
 
 
 def times(interval: float, updates: int) -> float:

@@ -18,10 +18,11 @@ from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
-from ..models.modeling_newllm import IGNORED
+from ..models.chunked_loss import IGNORED
 from .cache import cache_path, write_atomically
 from .rows import TextPiece
 from .text import Text
+from .tokenizer import text_backend
 
 PIECES_PER_CALL = 1000
 FORMAT_VERSION = 1  # part of the cache key: raise it when rows are laid out otherwise
@@ -77,7 +78,7 @@ def tokenized_pieces(
     """(token ids, starts a document, counts) for every piece; encoded many at a time, in parallel."""
     iterator = iter(pieces)
     while block := list(itertools.islice(iterator, PIECES_PER_CALL)):
-        encodings = tokenizer.backend_tokenizer.encode_batch([piece.text for piece in block], add_special_tokens=False)
+        encodings = text_backend(tokenizer).encode_batch([piece.text for piece in block], add_special_tokens=False)
         for piece, encoding in zip(block, encodings, strict=True):
             token_ids = np.asarray(encoding.ids, dtype=np.int32)
             unknown = 0 if tokenizer.unk_token_id is None else int((token_ids == tokenizer.unk_token_id).sum())

@@ -1,8 +1,13 @@
-"""Conversations as tokens. Role words and end-of-turn live in the chat template alone, which is saved with the
-tokenizer; what the template marks as generated is what a model learns to write."""
+"""Conversations as tokens, by the chat template that is saved with the tokenizer.
 
-from collections.abc import Sequence
+A tokenizer with role tokens writes each role as one token and ends an answer with another. Others get a template of
+role words; what a template marks as generated is what a model learns to write.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -11,10 +16,20 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from .batches import TextCounts
 from .conversations import Conversations
 from .rows import Message
-from .tokenizer import build_tokenizer
+from .tokenizer import END_OF_TURN, ROLE_TOKENS, build_tokenizer, has_role_tokens, text_backend
 
-# A turn a line, an answer closed by the end-of-text token. Every turn begins with its role word and a space, so that
-# what is generated after "Assistant:" begins at a token's beginning whatever the tokenizer.
+# The space makes the first word of a turn the token that it is inside running text: fewer tokens, and known ones after
+# pretraining. A role token ends the turn before it, so that only answers need an end of turn.
+ROLE_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message.role + '|>' }}"
+    "{% if message.role == 'assistant' %}"
+    "{% generation %}{{ ' ' + message.content + '<|end|>' }}{% endgeneration %}"
+    "{% else %}{{ ' ' + message.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+# Without role tokens: a turn a line, an answer closed by the end-of-text token. Every turn begins with its role word
+# and a space, so that what is generated after "Assistant:" begins at a token's beginning whatever the tokenizer.
 TEMPLATE = (
     "{{{{ bos_token }}}}{{% for message in messages %}}"
     "{{% if message.role == 'assistant' %}}"
@@ -41,15 +56,27 @@ TEMPLATES = {
 def learned_tokenizer(
     conversations: Conversations, template: str, kind: str, vocab_size: int | None
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer learned from what is said, role words left out, with a chat template of TEMPLATES.
+    """A tokenizer learned from what is said, role words left out, with the chat template of `template_for`.
 
     Raises:
         InputError: as `build_tokenizer`.
     """
-    contents = (message["content"] for messages in conversations for message in messages)
+    space = " " if kind == "bpe" else ""  # as ROLE_TEMPLATE has it
+    contents = (space + message["content"] for messages in conversations for message in messages)
     tokenizer = build_tokenizer(kind, contents, vocab_size, f"{conversations.identity}/{conversations.read_as}")
-    tokenizer.chat_template = TEMPLATES[template]
+    tokenizer.chat_template = template_for(tokenizer, template)
     return tokenizer
+
+
+def template_for(tokenizer: PreTrainedTokenizerFast, name: str) -> str:
+    """The chat template for a tokenizer that has none: ROLE_TEMPLATE with role tokens, otherwise TEMPLATES[name]."""
+    return ROLE_TEMPLATE if has_role_tokens(tokenizer) else TEMPLATES[name]
+
+
+def borrowed_template(tokenizer: PreTrainedTokenizerFast, lender: PreTrainedTokenizerFast) -> str:
+    """The chat template of `lender` for a tokenizer that has none, or what `template_for` gives where it writes roles
+    as tokens."""
+    return template_for(tokenizer, "dialogue") if _writes_role_tokens(lender) else lender.chat_template
 
 
 @dataclass(frozen=True)
@@ -81,16 +108,96 @@ def encode_conversations(
     conversations: Sequence[list[Message]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
 ) -> list[EncodedConversation | None]:
     """Conversations as tokens, in parallel; None for one of which nothing that is learned fits."""
-    return encode_rendered(*render(conversations, tokenizer), tokenizer, form)
+    return encoding_of(conversations, tokenizer, form)()
 
 
-def encode_rendered(
+def encoding_of(
+    conversations: Sequence[list[Message]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
+) -> Callable[[], list[EncodedConversation | None]]:
+    """`encode_conversations`, with the part still to be called that several threads may do at a time: only one may
+    render a template."""
+    if _writes_role_tokens(tokenizer):
+        return partial(_encode_with_roles, conversations, tokenizer, form)
+    return partial(_encode_rendered, *render(conversations, tokenizer), tokenizer, form)
+
+
+def conversation_ids(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast, is_turn_open: bool = True
+) -> list[int]:
+    """A conversation as the model reads it when it is asked: the beginning of its training row, token by token.
+
+    Args:
+        is_turn_open: it is the model's turn.
+    """
+    if not _writes_role_tokens(tokenizer):
+        return tokenizer.apply_chat_template(
+            plain_messages(messages, tokenizer), add_generation_prompt=is_turn_open, return_dict=False
+        )
+    (turns,) = _turn_ids([messages], tokenizer)
+    role = [tokenizer.convert_tokens_to_ids(ROLE_TOKENS["assistant"])] if is_turn_open else []
+    return [tokenizer.bos_token_id, *itertools.chain.from_iterable(turns), *role]
+
+
+def _writes_role_tokens(tokenizer: PreTrainedTokenizerFast) -> bool:
+    return tokenizer.chat_template == ROLE_TEMPLATE and has_role_tokens(tokenizer)
+
+
+def _turn_ids(conversations: Sequence[Sequence[Message]], tokenizer: PreTrainedTokenizerFast) -> list[list[list[int]]]:
+    """The tokens of every turn of every conversation, as ROLE_TEMPLATE has them: role, what is said and, after an
+    answer, the end of turn. What is said is encoded apart, so that no text is a role."""
+    contents = [" " + message["content"] for messages in conversations for message in messages]
+    encodings = iter(text_backend(tokenizer).encode_batch_fast(contents, add_special_tokens=False))
+    begins = {role: tokenizer.convert_tokens_to_ids(token) for role, token in ROLE_TOKENS.items()}
+    ends = {"assistant": [tokenizer.convert_tokens_to_ids(END_OF_TURN)]}
+    return [
+        [[begins[role := message["role"]], *next(encodings).ids, *ends.get(role, ())] for message in messages]
+        for messages in conversations
+    ]
+
+
+def _encode_with_roles(
+    conversations: Sequence[list[Message]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
+) -> list[EncodedConversation | None]:
+    return [
+        _joined(messages, turns, tokenizer, form)
+        for messages, turns in zip(conversations, _turn_ids(conversations, tokenizer), strict=True)
+    ]
+
+
+def _joined(
+    messages: list[Message], turns: list[list[int]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
+) -> EncodedConversation | None:
+    joined, end, left_out = [tokenizer.bos_token_id], 0, 0
+    learned: list[tuple[int, int, str]] = []  # [begin, end) of what follows a role token, and what is said there
+    for message, turn in zip(messages, turns, strict=True):
+        begin = len(joined) + 1
+        joined += turn
+        is_answer = message["role"] == "assistant"
+        if is_answer or form.loss_on == "all":
+            learned.append((begin, len(joined), message["content"]))
+        if is_answer:
+            left_out += len(joined) > form.max_length
+            if form.too_long == "cut" or len(joined) <= form.max_length:
+                end = len(joined)
+    token_ids = np.asarray(joined[: min(end, form.max_length)], dtype=np.int32)
+    supervised = np.zeros(len(token_ids), dtype=bool)
+    if form.loss_on == "all":
+        supervised[1:] = True  # the beginning is given
+    texts = []
+    for begin, stop, content in learned:
+        if begin < len(token_ids):
+            supervised[begin:stop] = True
+            texts.append(content if stop <= len(token_ids) else tokenizer.decode(token_ids[begin:]).strip())
+    return _counted(token_ids, supervised, texts, left_out, tokenizer) if supervised.any() else None
+
+
+def _encode_rendered(
     texts: list[str],
     spans: list[list[tuple[int, int]]],
     tokenizer: PreTrainedTokenizerFast,
     form: ConversationFormat,
 ) -> list[EncodedConversation | None]:
-    """What `render` gives as tokens. Several threads may do this at a time; only one may render."""
+    """What `render` gives as tokens."""
     encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     return [
         _encoded(text, answers, encoding, tokenizer, form)
@@ -111,9 +218,9 @@ def render(
     )
 
 
-def plain_messages(messages: list[Message], tokenizer: PreTrainedTokenizerFast) -> list[Message]:
-    """The conversation without the tokenizer's special tokens where somebody has written them out: as text they would
-    end a turn in its middle."""
+def plain_messages(messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast) -> Sequence[Message]:
+    """The conversation without special tokens that its texts spell out: in a rendered template they would end a turn
+    in its middle."""
     return _without(_special_tokens(tokenizer), messages)
 
 
@@ -121,7 +228,7 @@ def _special_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     return [token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token]
 
 
-def _without(special: list[str], messages: list[Message]) -> list[Message]:
+def _without(special: list[str], messages: Sequence[Message]) -> Sequence[Message]:
     if not any(token in message["content"] for message in messages for token in special):
         return messages
     plain = []
@@ -159,12 +266,19 @@ def _encoded(text, answers, encoding, tokenizer, form: ConversationFormat) -> En
         return None  # the cut lies before the first answer
     elif end > form.max_length:  # cut in the middle of an answer: what is learned of it is not known by characters
         kept = [tokenizer.decode(token_ids[supervised], skip_special_tokens=True).strip()]
+    return _counted(token_ids, supervised, kept, left_out, tokenizer)
+
+
+def _counted(
+    token_ids: np.ndarray, supervised: np.ndarray, learned: list[str], left_out: int, tokenizer: PreTrainedTokenizerFast
+) -> EncodedConversation:
+    """The conversation with the counts of the texts that are learned of it."""
     unknown = 0 if tokenizer.unk_token_id is None else int((token_ids[supervised] == tokenizer.unk_token_id).sum())
     counts = TextCounts(
         documents=1,
         tokens=int(supervised.sum()),
-        bytes=sum(len(part.encode()) for part in kept),
-        words=sum(len(part.split()) for part in kept),
+        bytes=sum(len(part.encode()) for part in learned),
+        words=sum(len(part.split()) for part in learned),
         unknown_tokens=unknown,
     )
     return EncodedConversation(token_ids, supervised, counts, left_out)

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from ..errors import InputError
 from .batches import IGNORED, Document, EvaluationDocuments, TextCounts
 from .cache import cache_path, write_atomically
-from .chat_template import ConversationFormat, EncodedConversation, encode_rendered, render
+from .chat_template import ConversationFormat, EncodedConversation, encoding_of
 from .conversations import Conversations
 
 FORMAT_VERSION = 3  # part of the cache key: raise it when rows are laid out otherwise
@@ -137,8 +137,8 @@ def encoded_blocks(
         for block in itertools.chain(blocks, [None] * BLOCKS_AHEAD):
             future = None
             if block is not None:
-                rendered = render([messages for _, messages, _ in block if messages is not None], tokenizer)
-                future = executor.submit(encode_rendered, *rendered, tokenizer, form)
+                told = [messages for _, messages, _ in block if messages is not None]
+                future = executor.submit(encoding_of(told, tokenizer, form))
             waiting.append((block, future))
             if len(waiting) <= BLOCKS_AHEAD:
                 continue

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
 from .catalogue import find_dataset
-from .chat_template import plain_messages
+from .chat_template import conversation_ids, plain_messages
 from .conversations import conversation_hash
 from .files import NotJson, check_file, content_hash, read_rows
 from .hub import HubSplit, first_opened
@@ -251,8 +251,7 @@ def conversations(pair: Preference, tokenizer: PreTrainedTokenizerFast) -> tuple
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerFast, messages: list) -> list[int]:
-    is_prompt = messages[-1]["role"] != "assistant"
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=is_prompt, return_dict=False)
+    return conversation_ids(messages, tokenizer, is_turn_open=messages[-1]["role"] != "assistant")
 
 
 def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_length: int, skips: bool) -> Preferences:

@@ -1,8 +1,10 @@
 """The four tokenizers, all transformers' fast tokenizers, built once per run and saved with the model.
 
-`bpe` and `byte` keep every byte of the text; `word` is the published setting: lower-cased words with `<unk>`.
+`bpe` and `byte` keep every byte of the text and reserve one token for each role and for the end of a turn, which no
+text can spell; `word` is the published setting: lower-cased words with `<unk>`.
 """
 
+import functools
 from collections.abc import Iterable
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -13,12 +15,17 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..errors import InputError
 from .cache import cache_path, write_atomically
+from .rows import ROLES
 
 TOKENIZERS = ("bpe", "byte", "word", "gpt2")
 DEFAULT_VOCAB_SIZE = {"bpe": 4096, "word": 1000}
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 UNKNOWN = "<unk>"
+ROLE_TOKENS = {role: f"<|{role}|>" for role in ROLES}
+END_OF_TURN = "<|end|>"
+# `bpe` and `byte` have all of them from the start: a pretrained model learns to talk with the vocabulary it has.
+SPECIAL_TOKENS = (END_OF_TEXT, PAD, *ROLE_TOKENS.values(), END_OF_TURN)
 GPT2_HUB_ID = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 
@@ -46,11 +53,12 @@ def build_tokenizer(
     if text_identity is None:
         learned = train(texts, wanted)
     else:
-        path = cache_path("tokenizer", ".json", version("tokenizers"), text_identity, kind, wanted)
+        special = SPECIAL_TOKENS if kind == "bpe" else ()
+        path = cache_path("tokenizer", ".json", version("tokenizers"), text_identity, kind, wanted, *special)
         if not path.exists():
             write_atomically(path, train(texts, wanted).to_str())
         learned = Tokenizer.from_file(str(path))
-    tokenizer = _wrap(learned, **({"unk_token": UNKNOWN} if kind == "word" else {}))
+    tokenizer = _wrap(learned, unk_token=UNKNOWN) if kind == "word" else _wrap_with_roles(learned)
     if vocab_size is not None and len(tokenizer) < vocab_size:
         raise InputError(
             f"vocab_size {vocab_size} is more than this text supports with the {kind} tokenizer, which finds "
@@ -65,7 +73,40 @@ def keeps_every_byte(tokenizer: PreTrainedTokenizerFast) -> bool:
     return tokenizer.unk_token is None
 
 
-def _wrap(tokenizer: Tokenizer, pad_token: str = PAD, **special_tokens: str) -> PreTrainedTokenizerFast:
+def has_role_tokens(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """True if every role and the end of a turn are special tokens of their own, as in a `bpe` or `byte` tokenizer made
+    here; hub tokenizers, `word` and those of earlier runs have none."""
+    return {*ROLE_TOKENS.values(), END_OF_TURN} <= set(tokenizer.all_special_tokens)
+
+
+def end_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The tokens at which generation stops: the end of the text and, where it is another one, the end of a turn."""
+    end_of_turn = [tokenizer.convert_tokens_to_ids(END_OF_TURN)] if has_role_tokens(tokenizer) else []
+    return [tokenizer.eos_token_id, *end_of_turn]
+
+
+def text_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """The backend that encodes text. With role tokens, a special token that the text spells out is ordinary bytes to
+    it; without, it is the tokenizer's own."""
+    return _bytes_only(tokenizer, len(tokenizer)) if has_role_tokens(tokenizer) else tokenizer.backend_tokenizer
+
+
+@functools.lru_cache(maxsize=8)
+def _bytes_only(tokenizer: PreTrainedTokenizerFast, num_types: int) -> Tokenizer:
+    """A copy, made again when `num_types` says that tokens were added: `encode_special_tokens` is one switch for all
+    threads, and transformers sets it at every call."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.encode_special_tokens = True
+    backend.no_truncation()  # what an earlier call has set
+    backend.no_padding()
+    return backend
+
+
+def _wrap_with_roles(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    return _wrap(tokenizer, extra_special_tokens=[*ROLE_TOKENS.values(), END_OF_TURN])
+
+
+def _wrap(tokenizer: Tokenizer, pad_token: str = PAD, **special_tokens: str | list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
@@ -85,7 +126,7 @@ def _byte_level(model: models.BPE) -> Tokenizer:
 
 def _train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    smallest = len(alphabet) + 2
+    smallest = len(alphabet) + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
         raise InputError(
             f"vocab_size {vocab_size} is too small for the bpe tokenizer, which needs {smallest} types for all bytes; "
@@ -94,7 +135,7 @@ def _train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT, PAD],
+        special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=alphabet,
         show_progress=False,
     )
@@ -110,8 +151,8 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
         # Without merges a word is never looked up whole; splitting further only keeps the pieces short.
         [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Split(Regex("."), "isolated")]
     )
-    tokenizer.add_special_tokens([END_OF_TEXT, PAD])
-    return _wrap(tokenizer)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return _wrap_with_roles(tokenizer)
 
 
 def _train_word(texts: Iterable[str], vocab_size: int) -> Tokenizer:

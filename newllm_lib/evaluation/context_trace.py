@@ -1,6 +1,6 @@
-"""How the context of a recurrent model changes while it reads, token by token.
+"""How the context vector of a recurrent model changes while it reads, token by token.
 
-Dimensions: S size of the carried context, T tokens.
+Dimensions: N numbers of the context vector, S numbers of the state, of which they are the first; T tokens.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from ..models.context_cache import ContextCache
 def trace_context(
     model: PreTrainedModel, token_ids: Sequence[int], last: int, start: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """[T + 1, S] fp32, on the CPU: the context before the last T = min(last, all) of `token_ids`, and after each.
+    """[T + 1, N] fp32, on the CPU: the context before the last T = min(last, all) of `token_ids`, and after each.
 
     Args:
         token_ids: at least one.
-        start: [1, S] context before the first of them; None is none, which is zero.
+        start: [1, S] state before the first of them; None is none, which is zero.
     """
     token_ids = torch.tensor([list(token_ids)], device=model.device)
     cache = ContextCache(None if start is None else start.to(model.device))
@@ -30,5 +30,6 @@ def trace_context(
 
     earlier = max(token_ids.shape[1] - last, 0)
     before = read(0, earlier) if earlier else cache.context
-    contexts = [read(position, position + 1) for position in range(earlier, token_ids.shape[1])]
-    return torch.cat([torch.zeros_like(contexts[0]) if before is None else before, *contexts]).float().cpu()
+    states = [read(position, position + 1) for position in range(earlier, token_ids.shape[1])]
+    states = torch.cat([torch.zeros_like(states[0]) if before is None else before, *states])
+    return states[:, : model.config.context_numbers].float().cpu()

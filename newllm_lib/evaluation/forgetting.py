@@ -11,6 +11,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ..data.batches import IGNORED, EvaluationDocuments
+from ..data.chat_template import conversation_ids
+from ..data.tokenizer import end_token_ids
 from ..models.lwf_loss import token_scores
 from ..models.split_head import split_head
 from .perplexity import TextMetrics, text_metrics, token_sequence, window_batches
@@ -102,11 +104,8 @@ def reply_to_each(
     repetition_penalty: float = 1.0,
 ) -> list[tuple[str, bool]]:
     """For each prompt (the model's answer, the most likely token each time; whether it ended it by itself)."""
-    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    rows = [
-        tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        for messages in conversations
-    ]
+    rows = [conversation_ids([{"role": "user", "content": prompt}], tokenizer) for prompt in prompts]
+    end_ids = end_token_ids(tokenizer)
     # Of a model with few positions the prompt gives way; New-LLM has none.
     window = getattr(model.config, "max_position_embeddings", max(map(len, rows)) + max_new_tokens)
     rows = [row[-max(window - max_new_tokens, 1) :] for row in rows]
@@ -126,12 +125,12 @@ def reply_to_each(
             max_new_tokens=min(max_new_tokens, window - length),
             do_sample=False,
             repetition_penalty=repetition_penalty,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=end_ids,
             pad_token_id=tokenizer.pad_token_id,
         )[:, length:]
     finally:
         without_gaps.remove()
         model.train(was_training)
-    ended = (made == tokenizer.eos_token_id).any(dim=1).tolist()
+    ended = torch.isin(made, made.new_tensor(end_ids)).any(dim=1).tolist()
     texts = tokenizer.batch_decode(made, skip_special_tokens=True)
     return [(text.strip(), end) for text, end in zip(texts, ended, strict=True)]

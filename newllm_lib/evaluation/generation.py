@@ -10,6 +10,8 @@ import time
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
+from ..data.chat_template import conversation_ids
+from ..data.tokenizer import end_token_ids
 from ..models.context_cache import ContextCache, RecurrentGenerationMixin
 from .token_stream import TokenStream, document_ids
 
@@ -27,7 +29,7 @@ def continue_prompt(
     in training; temperature 0 takes the most likely token each time."""
     set_seed(seed)
     ids = document_ids(tokenizer, prompt)
-    tokens = TokenStream(model, temperature, top_p).continue_with(ids, max_new_tokens, [tokenizer.eos_token_id])
+    tokens = TokenStream(model, temperature, top_p).continue_with(ids, max_new_tokens, end_token_ids(tokenizer))
     return tokenizer.decode(list(tokens), skip_special_tokens=True)
 
 
@@ -48,9 +50,9 @@ def reply_to(
     top_p: float = 1.0,
 ) -> tuple[str, bool]:
     """(the model's turn after `messages`, whether it ended it by itself)."""
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    ids = conversation_ids(messages, tokenizer)
     stream = TokenStream(model, temperature, top_p)
-    tokens = list(stream.continue_with(ids, max_new_tokens, [tokenizer.eos_token_id]))
+    tokens = list(stream.continue_with(ids, max_new_tokens, end_token_ids(tokenizer)))
     return tokenizer.decode(tokens, skip_special_tokens=True).strip(), len(tokens) < max_new_tokens
 
 

@@ -16,6 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ..data.tokenizer import text_backend
 from ..errors import InputError
 from ..models.context_cache import ContextCache
 
@@ -32,7 +33,7 @@ class TokenStream:
     Attributes:
         read: the tokens that the state is of, after those that `start` is of.
         cache: the state, as the model has made it; None before the first token.
-        start: [1, S] context that a recurrent model begins with in place of none.
+        start: [1, S] state that a recurrent model begins with in place of none.
         dropped: earlier tokens that had no room in a model with learned positions, and are forgotten.
     """
 
@@ -62,7 +63,7 @@ class TokenStream:
             self.warpers.append(TopPLogitsWarper(top_p))
 
     def begin(self, start: torch.Tensor | None = None, tokens: int = 0) -> None:
-        """Forget everything; a recurrent model may begin with the context `start` [1, S], which is of `tokens` tokens
+        """Forget everything; a recurrent model may begin with the state `start` [1, S], which is of `tokens` tokens
         that nobody need know."""
         self.start = None if start is None else start.to(self.model.device)
         self.start_tokens = tokens
@@ -128,7 +129,7 @@ class TokenStream:
 
 def document_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """The tokens of a text's beginning, after one end-of-text token, as every document in training."""
-    return [tokenizer.eos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
+    return [tokenizer.eos_token_id, *text_backend(tokenizer).encode(text, add_special_tokens=False).ids]
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_p: float, repetition_penalty: float = 1.0) -> None:

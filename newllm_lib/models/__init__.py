@@ -6,13 +6,18 @@ from .baselines import LSTMConfig, LSTMForCausalLM, tiny_gpt2_config
 from .configuration_newllm import NewLLMConfig
 from .context_cache import ContextCache
 from .modeling_newllm import NewLLMForCausalLM, NewLLMModel
+from .modeling_newllm_reference import NewLLMReferenceConfig, NewLLMReferenceForCausalLM, NewLLMReferenceModel
 from .sizing import MODEL_TYPES, build_config, build_model, count_parameters, load_model
 
-AutoConfig.register(NewLLMConfig.model_type, NewLLMConfig, exist_ok=True)
-AutoModel.register(NewLLMConfig, NewLLMModel, exist_ok=True)
-AutoModelForCausalLM.register(NewLLMConfig, NewLLMForCausalLM, exist_ok=True)
-AutoConfig.register(LSTMConfig.model_type, LSTMConfig, exist_ok=True)
-AutoModelForCausalLM.register(LSTMConfig, LSTMForCausalLM, exist_ok=True)
+for config, model, causal_lm in (
+    (NewLLMConfig, NewLLMModel, NewLLMForCausalLM),
+    (NewLLMReferenceConfig, NewLLMReferenceModel, NewLLMReferenceForCausalLM),
+    (LSTMConfig, None, LSTMForCausalLM),
+):
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)
+    if model is not None:
+        AutoModel.register(config, model, exist_ok=True)
 
 __all__ = [
     "MODEL_TYPES",
@@ -22,6 +27,9 @@ __all__ = [
     "NewLLMConfig",
     "NewLLMForCausalLM",
     "NewLLMModel",
+    "NewLLMReferenceConfig",
+    "NewLLMReferenceForCausalLM",
+    "NewLLMReferenceModel",
     "build_config",
     "build_model",
     "count_parameters",

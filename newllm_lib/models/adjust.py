@@ -1,24 +1,23 @@
 """Changes to a trained model before it is trained on: another dropout, more positions, a larger context.
 
-Dimensions: C context, E embedding, H hidden.
+Dimensions: C context of a layer, E width.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .modeling_newllm import NewLLMForCausalLM
+from .modeling_newllm import NewLLMForCausalLM, NewLLMLayer
 
 DROPOUT_FIELDS = ("dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
+FIRST_READING = 1e-2  # standard deviation of the weights that read a copy, of those that read the original
 
 
 def set_dropout(model: PreTrainedModel, dropout: float) -> None:
-    """The same share for every place that drops units.
+    """The same probability for every place that drops units.
 
     Raises:
-        ValueError: the share is none.
+        ValueError: dropout is not in [0, 1).
     """
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}.")
@@ -30,10 +29,6 @@ def set_dropout(model: PreTrainedModel, dropout: float) -> None:
             module.p = dropout
         elif isinstance(module, nn.LSTM) and module.num_layers > 1:  # between its layers
             module.dropout = dropout
-    if isinstance(model, NewLLMForCausalLM):
-        recurrent = model.config.recurrent_dropout
-        model.model.recurrence.dropout = dropout if recurrent else 0.0
-        model.model.dropout.p = 0.0 if recurrent else dropout
 
 
 def extend_positions(model: PreTrainedModel, positions: int) -> None:
@@ -51,52 +46,53 @@ def extend_positions(model: PreTrainedModel, positions: int) -> None:
 
 
 def grow_context(model: NewLLMForCausalLM, context_size: int) -> None:
-    """Enlarge the context vector to a multiple of its size; the model computes what it did before.
+    """Enlarge the context of every layer to a multiple of its size; the model computes what it did before.
 
-    The new part begins as copies of the old, so that LayerNorm sees the same mean and variance, and is read with weight
-    zero. From the first update on its readers differ from the old one's, and then it does (as in Net2Net, Chen et al.
-    2016).
+    The new channels begin as copies of the old ones, so that the norm sees the same mean and variance, and what is read
+    of all copies of a channel adds up to zero: one copy is read with weight zero, several with small weights that
+    differ, for copies that are read alike would stay alike for good. From the first update on they part (as in Net2Net,
+    Chen et al. 2016).
 
     Raises:
         ValueError: the size is no multiple, or not larger.
     """
-    config, recurrence = model.config, model.model.recurrence
-    old = config.context_size
+    old = model.config.context_size
     if context_size <= old or context_size % old:
         multiples = ", ".join(str(old * factor) for factor in (2, 3, 4))
         raise ValueError(f"context_size {context_size} has to be a multiple of the model's {old}: {multiples}, ...")
     factor = context_size // old
-    first, gates, norm = recurrence.layers[0], recurrence.gates, recurrence.norm
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        unread = first.weight.new_zeros(first.out_features, context_size - old)
-        first.weight = nn.Parameter(torch.cat([first.weight, unread], dim=1))
-        gates.weight = nn.Parameter(torch.cat([part for part in gates.weight.chunk(3) for _ in range(factor)]))
-        gates.bias = nn.Parameter(torch.cat([part for part in gates.bias.chunk(3) for _ in range(factor)]))
-        norm.weight, norm.bias = (nn.Parameter(part.repeat(factor)) for part in (norm.weight, norm.bias))
-    first.in_features += context_size - old
-    gates.out_features, norm.normalized_shape = 3 * context_size, (context_size,)
-    config.context_size = recurrence.context_size = context_size
+        for layer in model.model.layers:
+            for parameter in _of_channels(layer):
+                parameter.data = parameter.repeat(factor, *[1] * (parameter.dim() - 1))
+            readers = layer.context_out.weight  # [E, C]
+            new = torch.randn(len(readers), factor - 1, old, generator=generator).to(readers)
+            new = (new - new.mean(dim=1, keepdim=True)) * FIRST_READING * readers.std()
+            readers.data = torch.cat([readers, new.flatten(1)], dim=1)
+            for linear in (layer.forget_gate, layer.delta, layer.output_gate):
+                linear.out_features = context_size
+            layer.context_norm.normalized_shape, layer.context_out.in_features = (context_size,), context_size
+    model.config.context_size = context_size
 
 
 def train_new_context_only(model: NewLLMForCausalLM, old: int) -> None:
     """Freeze everything but what `grow_context` added beyond `old`. Of a weight that is old in part, the old part's
     gradient is always zero, so that AdamW without weight decay leaves it as it is."""
-    recurrence, size = model.model.recurrence, model.config.context_size
-    is_new = torch.arange(size) >= old
-    first, gates, norm = recurrence.layers[0], recurrence.gates, recurrence.norm
-    embedding_size = first.in_features - size
+    is_new = torch.arange(model.config.context_size) >= old
     model.requires_grad_(False)
-    masks = {
-        first.weight: torch.cat([torch.zeros(embedding_size, dtype=torch.bool), is_new])[None, :],
-        gates.weight: is_new.repeat(3)[:, None],
-        gates.bias: is_new.repeat(3),
-        norm.weight: is_new,
-        norm.bias: is_new,
-    }
-    for parameter, mask in masks.items():
-        parameter.requires_grad_(True)
-        parameter.register_hook(_masked(mask))
+    for layer in model.model.layers:
+        for parameter in _of_channels(layer):
+            _train_where(parameter, is_new.view(-1, *[1] * (parameter.dim() - 1)))
+        _train_where(layer.context_out.weight, is_new)
 
 
-def _masked(mask: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda gradient: gradient * mask.to(gradient)
+def _of_channels(layer: NewLLMLayer) -> tuple[nn.Parameter, ...]:
+    """The parameters whose first dimension is the channels of the context."""
+    gate = layer.forget_gate
+    return gate.weight, gate.bias, layer.delta.weight, layer.output_gate.weight, layer.context_norm.weight
+
+
+def _train_where(parameter: nn.Parameter, mask: torch.Tensor) -> None:
+    parameter.requires_grad_(True)
+    parameter.register_hook(lambda gradient: gradient * mask.to(gradient))

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from transformers import GPT2Config, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .configuration_newllm import set_sizes
 from .context_cache import ContextCache, RecurrentGenerationMixin
-from .modeling_newllm import CausalLMHeadMixin, TiedHead
+from .language_model_head import CausalLMHeadMixin
 
 
 def tiny_gpt2_config(hidden_size: int, **fields) -> GPT2Config:
@@ -36,25 +37,38 @@ class LSTMConfig(PreTrainedConfig):
         layer_norm_eps: float = 1e-5,
         tie_word_embeddings: bool = True,
         use_cache: bool = True,
-        bos_token_id: int | None = None,
-        eos_token_id: int | None = None,
-        pad_token_id: int | None = None,
         **kwargs,
     ):
-        self.vocab_size = vocab_size
-        self.embedding_size = embedding_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.dropout = dropout
+        set_sizes(
+            self,
+            dropout,
+            vocab_size=vocab_size,
+            embedding_size=embedding_size,
+            hidden_size=hidden_size,
+            num_hidden_layers=num_hidden_layers,
+        )
         self.layer_norm_eps = layer_norm_eps
         self.use_cache = use_cache
-        super().__init__(
-            tie_word_embeddings=tie_word_embeddings,
-            bos_token_id=bos_token_id,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            **kwargs,
-        )
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    @property
+    def context_numbers(self) -> int:
+        """How many numbers the state has: h and c of every layer."""
+        return 2 * self.num_hidden_layers * self.hidden_size
+
+
+class TiedHead(nn.Module):
+    """norm(P h), [..., H] -> [..., E], whose product with the embedding table gives the logits, of unit variance at
+    first because embeddings start with variance 1 / E."""
+
+    def __init__(self, hidden_size: int, embedding_size: int, eps: float):
+        super().__init__()
+        self.projection = nn.Linear(hidden_size, embedding_size)
+        self.norm = nn.RMSNorm(embedding_size, eps=eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # The norm in fp32 also under autocast, as torch does for LayerNorm.
+        return self.norm(self.projection(hidden_states).to(self.norm.weight.dtype))
 
 
 class LSTMForCausalLM(CausalLMHeadMixin, PreTrainedModel, RecurrentGenerationMixin):
@@ -102,28 +116,8 @@ class LSTMForCausalLM(CausalLMHeadMixin, PreTrainedModel, RecurrentGenerationMix
             if module.bias is not None:
                 init.zeros_(module.bias)
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embed_tokens = value
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
-
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values: ContextCache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
-    ) -> CausalLMOutputWithPast:
-        """Arguments as `NewLLMForCausalLM.forward`; the carried context is [B, 2 L H]: h and c of every layer."""
+    def read(self, input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache):
+        """The carried context is [B, 2 L H]: h and c of every layer."""
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         batch_size, num_tokens = inputs_embeds.shape[:2]
@@ -143,10 +137,8 @@ class LSTMForCausalLM(CausalLMHeadMixin, PreTrainedModel, RecurrentGenerationMix
         )
         if past_key_values is not None:
             past_key_values.update(context, num_tokens)
-        outputs = BaseModelOutputWithPast(
-            last_hidden_state=self.dropout(hidden_states), past_key_values=past_key_values
-        )
-        return self.lm_output(outputs, labels, logits_to_keep, **kwargs)
+        hidden_states = self.head_transform(self.dropout(hidden_states))
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
     def _recur(self, inputs_embeds, context, mask, starts):
         """torch's LSTM has no mask and no reset inside a row: run it over the stretches between such places."""

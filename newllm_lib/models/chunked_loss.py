@@ -10,7 +10,7 @@ Dimensions: N tokens, E width of the head's input, V vocabulary.
 import torch
 from torch.autograd.function import once_differentiable
 
-from .matrix_products import linear, product, product_over_rows
+from .matrix_products import linear, product, product_over_rows, working_dtype
 
 IGNORED = -100  # transformers' label for a position that is not scored
 CHUNK_ELEMENTS = 2**22  # logits at a time: 16 MB in fp32
@@ -36,12 +36,11 @@ def chunked_cross_entropy(
     Returns:
         The sum of the losses in nats, a scalar.
     """
-    device = inputs.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
+    dtype = working_dtype(inputs)
     trains = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (inputs, weight, bias)
     )
-    with torch.autocast(device, enabled=False):
+    with torch.autocast(inputs.device.type, enabled=False):
         return ChunkedCrossEntropy.apply(trains, dtype, inputs, weight, bias, labels)
 
 
@@ -50,35 +49,32 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, trains, dtype, inputs, weight, bias, labels):
-        total = inputs.new_zeros(())
         low_weight, low_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        grad_inputs = torch.empty_like(inputs) if trains else None
         grad_weight = torch.zeros_like(weight) if trains and ctx.needs_input_grad[3] else None
         grad_bias = torch.zeros_like(bias) if trains and bias is not None else None
+        scored = (labels != IGNORED).to(inputs.dtype)[:, None]  # [N, 1]
+        # A token that is not scored enters as zero, and so leaves no trace in the weight's gradient.
+        low_inputs = (inputs * scored).to(dtype)
+        labels = labels.clamp(min=0)[:, None]
         rows = max(CHUNK_ELEMENTS // weight.shape[0], 1)
-        for begin in range(0, len(inputs), rows):
-            chosen = labels[begin : begin + rows, None]
-            scored = (chosen != IGNORED).to(total.dtype)  # [rows, 1]
-            chosen = chosen.clamp(min=0)
-            # A token that is not scored enters as zero, and so leaves no trace in the weight's gradient.
-            chunk = (inputs[begin : begin + rows] * scored).to(dtype)
-            logits = linear(chunk, low_weight, low_bias).to(total.dtype)
-            log_probabilities = logits.log_softmax(dim=1)
-            total -= (log_probabilities.gather(1, chosen) * scored).sum()
+        minus_one = inputs.new_full((rows, 1), -1.0)
+        chosen, grad_inputs = [], []
+        for chunk, types in zip(low_inputs.split(rows), labels.split(rows), strict=True):
+            log_probabilities = linear(chunk, low_weight, low_bias).to(inputs.dtype).log_softmax(dim=1)
+            chosen.append(log_probabilities.gather(1, types))
             if not trains:
                 continue
-            slopes = log_probabilities.exp_()
-            slopes.scatter_add_(1, chosen, slopes.new_full(chosen.shape, -1.0))
+            slopes = log_probabilities.exp_().scatter_add_(1, types, minus_one[: len(chunk)])
             if grad_bias is not None:
-                grad_bias += (scored.t() @ slopes)[0]
+                grad_bias += scored[len(grad_inputs) * rows :][: len(chunk), 0] @ slopes
             slopes = slopes.to(dtype)
-            grad_inputs[begin : begin + rows] = product(slopes, low_weight) * scored
+            grad_inputs.append(product(slopes, low_weight))
             if grad_weight is not None:
                 for block in range(0, len(weight), TYPES_PER_BLOCK):  # a product of all types is as large as the weight
-                    types = slice(block, block + TYPES_PER_BLOCK)
-                    grad_weight[types] += product_over_rows(slopes[:, types], chunk)
-        ctx.gradients = grad_inputs, grad_weight, grad_bias
-        return total
+                    block = slice(block, block + TYPES_PER_BLOCK)
+                    grad_weight[block].add_(product_over_rows(slopes[:, block], chunk))
+        ctx.gradients = (torch.cat(grad_inputs) * scored, grad_weight, grad_bias) if trains else None
+        return -(torch.cat(chosen) * scored).sum()
 
     @staticmethod
     @once_differentiable

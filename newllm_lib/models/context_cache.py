@@ -12,7 +12,7 @@ class ContextCache:
         seen_tokens: number of positions consumed so far, masked ones included.
     """
 
-    # `generate` asks this of every cache before it compiles; the forward pass here is a Python loop.
+    # `generate` asks this of every cache before it compiles, which would take longer than most texts.
     is_compileable = False
 
     def __init__(self, context: torch.Tensor | None = None, seen_tokens: int = 0):

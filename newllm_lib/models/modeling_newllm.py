@@ -1,76 +1,144 @@
-"""New-LLM as a Hugging Face model: embedding, context recurrence, language-modelling head.
+"""New-LLM: a language model without attention, trained on all tokens of a row at once, that generates with a memory of
+fixed size. Every layer l = 1..L is
 
-Dimensions: B rows, T tokens, E embedding, C context, H hidden, V vocabulary.
+    u = norm(x);   u'_p = u + mu_p * (u[t-1] - u),  p = f, d, o              token shift
+    f, d, o = sigmoid(W_f u'_f + b_f),  W_d u'_d,  W_o u'_o                  forget gate, what is written, output gate
+    c_t = f * c_{t-1} + (1 - f) * d                                          the context
+    x = x + W_c (norm(c_t) * silu(o))
+    v = norm(x);   v' = v + mu_v * (v[t-1] - v)
+    x = x + W_2 (silu(W_a v') * W_b v')
+
+between x = sqrt(E) * embedding and norm(P dropout(norm(x))), whose product with the embedding table gives the logits.
+The context vector of New-LLM is its layers' contexts side by side; no gate reads it, so the recurrence is linear
+(linear_scan.py). Token shift is RWKV's (Peng et al. 2023, https://arxiv.org/abs/2305.13048).
+
+Dimensions: B rows, T tokens, E hidden_size, C context_size, H intermediate_size, L layers, V vocabulary.
 """
 
-import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .chunked_loss import IGNORED, chunked_cross_entropy
 from .configuration_newllm import NewLLMConfig
 from .context_cache import ContextCache, RecurrentGenerationMixin
-from .context_recurrence import ContextGates, ContextRecurrence, HiddenLayer
-from .matrix_products import linear
+from .language_model_head import CausalLMHeadMixin
+from .linear_scan import linear_scan, scan_dtype
+from .matrix_products import working_dtype
 
-# Positions that are not scored are left out of the head in steps of this share of all: oneDNN compiles and keeps a
-# program for every number of rows that it meets, which for numbers at random cost 3 MB an update.
-LEFT_OUT_IN_STEPS_OF = 1 / 16
+SHIFT_AT_FIRST = 0.3
+FORGET_BIAS_AT_FIRST = -1.0, 4.0  # of the first and the last channel: half-lives of half a token to 38 tokens
+
+
+@dataclass(frozen=True)
+class RowBounds:
+    """Where documents begin in a batch of rows, and which positions count.
+
+    Attributes:
+        starts: [B, T] bool, True where a document begins; or None.
+        mask: [B, T] bool, False at a position that leaves everything as it is; or None.
+        newest: [B, 1 + T], with `mask`: the number of the newest position that counts, from 1; 0 is before the row.
+    """
+
+    starts: torch.Tensor | None
+    mask: torch.Tensor | None
+    newest: torch.Tensor | None
+
+    @classmethod
+    def of(cls, num_tokens: int, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None):
+        mask = starts = newest = None
+        if attention_mask is not None:
+            mask = attention_mask[:, -num_tokens:].bool()
+            numbers = torch.arange(1, num_tokens + 1, device=mask.device) * mask
+            newest = functional.pad(numbers.cummax(dim=1).values, (1, 0))
+        if position_ids is not None:
+            starts = position_ids == 0
+            if mask is not None:
+                starts = starts & mask
+        return cls(starts, mask, newest)
+
+    def difference(self, u: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """u[t-1] - u, [B, T, E], where the last u before the row was `last` [B, E]; and the last u of the row [B, E].
+
+        Of what came before, the newest position that counts is meant; before a document begins u is 0.
+        """
+        after = torch.cat([last.to(u.dtype)[:, None], u], dim=1)  # [B, 1 + T, E]
+        if self.newest is not None:
+            after = after.gather(1, self.newest[:, :, None].expand(-1, -1, u.shape[2]))
+        before = after[:, :-1]
+        if self.starts is not None:
+            before = before.masked_fill(self.starts[:, :, None], 0)
+        return before - u, after[:, -1]
+
+
+class NewLLMLayer(GradientCheckpointingLayer):
+    """One layer: tokens exchange what they know through the context, then each goes through an MLP."""
+
+    def __init__(self, config: NewLLMConfig):
+        super().__init__()
+        E, C, H = config.hidden_size, config.context_size, config.intermediate_size
+        self.input_norm = nn.LayerNorm(E, eps=config.layer_norm_eps, bias=False)
+        # mu_f, mu_d, mu_o and mu_v [4, E]; transformers exempts from weight decay what is named so.
+        self.shift_bias = nn.Parameter(torch.full((4, E), SHIFT_AT_FIRST))
+        self.forget_gate = nn.Linear(E, C)
+        self.delta = nn.Linear(E, C, bias=False)
+        self.output_gate = nn.Linear(E, C, bias=False)
+        self.context_norm = nn.LayerNorm(C, eps=config.layer_norm_eps, bias=False)
+        self.context_out = nn.Linear(C, E, bias=False)
+        self.mlp_norm = nn.LayerNorm(E, eps=config.layer_norm_eps, bias=False)
+        self.mlp_gate = nn.Linear(E, H, bias=False)
+        self.mlp_in = nn.Linear(E, H, bias=False)
+        self.mlp_out = nn.Linear(H, E, bias=False)
+
+    def forward(
+        self, x: torch.Tensor, context: torch.Tensor, last_u: torch.Tensor, last_v: torch.Tensor, bounds: RowBounds
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[B, T, E] and, of the position before, context [B, C], u [B, E] and v [B, E] -> the same after the row."""
+        dtype = working_dtype(x)
+        mu_f, mu_d, mu_o, mu_v = self.shift_bias.to(dtype).unbind()
+        u = self.input_norm(x).to(dtype)
+        difference, last_u = bounds.difference(u, last_u)
+        z = self.forget_gate(u + mu_f * difference)  # [B, T, C]
+        delta = self.delta(u + mu_d * difference)
+        contexts = linear_scan(z, delta, bounds.starts, bounds.mask, context)
+        output_gate = functional.silu(self.output_gate(u + mu_o * difference))
+        x = x + self.context_out(self.context_norm(contexts.to(x.dtype)).to(dtype) * output_gate)
+        v = self.mlp_norm(x).to(dtype)
+        difference, last_v = bounds.difference(v, last_v)
+        v = v + mu_v * difference
+        x = x + self.mlp_out(functional.silu(self.mlp_gate(v)) * self.mlp_in(v))
+        return x, contexts[:, -1], last_u, last_v
 
 
 class NewLLMPreTrainedModel(PreTrainedModel):
     config_class = NewLLMConfig
     base_model_prefix = "model"
-    _supports_cache_class = True
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["NewLLMLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        if isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
-        elif self.config.initializer == "normal":
-            if isinstance(module, nn.Linear | nn.Embedding):
-                init.normal_(module.weight, std=self.config.initializer_range)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            # Small, and scaled up on entry: with Adam the table then learns embedding_scale times as fast.
-            init.normal_(module.weight, std=1 / self.config.embedding_scale)
+            init.normal_(module.weight, std=module.embedding_dim**-0.5)
         elif isinstance(module, nn.Linear):
-            if isinstance(module, HiddenLayer):
-                init.kaiming_normal_(module.weight, nonlinearity="relu")
-            else:
-                init.xavier_normal_(module.weight)
+            init.normal_(module.weight, std=module.in_features**-0.5)
             if module.bias is not None:
-                bias = torch.zeros_like(module.bias)
-                if isinstance(module, ContextGates):
-                    # Forget-gate bias +1: an untrained model remembers (Jozefowicz et al. 2015).
-                    bias[self.config.context_size : 2 * self.config.context_size] = 1.0
-                init.copy_(module.bias, bias)
-
-
-class TiedHead(nn.Module):
-    """Hidden states -> E -> RMSNorm; the model that owns it takes the logits against its embedding table, of unit
-    variance at first because embeddings start with variance 1 / E."""
-
-    def __init__(self, hidden_size: int, embedding_size: int, eps: float):
-        super().__init__()
-        self.projection = nn.Linear(hidden_size, embedding_size)
-        self.norm = nn.RMSNorm(embedding_size, eps=eps)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # The norm in fp32 also under autocast, as torch does for LayerNorm.
-        if type(self.projection) is nn.Linear:
-            projected = linear(hidden_states, self.projection.weight, self.projection.bias)
-        else:  # something, such as an adapter, has replaced it
-            projected = self.projection(hidden_states)
-        return self.norm(projected.to(self.norm.weight.dtype))
+                init.zeros_(module.bias)
+        elif isinstance(module, NewLLMLayer):
+            init.constant_(module.shift_bias, SHIFT_AT_FIRST)
+            # Many time scales from the first update on; and every layer adds little to x.
+            init.copy_(module.forget_gate.bias, torch.linspace(*FORGET_BIAS_AT_FIRST, self.config.context_size))
+            for linear in (module.context_out, module.mlp_out):
+                init.normal_(linear.weight, std=(2 * self.config.num_hidden_layers * linear.in_features) ** -0.5)
+        elif isinstance(module, NewLLMModel):
+            init.xavier_normal_(module.projection.weight)
 
 
 class NewLLMModel(NewLLMPreTrainedModel):
@@ -78,13 +146,12 @@ class NewLLMModel(NewLLMPreTrainedModel):
 
     def __init__(self, config: NewLLMConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
-        self.recurrence = ContextRecurrence(config)
-        self.dropout = nn.Dropout(0.0 if config.recurrent_dropout else config.dropout)
-        if config.tie_word_embeddings:
-            self.head_transform = TiedHead(config.hidden_size, config.embedding_size, config.layer_norm_eps)
-        else:
-            self.head_transform = nn.Identity()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(NewLLMLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.projection = nn.Linear(config.hidden_size, config.hidden_size)
+        self.head_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
         self.post_init()
 
     def forward(
@@ -95,110 +162,54 @@ class NewLLMModel(NewLLMPreTrainedModel):
         past_key_values: ContextCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        sparse_embedding_gradient: bool = False,
-        skip_head_transform: bool = False,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """
         Args:
             input_ids: [B, T] tokens; or give `inputs_embeds` [B, T, E].
-            attention_mask: [B, >= T]; 0 marks a position that leaves the context untouched, wherever it stands.
+            attention_mask: [B, >= T]; 0 marks a position that leaves the state untouched, wherever it stands.
             position_ids: [B, T]; a 0 at an unmasked position starts a new document with a zero context. No other
                 value matters: the model has no positions and no maximum length.
-            past_key_values: context to continue from, updated in place.
-            sparse_embedding_gradient: see `ContextRecurrence.project_ids`.
-            skip_head_transform: the last layer's hidden states [B, T, H] as they are; the caller transforms those that
-                the head is to see.
+            past_key_values: the state to continue from, updated in place: [B, S] in the order of `state_parts`.
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds` is given.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        if inputs_embeds is None:
-            # Time first in memory, as the recurrence wants it.
-            token_projections = self.recurrence.project_ids(
-                input_ids.t(), self.embed_tokens, sparse_embedding_gradient
-            ).transpose(0, 1)
-        else:
-            token_projections = self.recurrence.project_embeddings(inputs_embeds)
-        batch_size, num_tokens = token_projections.shape[:2]
-        mask = None if attention_mask is None else attention_mask[:, -num_tokens:].bool()
-        document_starts = None
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        x = x * self.config.hidden_size**0.5  # [B, T, E]
+        batch_size, num_tokens = x.shape[:2]
         if position_ids is not None:
-            document_starts = (position_ids == 0).expand(batch_size, num_tokens)
-            if mask is not None:
-                document_starts = document_starts & mask
+            position_ids = position_ids.expand(batch_size, num_tokens)
+        bounds = RowBounds.of(num_tokens, attention_mask, position_ids)
         if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
             past_key_values = ContextCache()
-        hidden_states, context = self.recurrence(
-            token_projections,
-            context=None if past_key_values is None else past_key_values.context,
-            attention_mask=mask,
-            document_starts=document_starts,
-        )
+        state = None if past_key_values is None else past_key_values.context
+        if state is None:
+            size = self.config.num_hidden_layers * (self.config.context_size + 2 * self.config.hidden_size)
+            state = x.new_zeros(batch_size, size, dtype=scan_dtype(x))
+        before, after = state_parts(self.config, state), []
+        for layer, *parts in zip(self.layers, *before, strict=True):
+            x, *parts = layer(x, *parts, bounds)
+            after.append(parts)
         if past_key_values is not None:
-            past_key_values.update(context, num_tokens)
-        hidden_states = self.dropout(hidden_states)
-        if not skip_head_transform:
-            hidden_states = self.head_transform(hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+            parts = [part.to(state.dtype) for kind in zip(*after, strict=True) for part in kind]
+            past_key_values.update(torch.cat(parts, dim=1), num_tokens)
+        x = self.head_norm(self.projection(self.dropout(self.norm(x))).to(x.dtype))
+        return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=past_key_values)
 
 
-class CausalLMHeadMixin:
-    """What the recurrent language models share after their hidden states: slicing, `head_transform`, logits, loss."""
+def state_parts(config: NewLLMConfig, state: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
+    """What a sequence carries, [B, S] with S = L * (C + 2 E): first the contexts of all layers (the context vector),
+    then the last token's u of every layer, then its v.
 
-    def lm_output(
-        self, outputs, labels, logits_to_keep, skip_logits=False, shift_labels=None, num_items_in_batch=None, **kwargs
-    ) -> CausalLMOutputWithPast:
-        """Logits [B, T or logits_to_keep, V] and, with labels [B, T], the mean loss in nats per scored token (their sum
-        over `num_items_in_batch` where it is given, as the Trainer does under accumulation).
-
-        With `skip_logits` the loss is taken in chunks, and the logits, which would need B * T * V numbers, never exist.
-        Of transformers' other arguments none means anything here.
-        """
-        hidden_states = outputs.last_hidden_state
-        logits = loss = None
-        # A head that something has replaced, such as an adapter, is more than its weight.
-        if skip_logits and labels is not None and type(self.lm_head) is nn.Linear:
-            loss = self._loss_without_logits(hidden_states, labels, shift_labels, num_items_in_batch)
-        else:
-            if isinstance(logits_to_keep, int):
-                logits_to_keep = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
-            logits = self.lm_head(self.head_transform(hidden_states[:, logits_to_keep]))
-            if labels is not None:
-                loss = self.loss_function(
-                    logits,
-                    labels,
-                    vocab_size=self.config.vocab_size,
-                    shift_labels=shift_labels,
-                    num_items_in_batch=num_items_in_batch,
-                )
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=None
-        )
-
-    def _loss_without_logits(self, hidden_states, labels, shift_labels, num_items_in_batch) -> torch.Tensor:
-        if shift_labels is None:
-            shift_labels = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        if hidden_states.stride(0) < hidden_states.stride(1):  # in the order in memory, flattening copies nothing
-            hidden_states, shift_labels = hidden_states.transpose(0, 1), shift_labels.t()
-        hidden_states, shift_labels = hidden_states.flatten(0, 1), shift_labels.flatten()
-        scored = shift_labels != IGNORED
-        count = int(scored.sum())
-        step = max(int(LEFT_OUT_IN_STEPS_OF * len(shift_labels)), 1)
-        kept = min(math.ceil(count / step) * step, len(shift_labels))
-        if kept < len(shift_labels):
-            first = (~scored).int().argsort(stable=True)[:kept]  # the scored ones, and others to make up the number
-            hidden_states, shift_labels = hidden_states.index_select(0, first), shift_labels[first]
-        inputs = self.head_transform(hidden_states)
-        total = chunked_cross_entropy(inputs, self.lm_head.weight, self.lm_head.bias, shift_labels)
-        return total / (count if num_items_in_batch is None else num_items_in_batch)
-
-
-def loss_only(model: nn.Module) -> dict[str, bool]:
-    """The argument that tells one of our models to leave its logits out; nothing for any other model."""
-    return {"skip_logits": True} if isinstance(model, CausalLMHeadMixin) else {}
+    Returns:
+        The contexts, L times [B, C]; u and v, L times [B, E] each.
+    """
+    layers, sizes = config.num_hidden_layers, (config.context_size, config.hidden_size, config.hidden_size)
+    kinds = state.split([layers * size for size in sizes], dim=1)
+    return tuple(kind.split(size, dim=1) for kind, size in zip(kinds, sizes, strict=True))
 
 
 class NewLLMForCausalLM(CausalLMHeadMixin, NewLLMPreTrainedModel, RecurrentGenerationMixin):
@@ -209,52 +220,5 @@ class NewLLMForCausalLM(CausalLMHeadMixin, NewLLMPreTrainedModel, RecurrentGener
     def __init__(self, config: NewLLMConfig):
         super().__init__(config)
         self.model = NewLLMModel(config)
-        tied = config.tie_word_embeddings
-        self.lm_head = nn.Linear(
-            config.embedding_size if tied else config.hidden_size, config.vocab_size, bias=not tied
-        )
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    @property
-    def head_transform(self) -> nn.Module:
-        return self.model.head_transform
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.model.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.model.embed_tokens = value
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
-
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values: ContextCache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
-    ) -> CausalLMOutputWithPast:
-        """Arguments as `NewLLMModel.forward`; `labels` [B, T] are shifted inside (or pass `shift_labels`, already
-        shifted), -100 marks positions that are not scored. `skip_logits=True`: the loss alone, in little memory."""
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            sparse_embedding_gradient=self.lm_head.weight is self.model.embed_tokens.weight
-            and labels is not None
-            and kwargs.get("skip_logits", False),
-            skip_head_transform=True,
-        )
-        return self.lm_output(outputs, labels, logits_to_keep, **kwargs)

@@ -8,9 +8,23 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .baselines import LSTMConfig, tiny_gpt2_config
 from .configuration_newllm import NewLLMConfig
+from .modeling_newllm_reference import NewLLMReferenceConfig
 
 MODEL_TYPES = ("newllm", "newllm-reference", "tiny-gpt2", "lstm")
 TOLERANCE = 0.02  # relative difference in parameters that still counts as equal size
+
+# New-LLM's layers and width, from small to large; the width of its MLPs is solved for. A model takes the largest of
+# which its number of parameters leaves the MLPs LEAST_MLP times the width.
+LAYERS_AND_WIDTHS = (
+    (1, 32), (2, 64), (2, 96), (3, 128), (3, 160), (3, 192), (4, 256), (5, 320), (6, 384), (8, 512), (12, 768)
+)  # fmt: skip
+LEAST_MLP = 2
+ALIGNED_TO = 16  # the width of an MLP is a multiple of this where the model is large enough for such steps
+SIZES = {
+    "newllm": ("hidden_size", "context_size", "intermediate_size"),
+    "newllm-reference": ("embedding_size", "context_size", "hidden_size"),
+}
+ALL_SIZES = {size for sizes in SIZES.values() for size in sizes}
 
 
 def count_parameters(config: PreTrainedConfig) -> int:
@@ -27,40 +41,45 @@ def build_config(
     max_length: int,
     num_layers: int | None = None,
     num_parameters: int | None = None,
-    embedding_size: int | None = None,
-    context_size: int | None = None,
-    hidden_size: int | None = None,
     dropout: float = 0.1,
-    **token_ids: int | None,
+    **fields: int | None,
 ) -> PreTrainedConfig:
     """The config of `model_type`, one of MODEL_TYPES.
 
-    With `num_parameters` the width is solved for it; sizes given by name are then kept. Without it, New-LLM has its
-    own default sizes, and the baselines are solved to match the default New-LLM at this vocabulary.
+    With `num_parameters` the width is solved for it; without it, New-LLM has its own default sizes, and the baselines
+    are solved to match the default New-LLM at this vocabulary.
+
+    Args:
+        fields: sizes by name (SIZES; None: not given), which are kept, and the config's token ids.
 
     Raises:
-        ValueError: unknown model type, or no width comes within 2 % of `num_parameters`.
+        ValueError: unknown model type, a size that it does not have, or no width comes within 2 % of `num_parameters`.
     """
     if model_type not in MODEL_TYPES:
         raise ValueError(f"model_type must be one of {', '.join(MODEL_TYPES)}, got {model_type!r}.")
-    common = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None, **token_ids}
-    given = {"embedding_size": embedding_size, "context_size": context_size, "hidden_size": hidden_size}
-    given = {name: size for name, size in given.items() if size is not None}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    for name in ALL_SIZES & fields.keys():
+        if name not in (known := SIZES.get(model_type, ())):
+            instead = f"; it has {', '.join(known)}" if known else ", whose width is solved for num_parameters"
+            raise ValueError(f"{name} {fields[name]} is no size of {model_type}{instead}.")
+    common = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None, **fields}
 
     if num_parameters is None and model_type in ("tiny-gpt2", "lstm"):
         num_parameters = count_parameters(NewLLMConfig(vocab_size=vocab_size))
 
-    if model_type in ("newllm", "newllm-reference"):
-        make_config = NewLLMConfig.reference if model_type == "newllm-reference" else NewLLMConfig
-        common |= {"num_hidden_layers": num_layers or 1, "dropout": dropout, **given}
+    if model_type == "newllm":
+        common["dropout"] = dropout
         if num_parameters is None:
-            return make_config(**common)
+            return NewLLMConfig(**common, **({"num_hidden_layers": num_layers} if num_layers else {}))
+        config = _newllm_config(num_parameters, num_layers, common)
+    elif model_type == "newllm-reference":
+        common |= {"num_hidden_layers": num_layers or 1, "dropout": dropout}
+        if num_parameters is None:
+            return NewLLMReferenceConfig(**common)
 
         def at_width(width: int) -> PreTrainedConfig:
-            solved = {"context_size": width, "hidden_size": 2 * width}
-            if model_type == "newllm-reference":
-                solved["embedding_size"] = width
-            return make_config(**{**solved, **common})
+            solved = {"embedding_size": width, "context_size": width, "hidden_size": 2 * width}
+            return NewLLMReferenceConfig(**{**solved, **common})
 
         config = _aligned_config(at_width, num_parameters)
     elif model_type == "lstm":
@@ -80,6 +99,25 @@ def build_config(
             f"nearest size is {found:,}; choose that, or a smaller vocab_size."
         )
     return config
+
+
+def _newllm_config(num_parameters: int, num_layers: int | None, fields: dict) -> NewLLMConfig:
+    """The New-LLM of the largest layers and width whose MLPs are then wide enough, or as `fields` say."""
+    candidates = []
+    for layers, width in LAYERS_AND_WIDTHS:
+        sizes = {"hidden_size": width, "num_hidden_layers": num_layers or layers, **fields}
+        sizes.setdefault("context_size", sizes["hidden_size"])
+        config = NewLLMConfig(**{"intermediate_size": ALIGNED_TO, **sizes})
+        missing = num_parameters - count_parameters(config)
+        if "intermediate_size" not in sizes:
+            per_unit = 3 * config.num_hidden_layers * config.hidden_size
+            step = ALIGNED_TO if ALIGNED_TO * per_unit <= TOLERANCE * num_parameters else 1
+            config.intermediate_size = max(ALIGNED_TO + round(missing / per_unit / step) * step, step)
+            missing -= (config.intermediate_size - ALIGNED_TO) * per_unit
+        fits = abs(missing) <= TOLERANCE * num_parameters
+        is_wide = config.intermediate_size >= LEAST_MLP * config.hidden_size
+        candidates.append((fits and is_wide, fits, len(candidates) if fits else -abs(missing), config))
+    return max(candidates, key=lambda candidate: candidate[:3])[3]
 
 
 def _aligned_config(at_width: Callable[[int], PreTrainedConfig], num_parameters: int) -> PreTrainedConfig:

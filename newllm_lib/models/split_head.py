@@ -21,11 +21,8 @@ def split_head(model: nn.Module) -> tuple[nn.Module, Head]:
     plain = plain_model(model)
     layer = plain.get_output_embeddings()
     softcap = getattr(plain.config, "final_logit_softcapping", None)
-    return plain.base_model, Head(layer.weight.detach(), _detached(getattr(layer, "bias", None)), softcap)
-
-
-def _detached(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else tensor.detach()
+    bias = getattr(layer, "bias", None)
+    return plain.base_model, Head(layer.weight.detach(), None if bias is None else bias.detach(), softcap)
 
 
 @torch.no_grad()

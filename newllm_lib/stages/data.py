@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..data.catalogue import DATASETS
-from ..data.chat_template import TEMPLATES, ConversationFormat, encode_conversations, learned_tokenizer, render
+from ..data.chat_template import ConversationFormat, encode_conversations, learned_tokenizer, render, template_for
 from ..data.conversations import (
     ConversationSplits,
     NumberedConversation,
@@ -110,7 +110,7 @@ def _tokenizer(splits: ConversationSplits, model: str | None, limit: int) -> tup
     if model is not None:
         tokenizer = AutoTokenizer.from_pretrained(check_model_folder(model))
         if tokenizer.chat_template is None:
-            tokenizer.chat_template = TEMPLATES[splits.template]
+            tokenizer.chat_template = template_for(tokenizer, splits.template)
         described = f"the tokenizer of {model}, {len(tokenizer):,} types"
     else:
         tokenizer = learned_tokenizer(first_rows(splits.train, limit), splits.template, "bpe", None)

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from .. import models  # noqa: F401  registers our models with the Auto classes
 from ..data.batches import TextCounts
-from ..data.chat_template import TEMPLATES
+from ..data.chat_template import template_for
 from ..data.preferences import Preferences, drop_too_long, encode_preferences, sample_pairs
 from ..errors import InputError
 from ..evaluation.forgetting import replies_before_and_after
@@ -51,7 +51,7 @@ def prepare(args: DpoArguments) -> PreparedRun:
     remarks = [base.note]
     if tokenizer.chat_template is None:
         of_dialogpt = "dialogpt" in base.name.lower()
-        tokenizer.chat_template = TEMPLATES["turns" if of_dialogpt else "dialogue"]
+        tokenizer.chat_template = template_for(tokenizer, "turns" if of_dialogpt else "dialogue")
         remarks.append(f"{base.name} has no chat template: it gets {'its own turn format' if of_dialogpt else 'ours'}.")
     if args.sft_epochs > 0:
         remarks.append(learn_tokens(tokenizer, splits.train, args.new_tokens, base.name))

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTr
 
 from .. import models  # noqa: F401  registers our models with the Auto classes
 from ..data.batches import EvaluationDocuments, evaluation_documents
-from ..data.chat_template import ConversationFormat
+from ..data.chat_template import ConversationFormat, borrowed_template
 from ..data.conversation_rows import conversation_documents
 from ..data.conversations import Conversations, load_conversations
 from ..data.files import content_hash
@@ -133,7 +133,7 @@ def held_out_documents(
     tokenizer = trained.tokenizer
     if tokenizer.chat_template is None:
         tokenizer = copy.copy(tokenizer)
-        tokenizer.chat_template = as_trained.tokenizer.chat_template
+        tokenizer.chat_template = borrowed_template(tokenizer, as_trained.tokenizer)
     names = ("max_length", "loss_on", "too_long")
     form = ConversationFormat(**{name: as_trained.run[name] for name in names if name in as_trained.run})
     documents, counts = conversation_documents(text, tokenizer, form)

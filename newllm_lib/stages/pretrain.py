@@ -16,6 +16,9 @@ from ..training.run import PreparedRun, new_model, prepare_once, train_run
 from ..training.trainer import LanguageModelTrainer
 from .evaluate import open_teacher
 
+# The best of each model's sweep, docs/RESULTS.md: New-LLM's, and every other model's.
+LEARNING_RATES, LEARNING_RATE = {"newllm": 5e-3}, 3e-3
+
 
 @dataclass
 class PretrainArguments(ModelArguments):
@@ -24,23 +27,47 @@ class PretrainArguments(ModelArguments):
     carry_context: bool = setting(
         True, "Hand the context from batch to batch over contiguous text (recurrent models).", group="Model"
     )
+    learning_rate: float | None = setting(
+        None,
+        "Peak learning rate of AdamW; none: what suits the model.",
+        group="Training",
+        low=1e-5,
+        high=1e-2,
+        log=True,
+    )
+    weight_decay: float = setting(
+        0.4, "AdamW's weight decay; 0.1 for a single pass.", group="Training", low=0, high=1.0
+    )
+
+    def __post_init__(self):
+        if self.learning_rate is None:
+            self.learning_rate = LEARNING_RATES.get(self.model_type, LEARNING_RATE)
+        super().__post_init__()
 
 
 # Named sets of values. `published` is the recipe of the published numbers, for `newllm-reference`.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
         "max_steps": 20,
+        "weight_decay": 0.1,
         "vocab_size": 512,
         "num_parameters": 500_000,
         "max_eval_tokens": 5_000,
         "logging_steps": 2,
     },
-    "demo": {"max_steps": 300, "vocab_size": 1024, "num_parameters": 1_000_000, "max_eval_tokens": 20_000},
-    "quick": {"max_steps": 800, "vocab_size": 2048},
+    "demo": {
+        "max_steps": 300,
+        "weight_decay": 0.1,
+        "vocab_size": 1024,
+        "num_parameters": 1_000_000,
+        "max_eval_tokens": 20_000,
+    },
+    "quick": {"max_steps": 800, "weight_decay": 0.1, "vocab_size": 2048},
     "standard": {"num_train_epochs": 5.0},
     "long": {
         "num_train_epochs": 20.0,
         "num_parameters": 8_000_000,
+        "weight_decay": 0.8,
         "dropout": 0.2,
         "early_stopping_patience": 5,
     },

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set_seed
 
 from ..data.batches import EvaluationDocuments, evaluation_documents
-from ..data.chat_template import TEMPLATES, ConversationFormat
+from ..data.chat_template import ConversationFormat, template_for
 from ..data.conversation_rows import held_out_documents
 from ..data.examples import ExampleMix, conversation_examples, in_paragraphs, rehearsal_per_epoch, text_examples
 from ..data.text import TextSplits, load_text
@@ -73,7 +73,7 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     if "{% generation %}" not in (tokenizer.chat_template or ""):
         if tokenizer.chat_template:
             remarks.append(f"{base.name}'s own chat template does not mark what is learned: ours is used.")
-        tokenizer.chat_template = TEMPLATES["instruction" if args.dataset is None else splits.template]
+        tokenizer.chat_template = template_for(tokenizer, "instruction" if args.dataset is None else splits.template)
     form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
     new, counts = conversation_examples(splits.train, tokenizer, form)
     stretches = text_examples(rehearsal.train, tokenizer, args.max_length)[0] if args.rehearsal_ratio > 0 else None

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..data.chat_template import TEMPLATES, ConversationFormat, learned_tokenizer
+from ..data.chat_template import ConversationFormat, learned_tokenizer, template_for
 from ..data.conversation_rows import conversation_rows, held_out_documents
 from ..errors import InputError
 from ..models.adjust import extend_positions, grow_context, set_dropout, train_new_context_only
@@ -25,6 +25,7 @@ OF_THE_MODEL = (
     "embedding_size",
     "context_size",
     "hidden_size",
+    "intermediate_size",
     "vocab_size",
 )
 
@@ -34,7 +35,7 @@ class SftArguments(ConversationArguments, ModelArguments):
     """Settings of stages 2 to 4."""
 
     model: str | None = setting(None, "Folder of a finished run to start from; none: a new model.", group="Model")
-    grow_context: int | None = setting(None, "Enlarge New-LLM's context vector to this multiple of its size.")
+    grow_context: int | None = setting(None, "Enlarge the context_size of New-LLM to this, a multiple of it.")
     train_only_new_context: bool = setting(False, "After growing: train nothing but the new part.")
 
     max_length: int = setting(
@@ -89,8 +90,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"max_steps": 20, "max_samples": 400, "max_eval_tokens": 2_000, "logging_steps": 2},
     "demo": {"max_steps": 150, "max_eval_tokens": 10_000},
     "quick": {"max_steps": 800},
-    "standard": {"num_train_epochs": 5.0},
-    "long": {"num_train_epochs": 15.0, "dropout": 0.2, "early_stopping_patience": 5},
+    "standard": {"num_train_epochs": 5.0, "weight_decay": 0.4},
+    "long": {"num_train_epochs": 15.0, "weight_decay": 0.4, "dropout": 0.2, "early_stopping_patience": 5},
     "published": PUBLISHED,
     "published-ultrachat": {**PUBLISHED, "num_train_epochs": 50.0},
 }
@@ -110,7 +111,7 @@ def prepare(args: SftArguments) -> PreparedRun:
         tokenizer = start.tokenizer
         args.model_type, args.tokenizer = start.name, start.run["tokenizer"]
         if tokenizer.chat_template is None:
-            tokenizer.chat_template = TEMPLATES[splits.template]
+            tokenizer.chat_template = template_for(tokenizer, splits.template)
     form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
     train_rows, counts = conversation_rows(splits.train, tokenizer, form)
     documents = held_out_documents(splits.validation, tokenizer, form)

@@ -14,6 +14,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
+from ..data.tokenizer import end_token_ids
+
 TORCHAO_OF_PEFT = Version("0.16")  # older ones PEFT refuses to run beside, though it needs none
 
 
@@ -132,7 +134,7 @@ def save_generation_settings(
     """Leave beside the adapters what a chat needs to stop."""
     settings = model.generation_config
     settings.repetition_penalty, settings.max_new_tokens = repetition_penalty, max_new_tokens
-    settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    settings.eos_token_id, settings.pad_token_id = end_token_ids(tokenizer), tokenizer.pad_token_id
     settings.save_pretrained(folder)
 
 

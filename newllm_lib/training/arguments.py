@@ -150,7 +150,7 @@ class StageArguments(TrainingArguments):
         low=0,
         high=0.5,
     )
-    weight_decay: float = setting(0.1, "AdamW's weight decay.", group="Training", low=0, high=0.3)
+    weight_decay: float = setting(0.1, "AdamW's weight decay.", group="Training", low=0, high=1.0)
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
     seed: int = setting(42, "Seed of initialisation, data order and dropout.", group="Training", low=0, high=999)
     eval_strategy: str = setting("steps", "When to evaluate: no, steps or epoch.")
@@ -232,10 +232,11 @@ class ModelArguments(StageArguments):
         high=50_000_000,
         log=True,
     )
-    num_layers: int | None = setting(None, "Hidden layers (tiny-gpt2: blocks).", group="Model", low=1, high=6)
-    embedding_size: int | None = setting(None, "Width of a token embedding.", group="Model")
-    context_size: int | None = setting(None, "Width of the context vector.", group="Model")
-    hidden_size: int | None = setting(None, "Width of the hidden layers.", group="Model")
+    num_layers: int | None = setting(None, "Layers; none: as many as suit the size.", group="Model", low=1, high=12)
+    embedding_size: int | None = setting(None, "Width of a token embedding (newllm-reference).", group="Model")
+    context_size: int | None = setting(None, "Width of a layer's context.", group="Model")
+    hidden_size: int | None = setting(None, "Width of the layers.", group="Model")
+    intermediate_size: int | None = setting(None, "Width of the layers' MLPs (newllm).", group="Model")
     dropout: float = setting(
         0.1, "Share of hidden units dropped in training; more for many epochs.", group="Model", low=0.0, high=0.5
     )

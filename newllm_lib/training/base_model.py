@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..models.sizing import name_loss
 from . import offline_gemma
 from .adapters import four_bit_config, set_compute_dtype
+from .checkpoint import check_version
 from .device import Device, autocast_dtype, find_device
 
 # Gemma-2B by its ids in order of preference: 4 bit (2 GB), 16 bit (5 GB), the gated original, and an open model of
@@ -126,6 +127,7 @@ def _in_folder(folder: Path) -> BaseModel:
         raise InputError(
             f"model folder {str(folder)!r} lacks {what}; name the folder of a causal language model.", "NL-404"
         )
+    check_version(folder)
     digest = " ".join(content_hash(path)[:16] for path in weights)
     return BaseModel(folder.name, str(folder), f"folder {digest}", "as the model's owner says")
 

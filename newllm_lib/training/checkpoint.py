@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..models.configuration_newllm import EARLIER_FIELDS, NewLLMConfig
 
 SETTINGS_FILE = "settings.json"
 RESULTS_FILE = "results.json"
@@ -48,9 +49,11 @@ def open_run(folder: Path, run: dict[str, Any], session: dict[str, Any]) -> None
         session: what may differ from one session to the next (paths, micro-batch); the newest is kept.
 
     Raises:
-        InputError: the folder holds something else, or a run with other settings (which are named).
+        InputError: the folder holds something else, a run with other settings (which are named), or one of an earlier
+            version.
     """
     if (folder / SETTINGS_FILE).exists():
+        check_version(folder)
         before = read_settings(folder)["run"]
         # Only what both sides know: another release of transformers has other fields, and that is no other run.
         differing = sorted(name for name in before.keys() & run.keys() if before[name] != run[name])
@@ -133,11 +136,33 @@ def has_adapters(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).exists()
 
 
+def is_of_earlier_version(folder: Path) -> bool:
+    """True if the model in the folder, or a checkpoint of it, is a New-LLM that this version cannot go on with."""
+    for holder in (folder, *(checkpoint for _, checkpoint in numbered_checkpoints(folder))):
+        try:
+            config = json.loads((holder / "config.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # none yet, or cut off while it was written: that is no model at all
+            continue
+        if config.get("model_type") == NewLLMConfig.model_type and any(name in config for name in EARLIER_FIELDS):
+            return True
+    return False
+
+
+def check_version(folder: Path) -> None:
+    """Raises InputError for a New-LLM that an earlier version has trained."""
+    if is_of_earlier_version(folder):
+        raise InputError(
+            f"{str(folder)!r} holds a New-LLM that an earlier version has trained, whose model was another one; train "
+            "it anew in another folder, or open it with the version that made it.",
+            "NL-404",
+        )
+
+
 def check_model_folder(path: str | Path) -> Path:
     """The folder of one of our trained models, or of adapters that were trained on a model.
 
     Raises:
-        InputError: it does not exist or holds no model with a tokenizer.
+        InputError: it does not exist, holds no model with a tokenizer, or one that this version cannot open.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -153,4 +178,5 @@ def check_model_folder(path: str | Path) -> Path:
             "a finished run.",
             "NL-404",
         )
+    check_version(folder)
     return folder

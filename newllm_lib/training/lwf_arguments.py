@@ -60,7 +60,7 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
     gradient_checkpointing: bool | None = setting(None, "The same by its older name, which wins if given.")
     lr_scheduler_type: str = setting("linear", "How the learning rate changes over the run.", group="Training")
     warmup_steps: float = setting(0.03, "Updates (or, below 1, share of them) of warm-up.", group="Training")
-    weight_decay: float = setting(0.0, "AdamW's weight decay.", group="Training", low=0, high=0.3)
+    weight_decay: float = setting(0.0, "AdamW's weight decay.", group="Training", low=0, high=1.0)
     max_eval_tokens: int = setting(20_000, "Held-out tokens of either kind scored at each evaluation.")
     max_test_tokens: int = setting(
         100_000, "Held-out tokens of either kind that base and model are scored on at the end."

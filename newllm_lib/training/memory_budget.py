@@ -127,7 +127,7 @@ def memory_budget(
     sizes = model_sizes(config)
     tokens = micro_batch * max_length
     hidden = tokens * config.hidden_size * compute_bytes  # one [B, T, H]
-    scores = FP32 * tokens * config.num_attention_heads * max_length  # one [B, heads, T, T]
+    scores = FP32 * tokens * getattr(config, "num_attention_heads", 0) * max_length  # one [B, heads, T, T], if any
     targets = [layer for layer in sizes.linear if is_target(layer.name, target_modules)]
     adapters = rank * sum(layer.inputs + layer.outputs for layer in targets)
 

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 
 from ..data.batches import EvaluationDocuments, TextCounts
+from ..data.tokenizer import end_token_ids
 from ..errors import InputError
 from ..evaluation.perplexity import TextMetrics
 from ..models import build_config, build_model
@@ -63,6 +64,7 @@ def new_model(args: ModelArguments, tokenizer) -> PreTrainedModel:
             embedding_size=args.embedding_size,
             context_size=args.context_size,
             hidden_size=args.hidden_size,
+            intermediate_size=args.intermediate_size,
             dropout=args.dropout,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -70,7 +72,9 @@ def new_model(args: ModelArguments, tokenizer) -> PreTrainedModel:
         )
     except ValueError as error:
         raise InputError(str(error)) from error
-    return build_model(config)
+    model = build_model(config)
+    model.generation_config.eos_token_id = end_token_ids(tokenizer)
+    return model
 
 
 def train_run(

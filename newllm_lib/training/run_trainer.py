@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
-from ..errors import TrainingDiverged
+from ..errors import InputError, TrainingDiverged
 from .checkpoint import newest_checkpoint, seal_checkpoint
 from .device import freed_memory_kept
 
@@ -23,15 +24,31 @@ class RunTrainerMixin:
     not_finite = 0  # losses in a row
 
     def resume_or_start(self) -> None:
-        """Train from the newest complete checkpoint of the run folder, or from the beginning."""
+        """Train from the newest complete checkpoint of the run folder, or from the beginning.
+
+        Raises:
+            InputError: the checkpoint has another tokenizer.
+        """
         with self.args.main_process_first(desc="removing what was cut off"):
             checkpoint = newest_checkpoint(Path(self.args.output_dir))
+        if checkpoint is not None:
+            self._check_tokenizer(checkpoint)
         if checkpoint is not None and self.is_trained(checkpoint):
             return
         if checkpoint is not None:
             self.before_resume(checkpoint)
         with freed_memory_kept() if self.args.device.type == "cpu" else nullcontext():
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    def _check_tokenizer(self, checkpoint: Path) -> None:
+        """Token ids mean something else to a model of an earlier version, whose tokenizer had no role tokens."""
+        path = checkpoint / "tokenizer.json"
+        if path.exists() and Tokenizer.from_file(str(path)).get_vocab() != self.processing_class.get_vocab():
+            raise InputError(
+                f"output_dir {str(self.args.output_dir)!r} holds a run of an earlier version, with another tokenizer; "
+                "choose another --output_dir.",
+                "NL-404",
+            )
 
     def is_trained(self, checkpoint: Path) -> bool:
         """True, with the run's result in the model, if there is nothing left to train: the run was cut off between its

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from ..data.batches import IGNORED, EvaluationDocuments, collate_rows, positions_within_row
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..models.context_cache import RecurrentGenerationMixin
-from ..models.modeling_newllm import loss_only
+from ..models.language_model_head import loss_only
 from .arguments import StageArguments
 from .context_carrier import ContextCarrier, LaneSampler
 from .distillation import distillation_loss

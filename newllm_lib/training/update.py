@@ -5,7 +5,7 @@ import time
 import torch
 from torch import nn
 
-from ..models.modeling_newllm import loss_only
+from ..models.language_model_head import loss_only
 
 
 def timed_update(

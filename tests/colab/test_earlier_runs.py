@@ -4,10 +4,11 @@ import errno
 import shutil
 
 import pytest
-from run_folders import contents, make_run
+from run_folders import contents, make_earlier_model, make_run
 
 from newllm_lib.colab.drive_copy import DriveCopier
-from newllm_lib.colab.earlier_runs import bring_back_runs, fetch_sentences, newest_run, run_sentence
+from newllm_lib.colab.earlier_runs import bring_back_runs, fetch_sentences, is_finished, newest_run, run_sentence
+from newllm_lib.colab.start_models import finished_runs
 from newllm_lib.training import verified_copy
 
 
@@ -79,3 +80,11 @@ def test_a_damaged_run_is_named(copier):
 def test_there_may_be_none(tmp_path):
     copier = DriveCopier(tmp_path / "here", tmp_path / "drive")
     assert bring_back_runs(copier, lambda name: None).models == [] and newest_run(tmp_path / "here") is None
+
+
+def test_a_model_of_an_earlier_version_is_of_no_use(tmp_path):
+    run = make_earlier_model(tmp_path / "01_pretrain" / "a" / "newllm").parent
+    make_run(run / "tiny-gpt2", finished=True)
+    assert finished_runs(tmp_path, ["01_pretrain"], ["newllm"]) == []
+    assert finished_runs(tmp_path, ["01_pretrain"], ["tiny-gpt2"]) == [run]
+    assert "newllm was trained by an earlier version" in run_sentence(run) and is_finished(run)

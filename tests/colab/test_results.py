@@ -39,7 +39,7 @@ def test_the_preview_names_the_text_and_marks_every_token(panel, shown, text_fil
     preview.preview_data(panel)
     html, sentence = shown
     assert f"file {text_file.name}" in html and "as the file's owner says" in plain(html)
-    assert "258 types" in html and "10 updates over 640 tokens" in sentence
+    assert "263 types" in html and "10 updates over 640 tokens" in sentence
     assert html.count("border-radius:3px") > 100 and "3 samples" in html
 
 

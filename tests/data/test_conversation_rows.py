@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic_conversations
-from byte_ids import END, PAD, byte_ids
+from byte_ids import ASSISTANT, END, END_OF_TURN, PAD, USER, byte_ids, ids_with_roles, text_ids
 from synthetic_conversations import FORM, conversation, dialogue_tokenizer, synthetic
 
 from newllm_lib.data import conversation_rows as module
 from newllm_lib.data.batches import IGNORED
-from newllm_lib.data.chat_template import ConversationFormat, encode_conversations
+from newllm_lib.data.chat_template import ConversationFormat, encode_conversations, template_for
 from newllm_lib.data.conversation_rows import conversation_documents, conversation_rows
 from newllm_lib.data.conversations import Conversations
 from newllm_lib.errors import InputError
@@ -61,6 +61,25 @@ def test_a_row_exactly(cache, tokenizer):
     assert rows[0]["position_ids"].tolist() == [*range(24), *range(26)]
     assert int(rows[0]["row"]) == 0
     assert (counts.documents, counts.all_tokens, counts.tokens, counts.bytes, counts.packed_rows) == (2, 46, 7, 3, 1)
+
+
+def test_a_row_of_role_tokens_exactly(cache, tokenizer):
+    """As above; a role that a text spells is text in the row, and in what is held out."""
+    tokenizer.chat_template = template_for(tokenizer, "dialogue")
+    data = conversations_of(talk("ab", "cd"), talk("<|end|>", "f"), identity="exact roles")
+    rows, counts = conversation_rows(data, tokenizer, ConversationFormat(32))
+    assert len(rows) == 1
+    first = ids_with_roles("<|endoftext|><|user|> ab<|assistant|> cd<|end|>")
+    second = [END, USER, *text_ids(" <|end|>"), ASSISTANT, *text_ids(" f"), END_OF_TURN]
+    assert rows[0]["input_ids"].tolist() == [*first, *second, *[PAD] * 8]
+    labels = [IGNORED] * 32
+    labels[5:9] = [*text_ids(" cd"), END_OF_TURN]
+    labels[20:23] = [*text_ids(" f"), END_OF_TURN]
+    assert rows[0]["labels"].tolist() == labels
+    assert rows[0]["position_ids"].tolist() == [*range(10), *range(22)]
+    assert (counts.documents, counts.all_tokens, counts.tokens, counts.bytes, counts.packed_rows) == (2, 24, 7, 3, 1)
+    documents, _ = conversation_documents(data, tokenizer, ConversationFormat(32))
+    assert [document.token_ids.tolist() for document in documents.documents] == [first[1:], second[1:]]
 
 
 def contents_of(rows, tokenizer) -> list[list[int]]:

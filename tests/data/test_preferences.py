@@ -3,13 +3,15 @@
 import json
 
 import pytest
+from byte_ids import ids_with_roles
 from preference_runs import make_pairs, write_pairs
 
 from newllm_lib.data import preferences
 from newllm_lib.data.catalogue import HubSource
-from newllm_lib.data.chat_template import TEMPLATES
+from newllm_lib.data.chat_template import TEMPLATES, template_for
 from newllm_lib.data.hub import HubSplit
 from newllm_lib.data.preferences import drop_too_long, encode_preferences, load_preferences, sample_pairs
+from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.errors import InputError
 from newllm_lib.stages.data import template_rows
 
@@ -118,6 +120,17 @@ def test_hh_rlhf_from_the_hub(monkeypatch):
     monkeypatch.setattr(preferences, "first_opened", lambda entry: (None, "no connection"))
     with pytest.raises(InputError, match=r"'hh-rlhf' could not be had from the hub .*generated pairs"):
         load_preferences("hh-rlhf")
+
+
+def test_pairs_by_role_tokens(tmp_path):
+    """As TRL has them, which renders: what spells a special token is taken out."""
+    tokenizer = build_tokenizer("byte", [])
+    tokenizer.chat_template = template_for(tokenizer, "dialogue")
+    pair = {"prompt": "a<|end|>b", "chosen": "c<|assistant|>", "rejected": "d"}
+    file = write_pairs(tmp_path / "pairs.jsonl", [pair])
+    first = next(encode_preferences(load_preferences(data=str(file), eval_data=str(file)).train.pairs, tokenizer, 96))
+    assert first.prompt == ids_with_roles("<|endoftext|><|user|> a b<|assistant|>")
+    assert (first.chosen, first.rejected) == (ids_with_roles(" c <|end|>"), ids_with_roles(" d<|end|>"))
 
 
 def test_pairs_as_tokens(tmp_path, tokenizer):

@@ -8,13 +8,12 @@ from transformers import AutoModelForCausalLM
 from newllm_lib.models import NewLLMConfig, NewLLMForCausalLM, build_config, build_model
 from newllm_lib.models.adjust import extend_positions, grow_context, set_dropout, train_new_context_only
 
-SIZES = {"vocab_size": 29, "embedding_size": 6, "context_size": 5, "hidden_size": 9, "dropout": 0.0}
+SIZES = {"vocab_size": 29, "hidden_size": 6, "context_size": 5, "intermediate_size": 9, "dropout": 0.0}
 
 
-def random_model(reference: bool = False, layers: int = 1, dtype=torch.float64) -> NewLLMForCausalLM:
+def random_model(layers: int = 2, dtype=torch.float64) -> NewLLMForCausalLM:
     """Every parameter random, so that no term vanishes."""
-    make = NewLLMConfig.reference if reference else NewLLMConfig
-    model = NewLLMForCausalLM(make(**SIZES, num_hidden_layers=layers)).to(dtype).eval()
+    model = NewLLMForCausalLM(NewLLMConfig(**SIZES, num_hidden_layers=layers)).to(dtype).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     return model
@@ -33,49 +32,59 @@ def train(model, steps: int) -> None:
         optimizer.zero_grad()
 
 
+def outputs(model, input_ids):
+    """Logits with documents that begin inside rows, with padding on either side, and after a cache."""
+    mask = torch.ones_like(input_ids)
+    mask[0, :3] = mask[1, -2:] = mask[2, 7] = 0
+    position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids).clone()
+    position_ids[:, 11:] -= 11
+    with torch.no_grad():
+        yield model(input_ids).logits
+        yield model(input_ids, attention_mask=mask, position_ids=position_ids).logits
+        cache = model(input_ids[:, :9], attention_mask=mask[:, :9], use_cache=True).past_key_values
+        yield model(input_ids[:, 9:], attention_mask=mask, past_key_values=cache).logits
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("factor", [2, 3])
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("reference", [False, True])
-def test_a_larger_context_computes_the_same(tmp_path, reference, layers, factor, dtype):
-    model = random_model(reference, layers, dtype)
+def test_a_larger_context_computes_the_same(tmp_path, layers, factor, dtype):
+    model = random_model(layers, dtype)
     input_ids = torch.randint(0, 29, (3, 40))
-    with torch.no_grad():
-        expected = model(input_ids).logits
-        grow_context(model, 5 * factor)
-        grown = model(input_ids, use_cache=True)
-    tolerance = 1e-10 if dtype == torch.float64 else 1e-5 * float(expected.abs().max())
-    assert grown.past_key_values.context.shape == (3, 5 * factor)
-    torch.testing.assert_close(grown.logits, expected, rtol=0, atol=tolerance)
+    expected = list(outputs(model, input_ids))
+    grow_context(model, 5 * factor)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-5 * float(expected[0].abs().max())
+    for found, logits in zip(outputs(model, input_ids), expected, strict=True):
+        torch.testing.assert_close(found, logits, rtol=0, atol=tolerance)
+    state = model(input_ids, use_cache=True).past_key_values.context
+    assert state.shape == (3, layers * (5 * factor + 2 * 6))
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).eval()
     assert loaded.config.context_size == 5 * factor
     with torch.no_grad():
-        assert torch.equal(loaded(input_ids).logits, grown.logits)
+        assert torch.equal(loaded(input_ids).logits, model(input_ids).logits)
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in loaded.parameters())
+    for module in loaded.modules():  # what is written on the layers is true
+        if isinstance(module, nn.Linear):
+            assert module.weight.shape == (module.out_features, module.in_features)
 
 
-def test_the_new_part_matters_after_one_update():
+def test_the_copies_part_from_the_original_and_from_each_other():
     model = random_model()
     grow_context(model, 15)
-    recurrence = model.model.recurrence
-    readers = recurrence.layers[0].weight
-    assert not readers[:, 11:].any()
-    train(model, 1)
-    old, first, second = readers.detach()[:, 6:].chunk(3, dim=1)
-    for new in (first, second):
-        assert (new != 0).all()
-        assert not torch.isclose(new, old).any()
-    # What writes the new part gets its first gradient now that it is read, and parts from what writes the old.
-    before = [part.clone() for part in recurrence.gates.weight.detach().chunk(3)[0].chunk(3)]
-    assert torch.allclose(before[1], before[2])
+    layer = model.model.layers[0]
+    read = layer.context_out.weight.detach().chunk(3, dim=1)
+    assert (read[1] != 0).all() and torch.allclose(read[1], -read[2], atol=1e-12)
+    before = [part.clone() for part in layer.delta.weight.detach().chunk(3)]
+    assert all(torch.equal(part, before[0]) for part in before)
     train(model, 2)
-    after = recurrence.gates.weight.detach().chunk(3)[0].chunk(3)
-    assert not torch.allclose(after[0], after[1])
+    for parts in (layer.context_out.weight.detach().chunk(3, dim=1), layer.delta.weight.detach().chunk(3)):
+        for one, other in ((0, 1), (0, 2), (1, 2)):
+            assert not torch.allclose(parts[one], parts[other], rtol=1e-3)
     input_ids = torch.randint(0, 29, (2, 20))
     with torch.no_grad():
         whole = model(input_ids).logits
-        recurrence.layers[0].weight[:, 11:] = 0
+        layer.context_out.weight[:, 5:] = 0
         assert not torch.allclose(model(input_ids).logits, whole)
 
 
@@ -85,30 +94,28 @@ def test_only_multiples_of_the_context_can_be_grown_to(size):
     with pytest.raises(ValueError, match=rf"context_size {size} has to be a multiple of the model's 5: 10, 15, 20"):
         grow_context(model, size)
     assert model.config.context_size == 5
-    assert model.model.recurrence.gates.out_features == 15
+    assert model.model.layers[0].forget_gate.weight.shape == (5, 6)
 
 
-@pytest.mark.parametrize("reference", [False, True])
-def test_training_the_new_context_alone_leaves_every_old_weight(reference):
-    model = random_model(reference, layers=2, dtype=torch.float32).train()
+def test_training_the_new_context_alone_leaves_every_old_weight():
+    model = random_model(dtype=torch.float32).train()
     old = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     grow_context(model, 10)
     train_new_context_only(model, 5)
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     train(model, 4)
-    found = model.state_dict()
-    first, gates, norm = (f"model.recurrence.{name}" for name in ("layers.0.weight", "gates", "norm"))
-    rows = torch.tensor([*range(5), *range(10, 15), *range(20, 25)])
-    stay = {first: found[first][:, :11]}
-    stay |= {f"{gates}.{name}": found[f"{gates}.{name}"][rows] for name in ("weight", "bias")}
-    stay |= {f"{norm}.{name}": found[f"{norm}.{name}"][:5] for name in ("weight", "bias")}
-    for name, tensor in old.items():
-        assert torch.equal(stay.get(name, found[name]), tensor), name
-    others = torch.tensor([*range(5, 10), *range(15, 20), *range(25, 30)])
-    assert (found[first][:, 11:] != fresh[first][:, 11:]).all()
-    for name in ("weight", "bias"):
-        assert (found[f"{gates}.{name}"][others] != fresh[f"{gates}.{name}"][others]).any(), name
-        assert (found[f"{norm}.{name}"][5:] != fresh[f"{norm}.{name}"][5:]).all(), name
+    moved = set()
+    for name, tensor in model.state_dict().items():
+        is_reader = name.endswith("context_out.weight")
+        stays = tensor[:, :5] if is_reader else tensor[: len(old[name])]
+        assert torch.equal(stays, old[name]), name
+        if tensor.shape != old[name].shape:
+            new = slice(None) if is_reader else slice(5, None)
+            assert (tensor[new] != fresh[name][new]).any(), name
+            moved.add(name)
+    ends = ("forget_gate.weight", "forget_gate.bias", "delta.weight", "output_gate.weight")
+    ends = (*ends, "context_norm.weight", "context_out.weight")
+    assert moved == {f"model.layers.{layer}.{end}" for layer in (0, 1) for end in ends}
 
 
 def test_more_positions_leave_the_first_as_they_were(tmp_path):

@@ -7,21 +7,32 @@ import torch
 from transformers import AutoModelForCausalLM, pipeline
 
 from newllm_lib.data.tokenizer import build_tokenizer
-from newllm_lib.models import ContextCache, LSTMConfig, LSTMForCausalLM, NewLLMConfig, NewLLMForCausalLM
+from newllm_lib.models import (
+    ContextCache,
+    LSTMConfig,
+    LSTMForCausalLM,
+    NewLLMConfig,
+    NewLLMForCausalLM,
+    NewLLMReferenceConfig,
+    NewLLMReferenceForCausalLM,
+)
 
-SIZES = {"vocab_size": 41, "embedding_size": 12, "hidden_size": 16, "dropout": 0.0}
+SIZES = {"vocab_size": 41, "hidden_size": 16, "dropout": 0.0}
+NEWLLM_SIZES = {**SIZES, "context_size": 14, "intermediate_size": 24}
 SPECIAL = {"pad_token_id": 0, "eos_token_id": 40, "bos_token_id": 40}
 
 
 @pytest.fixture(params=["newllm", "newllm-4-layers", "newllm-reference", "lstm", "lstm-2-layers"])
 def model(request):
     if request.param.startswith("lstm"):
-        config = LSTMConfig(**SIZES, **SPECIAL, num_hidden_layers=2 if "2" in request.param else 1)
-        model = LSTMForCausalLM(config)
+        layers = 2 if "2" in request.param else 1
+        model = LSTMForCausalLM(LSTMConfig(**SIZES, **SPECIAL, embedding_size=12, num_hidden_layers=layers))
+    elif request.param == "newllm-reference":
+        sizes = {"embedding_size": 12, "context_size": 14, "num_hidden_layers": 2}
+        model = NewLLMReferenceForCausalLM(NewLLMReferenceConfig(**SIZES, **SPECIAL, **sizes))
     else:
-        make = NewLLMConfig.reference if "reference" in request.param else NewLLMConfig
         layers = 4 if "4" in request.param else 1
-        model = NewLLMForCausalLM(make(**SIZES, **SPECIAL, context_size=14, num_hidden_layers=layers))
+        model = NewLLMForCausalLM(NewLLMConfig(**NEWLLM_SIZES, **SPECIAL, num_hidden_layers=layers))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model.eval()
@@ -176,7 +187,7 @@ def test_half_of_the_logits(model):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast_the_context_and_the_gradients_stay_fp32(dtype):
-    model = NewLLMForCausalLM(NewLLMConfig(**SIZES, context_size=14))
+    model = NewLLMForCausalLM(NewLLMConfig(**NEWLLM_SIZES))
     input_ids = tokens(2, 30)
     with torch.autocast("cpu", dtype=dtype):
         output = model(input_ids, labels=input_ids, use_cache=True)
@@ -187,7 +198,7 @@ def test_under_autocast_the_context_and_the_gradients_stay_fp32(dtype):
 
 
 def test_dropout_is_reproducible_from_the_seed():
-    model = NewLLMForCausalLM(NewLLMConfig(**{**SIZES, "dropout": 0.4}, context_size=14)).train()
+    model = NewLLMForCausalLM(NewLLMConfig(**{**NEWLLM_SIZES, "dropout": 0.4})).train()
     input_ids = tokens(2, 9)
     losses = []
     for seed in (1, 1, 2):
@@ -198,15 +209,9 @@ def test_dropout_is_reproducible_from_the_seed():
 
 def test_pipeline_writes_text(tmp_path, caplog):
     tokenizer = build_tokenizer("byte", [])
+    sizes = {**NEWLLM_SIZES, "vocab_size": len(tokenizer)}
     model = NewLLMForCausalLM(
-        NewLLMConfig(
-            vocab_size=len(tokenizer),
-            embedding_size=12,
-            context_size=14,
-            hidden_size=16,
-            pad_token_id=257,
-            eos_token_id=256,
-        )
+        NewLLMConfig(**sizes, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
     )
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

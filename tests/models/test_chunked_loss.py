@@ -9,11 +9,15 @@ from newllm_lib.models import (
     LSTMForCausalLM,
     NewLLMConfig,
     NewLLMForCausalLM,
+    NewLLMReferenceConfig,
+    NewLLMReferenceForCausalLM,
     build_config,
     build_model,
     chunked_loss,
 )
 from newllm_lib.models.chunked_loss import chunked_cross_entropy
+
+SIZES = {"hidden_size": 8, "context_size": 10, "intermediate_size": 20, "dropout": 0.0}
 
 
 def case(dtype=torch.float64, tokens=23, width=6, types=11, with_bias=True):
@@ -82,8 +86,8 @@ def test_under_autocast_the_products_are_half_precision_and_the_loss_is_not():
 @pytest.mark.parametrize(
     "model",
     [
-        NewLLMForCausalLM(NewLLMConfig(vocab_size=31, embedding_size=8, context_size=10, hidden_size=20, dropout=0.0)),
-        NewLLMForCausalLM(NewLLMConfig.reference(vocab_size=31, dropout=0.0)),
+        NewLLMForCausalLM(NewLLMConfig(vocab_size=31, **SIZES)),
+        NewLLMReferenceForCausalLM(NewLLMReferenceConfig(vocab_size=31, hidden_size=20, dropout=0.0)),
         LSTMForCausalLM(LSTMConfig(vocab_size=31, embedding_size=8, hidden_size=16, dropout=0.0)),
     ],
     ids=["newllm", "newllm-reference", "lstm"],
@@ -108,7 +112,7 @@ def test_a_model_gives_the_same_loss_and_gradients_without_logits(model, shifted
 
 def test_the_logits_never_exist(monkeypatch):
     """No tensor as large as the logits is made in a training step."""
-    model = NewLLMForCausalLM(NewLLMConfig(vocab_size=5000, embedding_size=8, context_size=10, hidden_size=20))
+    model = NewLLMForCausalLM(NewLLMConfig(vocab_size=5000, **SIZES))
     monkeypatch.setattr(chunked_loss, "CHUNK_ELEMENTS", 20 * 5000)
     input_ids = torch.randint(0, 5000, (4, 50))
     largest = 0
@@ -127,25 +131,6 @@ def test_the_logits_never_exist(monkeypatch):
     assert largest == 20 * 5000 < 4 * 50 * 5000
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_more_types_than_tokens(tied):
-    """The looked-up rows' sparse gradient joins the head's dense one; an untied table keeps a dense one of its own."""
-    config = NewLLMConfig(
-        vocab_size=300, embedding_size=8, context_size=10, hidden_size=20, dropout=0.0, tie_word_embeddings=tied
-    )
-    model = NewLLMForCausalLM(config).double()
-    input_ids = torch.randint(0, 300, (2, 9))
-    gradients = []
-    for skip_logits in (False, True):
-        for _ in range(2):  # the second backward pass adds to what is there
-            model(input_ids=input_ids, labels=input_ids, skip_logits=skip_logits).loss.backward()
-        assert all(parameter.grad.layout == torch.strided for parameter in model.parameters())
-        gradients.append([parameter.grad for parameter in model.parameters()])
-        model.zero_grad()
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
-
-
 def test_the_head_meets_few_numbers_of_tokens(monkeypatch):
     """oneDNN keeps a program for every shape: numbers of scored tokens at random would fill the memory."""
     seen = set()
@@ -154,7 +139,7 @@ def test_the_head_meets_few_numbers_of_tokens(monkeypatch):
         seen.add(len(inputs))
         return chunked_cross_entropy(inputs, *arguments)
 
-    monkeypatch.setattr("newllm_lib.models.modeling_newllm.chunked_cross_entropy", record)
+    monkeypatch.setattr("newllm_lib.models.language_model_head.chunked_cross_entropy", record)
     model = build_model(build_config("newllm", vocab_size=50, max_length=64, num_parameters=20_000, dropout=0.0))
     generator = torch.Generator().manual_seed(0)
     for share in torch.linspace(0.05, 0.95, 40):

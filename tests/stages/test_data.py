@@ -39,7 +39,7 @@ def test_what_is_found(known):
     assert sum(report.lengths.values()) == report.conversations
     assert report.lengths[bucket(report.longest)] == 1 and report.longest > 64
     assert not report.sampled
-    assert report.examples[0] == "<|endoftext|>User: Question 0?\nAssistant: word 0.<|endoftext|>"
+    assert report.examples[0] == "<|endoftext|><|user|> Question 0?<|assistant|> word 0.<|end|>"
     assert report.tokenizer.startswith("bpe learned from these conversations")
 
 
@@ -48,9 +48,9 @@ def test_the_learned_tokens_are_marked(known):
     assert report.more_tokens == 0
     plain = "".join(token for token, _ in report.tokens)
     learned = "".join(token for token, is_learned in report.tokens if is_learned)
-    assert plain == "<|endoftext|>User:␣Question␣0?⏎Assistant:␣word␣0.<|endoftext|>"
-    assert learned == "␣word␣0.<|endoftext|>"
-    assert "[<|endoftext|>]" in report_text(report)
+    assert plain == "<|endoftext|><|user|>␣Question␣0?<|assistant|>␣word␣0.<|end|>"
+    assert learned == "␣word␣0.<|end|>"
+    assert "[<|end|>]" in report_text(report)
 
 
 def test_overlap_between_the_users_own_splits_is_counted(tmp_path, monkeypatch):

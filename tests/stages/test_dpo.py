@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from earlier_tokenizer import earlier_byte_tokenizer
 from preference_runs import dpo_arguments, make_pairs, opened, tiny_chat_model, write_pairs
 from run_files import StopAt
 from safetensors.torch import load_file
@@ -120,7 +121,7 @@ def test_first_the_answers_are_learned_and_what_comes_of_it_is_the_reference(tmp
     assert all(moved)
     log = [json.loads(line) for line in (folder / "reference" / "metrics.jsonl").read_text().splitlines()]
     losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
-    assert losses[-1] < losses[0] < 5.6  # nats per token of held-out answers; 5.55 is one of 258 at random
+    assert losses[-1] < losses[0] < 5.6  # nats per token of held-out answers; 5.57 is one of 263 at random
     assert next(entry["eval_loss"] for entry in history(folder) if "eval_loss" in entry) == pytest.approx(
         0.693147, abs=1e-5
     )
@@ -132,13 +133,13 @@ def test_first_the_answers_are_learned_and_what_comes_of_it_is_the_reference(tmp
     assert evaluate(moved_folder)["accuracy"] == read_results(moved_folder)["accuracy"]
 
 
-@pytest.mark.parametrize(("max_length", "expected"), [(96, 96), (512, 128)])
+@pytest.mark.parametrize(("max_length", "expected"), [(60, 60), (512, 64)])
 def test_answers_are_learned_in_rows_as_short_as_they_allow(tmp_path, max_length, expected):
     args = dpo_arguments(tmp_path, model_type="newllm", max_length=max_length, sft_epochs=1.0)
     prepared = prepare(args)
     pairs = [*prepared.train_rows.pairs, *prepared.documents.pairs]
     encoded = encode_preferences(pairs, prepared.tokenizer, max_length)
-    assert 64 < max(len(pair.prompt + pair.chosen) for pair in encoded) < 128
+    assert 50 < max(len(pair.prompt + pair.chosen) for pair in encoded) < 60
     assert row_length(args, prepared) == expected
     settings = reference_arguments(args, 1_000, expected)
     assert (settings.max_length, settings.per_device_train_batch_size) == (expected, 1024 // expected)
@@ -225,10 +226,7 @@ def test_without_trl_the_remedy_is_named(tmp_path, monkeypatch):
 
 def test_dialogpt_gets_its_own_turn_format(tmp_path):
     folder = tiny_chat_model(tmp_path / "DialoGPT-tiny")
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = None
+    tokenizer = earlier_byte_tokenizer()
     tokenizer.pad_token = None
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)

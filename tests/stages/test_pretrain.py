@@ -152,7 +152,7 @@ def test_the_context_is_carried_between_batches(text_file, tmp_path):
     for carry in (True, False):
         folder = pretrain(arguments(text_file, tmp_path / f"carry-{carry}", carry_context=carry, max_steps=4))
         weights[carry] = load_file(folder / "model.safetensors")
-    name = "model.recurrence.gates.weight"
+    name = "model.layers.0.forget_gate.weight"
     assert not torch.equal(weights[True][name], weights[False][name])
     assert (tmp_path / "carry-True" / "checkpoint-4" / "carried_context.safetensors").exists()
     assert not (tmp_path / "carry-False" / "checkpoint-4" / "carried_context.safetensors").exists()

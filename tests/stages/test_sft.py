@@ -5,12 +5,16 @@ import logging
 
 import pytest
 import torch
+from chats import untrained_chat
 from conversations import make_conversations, sft_arguments, write_conversations
+from earlier_tokenizer import earlier_byte_tokenizer
 from run_files import RUN_FILES, StopAt
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, TrainerCallback, pipeline
+from transformers import AutoTokenizer, GenerationConfig, TrainerCallback, pipeline
 
 from newllm_lib.chat import Chat
+from newllm_lib.data.chat_template import ROLE_TEMPLATE, TEMPLATES
+from newllm_lib.data.tokenizer import end_token_ids
 from newllm_lib.errors import InputError
 from newllm_lib.evaluation.generation import reply_to
 from newllm_lib.stages.compare import compare, comparison_table
@@ -31,8 +35,7 @@ def pretrained(tmp_path_factory):
     """Finished pretraining runs by model type, made when first asked for."""
     folders = {}
     text = tmp_path_factory.mktemp("text") / "text.txt"
-    # Role words become single tokens, so that an answer is near its question.
-    text.write_text("".join(f"User: Line {number}?\nAssistant: The sea and the mill.\n" for number in range(200)))
+    text.write_text("".join(f"Line {number}?\nThe sea and the mill.\n" for number in range(200)))
 
     def of(model_type, **fields):
         key = (model_type, *sorted(fields.items()))
@@ -78,7 +81,8 @@ def test_from_scratch_a_run_holds_everything(conversations, tmp_path, model_type
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
     )
-    assert asked == f"{tokenizer.bos_token}User: Hi\nAssistant:"
+    assert asked == f"{tokenizer.bos_token}<|user|> Hi<|assistant|>"
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == end_token_ids(tokenizer) == [256, 262]
     assert f"{results['bits_per_byte']:.3f} bits per byte of the answers" in caplog.text
 
     metrics = evaluate(folder)
@@ -116,7 +120,8 @@ def test_a_pretrained_model_goes_on(conversations, tmp_path, pretrained, model_t
     old, new = (AutoTokenizer.from_pretrained(path) for path in (start, folder))
     assert old.backend_tokenizer.to_str() == new.backend_tokenizer.to_str()
     assert old.chat_template is None
-    assert "Assistant:" in new.chat_template
+    assert new.chat_template == ROLE_TEMPLATE
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == [0, 6]
     after = load_file(folder / "model.safetensors")
     assert any(not torch.equal(after[name][: len(tensor)], tensor) for name, tensor in before.items())
 
@@ -125,6 +130,18 @@ def test_a_pretrained_model_goes_on(conversations, tmp_path, pretrained, model_t
     assert AutoTokenizer.from_pretrained(again).chat_template == new.chat_template
     with pytest.raises(InputError, match="start was"):
         sft(sft_arguments(conversations, tmp_path / "again", model=str(start), max_steps=1))
+
+
+def test_a_model_of_an_earlier_run_keeps_its_words_for_roles(conversations, tmp_path):
+    """Its tokenizer has no role tokens: taught again, it talks as it did."""
+    start = untrained_chat(tmp_path / "start", tokenizer=earlier_byte_tokenizer())
+    folder = sft(sft_arguments(conversations, tmp_path / "run", model=str(start), max_steps=1))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template == TEMPLATES["dialogue"] and len(tokenizer) == 258
+    assert GenerationConfig.from_pretrained(folder).eos_token_id in (256, [256])
+    chat = Chat(folder, max_new_tokens=1, temperature=0)
+    list(chat.reply("Hi <|end|>"))
+    assert tokenizer.decode(chat.stream.read) == "<|endoftext|>User: Hi <|end|>\nAssistant:"
 
 
 def test_every_stage_takes_a_chat_model(conversations, tmp_path, pretrained):
@@ -240,15 +257,22 @@ def test_the_context_grows(conversations, tmp_path, pretrained, caplog):
     assert open_model(folder).model.config.context_size == 2 * old
     grown = {name for name in before if before[name].shape != after[name].shape}
     assert grown == {
-        f"model.recurrence.{name}"
-        for name in ("layers.0.weight", "gates.weight", "gates.bias", "norm.weight", "norm.bias")
+        f"model.layers.{layer}.{name}"
+        for layer in range(open_model(start).model.config.num_hidden_layers)
+        for name in (
+            "forget_gate.weight",
+            "forget_gate.bias",
+            "delta.weight",
+            "output_gate.weight",
+            "context_norm.weight",
+            "context_out.weight",
+        )
     }
     for name in before.keys() - grown:
         assert torch.equal(before[name], after[name]), name
-    first = "model.recurrence.layers.0.weight"
-    width = before[first].shape[1]
-    assert torch.equal(after[first][:, :width], before[first])
-    assert after[first][:, width:].any()
+    readers = "model.layers.0.context_out.weight"
+    assert torch.equal(after[readers][:, :old], before[readers])
+    assert after[readers][:, old:].any()
     # The run starts where the smaller model was: its first updates change little.
     small = sft(sft_arguments(conversations, tmp_path / "small", model=str(start), max_steps=1, learning_rate=1e-9))
     large = sft(

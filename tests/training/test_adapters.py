@@ -7,8 +7,9 @@ import pytest
 import torch
 from peft import PeftModel
 from tiny_gemma import tiny_gemma, tiny_gemma_folder
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config
 
+from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.training import adapters
 from newllm_lib.training.adapters import (
     RankSchedule,
@@ -16,6 +17,7 @@ from newllm_lib.training.adapters import (
     allow_old_torchao,
     four_bit_config,
     rank_at,
+    save_generation_settings,
     set_compute_dtype,
     trainable,
 )
@@ -26,6 +28,12 @@ IDS = torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(3))
 def in_four_bit(folder, dtype):
     pytest.importorskip("bitsandbytes")
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=four_bit_config(dtype))
+
+
+def test_a_chat_with_adapters_stops_at_either_end(tmp_path):
+    save_generation_settings(tiny_gemma(), build_tokenizer("byte", []), 1.1, 40, tmp_path)
+    settings = GenerationConfig.from_pretrained(tmp_path)
+    assert (settings.eos_token_id, settings.pad_token_id, settings.max_new_tokens) == ([256, 262], 257, 40)
 
 
 def test_adapters_are_on_every_linear_layer_but_the_head_and_change_nothing():

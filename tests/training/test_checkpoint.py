@@ -1,10 +1,17 @@
 import json
 
 import pytest
+from run_folders import make_earlier_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from newllm_lib.chat import Chat
 from newllm_lib.errors import InputError
+from newllm_lib.stages.compare import compare
+from newllm_lib.stages.evaluate import open_model
+from newllm_lib.training.base_model import find_base_model
 from newllm_lib.training.checkpoint import (
     check_model_folder,
+    is_of_earlier_version,
     newest_checkpoint,
     open_run,
     read_settings,
@@ -83,3 +90,41 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
     write_json(tmp_path / "settings.json", {})
     with pytest.raises(InputError, match="the run is not finished"):
         check_model_folder(tmp_path)
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    return make_earlier_model(tmp_path / "earlier")
+
+
+@pytest.mark.parametrize(
+    "open_it",
+    [
+        open_model,
+        Chat,
+        check_model_folder,
+        lambda folder: compare([folder]),
+        lambda folder: find_base_model(str(folder)),
+    ],
+    ids=["open_model", "Chat", "check_model_folder", "compare", "find_base_model"],
+)
+def test_a_model_of_an_earlier_version_is_refused_in_a_sentence(earlier, open_it):
+    with pytest.raises(InputError, match=r"an earlier version has trained.*; train it anew") as refusal:
+        open_it(earlier)
+    assert refusal.value.code == "NL-404" and str(earlier) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("open_it", [AutoConfig.from_pretrained, AutoModelForCausalLM.from_pretrained])
+def test_transformers_does_not_open_it_with_random_weights(earlier, open_it):
+    with pytest.raises(ValueError, match="trained by an earlier version"):
+        open_it(earlier)
+
+
+def test_a_run_of_an_earlier_version_is_not_gone_on_with(earlier, tmp_path):
+    with pytest.raises(InputError, match="an earlier version has trained"):
+        open_run(earlier, {"stage": "pretrain", "seed": 1}, {})
+    unfinished = tmp_path / "unfinished"
+    write_json(make_checkpoint(unfinished, 8) / "config.json", json.loads((earlier / "config.json").read_text()))
+    assert is_of_earlier_version(unfinished)
+    (unfinished / "checkpoint-8" / "config.json").write_text('{"model_type": "new')  # cut off
+    assert not is_of_earlier_version(unfinished)

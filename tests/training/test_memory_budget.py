@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GemmaConfig, LlamaConfig
 
 from newllm_lib.errors import InputError
+from newllm_lib.models import NewLLMConfig
 from newllm_lib.training.memory_budget import (
     CUDA_CONTEXT,
     GB,
@@ -292,3 +293,13 @@ def test_refusal_when_nothing_fits():
 
 def test_cpu_refuses_nothing():
     check_fits(None, lambda rows, length: pytest.fail("nothing to count"), 10**6, 1, 10**6)
+
+
+def test_a_model_without_attention_has_a_budget():
+    config = NewLLMConfig()
+    settings = {**QLORA, "rank": RANK, "micro_batch": ROWS, "max_length": TOKENS}
+    items = by_name(memory_budget(config, **settings))
+    assert total_bytes(memory_budget(config, **settings)) > CUDA_CONTEXT + items["linear layers in NF4"]
+    targets = 7 * config.num_hidden_layers + 1  # three into the context, one out of it, the MLP's; the projection
+    (adapters,) = (item.how for item in memory_budget(config, **settings) if item.name == "adapters")
+    assert f"on {targets} layers" in adapters

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from earlier_tokenizer import earlier_byte_tokenizer
 from preference_runs import dpo_arguments
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from newllm_lib.errors import TrainingDiverged
+from newllm_lib.errors import InputError, TrainingDiverged
 from newllm_lib.stages.dpo import dpo
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.training.run_trainer import PATIENCE, RunTrainerMixin
@@ -52,6 +53,16 @@ def test_it_ends_at_once_and_goes_on_from_what_was_saved(tmp_path, text_file, mo
     for path in whole.glob("*model.safetensors"):
         first, second = load_file(path), load_file(again / path.name)
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_with_another_tokenizer_is_not_gone_on_with(tmp_path, text_file, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("newllm_lib.stages.pretrain.build_tokenizer", lambda *args: earlier_byte_tokenizer())
+        break_losses(patch, 7)
+        with pytest.raises(TrainingDiverged):
+            train_language_model(tmp_path, "broken", text_file)
+    with pytest.raises(InputError, match=r"an earlier version, with another tokenizer; choose another --output_dir"):
+        train_language_model(tmp_path, "broken", text_file)
 
 
 class OneLoss(Trainer):

@@ -1,0 +1,249 @@
+"""Which model is best at equal parameters, equal tokens and one tokenizer, each with the settings that suit it:
+New-LLM, its published cell, torch's LSTM, the multiplicative LSTM and TinyGPT2.
+
+Every model is trained at its CENTRE, at twice and half its learning rate and weight decay, and without dropout; at its
+best point three seeds count. Models that are trained already are not trained again: the command goes on where it was
+interrupted.
+
+    OMP_NUM_THREADS=1 python benchmarks/quality.py --text wikitext --data TRAIN.txt --eval_data VALID.txt --workers 2
+    OMP_NUM_THREADS=1 python benchmarks/quality.py --text chitchat --workers 2
+
+Rows are 32 x 64 tokens, the context carried from row to row (the published cell: as published, 32 x 128 from zero).
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from multiplicative_lstm import multiplicative_lstm_of_size
+
+from newllm_lib.cli import set_up_output
+from newllm_lib.models import build_config, build_model, count_parameters
+from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, prepare
+from newllm_lib.training.checkpoint import read_results, write_json
+from newllm_lib.training.device import autocast_dtype, find_device, freed_memory_kept
+from newllm_lib.training.run import train_run
+from newllm_lib.training.trainer import LanguageModelTrainer
+from newllm_lib.training.update import timed_update
+
+MODELS = ("newllm", "lstm", "multiplicative-lstm", "tiny-gpt2", "newllm-reference")
+SEEDS = (0, 1, 2)
+# text -> (training tokens, model -> (learning rate, weight decay)); dropout before the head is 0.1.
+TEXTS = {
+    "wikitext": (
+        4_096_000,
+        {
+            "newllm": (5e-3, 0.6),
+            "lstm": (3e-3, 0.4),
+            "multiplicative-lstm": (5e-3, 0.8),
+            "tiny-gpt2": (3e-3, 0.4),
+            "newllm-reference": (2e-3, 0.0),
+        },
+    ),
+    "chitchat": (
+        3_636_000,
+        {
+            "newllm": (5e-3, 0.1),
+            "lstm": (3e-3, 0.1),
+            "multiplicative-lstm": (3e-3, 0.1),
+            "tiny-gpt2": (3e-3, 0.1),
+            "newllm-reference": (2e-3, 0.0),
+        },
+    ),
+    "dailydialog": (
+        4_096_000,
+        {
+            "newllm": (5e-3, 0.6),
+            "lstm": (3e-3, 0.4),
+            "multiplicative-lstm": (3e-3, 0.8),
+            "tiny-gpt2": (3e-3, 0.4),
+            "newllm-reference": (2e-3, 0.0),
+        },
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One model to train."""
+
+    model: str
+    learning_rate: float
+    weight_decay: float
+    dropout: float
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.model}-lr{self.learning_rate:g}-wd{self.weight_decay:g}-p{self.dropout:g}-seed{self.seed}"
+
+
+def centre(text: str, model: str, seed: int = 0) -> Point:
+    return Point(model, *TEXTS[text][1][model], 0.1, seed)
+
+
+def grid(text: str, model: str) -> list[Point]:
+    """The centre, and one step each way from it in each setting."""
+    point = centre(text, model)
+    steps = [{"learning_rate": point.learning_rate * factor} for factor in (2, 0.5)]
+    decays = (point.weight_decay * 2, point.weight_decay / 2) if point.weight_decay else (0.1, 0.4)
+    steps += [{"weight_decay": decay} for decay in decays]
+    steps += [{"dropout": 0.0}]
+    return [point, *(dataclasses.replace(point, **step) for step in steps)]
+
+
+def arguments(options: argparse.Namespace, point: Point) -> PretrainArguments:
+    recipe = PRESETS["published"] if point.model == "newllm-reference" else {}
+    source = {"data": options.data, "eval_data": options.eval_data} if options.data else {"data_source": "offline"}
+    args = PretrainArguments(
+        **{
+            **recipe,
+            **source,
+            "model_type": "lstm" if point.model == "multiplicative-lstm" else point.model,
+            "vocab_size": options.vocab_size,
+            "num_parameters": options.num_parameters,
+            "learning_rate": point.learning_rate,
+            "weight_decay": point.weight_decay,
+            "dropout": point.dropout,
+            "seed": point.seed,
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "load_best_model_at_end": False,
+            "output_dir": str(options.output_dir / options.text / f"{options.num_parameters}" / point.folder),
+        }
+    )
+    args.max_steps = (options.tokens or TEXTS[options.text][0]) // (args.effective_batch_size * args.max_length)
+    return args
+
+
+def train(options: argparse.Namespace, point: Point) -> None:
+    """Train one model through the stage's own parts; the multiplicative LSTM is a peer here and not in the library."""
+    args = arguments(options, point)
+    prepared = prepare(args)
+    if point.model == "multiplicative-lstm":
+        torch.manual_seed(args.seed)
+        model = multiplicative_lstm_of_size(prepared.model.config, options.num_parameters)
+        prepared = dataclasses.replace(prepared, model=model)
+    make_trainer = partial(LanguageModelTrainer, carry_context=args.carry_context)
+    train_run(args, prepared, {"stage": "quality", "model": point.model}, make_trainer)
+
+
+def result(options: argparse.Namespace, point: Point) -> dict | None:
+    return read_results(Path(arguments(options, point).output_dir))
+
+
+def train_all(options: argparse.Namespace, points: list[Point]) -> None:
+    """Those that are not trained yet, `options.workers` at a time, each in a process of its own."""
+    waiting = [point for point in dict.fromkeys(points) if result(options, point) is None]
+    running: list[tuple[Point, subprocess.Popen]] = []
+    while waiting or running:
+        while waiting and len(running) < options.workers:
+            point = waiting.pop(0)
+            command = [sys.executable, *sys.argv, "--only", json.dumps(dataclasses.asdict(point))]
+            log = open(options.output_dir / f"{options.text}-{point.folder}.log", "w")  # noqa: SIM115  the child's
+            running.append((point, subprocess.Popen(command, stdout=log, stderr=log)))
+        point, process = running.pop(0)
+        try:
+            process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            running.append((point, process))
+            continue
+        found = result(options, point)
+        print(
+            f"{options.text} {point.folder}: {found['bits_per_byte']:.4f}" if found else f"{point} failed", flush=True
+        )
+
+
+def best_point(options: argparse.Namespace, model: str) -> Point | None:
+    """Of the points with the first seed that are trained, the one with the fewest bits per byte."""
+    scores = {point: result(options, point) for point in grid(options.text, model)}
+    trained = {point: found["bits_per_byte"] for point, found in scores.items() if found}
+    return min(trained, key=trained.get, default=None)
+
+
+def speed(options: argparse.Namespace, model: str) -> float:
+    """Median training tokens per second of nine updates of 32 x 64 tokens, on this machine as it is now."""
+    device = find_device()
+    kind = "lstm" if model == "multiplicative-lstm" else model
+    config = build_config(kind, options.vocab_size, 64, num_parameters=options.num_parameters)
+    network = build_model(config) if kind == model else multiplicative_lstm_of_size(config, options.num_parameters)
+    network = network.to(device.kind).train()
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    input_ids = torch.randint(0, options.vocab_size, (32, 64), device=device.kind)
+    with freed_memory_kept():
+        seconds = [timed_update(network, optimizer, input_ids, autocast_dtype(device)) for _ in range(11)]
+    return input_ids.numel() / statistics.median(seconds[2:])
+
+
+def table(options: argparse.Namespace) -> list[dict]:
+    rows = []
+    for model in MODELS:
+        point = best_point(options, model)
+        if point is None:
+            continue
+        found = [result(options, dataclasses.replace(point, seed=seed)) for seed in SEEDS]
+        scores = [entry["bits_per_byte"] for entry in found if entry]
+        rows.append(
+            {
+                **dataclasses.asdict(point),
+                "parameters": found[0]["parameters"],
+                "bits_per_byte": statistics.mean(scores),
+                "lowest": min(scores),
+                "highest": max(scores),
+                "seeds": len(scores),
+                "points": sum(result(options, other) is not None for other in grid(options.text, model)),
+                "tokens_per_second": speed(options, model),
+            }
+        )
+    return sorted(rows, key=lambda row: row["bits_per_byte"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", choices=TEXTS, required=True)
+    parser.add_argument("--data", help="training text, with --eval_data; none: the offline package")
+    parser.add_argument("--eval_data")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--vocab_size", type=int, default=2048)
+    parser.add_argument("--num_parameters", type=int)
+    parser.add_argument("--tokens", type=int, help="to train every model on; none: as for the table")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--workers", type=int, default=1, help="models trained at a time")
+    parser.add_argument("--skip_grid", action="store_true", help="the seeds of the centre alone")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.num_parameters is None:
+        options.num_parameters = count_parameters(build_config("newllm", options.vocab_size, 64))
+    if options.only:
+        set_up_output()
+        train(options, Point(**json.loads(options.only)))
+        return
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    if options.skip_grid:
+        points = [centre(options.text, model, seed) for seed in SEEDS for model in options.models]
+    else:
+        first = [grid(options.text, model) for model in options.models]
+        train_all(options, [point for step in zip(*first, strict=True) for point in step])
+        best = [best_point(options, model) for model in options.models]
+        points = [dataclasses.replace(point, seed=seed) for seed, point in itertools.product(SEEDS, best)]
+    train_all(options, points)
+    rows = table(options)
+    write_json(options.output_dir / f"{options.text}-{options.num_parameters}.json", rows)
+    print(f"\n{options.text}, {options.num_parameters:,} parameters")
+    for row in rows:
+        print(
+            f"{row['model']:<20} {row['parameters']:>10,}  {row['bits_per_byte']:.4f} [{row['lowest']:.4f}, "
+            f"{row['highest']:.4f}]  {row['seeds']} seeds, {row['points']} points; rate {row['learning_rate']:g}, "
+            f"decay {row['weight_decay']:g}, dropout {row['dropout']:g}; {row['tokens_per_second']:,.0f} tokens/s"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What a recurrent model remembers of a conversation, as a file that any program can read: safetensors
+(https://github.com/huggingface/safetensors), with one fp32 tensor `state` [1, S] and a header of strings.
+
+A New-LLM of L layers with context_size C and hidden_size E has S = L * (C + 2 E) numbers, in this order: the contexts
+of layers 1 to L, C numbers each, which together are the context vector; the last token's u in layers 1 to L (see
+models/modeling_newllm.py), E numbers each; its v in layers 1 to L, E numbers each.
+
+The header (safetensors' `__metadata__`) has `format`, FORMAT; `model` and `weights`, whose state it is; `tokens`, how
+many were read; `context_numbers`, how many of the state's first numbers are the context vector; of the model's config
+LAYOUT_FIELDS, as far as it has them; and, where the words are saved, too, `messages`, as JSON.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from transformers import PreTrainedConfig
+
+from ..errors import InputError
+
+FORMAT = "newllm memory 2"
+LAYOUT_FIELDS = ("model_type", "num_hidden_layers", "context_size", "hidden_size")
+LARGEST = 2**24  # bytes of a file; ours have some thousand
+
+
+@dataclass(frozen=True)
+class Memory:
+    """All that a recurrent model keeps of a conversation.
+
+    Attributes:
+        state: [1, S] fp32.
+        tokens: how many it is of.
+        model, weights: the name of the model whose it is, and what its weights are known by.
+        messages: what was said, for people to read; the model needs none of it. Empty unless it was saved, too.
+    """
+
+    state: torch.Tensor
+    tokens: int
+    model: str
+    weights: str
+    messages: tuple[dict[str, str], ...] = ()
+
+    def file(self, config: PreTrainedConfig) -> bytes:
+        """As a file; `config` is the model's."""
+        header = {"format": FORMAT, "model": self.model, "weights": self.weights, "tokens": str(self.tokens)}
+        header["context_numbers"] = str(config.context_numbers)
+        fields = config.to_dict()
+        header |= {name: str(fields[name]) for name in LAYOUT_FIELDS if name in fields}
+        if self.messages:
+            header["messages"] = json.dumps(self.messages, ensure_ascii=False)
+        return save({"state": self.state.float().cpu().contiguous()}, header)
+
+
+def read_memory(path: str | Path) -> Memory:
+    """What `Memory.file` has written.
+
+    Raises:
+        InputError: no such file, or not one of ours.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"memory {str(path)!r} does not exist; name a file that a chat has saved.", "NL-405")
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError("it is far too large")
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise ValueError(f"its format is {header.get('format', 'unknown')[:60]!r}, not {FORMAT!r}")
+            if list(file.keys()) != ["state"]:
+                raise ValueError("it holds other tensors")
+            state = file.get_tensor("state")
+        if state.dtype != torch.float32 or state.dim() != 2 or len(state) != 1 or not state.isfinite().all():
+            raise ValueError("its numbers are no state")
+        messages = tuple(
+            {"role": {"user": "user", "assistant": "assistant"}[m["role"]], "content": str(m["content"])}
+            for m in json.loads(header.get("messages", "[]"))
+        )
+        return Memory(state, int(header["tokens"]), header["model"][:60], header["weights"][:60], messages)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"memory {path.name!r} is not a memory that a chat has saved ({' '.join(str(error).split())[:120]}); name "
+            "another file.",
+            "NL-405",
+        ) from error

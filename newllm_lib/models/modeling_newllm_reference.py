@@ -1,0 +1,168 @@
+"""New-LLM exactly as published: one cell, whose gates see the context that they update, so that tokens are read one by
+one.
+
+    h0_t = [ e(x_t) ; c_{t-1} ]
+    hl_t = dropout(relu(W_l h(l-1)_t + b_l)),  l = 1..L
+    d_t, f_t, i_t = W_d hL_t + b_d,  sigmoid(W_f hL_t + b_f),  sigmoid(W_i hL_t + b_i)
+    c_t = clamp(LayerNorm(f_t * c_{t-1} + i_t * d_t), -10, 10)
+    logits_t = W_o hL_t + b_o
+
+Dimensions: B rows, T tokens, E embedding, C context, H hidden, V vocabulary.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from .configuration_newllm import set_sizes
+from .context_cache import ContextCache, RecurrentGenerationMixin
+from .language_model_head import CausalLMHeadMixin
+from .linear_scan import scan_dtype
+
+CONTEXT_CLAMP = 10.0
+
+
+class NewLLMReferenceConfig(PreTrainedConfig):
+    """Sizes of the published model; the defaults are the published ones.
+
+    Args:
+        embedding_size, context_size, hidden_size: E, C and H.
+        num_hidden_layers: hidden layers between input and gates, L >= 1.
+        dropout: probability of dropping a hidden unit, in [0, 1).
+
+    Raises:
+        ValueError: a size is not a positive integer or dropout is not in [0, 1).
+    """
+
+    model_type = "newllm_reference"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    def __init__(
+        self,
+        vocab_size: int = 1000,
+        embedding_size: int = 256,
+        context_size: int = 256,
+        hidden_size: int = 512,
+        num_hidden_layers: int = 1,
+        dropout: float = 0.1,
+        layer_norm_eps: float = 1e-5,
+        initializer_range: float = 0.02,
+        use_cache: bool = True,
+        **kwargs,
+    ):
+        set_sizes(
+            self,
+            dropout,
+            vocab_size=vocab_size,
+            embedding_size=embedding_size,
+            context_size=context_size,
+            hidden_size=hidden_size,
+            num_hidden_layers=num_hidden_layers,
+        )
+        self.layer_norm_eps = layer_norm_eps
+        self.initializer_range = initializer_range
+        self.use_cache = use_cache
+        super().__init__(**{"tie_word_embeddings": False, **kwargs})
+
+    @property
+    def context_numbers(self) -> int:
+        """How many numbers the context vector has, which is all of the state."""
+        return self.context_size
+
+
+class NewLLMReferencePreTrainedModel(PreTrainedModel):
+    config_class = NewLLMReferenceConfig
+    base_model_prefix = "model"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+
+
+class NewLLMReferenceModel(NewLLMReferencePreTrainedModel):
+    """The bare model: hidden states hL_t [B, T, H]."""
+
+    def __init__(self, config: NewLLMReferenceConfig):
+        super().__init__(config)
+        E, C, H = config.embedding_size, config.context_size, config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, E)
+        # Together the first layer: what does not depend on the context is taken for all tokens at once.
+        self.from_token = nn.Linear(E, H)
+        self.from_context = nn.Linear(C, H, bias=False)
+        self.deeper = nn.ModuleList(nn.Linear(H, H) for _ in range(config.num_hidden_layers - 1))
+        self.gates = nn.Linear(H, 3 * C)  # rows in the order delta, forget gate, input gate
+        self.context_norm = nn.LayerNorm(C, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: ContextCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Arguments as `NewLLMModel.forward`; the state is the context alone, [B, C].
+
+        Raises:
+            ValueError: not exactly one of `input_ids` and `inputs_embeds` is given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, E]
+        batch_size, num_tokens = x.shape[:2]
+        mask = starts = None
+        if attention_mask is not None:
+            mask = attention_mask[:, -num_tokens:, None].bool().unbind(1)
+        if position_ids is not None:
+            starts = (position_ids == 0).expand(batch_size, num_tokens)[:, :, None].unbind(1)
+        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
+            past_key_values = ContextCache()
+        c = None if past_key_values is None else past_key_values.context
+        if c is None:
+            c = x.new_zeros(batch_size, self.config.context_size, dtype=scan_dtype(x))
+        hidden_states = []
+        for t, token in enumerate(self.from_token(x).unbind(1)):  # [B, H]
+            if starts is not None:
+                c = c.masked_fill(starts[t] if mask is None else starts[t] & mask[t], 0)
+            h, after = self.step(token, c)
+            c = after if mask is None else torch.where(mask[t], after, c)
+            hidden_states.append(h)
+        if past_key_values is not None:
+            past_key_values.update(c, num_tokens)
+        return BaseModelOutputWithPast(
+            last_hidden_state=torch.stack(hidden_states, dim=1), past_key_values=past_key_values
+        )
+
+    def step(self, token: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The token's share of the first layer [B, H] and the context [B, C] -> the last layer and the new context."""
+        h = self.dropout(torch.relu(token + self.from_context(c.to(self.from_context.weight.dtype))))
+        for layer in self.deeper:
+            h = self.dropout(torch.relu(layer(h)))
+        delta, gates = self.gates(h).to(c.dtype).split([c.shape[1], 2 * c.shape[1]], dim=1)
+        forget, write = gates.sigmoid().chunk(2, dim=1)
+        mixed = torch.addcmul(forget * c, write, delta).to(self.context_norm.weight.dtype)
+        return h, self.context_norm(mixed).clamp(-CONTEXT_CLAMP, CONTEXT_CLAMP).to(c.dtype)
+
+
+class NewLLMReferenceForCausalLM(CausalLMHeadMixin, NewLLMReferencePreTrainedModel, RecurrentGenerationMixin):
+    """The published model with its head, a linear layer of its own."""
+
+    _tied_weights_keys = {}
+
+    def __init__(self, config: NewLLMReferenceConfig):
+        super().__init__(config)
+        self.model = NewLLMReferenceModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
