@@ -7,6 +7,7 @@ interrupted.
 
     OMP_NUM_THREADS=1 python benchmarks/quality.py --text wikitext --data TRAIN.txt --eval_data VALID.txt --workers 2
     OMP_NUM_THREADS=1 python benchmarks/quality.py --text chitchat --workers 2
+    OMP_NUM_THREADS=1 python benchmarks/quality.py --text dailydialog --data dailydialog.jsonl --workers 2
 
 Rows are 32 x 64 tokens, the context carried from row to row (the published cell: as published, 32 x 128 from zero).
 """
@@ -25,6 +26,7 @@ import torch
 from multiplicative_lstm import multiplicative_lstm_of_size
 
 from newllm_lib.cli import set_up_output
+from newllm_lib.data.text import load_text
 from newllm_lib.models import build_config, build_model, count_parameters
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, prepare
 from newllm_lib.training.checkpoint import read_results, write_json
@@ -99,13 +101,33 @@ def grid(text: str, model: str) -> list[Point]:
     return [point, *(dataclasses.replace(point, **step) for step in steps)]
 
 
+def text_files(options: argparse.Namespace) -> tuple[Path, Path]:
+    """The texts to train on and to score, each one stream: conversations stand one after the other."""
+    if options.text == "wikitext":
+        return options.data, options.eval_data
+    files = tuple(options.output_dir / f"{options.text}-{part}.txt" for part in ("train", "valid"))
+    if not all(file.exists() for file in files):
+        if options.text == "chitchat":
+            splits = load_text("offline", None, None, False)
+            parts = [list(part.strings()) for part in (splits.train, splits.validation)]
+        else:
+            rows = [json.loads(line)["dialog"] for line in options.data.read_text(encoding="utf-8").splitlines()]
+            dialogues = ["\n".join(turn.strip() for turn in row) for row in rows]
+            cut = int(0.95 * len(dialogues))
+            parts = [dialogues[:cut], dialogues[cut:]]
+        for file, part in zip(files, parts, strict=True):
+            file.write_text("\n\n".join(part), encoding="utf-8")
+    return files
+
+
 def arguments(options: argparse.Namespace, point: Point) -> PretrainArguments:
     recipe = PRESETS["published"] if point.model == "newllm-reference" else {}
-    source = {"data": options.data, "eval_data": options.eval_data} if options.data else {"data_source": "offline"}
+    data, eval_data = text_files(options)
     args = PretrainArguments(
         **{
             **recipe,
-            **source,
+            "data": str(data),
+            "eval_data": str(eval_data),
             "model_type": "lstm" if point.model == "multiplicative-lstm" else point.model,
             "vocab_size": options.vocab_size,
             "num_parameters": options.num_parameters,
@@ -208,8 +230,8 @@ def table(options: argparse.Namespace) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", choices=TEXTS, required=True)
-    parser.add_argument("--data", help="training text, with --eval_data; none: the offline package")
-    parser.add_argument("--eval_data")
+    parser.add_argument("--data", type=Path, help="wikitext's training text, or dailydialog.jsonl")
+    parser.add_argument("--eval_data", type=Path, help="wikitext's text to score")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quality"))
     parser.add_argument("--vocab_size", type=int, default=2048)
     parser.add_argument("--num_parameters", type=int)
@@ -226,6 +248,7 @@ def main() -> None:
         train(options, Point(**json.loads(options.only)))
         return
     options.output_dir.mkdir(parents=True, exist_ok=True)
+    text_files(options)
     if options.skip_grid:
         points = [centre(options.text, model, seed) for seed in SEEDS for model in options.models]
     else:

@@ -205,7 +205,7 @@ def test_a_run_with_other_settings_is_named(capsys, trained):
         "--learning_rate",
         "0.1",
     ]
-    assert "learning_rate was 0.003, is 0.1" in complaint_of(capsys, *argv)
+    assert "learning_rate was 0.005, is 0.1" in complaint_of(capsys, *argv)
 
 
 def test_compare_takes_the_runs_own_score_of_its_own_text(capsys, trained, text_file):
