@@ -37,7 +37,7 @@ ENDLESS = """#@title 3 · Replies that never end by themselves
 steps = []
 
 def endless(model, inputs, output):
-    output.logits[..., model.config.eos_token_id] = -1e9
+    output.logits[..., model.generation_config.eos_token_id] = -1e9
     steps.append(model.config.model_type)
 
 hooks = [talk.model.register_forward_hook(endless) for talk in chat.chats.values()]

@@ -54,7 +54,7 @@ def test_run_all_gets_to_its_first_updates(path, tmp_path, screenshots):
             return re.search(r"update [1-9]\d* of \d+|trial \d+|everything is in", cell.inner_text())
 
         wait_until(first_update, 180)
-        assert cell.locator("img").count() == 1, "one live plot"
+        wait_until(lambda: cell.locator("img").count() == 1)  # one live plot
         for title, name in ((settings, "settings"), (cells[training][0], "training")):
             code_cell(page, title).screenshot(path=str(screenshots / f"{path.stem}-{name}.png"))
         for title, _ in cells[:training]:
