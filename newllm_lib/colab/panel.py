@@ -148,15 +148,11 @@ class SettingsPanel:
         args = self._build(values)
         found = self.stage.reckoning.complete(args)
         self.stage.reckoning.check(args)
-        # Only what the panel offers and presets set: another release of transformers brings other fields, and a run
-        # has to be found again after Colab's image has changed.
-        settings = {name: value for name, value in args.run_settings().items() if name in values}
-        settings |= {
-            "batch": args.effective_batch_size,
-            "model_type": None,
-            "text": self._identity(args),
-            **found,
-        }
+        # Only what the panel offers and presets set: another release of transformers brings other fields. What is left
+        # to each model, such as its learning rate, does not part the models of a run.
+        ran = args.run_settings()
+        settings = {name: None if value is None else ran[name] for name, value in values.items() if name in ran}
+        settings |= {"batch": args.effective_batch_size, "model_type": None, "text": self._identity(args), **found}
         if self.start_run is not None:
             weights = [self.start_model(model) / "model.safetensors" for model in self.models]
             settings["starts"] = [file_identity(str(path)) for path in weights]

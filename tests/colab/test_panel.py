@@ -262,3 +262,13 @@ def test_what_is_finished_or_begun_is_said(make_panel):
     panel.controls["seed"].widget.value = 1
     panel.controls["seed"].widget.value = 42
     assert "newllm is finished" in panel.line.value
+
+
+def test_models_of_a_run_share_its_folder_and_may_have_rates_of_their_own(make_panel):
+    panel = make_panel()
+    newllm, gpt2 = (panel.arguments(model) for model in ("newllm", "tiny-gpt2"))
+    assert (newllm.learning_rate, gpt2.learning_rate) == (5e-3, 3e-3)
+    assert Path(newllm.output_dir).parent == Path(gpt2.output_dir).parent
+    panel.controls["learning_rate"].set(1e-3)
+    assert [panel.arguments(model).learning_rate for model in ("newllm", "tiny-gpt2")] == [1e-3, 1e-3]
+    assert Path(panel.arguments("newllm").output_dir).parent != Path(newllm.output_dir).parent
