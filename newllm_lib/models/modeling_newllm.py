@@ -50,14 +50,14 @@ class RowBounds:
     newest: torch.Tensor | None
 
     @classmethod
-    def of(cls, num_tokens: int, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None):
+    def of(cls, rows: int, num_tokens: int, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None):
         mask = starts = newest = None
         if attention_mask is not None:
             mask = attention_mask[:, -num_tokens:].bool()
             numbers = torch.arange(1, num_tokens + 1, device=mask.device) * mask
             newest = functional.pad(numbers.cummax(dim=1).values, (1, 0))
         if position_ids is not None:
-            starts = position_ids == 0
+            starts = (position_ids == 0).expand(rows, num_tokens)
             if mask is not None:
                 starts = starts & mask
         return cls(starts, mask, newest)
@@ -180,9 +180,7 @@ class NewLLMModel(NewLLMPreTrainedModel):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         x = x * self.config.hidden_size**0.5  # [B, T, E]
         batch_size, num_tokens = x.shape[:2]
-        if position_ids is not None:
-            position_ids = position_ids.expand(batch_size, num_tokens)
-        bounds = RowBounds.of(num_tokens, attention_mask, position_ids)
+        bounds = RowBounds.of(batch_size, num_tokens, attention_mask, position_ids)
         if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
             past_key_values = ContextCache()
         state = None if past_key_values is None else past_key_values.context

@@ -113,11 +113,7 @@ class NewLLMReferenceModel(NewLLMReferencePreTrainedModel):
         use_cache: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """Arguments as `NewLLMModel.forward`; the state is the context alone, [B, C].
-
-        Raises:
-            ValueError: not exactly one of `input_ids` and `inputs_embeds` is given.
-        """
+        """Arguments and errors as `NewLLMModel.forward`; the state is the context alone, [B, C]."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, E]
