@@ -35,6 +35,9 @@ class PretrainArguments(ModelArguments):
         high=1e-2,
         log=True,
     )
+    dropout: float = setting(
+        0.0, "Share of hidden units dropped in training; more for many epochs.", group="Model", low=0.0, high=0.5
+    )
     weight_decay: float = setting(
         0.4, "AdamW's weight decay; 0.1 for a single pass.", group="Training", low=0, high=1.0
     )
@@ -76,6 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
         "weight_decay": 0.0,
+        "dropout": 0.1,
         "max_length": 128,
         "carry_context": False,
     },
