@@ -25,7 +25,7 @@ from newllm_lib.training.checkpoint import write_json
 STRETCH = 4096
 CHUNK = 64
 DISTANCES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-WORDS, PLACES = 40, 4  # rare words, and how often each is tried
+WORDS, PLACES = 20, 2  # rare words, and how often each is tried
 
 
 @torch.no_grad()
