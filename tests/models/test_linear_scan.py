@@ -47,7 +47,7 @@ def test_equals_the_plain_loop(batch_size, length, channels, masked, documents, 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("length", [1, 2, 63, 257])
-def test_doubling_equals_the_plain_loop(length, dtype, monkeypatch):
+def test_doubling_equals_the_plain_loop(length, dtype):
     z, delta, _, _, c0 = arguments(3, length, 17, False, False, dtype)
     expected = values_and_gradients(plain_scan, z, delta, None, None, c0)
     found = values_and_gradients(
