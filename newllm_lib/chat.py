@@ -83,8 +83,10 @@ class Chat:
         self.stream.set_sampling(temperature, top_p, repetition_penalty)
 
     def reply(self, text: str) -> Iterator[str]:
-        """Say `text`; yields the reply piece by piece as it is made. The conversation grows by both when it is done, or
-        when the caller stops listening."""
+        """Say `text`; yields the reply as it is made, a piece a token. The conversation grows by both when it is done, or
+        when the caller stops listening.
+
+        A piece is empty where a token ends no character: the caller can stop a reply of which nothing can be shown."""
         self.messages.append({"role": "user", "content": text})
         pieces = []
         # A template sets the white space around what is said: kept, it would stand there twice in the next turn.
@@ -93,12 +95,11 @@ class Chat:
         decoder = DecodeStream(skip_special_tokens=True)
         try:
             for token in self._tokens():
-                piece = decoder.step(self.tokenizer.backend_tokenizer, token)
-                if piece and is_templated and not pieces:
+                piece = decoder.step(self.tokenizer.backend_tokenizer, token) or ""
+                if is_templated and not any(pieces):
                     piece = piece.lstrip()
-                if piece:
-                    pieces.append(piece)
-                    yield piece
+                pieces.append(piece)
+                yield piece
         finally:
             said = "".join(pieces)
             self.messages.append({"role": "assistant", "content": said.rstrip() if is_templated else said})

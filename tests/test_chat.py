@@ -48,6 +48,21 @@ def test_what_streams_is_what_the_tokens_say(folder):
     assert "".join(pieces).replace("\ufffd", "").startswith(whole.replace("\ufffd", ""))
 
 
+def test_a_reply_of_which_nothing_can_be_shown_can_be_stopped(folder):
+    chat = Chat(folder, max_new_tokens=50, temperature=0)
+    half = chat.tokenizer.encode("é", add_special_tokens=False)[0]  # of two bytes, again and again
+
+    def only_halves(model, inputs, output):
+        output.logits[..., half] = 1e9
+
+    hook = chat.model.register_forward_hook(only_halves)
+    replies = chat.reply("Hello")
+    assert [next(replies) for _ in range(10)] == [""] * 10
+    replies.close()
+    hook.remove()
+    assert chat.messages[-1] == {"role": "assistant", "content": ""} and len(chat.stream.read) < 30
+
+
 def test_a_template_is_the_only_home_of_roles(folder):
     chat = Chat(folder, max_new_tokens=5)
     chat.tokenizer.chat_template = TEMPLATE
