@@ -83,8 +83,8 @@ class Chat:
         self.stream.set_sampling(temperature, top_p, repetition_penalty)
 
     def reply(self, text: str) -> Iterator[str]:
-        """Say `text`; yields the reply as it is made, a piece a token. The conversation grows by both when it is done, or
-        when the caller stops listening.
+        """Say `text`; yields the reply as it is made, a piece a token. The conversation grows by both when it is done,
+        or when the caller stops listening.
 
         A piece is empty where a token ends no character: the caller can stop a reply of which nothing can be shown."""
         self.messages.append({"role": "user", "content": text})
