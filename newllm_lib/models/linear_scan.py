@@ -63,18 +63,20 @@ def scan_forward(
     mask: torch.Tensor | None,
     c0: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The contexts, and sigmoid(z) for the way back; [B, T, C] each."""
-    wide = z.to(scan_dtype(z, delta, c0))
-    forget = wide.sigmoid().contiguous()
-    keep = kept_share(forget, starts, mask)
-    contexts = written_share(wide, mask).mul_(delta)
-    contexts[:, 0].addcmul_(keep[:, 0], c0.to(wide.dtype))
+    """The contexts, and sigmoid(-z) for the way back; [B, T, C] each."""
+    write = torch.empty_like(z, dtype=scan_dtype(z, delta, c0), memory_format=torch.contiguous_format)
+    write.copy_(z).neg_().sigmoid_()  # where a gate is almost 1, 1 - sigmoid(z) would have few digits
+    keep = kept_share(1 - write, starts, mask)
+    contexts = write * delta
+    if mask is not None:
+        contexts.masked_fill_(~mask[:, :, None], 0)
+    contexts[:, 0].addcmul_(keep[:, 0], c0.to(write.dtype))
     if z.device.type not in WALKS_TIME:
-        return doubled(keep, contexts), forget
+        return doubled(keep, contexts), write
     before, *others = contexts.unbind(1)
     for now, share in zip(others, keep.unbind(1)[1:], strict=True):
         before = now.addcmul_(share, before)
-    return contexts, forget
+    return contexts, write
 
 
 @scan_forward.register_fake
@@ -86,19 +88,19 @@ def _(z, delta, starts, mask, c0):
 @torch.library.custom_op("newllm::linear_scan_backward", mutates_args=())
 def scan_backward(
     grad: torch.Tensor,
-    z: torch.Tensor,
     delta: torch.Tensor,
     starts: torch.Tensor | None,
     mask: torch.Tensor | None,
     c0: torch.Tensor,
     contexts: torch.Tensor,
-    forget: torch.Tensor,
+    write: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients by z, delta and c0 from the one by `contexts` [B, T, C]."""
+    """The gradients by z, delta and c0 from the one by `contexts` [B, T, C]; autograd gives them the inputs' types."""
+    forget = 1 - write
     keep = kept_share(forget, starts, mask)
     # What a context contributes to the loss: by itself, and by the contexts after it.
     grad_contexts = torch.empty_like(contexts).copy_(grad)
-    if z.device.type in WALKS_TIME:
+    if contexts.device.type in WALKS_TIME:
         after = grad_contexts[:, -1]
         for now, share in zip(grad_contexts.unbind(1)[-2::-1], keep.unbind(1)[:0:-1], strict=True):
             after = now.addcmul_(share, after)
@@ -106,22 +108,25 @@ def scan_backward(
         later = torch.cat([torch.zeros_like(keep[:, :1]), keep[:, 1:].flip(1)], dim=1)
         grad_contexts = doubled(later, grad_contexts.flip(1)).flip(1)
     grad_c0 = keep[:, 0] * grad_contexts[:, 0]
-    grad_delta = written_share(z.to(forget.dtype), mask).mul_(grad_contexts)
-    grad_z = torch.cat([c0.to(contexts.dtype)[:, None], contexts[:, :-1]], dim=1)  # the contexts before
+    grad_z = torch.empty_like(contexts)  # the contexts before, less delta, ...
+    torch.sub(contexts[:, :-1], delta[:, 1:], out=grad_z[:, 1:])
+    torch.sub(c0, delta[:, 0], out=grad_z[:, 0])
     if starts is not None:
-        grad_z.masked_fill_(starts[:, :, None], 0)
-    # (before - delta) * sigmoid(z) * sigmoid(-z) * grad_contexts, and zero where nothing is written
-    grad_z.sub_(delta).mul_(forget).mul_(grad_delta)
-    return grad_z.to(z.dtype), grad_delta.to(delta.dtype), grad_c0.to(c0.dtype)
+        grad_z = torch.where(starts[:, :, None], -delta, grad_z)
+    grad_delta = grad_contexts.mul_(write)
+    if mask is not None:
+        grad_delta.masked_fill_(~mask[:, :, None], 0)  # nothing is written there
+    grad_z.mul_(forget).mul_(grad_delta)  # ... times sigmoid(z) * sigmoid(-z) * grad_contexts
+    return grad_z, grad_delta, grad_c0
 
 
 @scan_backward.register_fake
-def _(grad, z, delta, starts, mask, c0, contexts, forget):
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (z, delta, c0))
+def _(grad, delta, starts, mask, c0, contexts, write):
+    return torch.empty_like(contexts), torch.empty_like(contexts), torch.empty_like(contexts[:, 0])
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs, *output)
+    ctx.save_for_backward(*inputs[1:], *output)
     ctx.set_materialize_grads(False)
 
 
@@ -147,12 +152,6 @@ def kept_share(forget: torch.Tensor, starts: torch.Tensor | None, mask: torch.Te
     if starts is not None:
         forget = forget.masked_fill(starts[:, :, None], 0)
     return forget
-
-
-def written_share(z: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """The factor on delta: [B, T, C], contiguous; where a gate is almost 1, 1 - sigmoid(z) would have few digits."""
-    write = torch.neg(z).contiguous().sigmoid_()
-    return write if mask is None else write.masked_fill_(~mask[:, :, None], 0)
 
 
 def doubled(factors: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
