@@ -40,6 +40,7 @@ EXTRAS = {
     "test": [
         "pytest",
         "pytest-xdist",
+        "parameterized",
         "ruff",
         "nbclient",
         "nbformat",

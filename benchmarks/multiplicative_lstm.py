@@ -40,14 +40,14 @@ class MultiplicativeLSTMForCausalLM(LSTMForCausalLM):
 
     def __init__(self, config: LSTMConfig):
         super().__init__(config)
-        self.lstm = MultiplicativeLSTM(config.embedding_size, config.hidden_size)
+        self.model.lstm = MultiplicativeLSTM(config.embedding_size, config.hidden_size)
         with torch.no_grad():
-            nn.init.xavier_uniform_(self.lstm.from_input.weight)
-            nn.init.normal_(self.lstm.factor.weight, std=config.embedding_size**-0.5)
-            nn.init.orthogonal_(self.lstm.mix.weight)
-            nn.init.orthogonal_(self.lstm.from_hidden.weight)
-            self.lstm.from_input.bias.zero_()
-            self.lstm.from_input.bias[config.hidden_size : 2 * config.hidden_size] = 1.0  # the forget gate's
+            nn.init.xavier_uniform_(self.model.lstm.from_input.weight)
+            nn.init.normal_(self.model.lstm.factor.weight, std=config.embedding_size**-0.5)
+            nn.init.orthogonal_(self.model.lstm.mix.weight)
+            nn.init.orthogonal_(self.model.lstm.from_hidden.weight)
+            self.model.lstm.from_input.bias.zero_()
+            self.model.lstm.from_input.bias[config.hidden_size : 2 * config.hidden_size] = 1.0  # the forget gate's
 
 
 def multiplicative_lstm_of_size(config: LSTMConfig, num_parameters: int) -> MultiplicativeLSTMForCausalLM:

@@ -16,7 +16,7 @@ from .evaluation.context_trace import trace_context
 from .evaluation.forgetting import adapters_off
 from .evaluation.generation import state_bytes
 from .evaluation.memory_file import Memory, read_memory
-from .evaluation.token_stream import TokenStream, check_sampling, document_ids
+from .evaluation.token_stream import TokenStream, check_prompt, check_sampling, document_ids
 from .models.context_cache import RecurrentGenerationMixin
 from .stages.evaluate import TrainedModel, open_model, weights_hash
 from .training.checkpoint import write_bytes
@@ -86,7 +86,12 @@ class Chat:
         """Say `text`; yields the reply as it is made, a piece a token. The conversation grows by both when it is done,
         or when the caller stops listening.
 
-        A piece is empty where a token ends no character: the caller can stop a reply of which nothing can be shown."""
+        A piece is empty where a token ends no character: the caller can stop a reply of which nothing can be shown.
+
+        Raises:
+            InputError: `text` is no text (the conversation is then as it was), or the model's template refuses it.
+        """
+        check_prompt(text)
         self.messages.append({"role": "user", "content": text})
         pieces = []
         # A template sets the white space around what is said: kept, it would stand there twice in the next turn.

@@ -1,23 +1,26 @@
 """The command `newllm <stage> --field value`: one function per command word, modules imported only when used."""
 
 import argparse
-import dataclasses
-import difflib
+import errno
 import importlib
+import io
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from . import __version__
 from .errors import InputError
+from .training.flags import SentenceParser, nearest, parse_stage
+
+OF_THE_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 1 a fault of ours, 2 bad input, 130 interrupted with the run saved."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    accept_every_character()
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(usage())
@@ -33,6 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"newllm: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        print(
+            f"newllm: the disk refuses{where}: {error.strerror}; make room, or name another folder, and give the same "
+            "command again. Nothing that was saved is lost.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt as error:
         print(
             f"newllm: {error if error.args else 'Interrupted; nothing that was saved is lost.'}",
@@ -47,10 +60,11 @@ def usage() -> str:
     return "\n".join(lines + [f"  {word:<10} {text}" for word, (_, text) in COMMANDS.items()])
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """', did you mean X?' or nothing."""
-    matches = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
+def accept_every_character() -> None:
+    """Of what a terminal without UTF-8 cannot show, print the code; read what is not in its encoding as a mark."""
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # in a notebook it is another
+            stream.reconfigure(errors=errors)
 
 
 def set_up_output() -> None:
@@ -62,61 +76,6 @@ def set_up_output() -> None:
     from .quiet import quiet_libraries
 
     quiet_libraries()
-
-
-class SentenceParser(argparse.ArgumentParser):
-    """argparse whose complaint is one InputError in place of the usage and an exit."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
-
-    def error(self, message: str):
-        raise InputError(f"{message}; {self.prog} --help lists the fields.")
-
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse all of `argv`; an unknown flag is named with the nearest known one."""
-        namespace, unknown = self.parse_known_args(argv)
-        if unknown:
-            flags = [option for action in self._actions for option in action.option_strings]
-            word = unknown[0].split("=")[0]
-            raise InputError(f"unknown argument {word!r}{nearest(word, flags)}; {self.prog} --help lists the fields.")
-        return namespace
-
-
-def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog: str, argv: Sequence[str]) -> Any:
-    """Flags -> the stage's dataclass, one flag per field; a preset's values are defaults, flags win.
-
-    Raises:
-        InputError: unknown flag or preset, or a value the field refuses.
-    """
-    from transformers import HfArgumentParser
-
-    from .training.arguments import SLIDER_KEYS
-
-    class StageParser(SentenceParser, HfArgumentParser):
-        def add_argument(self, *names, **options):
-            # A field's metadata reaches argparse whole; the slider's part means nothing to it.
-            options = {key: value for key, value in options.items() if key not in SLIDER_KEYS}
-            return super().add_argument(*names, **options)
-
-    fields = dataclasses.fields(arguments_class)
-    types = [field.type for field in fields]
-    parser = StageParser(arguments_class, prog=prog)
-    # HfArgumentParser rewrites the dataclass's own field types (`str | None` to `str`); other readers need them whole.
-    for field, kind in zip(fields, types, strict=True):
-        field.type = kind
-    preset = parser.parse_known_args(argv)[0].preset
-    if preset is not None:
-        if preset not in presets:
-            raise InputError(f"preset has to be one of {', '.join(presets)}, got {preset!r}{nearest(preset, presets)}.")
-        parser.set_defaults(**presets[preset])
-    values = vars(parser.parse(argv))
-    try:
-        return arguments_class(**values)
-    except InputError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise InputError(" ".join(str(error).split())) from error
 
 
 def training_command(stage: str, arguments: str) -> Callable[[Sequence[str]], None]:
@@ -132,23 +91,32 @@ def training_command(stage: str, arguments: str) -> Callable[[Sequence[str]], No
 
 def run_merge(argv: Sequence[str]) -> None:
     parser = SentenceParser(prog="newllm merge", description="Write adapters and their base as one plain model.")
-    parser.add_argument("model", help="folder of a finished run of adapters")
+    add_model_field(parser)
     parser.add_argument("--output_dir", required=True, help="folder for the merged model; must not exist yet")
     fields = parser.parse(argv)
     from .stages.merge import merge
 
-    merge(fields.model, fields.output_dir)
+    merge(fields.model, fields.output_dir, fields.base)
 
 
 def run_data(argv: Sequence[str]) -> None:
+    from transformers.hf_argparser import string_to_bool
+
     parser = SentenceParser(prog="newllm data", description="Look at a dataset; without a name, list those we know.")
     parser.add_argument("name", nargs="?", help="a dataset of the list, or an id on the hub (owner/name)")
-    parser.add_argument("--data", help="file with the rows; the name then says what its columns are")
+    parser.add_argument("--data", help="file with the rows; the name then says which chat template they get")
     parser.add_argument("--data_source", default="auto", help="auto, hub, offline or file")
     parser.add_argument("--model", help="finished run whose tokenizer and chat template to use")
     parser.add_argument("--max_length", type=int, default=256, help="tokens per row in training")
     parser.add_argument("--max_samples", type=int, help="rows to look at, the first ones")
-    parser.add_argument("--skip_bad_rows", action="store_true", help="count rows that do not fit, and leave them out")
+    parser.add_argument(
+        "--skip_bad_rows",
+        nargs="?",
+        const=True,
+        default=False,
+        type=string_to_bool,
+        help="count rows that do not fit, and leave them out",
+    )
     parser.add_argument("--template", choices=["instruction", "preference"], help="print rows to write your own after")
     fields = parser.parse(argv)
     from .stages import data
@@ -172,10 +140,10 @@ def run_data(argv: Sequence[str]) -> None:
 
 def run_evaluate(argv: Sequence[str]) -> None:
     parser = SentenceParser(prog="newllm evaluate", description="Metrics of a trained model, every token scored once.")
-    parser.add_argument("model", help="folder of a finished run")
+    add_model_field(parser)
     add_text_fields(parser)
     parser.add_argument("--max_length", type=int, help="tokens per forward pass; as in training if left out")
-    parser.add_argument("--batch_size", type=int, default=32, help="rows per forward pass")
+    parser.add_argument("--batch_size", type=int, help="rows per forward pass; as in training if left out")
     parser.add_argument("--tasks", help="benchmarks of lm-eval in place of a text: winogrande,mmlu (newllm[eval])")
     parser.add_argument("--limit", type=int, help="with --tasks: questions of each, the first ones")
     fields = parser.parse(argv)
@@ -186,12 +154,14 @@ def run_evaluate(argv: Sequence[str]) -> None:
     if fields.tasks is not None:
         from .stages.evaluate_tasks import evaluate_tasks
 
-        results = evaluate_tasks(fields.model, fields.tasks.split(","), fields.batch_size, fields.limit)
+        results = evaluate_tasks(
+            fields.model, fields.tasks.split(","), fields.batch_size or 32, fields.limit, fields.base
+        )
         print(json.dumps(results, indent=2))
         return
     from .stages.evaluate import evaluate
 
-    metrics = evaluate(fields.model, fields.data, fields.max_length, fields.batch_size)
+    metrics = evaluate(fields.model, fields.data, fields.max_length, fields.batch_size, fields.base)
     if fields.json:
         print(json.dumps(metrics))
     else:
@@ -217,27 +187,29 @@ def run_compare(argv: Sequence[str]) -> None:
 
 def run_generate(argv: Sequence[str]) -> None:
     parser = SentenceParser(prog="newllm generate", description="Continue a prompt.")
-    parser.add_argument("model", help="folder of a finished run")
+    add_model_field(parser)
     parser.add_argument("--prompt", required=True, help="beginning of the text")
     add_sampling_fields(parser, max_new_tokens=60)
     parser.add_argument("--seed", type=int, default=0)
     fields = parser.parse(argv)
     from .stages.generate import generate
 
-    print(generate(fields.model, fields.prompt, fields.max_new_tokens, fields.seed, fields.temperature, fields.top_p))
+    sampling = fields.max_new_tokens, fields.seed, fields.temperature, fields.top_p
+    print(generate(fields.model, fields.prompt, *sampling, fields.base))
 
 
 def run_chat(argv: Sequence[str]) -> None:
     parser = SentenceParser(prog="newllm chat", description="Talk to a trained model; an empty line ends it.")
-    parser.add_argument("model", help="folder of a finished run")
+    add_model_field(parser)
     add_sampling_fields(parser, max_new_tokens=200)
     parser.add_argument("--seed", type=int, help="draw the same replies every time")
     parser.add_argument("--repetition_penalty", type=float, help="above 1: fewer repetitions; as trained if left out")
     fields = parser.parse(argv)
     from .chat import Chat
+    from .stages.evaluate import open_model
 
     chat = Chat(
-        fields.model,
+        open_model(fields.model, fields.base),
         fields.max_new_tokens,
         fields.temperature,
         fields.top_p,
@@ -256,6 +228,8 @@ def read_line() -> str:
         return input("> ")
     except EOFError:
         return ""
+    except UnicodeDecodeError as error:
+        raise InputError("prompt holds bytes that are no UTF-8 text; set the terminal to UTF-8.") from error
 
 
 def run_doctor(argv: Sequence[str]) -> None:
@@ -267,6 +241,11 @@ def run_doctor(argv: Sequence[str]) -> None:
     marks = {"ok": "✓", "note": "!", "fail": "✗"}
     for finding in doctor(fields.folder):
         print(f"{marks[finding.status]} {finding.subject:<14} {finding.value:<34} {finding.advice}".rstrip())
+
+
+def add_model_field(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="folder of a finished run")
+    parser.add_argument("--base", help="of adapters: the folder of the model they were trained on, if it has moved")
 
 
 def add_text_fields(parser: argparse.ArgumentParser) -> None:

@@ -68,7 +68,7 @@ CODES: dict[str, tuple[str, str]] = {
         "Run it again: a training goes on from its last save.",
     ),
     "NL-502": (
-        "The loss is no longer a finite number; training was ended before the weights were harmed.",
+        "The loss or a weight is no longer a finite number; training was ended before the weights were harmed.",
         "Choose a smaller learning rate and train again, which starts a run of its own; what was saved is kept.",
     ),
     "NL-901": (
@@ -83,11 +83,13 @@ class InputError(ValueError):
 
     Attributes:
         code: one of CODES.
+        field: the word that the sentence begins with, which is the setting if it is about one.
     """
 
     def __init__(self, message: str, code: str = "NL-401"):
         super().__init__(message)
         self.code = code
+        self.field = message.split(maxsplit=1)[0].rstrip(":") if message.strip() else ""
 
 
 class TrainingDiverged(InputError, FloatingPointError):

@@ -55,6 +55,22 @@ make_environment() {
     printf '%s\n' "$stamp" >"$dir/newllm-installed"
 }
 
+# make_newest DIR REQUIREMENT... : the newest releases of everything but torch, of which every build is large; and says
+# which of them are not the tested ones.
+make_newest() {
+    local dir=$1
+    shift
+    ensure_venv
+    [ -x "$dir/bin/python" ] || "$PYTHON" -m venv "$dir"
+    say "bringing $dir to the newest releases"
+    "$dir/bin/python" -m pip install -qq --disable-pip-version-check --upgrade --upgrade-strategy eager \
+        -c <(grep '^torch==' constraints.txt) "$@"
+    say "newer than the tested versions:"
+    awk -F== 'NR == FNR { sub(/;.*/, "", $2); tested[tolower($1)] = $2; next }
+        tolower($1) in tested && tested[tolower($1)] != $2 { print "   " $1, $2, "(tested: " tested[tolower($1)] ")" }' \
+        <(grep == constraints.txt) <("$dir/bin/python" -m pip freeze)
+}
+
 # make_image NAME DIR: a copy of the Colab image that tests/images/NAME.txt lists, as far as this project meets it.
 # torch is the image's version in the build that the index has, CUDA's packages included (5 GB): it runs on a CPU, too.
 make_image() {

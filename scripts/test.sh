@@ -2,20 +2,23 @@
 # Lint and test everything, in an environment of its own (.venv-test) with the tested versions.
 # usage: bash scripts/test.sh [--python PATH] [pytest arguments...]
 #        bash scripts/test.sh --image NAME|DIR [pytest arguments...]
+#        bash scripts/test.sh --newest [pytest arguments...]
 #   --python PATH   interpreter to make the environment with (also NEWLLM_PYTHON)
 #   --image NAME    only the tests, with what Colab's image of that month ships (tests/images/NAME.txt, such as 2026-08)
 #   --image DIR     only the tests, in the environment DIR as it is: what is missing is added, held to the versions of
 #                   DIR/constraints.txt if there is one; a changed package is an error
+#   --newest        only the tests, with the newest releases of everything but torch, in .venv-newest
 # NEWLLM_TEST_JOBS says how many tests run at a time (2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 
-python=${NEWLLM_PYTHON:-} dir= image=
+python=${NEWLLM_PYTHON:-} dir= image= newest=
 while [ $# -gt 0 ]; do
     case $1 in
     --python) python=${2:?--python needs the path of an interpreter} ;;
     --image) image=${2:?--image needs the name of an image, or the folder of an environment} ;;
+    --newest) newest=yes && set -- "" "$@" ;; # takes no value
     *) break ;;
     esac
     shift 2
@@ -32,6 +35,10 @@ if [ -n "$image" ]; then
     [ -x "$dir/bin/python" ] || fail "$image is neither an image ($known) nor an environment with a bin/python."
     say "adding this package and the missing test packages to $dir"
     "$dir/bin/python" scripts/join_image.py
+elif [ -n "$newest" ]; then
+    dir=.venv-newest
+    choose_python "$python"
+    make_newest "$dir" -e ".[qlora,dpo]" pytest pytest-xdist parameterized
 else
     dir=.venv-test
     choose_python "$python"

@@ -23,7 +23,9 @@ TEMPLATE = (
 def folder(request, tmp_path, byte_tokenizer):
     torch.manual_seed(0)
     ids = {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
-    build_model(build_config(request.param, 258, 128, num_parameters=120_000, **ids)).save_pretrained(tmp_path)
+    build_model(build_config(request.param, len(byte_tokenizer), 128, num_parameters=120_000, **ids)).save_pretrained(
+        tmp_path
+    )
     byte_tokenizer.save_pretrained(tmp_path)
     (tmp_path / "settings.json").write_text(json.dumps({"run": {"model_type": request.param}, "session": {}}))
     return tmp_path

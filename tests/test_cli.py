@@ -87,7 +87,7 @@ def test_bad_data_is_refused_before_anything_is_written(capsys, tmp_path, name):
     ("flags", "expected"),
     [
         (["--max_length", "1"], "max_length has to be at least 2, got 1"),
-        (["--tokenizer", "bpe", "--vocab_size", "90000"], "vocab_size 90000 is more than this text supports"),
+        (["--tokenizer", "bpe", "--vocab_size", "90000"], "with a vocabulary of 90,000: the nearest size is"),
         (["--learning_rat", "1"], "unknown argument '--learning_rat' (did you mean '--learning_rate'?)"),
         (["--max_steps", "many"], "--max_steps"),
         (["--model_type", "gpt4"], "gpt4"),
@@ -113,9 +113,9 @@ BAD_CONVERSATIONS = {
     "column.jsonl": (b'{"body": "a"}\n', [], "line 1: there is neither a 'messages' column nor"),
     "silent.jsonl": (b'{"messages": [{"role": "user", "content": "a"}]}\n', [], "line 1: there is no assistant turn"),
     "half.jsonl": (b'{"prompt": "\\ud83d", "completion": "b"}\n', [], "line 1: turn 1 (user) holds half a character"),
-    "object.json": (b'{"prompt": "a"}', [], "has to hold a JSON list of rows"),
+    "object.json": (b'{"prompt": "a"}', [], "line 1: there is no 'completion'"),
     "broken.json": (b"[{", [], "is not JSON"),
-    "false.parquet": (b"PAR0", [], "is not a Parquet file"),
+    "false.parquet": (b"PAR0", [], "cannot be read as Parquet after row 0"),
     "alpaca.jsonl": (
         b'{"instruction": "a", "input": "", "output": ""}\n', ["alpaca"], "line 1: 'output' is empty; --skip_bad_rows"
     ),
@@ -168,7 +168,7 @@ def test_a_row_that_is_left_out_is_told(capsys, tmp_path):
     capsys.readouterr()
     assert main(["data", "--data", str(path), "--skip_bad_rows"]) == 0
     shown = capsys.readouterr().out
-    assert "Bad rows         1 (50.0%)\n                 line 2: there is neither" in shown
+    assert "Bad rows         1 (50.0%)\n                 line 2: there is no 'completion'" in shown
 
 
 def test_data_lists_shows_and_gives_a_template(capsys, trained, tmp_path):

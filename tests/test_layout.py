@@ -61,7 +61,8 @@ def test_forbidden_constructs(path):
                 f"except: pass in line {node.lineno}"
             )
         if isinstance(node, ast.keyword):
-            assert node.arg != "trust_remote_code", f"line {node.value.lineno}"
+            is_trusting = node.arg == "trust_remote_code" and ast.unparse(node.value) != "False"
+            assert not is_trusting, f"line {node.value.lineno}"
             assert not (node.arg == "weights_only" and getattr(node.value, "value", None) is False)
         if isinstance(node, ast.Name) and node.id == "print":
             assert layer_of(path) in ("cli", "colab"), f"print in line {node.lineno}"

@@ -54,6 +54,7 @@ def test_every_command_parses(line, monkeypatch):
     monkeypatch.setattr("newllm_lib.stages.data.report_text", lambda report: "")
     monkeypatch.setattr("newllm_lib.stages.data.catalogue_text", lambda: calls.append("catalogue"))
     monkeypatch.setattr("newllm_lib.doctor.doctor", record)
+    monkeypatch.setattr("newllm_lib.stages.evaluate.open_model", record)
     monkeypatch.setattr("newllm_lib.chat.Chat", record)
     monkeypatch.setattr("builtins.input", lambda prompt: "")
 

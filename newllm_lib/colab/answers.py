@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from IPython.display import HTML, display
-from transformers import AutoTokenizer
 
 from ..data.chat_template import borrowed_template
 from ..errors import InputError
 from ..evaluation.generation import reply_to
 from ..stages.evaluate import open_model
+from ..training.model_folder import read_tokenizer
 from .notices import FAINT, escape, in_one_sentence, say, table_html
 from .panel import SettingsPanel
 
@@ -93,7 +93,7 @@ def ask(
     """
     trained = open_model(folder)
     if trained.tokenizer.chat_template is None and template_of is not None:
-        lender = AutoTokenizer.from_pretrained(template_of)
+        lender = read_tokenizer(template_of)
         trained.tokenizer.chat_template = borrowed_template(trained.tokenizer, lender)
     replies = [
         reply_to(trained.model, trained.tokenizer, [{"role": "user", "content": prompt}], max_new_tokens)

@@ -4,7 +4,6 @@ token.
 Dimensions: L layers, C channels of the context of one layer; N = L * C numbers of the context vector; T tokens.
 """
 
-import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from IPython.display import HTML, display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
 from transformers import PreTrainedModel
 
 from ..errors import InputError
@@ -23,6 +21,7 @@ from ..evaluation.token_stream import document_ids
 from ..models import NewLLMForCausalLM
 from ..models.context_cache import RecurrentGenerationMixin
 from ..stages.evaluate import open_model
+from ..training.curves import as_label, in_the_font
 from .notices import in_one_sentence, picture_html, quiet_notebook, say
 
 MOST_TOKENS = 48  # more would not be legible side by side
@@ -77,7 +76,7 @@ def context_figure(
     below.set(ylabel=f"{count},\nthe slowest at the bottom", xlabel="token read")
     figure.colorbar(image, ax=below, label="value", pad=0.01, fraction=0.03, extend="both")
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(as_label(title), fontsize=11)
     return figure
 
 
@@ -96,13 +95,7 @@ def label(token: str) -> str:
     shown = token.replace("\n", "↵").replace("\t", "→").replace(" ", "·") or "∅"
     if len(shown) > LONGEST_TOKEN:
         shown = shown[: LONGEST_TOKEN - 1] + "…"
-    return "".join(character if ord(character) in _characters() else "□" for character in shown)
-
-
-@functools.lru_cache(maxsize=1)
-def _characters() -> frozenset[int]:
-    """What matplotlib's font has: of another character it would warn, and draw a box too."""
-    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+    return in_the_font(shown)
 
 
 @in_one_sentence

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from ..data.tokenizer import DEFAULT_VOCAB_SIZE
 from ..training.arguments import ModelArguments, StageArguments
 from ..training.checkpoint import read_settings
+from ..training.model_folder import read_config
 
 HELD_OUT_SHARE = 0.05
 BYTES_PER_TOKEN = {"byte": 1.0, "word": 5.2, "gpt2": 4.2}
@@ -88,7 +89,7 @@ def start_of(args: Any) -> str | None:
 @functools.lru_cache(maxsize=32)
 def start_config(folder: str, max_length: int) -> PreTrainedConfig:
     """The config of a finished model as the run will train it: with learned positions for a whole row."""
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     if hasattr(config, "n_positions"):
         config.n_positions = max(config.n_positions, max_length)
     return config

@@ -2,6 +2,7 @@
 Drive, and a Drive that is full or gone costs a remark in the panel, never the run."""
 
 import errno
+import functools
 import itertools
 import os
 import shutil
@@ -18,6 +19,7 @@ from ..training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FIL
 from ..training.run_copy import BroughtBack, best_beside, bring_back, copy_checkpoints, progress_here, progress_of_copy
 from ..training.verified_copy import MANIFEST_FILE, files_of, update_files
 from .copy_status import CopyStatus, problem_of
+from .failures import FULL, GONE
 
 STAGING = ".to-drive"  # in the local folder: checkpoints that wait, as links, so that they outlive their deletion
 PAUSE_SECONDS = 15.0  # between two looks at what has changed
@@ -167,22 +169,31 @@ class DriveCopier:
         return self.asked > self.answered or bool(self.jobs and not self.problem)
 
     def work(self) -> None:
-        """Copy the checkpoints that wait, then whatever else has changed."""
-        answering = self.asked
-        try:
-            while self._take() is not None:
-                self._copy(self.current)
-            self._copy_changed_files()
-        except Exception as error:  # in this thread nobody else would hear of it
-            self._put_back()
-            self.failures += 1
-            pause = min(RETRY_SECONDS * 2 ** (self.failures - 1), LONGEST_RETRY_SECONDS)
-            self.problem, self.retry_at = problem_of(error), self.clock() + pause
-        else:
-            self.problem, self.failures = "", 0
+        """Copy the checkpoints that wait, then whatever else has changed, each folder on its own."""
+        answering, problem = self.asked, ""
+        for task in self._tasks():
+            try:
+                task()
+            except Exception as error:  # in this thread nobody else would hear of it
+                self._put_back()
+                problem = problem or problem_of(error)
+                if isinstance(error, OSError) and error.errno in FULL | GONE:
+                    break  # so would all that follows
+        self.problem, self.failures = problem, self.failures + 1 if problem else 0
+        pause = min(RETRY_SECONDS * 2 ** max(self.failures - 1, 0), LONGEST_RETRY_SECONDS)
+        self.retry_at = self.clock() + pause
         with self.condition:
             self.answered = answering
             self.condition.notify_all()
+
+    def _tasks(self) -> Iterator[Callable[[], None]]:
+        yield self._copy_jobs
+        for folder, names in self._settled_folders():
+            yield functools.partial(self._copy_changed_files, folder, names)
+
+    def _copy_jobs(self) -> None:
+        while self._take() is not None:
+            self._copy(self.current)
 
     def _take(self) -> CopyJob | None:
         with self.condition:
@@ -212,18 +223,17 @@ class DriveCopier:
     def _count(self, size: int) -> None:
         self.current_bytes += size
 
-    def _copy_changed_files(self) -> None:
+    def _copy_changed_files(self, folder: Path, names: list[str]) -> None:
         self._check_mounted()
-        for folder, names in self._settled_folders():
-            now = {folder / name: (folder / name).stat() for name in names}
-            now = {path: (status.st_size, status.st_mtime_ns) for path, status in now.items()}
-            changed = [path.name for path in now if self.seen.get(path) != now[path]]
-            if changed:
-                self.copy_of(folder).mkdir(parents=True, exist_ok=True)
-                update_files(folder, self.copy_of(folder), changed)
-                self.seen |= now
-                self.saved_at[folder] = self.clock()
-                self.missed.discard(folder)
+        now = {folder / name: (folder / name).stat() for name in names}
+        now = {path: (status.st_size, status.st_mtime_ns) for path, status in now.items()}
+        changed = [path.name for path in now if self.seen.get(path) != now[path]]
+        if changed:
+            self.copy_of(folder).mkdir(parents=True, exist_ok=True)
+            update_files(folder, self.copy_of(folder), changed)
+            self.seen |= now
+            self.saved_at[folder] = self.clock()
+            self.missed.discard(folder)
 
     def _settled_folders(self) -> Iterator[tuple[Path, list[str]]]:
         """(folder, names of its files), but for runs under way, whose files belong to their checkpoints; a sweep is
@@ -231,7 +241,8 @@ class DriveCopier:
         for path, folders, names in os.walk(self.local):
             folders[:] = [f for f in sorted(folders) if not f.startswith(".") and not CHECKPOINT_NAME.fullmatch(f)]
             if SETTINGS_FILE not in names or {RESULTS_FILE, TRIALS_FILE} & set(names):
-                names = [name for name in names if not name.startswith(".") and name != MANIFEST_FILE]
+                files = (name for name in names if not name.startswith(".") and name != MANIFEST_FILE)
+                names = [name for name in files if (Path(path) / name).is_file()]  # no link that leads nowhere
                 yield Path(path), sorted(names, key=lambda name: (name == RESULTS_FILE, name))
 
 

@@ -1,15 +1,16 @@
 """Runs of earlier sessions: brought back from Drive when a session begins, and told of."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..stages.sweep import read_trials
+from ..stages.sweep import TRIALS_FILE, read_trials
 from ..training.checkpoint import (
     COMPLETE_FILE,
     RESULTS_FILE,
     SETTINGS_FILE,
-    is_complete,
     is_of_earlier_version,
     numbered_checkpoints,
 )
@@ -22,12 +23,14 @@ from ..training.run_copy import (
     size_of_copy,
     training_state,
 )
-from ..training.verified_copy import MANIFEST_FILE, read_manifest
+from ..training.verified_copy import MANIFEST_FILE, read_manifest, tidy
 from .copy_status import problem_of
 from .drive_copy import DriveCopier
 
 # The newest models are brought back at once, as many as take a minute or less; others when they are trained on.
 BUDGET_BYTES = 2**30
+# Another session may be copying to the same Drive: what it has not touched for so long was left by a killed one.
+UNTOUCHED_SECONDS = 3600.0
 
 
 @dataclass
@@ -37,44 +40,71 @@ class Returned:
     Attributes:
         models: their folders on this machine.
         damaged: what did not verify and was left out.
+        failed: what could not be brought back, and why.
     """
 
     models: list[Path] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
 
 def bring_back_runs(copier: DriveCopier, tell: Callable[[str], None], budget_bytes: int = BUDGET_BYTES) -> Returned:
-    """Bring back what is further on Drive than here, the newest first.
+    """Bring back what is further on Drive than here, the newest first, each run on its own: whatever is wrong with one,
+    the others come.
 
     Args:
         tell: called with the name of each model before it is brought back.
 
     Raises:
-        OSError: Drive or the disk fails; what was brought back until then is whole.
+        OSError: Drive cannot be listed.
     """
     result, spent = Returned(), 0
     manifests = [path for path in copier.drive.glob(f"*/*/*/{MANIFEST_FILE}") if not _is_hidden(path, copier.drive)]
-    copies = sorted((path.parent for path in manifests), key=lambda copy: read_manifest(copy).saved_at, reverse=True)
-    for copy in copies:
-        model = copier.local / copy.relative_to(copier.drive)
-        if progress_of_copy(copy) <= progress_here(model):
-            continue
-        if spent and spent + size_of_copy(copy) > budget_bytes:
-            copier.left.add(model)
-            continue
-        spent += size_of_copy(copy)
-        tell(_name(model))
-        brought = copier.fetch(model)
-        result.damaged += [f"{_name(model)}/{damage}" for damage in brought.damaged]
-        if brought.progress > NOTHING:
-            result.models.append(model)
+    saved_at: dict[Path, float] = {}
+    for path in manifests:
+        with _on_its_own(_name(path.parent), result):
+            saved_at[path.parent] = read_manifest(path.parent).saved_at
+    for copy in sorted(saved_at, key=saved_at.__getitem__, reverse=True):
+        with _on_its_own(_name(copy), result):
+            spent += _bring(copier, copy, tell, budget_bytes - spent if spent else math.inf, result)
     # Panels' settings, comparisons and pictures stand in the folders above.
     folders = {folder for model in result.models for folder in (model.parent, model.parent.parent)}
     folders |= {copier.local / path.parent.name for path in copier.drive.glob(f"*/{MANIFEST_FILE}")}
     for folder in sorted(folders):
-        folder.mkdir(parents=True, exist_ok=True)
-        bring_missing_files(copier.copy_of(folder), folder)
+        with _on_its_own(folder.name, result):
+            folder.mkdir(parents=True, exist_ok=True)
+            tidy(copier.copy_of(folder), UNTOUCHED_SECONDS)
+            damaged = bring_missing_files(copier.copy_of(folder), folder)
+            result.damaged += [f"{folder.name}/{name}" for name in damaged]
     return result
+
+
+def _bring(copier: DriveCopier, copy: Path, tell: Callable[[str], None], budget_bytes: float, result: Returned) -> int:
+    """Bring one model back if it is further on Drive than here; returns the bytes that it took, about."""
+    model = copier.local / copy.relative_to(copier.drive)
+    tidy(copy, UNTOUCHED_SECONDS)
+    tidy(model.parent)
+    if progress_of_copy(copy) <= progress_here(model):
+        return 0
+    if (size := size_of_copy(copy)) > budget_bytes:
+        copier.left.add(model)
+        return 0
+    tell(_name(model))
+    brought = copier.fetch(model)
+    result.damaged += [f"{_name(model)}/{damage}" for damage in brought.damaged]
+    if brought.progress > NOTHING:
+        result.models.append(model)
+    return size
+
+
+@contextmanager
+def _on_its_own(name: str, result: Returned) -> Iterator[None]:
+    """Note what goes wrong with one copy, and go on."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # a disk, or what is damaged on it
+        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        result.failed.append(f"{name} ({words})")
 
 
 def fetch_sentences(copier: DriveCopier | None, models: Sequence[Path]) -> list[tuple[str, str]]:
@@ -87,7 +117,7 @@ def fetch_sentences(copier: DriveCopier | None, models: Sequence[Path]) -> list[
     for model in models if copier is not None else ():
         try:
             brought = copier.fetch(model)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             problem = f"{_name(model)} could not be brought back from Drive: {problem_of(error)}."
             said.append((f"{problem} To wait for it, press ■ and run the storage cell again.", "note"))
             continue
@@ -112,17 +142,24 @@ def newest_run(runs: Path) -> Path | None:
 
 def run_sentence(run: Path) -> str:
     """How far the models of a run are, or how many trials of a sweep are finished."""
+    try:
+        progress = _progress(run)
+    except (OSError, ValueError, LookupError, TypeError):  # whatever a damaged file of the run may give
+        progress = "what is saved of it cannot be read"
+    return f"{run.parent.name}/{run.name}: {progress}"
+
+
+def _progress(run: Path) -> str:
     if trials := read_trials(run):
         finished = sum(row["state"] == "finished" for row in trials)
-        return f"{run.parent.name}/{run.name}: {finished} of {len(trials)} trials are finished"
+        return f"{finished} of {len(trials)} trials are finished"
     models = sorted(settings.parent for settings in run.glob(f"*/{SETTINGS_FILE}") if settings.parent.name[0] != ".")
-    states = ", ".join(f"{model.name} {_state(model)}" for model in models)
-    return f"{run.parent.name}/{run.name}: {states}"
+    return ", ".join(f"{model.name} {_state(model)}" for model in models)
 
 
 def is_finished(run: Path) -> bool:
     """True if there is nothing left to train in a run; a sweep never says so."""
-    if read_trials(run):
+    if (run / TRIALS_FILE).exists():
         return False
     models = [settings.parent for settings in run.glob(f"*/{SETTINGS_FILE}")]
     return all((model / RESULTS_FILE).is_file() or is_of_earlier_version(model) for model in models)
@@ -136,12 +173,12 @@ def _state(model: Path) -> str:
         return "is finished"
     if progress == NOTHING:
         return "has no checkpoint yet"
-    state = training_state(model / f"checkpoint-{progress}")
+    state = training_state(dict(numbered_checkpoints(model))[progress])
     return f"is at update {progress:,} of {state['max_steps']:,}"
 
 
 def _saved_at(model: Path) -> float:
-    complete = [path / COMPLETE_FILE for _, path in numbered_checkpoints(model) if is_complete(path)]
+    complete = [path / COMPLETE_FILE for _, path in numbered_checkpoints(model)]
     files = [model / SETTINGS_FILE, model / RESULTS_FILE, *complete]
     return max(path.stat().st_mtime for path in files if path.is_file())
 

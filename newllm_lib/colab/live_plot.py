@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
@@ -265,11 +266,17 @@ class LiveCallback(TrainerCallback):
 
 
 def read_history(folder: Path) -> list[dict]:
-    """The metrics log of a run folder."""
+    """The metrics log of a run folder, but for lines that a disk has damaged."""
     path = folder / METRICS_FILE
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    return [entry for entry in map(_entry, lines) if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
+
+
+def _entry(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _warning(model: ModelProgress) -> str:

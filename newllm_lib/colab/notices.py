@@ -7,6 +7,7 @@ import base64
 import functools
 import html
 import logging
+import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -100,9 +101,9 @@ def mark_html(status: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Text for use inside HTML. Jupyter would set what stands between two dollar signs as a formula: each is hidden
-    in an element of its own."""
-    return html.escape(text).replace("$", "<span>$</span>")
+    """Text for use inside HTML, though not in a tag. Jupyter would set what stands between two dollar signs, between
+    \\( and \\), or \\begin and \\end as a formula: each dollar and backslash is hidden in an element of its own."""
+    return re.sub(r"[$\\]", r"<span>\g<0></span>", html.escape(text))
 
 
 def table_html(rows: Sequence[Sequence[str]], header: bool = False, numbers: bool = False) -> str:

@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 from ..data.preference_pairs import KINDS
 from ..evaluation.preference_scores import chosen_falls
 from ..stages.dpo import ANSWER_TOKENS, PREFERENCES_FILE
-from ..training.curves import COLOURS
+from ..training.curves import COLOURS, as_label
 from .answers import read_measured, show_before_and_after
 from .controls import in_the_panels_words
 from .notices import in_one_sentence, picture_html, say, table_html
@@ -92,7 +92,8 @@ def kinds_figure(measured: dict[str, Any], counts: Mapping[str, int]) -> Figure:
     by_kind = measured["accuracy_by_kind"]
     order = [kind for kind in KINDS if kind in by_kind] + sorted(set(by_kind) - set(KINDS))
     are_all = sum(counts.values()) == measured["held_out"]["pairs"]
-    names = [f"{title(kind)} ({counts[kind]})" if are_all else title(kind) for kind in order]
+    titles = {kind: as_label(title(kind)) for kind in order}
+    names = [f"{titles[kind]} ({counts[kind]})" if are_all else titles[kind] for kind in order]
     names.append(f"all ({measured['held_out']['pairs']:,})")
     shares = [by_kind[kind] for kind in order] + [measured["held_out"]["accuracy"]]
     figure = Figure(figsize=(4.9, 0.7 + 0.3 * len(names)), layout="constrained")

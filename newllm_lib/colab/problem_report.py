@@ -1,12 +1,18 @@
-"""If something went wrong: the codes and what to do about them, and a report that may be sent to strangers."""
+"""If something went wrong: the codes and what to do about them, and a report that may be sent to strangers.
+
+Everything in a report is a number, a version, or a word of a vocabulary that is known beforehand: ours, or the code of
+public packages. No message of an error is ever in it, ours included: messages quote rows, names and addresses.
+"""
 
 import dataclasses
 import datetime
+import errno
 import json
 import platform
+import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
@@ -20,26 +26,42 @@ from ..doctor import TESTED, doctor
 from ..errors import CODES, InputError
 from ..training import offline_gemma
 from ..training.base_model import GEMMA_2B
+from ..training.dpo_arguments import LOSS_TYPES
 from ..training.report import METRICS_FILE
+from . import stage
 from .download import download_html
-from .failures import causes, code_and_sentence, first_line
+from .failures import causes, code_and_sentence
+from .live_plot import FACTS
 from .notices import FAINT, GRID, CellStopped, escape, in_one_sentence, say, table_html
 from .panel import SettingsPanel
-from .redaction import LEFT_OUT, redact, short_path
 from .storage import on_colab
 
 REPORT_FILE = "newllm-report.txt"
+LEFT_OUT = "[left out]"
 METRICS_LINES = 12
 MORE_PACKAGES = ("ipykernel", "jupyterlab", "huggingface_hub", "tokenizers", "safetensors", "pyarrow", "pip")
-# Settings whose words are ours and no user's, beside those with a choice of values.
-PLAIN_WORDS = {"lr_scheduler_type", "optim", "eval_strategy", "save_strategy"}
-PLAIN_WORDS |= {"search_beta", "search_learning_rate", "search_lora_r", "search_loss_type"}
 KNOWN_MODELS = {*GEMMA_2B, offline_gemma.NAME}
-# What may quote a user's rows: its messages are left out, but for our own sentences.
-READERS = ("newllm_lib/data/", "pyarrow/", "datasets/", "pandas/", "json/", "csv.py", "jinja2/", "tokenizers/")
+METRICS = {"step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss", *(key for key, _ in FACTS)}
+STAGES = [value for value in vars(stage).values() if isinstance(value, stage.NotebookStage)]
+FIELDS = {field.name for known in STAGES for field in dataclasses.fields(known.arguments)}
+# Modules whose names, and those of what is in them, are public.
+PUBLIC = {
+    __name__.split(".")[0],
+    "IPython",
+    "PIL",
+    "fsspec",
+    "httpx",
+    "jinja2",
+    "numpy",
+    "pandas",
+    "psutil",
+    "requests",
+}
+PUBLIC |= {name for name in (*TESTED, *MORE_PACKAGES) if name != "Python"} | sys.stdlib_module_names
 LEAVES_OUT = (
-    "The report has versions, the check-up, the settings, the last lines of the metrics log and the newest error. It "
-    "has no tokens, addresses, names of files or folders, and nothing of your text. Read it: it is sent nowhere."
+    "The report has versions, the check-up, the settings, the last lines of the metrics log, and the code and place of "
+    "the newest error. It has no tokens, addresses, names of files or folders, and nothing of your text. Read it: it "
+    "is sent nowhere."
 )
 
 
@@ -86,14 +108,13 @@ def report_html(text: str) -> str:
 def report_text(panel: SettingsPanel | None = None) -> str:
     """The whole report; every part is made whatever the state of the others is."""
     now = datetime.datetime.now(datetime.timezone.utc)
-    private = private_values(panel)
     parts = [
         f"New-LLM report, {now:%Y-%m-%d %H:%M} UTC",
         section("Versions", version_lines()),
         section("Check-up", (f"{f.status:<5} {f.subject}: {f.value} {f.advice} {f.code}".rstrip() for f in doctor())),
         section("Settings", settings_lines(panel)),
         section("Metrics", metrics_lines(panel)),
-        section("Newest error of this session", error_lines(getattr(sys, "last_value", None), private)),
+        section("Newest error of this session", error_lines(getattr(sys, "last_value", None))),
     ]
     return "\n".join(parts) + "\n"
 
@@ -118,21 +139,29 @@ def settings_lines(panel: SettingsPanel | None) -> list[str]:
     """What the panel shows: numbers, choices, and no words of the user's own."""
     if panel is None:
         return ["There is no settings panel in this session."]
-    choices = {field.name: get_args(field.type) for field in dataclasses.fields(panel.stage.arguments)}
     lines = [f"stage {panel.stage.folder}, models {', '.join(panel.models)}, preset {panel.preset.value}"]
     if panel.stage.continues:
         lines.append(f"goes on from an earlier notebook: {panel.start_run is not None}")
+    choices = {field.name: get_args(field.type) for field in dataclasses.fields(panel.stage.arguments)}
     for name, value in panel.values().items():
-        lines.append(f"{name} = {value if is_plain(name, value, choices.get(name, ())) else LEFT_OUT}")
+        ours = {*choices.get(name, ()), *(preset.get(name) for preset in panel.stage.presets.values())}
+        lines.append(f"{name} = {value if is_plain(name, value, ours) else LEFT_OUT}")
     return lines
 
 
-def is_plain(name: str, value: Any, choices: Iterable[Any]) -> bool:
-    """True for a value that says nothing of its user."""
-    if not isinstance(value, str):
+def is_plain(name: str, value: Any, ours: Collection[Any]) -> bool:
+    """True for a value that says nothing of its user.
+
+    Args:
+        ours: values of this setting that the library itself has words for.
+    """
+    if value is None or isinstance(value, int | float):
         return True
-    known = value in KNOWN_MODELS if name == "model" else value in DATASETS
-    return known or value in choices or name in PLAIN_WORDS
+    if not isinstance(value, str):
+        return False
+    if name.startswith("search_"):  # from and to, or choices
+        return all(part in LOSS_TYPES or re.fullmatch(r"[\d.e-]+", part) for part in value.split(","))
+    return value in ours or value in (KNOWN_MODELS if name == "model" else DATASETS)
 
 
 def metrics_lines(panel: SettingsPanel | None) -> list[str]:
@@ -142,8 +171,8 @@ def metrics_lines(panel: SettingsPanel | None) -> list[str]:
         try:
             path = Path(panel.arguments(model).output_dir) / METRICS_FILE
             newest = path.read_text(encoding="utf-8").splitlines()[-METRICS_LINES:]
-        except (InputError, OSError) as error:
-            lines.append(f"{model}: there is no log ({type(error).__name__})")
+        except (ValueError, OSError) as error:
+            lines.append(f"{model}: there is no log ({kind_of(error)})")
             continue
         lines.append(f"{model}:")
         lines += [json.dumps(_numbers(line)) for line in newest]
@@ -151,40 +180,56 @@ def metrics_lines(panel: SettingsPanel | None) -> list[str]:
 
 
 def _numbers(line: str) -> dict[str, float]:
-    """A line of the log; of one that was cut off while it was written, nothing."""
+    """The metrics in a line of the log; of one that was cut off while it was written, nothing."""
     try:
-        return {name: value for name, value in json.loads(line).items() if isinstance(value, int | float)}
-    except ValueError:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
         return {}
+    known = METRICS & entry.keys() if isinstance(entry, dict) else ()
+    return {name: entry[name] for name in sorted(known) if isinstance(entry[name], int | float)}
 
 
-def error_lines(error: BaseException | None, private: Iterable[str] = ()) -> list[str]:
-    """The error that IPython showed last and what it came from: types, codes, places in the code, and messages that
-    cannot quote anybody."""
+def error_lines(error: BaseException | None) -> list[str]:
+    """The error that IPython showed last and what it came from, the newest first: kinds, codes, the setting, and places
+    in the code, which tell the sentence to whoever has the code."""
     if error is None:
         return ["None."]
     if isinstance(error, CellStopped) and error.__context__ is not None:
         error = error.__context__
-    chain = list(causes(error))
-    places = [[f"{short_path(f.filename)}:{f.lineno} in {f.name}" for f in _frames(link)] for link in chain]
-    may_quote = any(frame.startswith(READERS) for frames in places for frame in frames)
     lines = []
-    for link, frames in zip(chain, places, strict=True):
-        # Our own sentences quote between quotation marks, which are found; a library's may quote anyhow.
-        is_told = isinstance(link, InputError) or not may_quote
-        message = redact(first_line(link, 300), private) if is_told else LEFT_OUT
-        lines += [f"{type(link).__name__} [{code_and_sentence(link)[0]}] {message}".rstrip()]
-        lines += [f"  {frame}" for frame in frames]
+    for link in causes(error):
+        code = code_and_sentence(link)[0]
+        parts = [f"{kind_of(link)} [{code}] {CODES[code][0]}"]
+        if isinstance(link, InputError) and link.field in FIELDS:
+            parts.append(f"Setting: {link.field}.")
+        if isinstance(link, OSError) and link.errno in errno.errorcode:
+            parts.append(f"System error: {errno.errorcode[link.errno]}.")
+        lines.append(" ".join(parts))
+        lines += [f"  {place(frame)}" for frame in traceback.extract_tb(link.__traceback__)]
     return lines
 
 
-def _frames(error: BaseException) -> list[traceback.FrameSummary]:
-    return list(traceback.extract_tb(error.__traceback__))
+def kind_of(error: BaseException) -> str:
+    """The name of its class, or of the nearest class below that which is public."""
+    return next(kind.__name__ for kind in type(error).__mro__ if _is_public(kind))
 
 
-def private_values(panel: SettingsPanel | None) -> list[str]:
-    """Words of the user's own among the settings, and the names of their files."""
-    if panel is None:
-        return []
-    words = [value for value in panel.values().values() if isinstance(value, str) and ("/" in value or "." in value)]
-    return [*words, *(Path(word).name for word in words), *(Path(word).stem for word in words)]
+def place(frame: traceback.FrameSummary) -> str:
+    """Where in which public package a line of code stands; of any other code nothing."""
+    path = Path(frame.filename)
+    for name in PUBLIC & sys.modules.keys():
+        file = getattr(sys.modules[name], "__file__", None)  # what is built in has none
+        if file is None:
+            continue
+        is_package = Path(file).name == "__init__.py"
+        if path == Path(file) or (is_package and path.is_relative_to(Path(file).parent)):
+            root = Path(file).parents[1] if is_package else Path(file).parent
+            return f"{path.relative_to(root).as_posix()}:{frame.lineno} in {frame.name}"
+    return "[a cell or file of yours]"
+
+
+def _is_public(kind: type) -> bool:
+    """True for a class that a public module has under its name; what it says of its module may be anything."""
+    if kind.__module__.split(".")[0] not in PUBLIC:
+        return False
+    return getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind

@@ -1,6 +1,5 @@
 """What came out: the models side by side, what they write, and where everything is."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ..training.checkpoint import (
     REFERENCE_FOLDER,
     RESULTS_FILE,
     has_adapters,
+    read_json,
     read_results,
     read_settings,
     write_json,
@@ -73,8 +73,8 @@ def measured_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """The comparison, from its file if it was made after the models were finished."""
     path = Path(folders[0]).parent / COMPARISON_FILE
     finished = max((Path(folder) / RESULTS_FILE).stat().st_mtime for folder in folders)
-    if path.exists() and path.stat().st_mtime >= finished:
-        return json.loads(path.read_text(encoding="utf-8"))
+    if path.exists() and path.stat().st_mtime >= finished and (rows := read_json(path)):
+        return rows
     rows = [{**row, "batch_time": batch_time(row["folder"])} for row in compare(folders)]
     write_json(path, rows)
     return rows

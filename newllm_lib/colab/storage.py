@@ -101,9 +101,11 @@ def _open_drive(folder: Path) -> Returned:
             copier, lambda model: line.update(HTML(sentence_html(f"{model} is brought back from your Drive.")))
         )
     except (OSError, KeyboardInterrupt) as error:
-        returned = Returned()
-        problem = problem_of(error) if isinstance(error, OSError) else "it was stopped by hand"
-        say(f"Not everything was brought back: {problem}. What is on Drive stays there.", "note")
+        returned = Returned(failed=[problem_of(error) if isinstance(error, OSError) else "it was stopped by hand"])
+    if returned.failed:
+        first, others = returned.failed[:3], len(returned.failed[3:])
+        problems = "; ".join(first) + (f" and {others} more" if others else "")
+        say(f"Not everything was brought back: {problems}. What is on Drive stays there.", "note")
     if returned.damaged:
         say(f"Damaged on Drive, and left out: {'; '.join(returned.damaged)}.", "note")
     if copier.left:

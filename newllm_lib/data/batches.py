@@ -3,10 +3,7 @@
 Dimensions: B rows, T = max_length tokens.
 """
 
-import itertools
-import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +16,14 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
 from ..models.chunked_loss import IGNORED
-from .cache import cache_path, write_atomically
-from .rows import TextPiece
+from .cache import cache_path, kept
+from .pieces import TextPiece
 from .text import Text
 from .tokenizer import text_backend
 
 PIECES_PER_CALL = 1000
-FORMAT_VERSION = 1  # part of the cache key: raise it when rows are laid out otherwise
+CHARACTERS_PER_CALL = 1 << 21  # as tokens they take some hundred times as many bytes
+FORMAT_VERSION = 2  # part of the cache key: raise it when rows are laid out otherwise
 
 
 @dataclass
@@ -76,9 +74,8 @@ def tokenized_pieces(
     pieces: Iterable[TextPiece], tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[tuple[np.ndarray, bool, TextCounts]]:
     """(token ids, starts a document, counts) for every piece; encoded many at a time, in parallel."""
-    iterator = iter(pieces)
-    while block := list(itertools.islice(iterator, PIECES_PER_CALL)):
-        encodings = text_backend(tokenizer).encode_batch([piece.text for piece in block], add_special_tokens=False)
+    for block in _blocks(pieces):
+        encodings = text_backend(tokenizer).encode_batch_fast([piece.text for piece in block], add_special_tokens=False)
         for piece, encoding in zip(block, encodings, strict=True):
             token_ids = np.asarray(encoding.ids, dtype=np.int32)
             unknown = 0 if tokenizer.unk_token_id is None else int((token_ids == tokenizer.unk_token_id).sum())
@@ -90,6 +87,20 @@ def tokenized_pieces(
                 unknown_tokens=unknown,
             )
             yield token_ids, piece.starts_document, counts
+
+
+def _blocks(pieces: Iterable[TextPiece]) -> Iterator[list[TextPiece]]:
+    """The pieces, as many at a time as are encoded together."""
+    block: list[TextPiece] = []
+    characters = 0
+    for piece in pieces:
+        block.append(piece)
+        characters += len(piece.text)
+        if len(block) == PIECES_PER_CALL or characters >= CHARACTERS_PER_CALL:
+            yield block
+            block, characters = [], 0
+    if block:
+        yield block
 
 
 def evaluation_documents(text: Text, tokenizer: PreTrainedTokenizerFast) -> EvaluationDocuments:
@@ -119,11 +130,7 @@ def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int)
     arrow_path = cache_path(
         "rows", ".arrow", FORMAT_VERSION, text.identity, tokenizer.backend_tokenizer.to_str(), max_length
     )
-    counts_path = arrow_path.with_suffix(".json")
-    if not (arrow_path.exists() and counts_path.exists()):
-        counts = _write_rows(text, tokenizer, max_length, arrow_path)
-        write_atomically(counts_path, json.dumps(asdict(counts)))
-    counts = TextCounts(**json.loads(counts_path.read_text()))
+    counts = TextCounts(**kept(arrow_path, lambda path: asdict(_write_rows(text, tokenizer, max_length, path))))
     if counts.tokens < max_length:
         raise InputError(
             f"{text.origin} gives {counts.tokens} tokens, fewer than one row of max_length {max_length}; give more "
@@ -139,12 +146,10 @@ def _write_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int,
     features = datasets.Features(
         {"input_ids": column, "labels": column, "position_ids": column, "row": datasets.Value("int64")}
     )
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with ArrowWriter(path=str(temporary), features=features) as writer:
+    with ArrowWriter(path=str(path), features=features) as writer:
         for number, row in enumerate(_rows(text, tokenizer, max_length, counts)):
             writer.write({**row, "row": number})
         writer.finalize()
-    os.replace(temporary, path)
     return counts
 
 

@@ -1,12 +1,11 @@
-"""The datasets we know, one entry each: where the hub keeps them, their columns, licence and size, how a row becomes a
-conversation, and what stands in for them where there is no hub."""
+"""The datasets we know, one entry each: where the hub keeps them, their columns, licence and size, and what stands
+in for them where there is no hub."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ..errors import InputError
 from . import rows
-from .rows import Message
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,7 @@ class Dataset:
 
     Attributes:
         sources: the first that answers and has the expected number of rows is taken.
-        columns: what a row has to have.
-        messages: row -> conversation; raises RowError. None for plain text.
+        columns: what a row has to have; "text" alone is running text.
         template: the chat template that a model without one gets, of TEMPLATES.
         offline: what stands in for it with no hub: "chitchat", "documentation" or None.
         streamed: too large to download whole: rows are read as they come.
@@ -43,7 +41,6 @@ class Dataset:
     licence: str
     sources: tuple[HubSource, ...]
     columns: tuple[str, ...]
-    messages: Callable[[dict], list[Message]] | None = None
     template: str = "dialogue"
     offline: str | None = None
     streamed: bool = False
@@ -86,7 +83,6 @@ DATASETS: dict[str, Dataset] = {
             ),
         ),
         columns=("dialog",),
-        messages=rows.dailydialog,
         offline="chitchat",
     ),
     "dolly": Dataset(
@@ -97,7 +93,6 @@ DATASETS: dict[str, Dataset] = {
             ),
         ),
         columns=("instruction", "context", "response"),
-        messages=rows.dolly,
         template="instruction",
         offline="documentation",
     ),
@@ -105,7 +100,6 @@ DATASETS: dict[str, Dataset] = {
         licence="CC BY-SA 3.0",
         sources=(HubSource("kunishou/databricks-dolly-15k-ja", "main"),),
         columns=("instruction", "input", "output"),
-        messages=rows.alpaca,
         template="instruction",
     ),
     "ultrachat": Dataset(
@@ -119,14 +113,12 @@ DATASETS: dict[str, Dataset] = {
             ),
         ),
         columns=("messages",),
-        messages=rows.messages_column,
         offline="chitchat",
     ),
     "ultrachat-full": Dataset(
         licence="MIT by its card, CC BY-NC 4.0 by its project's README",
         sources=(HubSource("openbmb/UltraChat", "main"), HubSource("stingning/ultrachat", "main")),
         columns=("data",),
-        messages=rows.ultrachat,
         offline="chitchat",
         streamed=True,
     ),
@@ -141,7 +133,6 @@ DATASETS: dict[str, Dataset] = {
             ),
         ),
         columns=("chosen", "rejected"),
-        messages=rows.hh_rlhf,
         offline="chitchat",
     ),
     "alpaca": Dataset(
@@ -150,7 +141,6 @@ DATASETS: dict[str, Dataset] = {
             HubSource("yahma/alpaca-cleaned", "12567cabf869d7c92e573c7c783905fc160e9639", rows={"train": 51_760}),
         ),
         columns=("instruction", "input", "output"),
-        messages=rows.alpaca,
         template="instruction",
         offline="documentation",
     ),
@@ -158,23 +148,22 @@ DATASETS: dict[str, Dataset] = {
         licence="see the card of fujiki/japanese_alpaca_data",
         sources=(HubSource("fujiki/japanese_alpaca_data", "main"),),
         columns=("instruction", "input", "output"),
-        messages=rows.alpaca,
         template="instruction",
     ),
     "codealpaca": Dataset(
         licence="CC BY 4.0",
         sources=(HubSource("sahil2801/CodeAlpaca-20k", "main", rows={"train": 20_022}),),
         columns=("instruction", "input", "output"),
-        messages=rows.alpaca,
         template="instruction",
         offline="documentation",
     ),
 }
-CONVERSATION_DATASETS = tuple(name for name, entry in DATASETS.items() if entry.messages is not None)
+CONVERSATION_DATASETS = tuple(name for name, entry in DATASETS.items() if entry.columns != ("text",))
 
 
 def find_dataset(name: str) -> Dataset:
-    """The entry called `name`, or for any other id on the hub ("owner/name") one that takes rows of messages.
+    """The entry called `name`, or for any other id on the hub ("owner/name") one of rows that
+    `any_conversation` reads.
 
     Raises:
         InputError: neither.
@@ -182,7 +171,7 @@ def find_dataset(name: str) -> Dataset:
     if name in CONVERSATION_DATASETS:
         return DATASETS[name]
     if "/" in name:
-        return Dataset("as its card on the hub says", (HubSource(name, "main"),), (), rows.any_conversation)
+        return Dataset("as its card on the hub says", (HubSource(name, "main"),), ())
     raise InputError(
         f"dataset has to be one of {', '.join(CONVERSATION_DATASETS)}, or the id of a dataset on the hub "
         f"(owner/name), got {name!r}."

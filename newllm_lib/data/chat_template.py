@@ -11,12 +11,12 @@ from functools import partial
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from .batches import TextCounts
 from .conversations import Conversations
-from .rows import Message
+from .rendering import marks_answers, render, rendered_ids
 from .tokenizer import END_OF_TURN, ROLE_TOKENS, build_tokenizer, has_role_tokens, text_backend
+from .turns import Message
 
 # The space makes the first word of a turn the token that it is inside running text: fewer tokens, and known ones after
 # pretraining. A role token ends the turn before it, so that only answers need an end of turn.
@@ -73,6 +73,16 @@ def template_for(tokenizer: PreTrainedTokenizerFast, name: str) -> str:
     return ROLE_TEMPLATE if has_role_tokens(tokenizer) else TEMPLATES[name]
 
 
+def learnable_template(tokenizer: PreTrainedTokenizerFast, name: str) -> tuple[str, str]:
+    """(the tokenizer's own chat template, or that of `template_for` where it has none of which answers can be learned;
+    a remark if its own gives way)."""
+    own = tokenizer.chat_template
+    if marks_answers(own):
+        return own, ""
+    remark = "The model's own chat template does not mark what is learned: ours is used." if own else ""
+    return template_for(tokenizer, name), remark
+
+
 def borrowed_template(tokenizer: PreTrainedTokenizerFast, lender: PreTrainedTokenizerFast) -> str:
     """The chat template of `lender` for a tokenizer that has none, or what `template_for` gives where it writes roles
     as tokens."""
@@ -116,6 +126,7 @@ def encoding_of(
 ) -> Callable[[], list[EncodedConversation | None]]:
     """`encode_conversations`, with the part still to be called that several threads may do at a time: only one may
     render a template."""
+    conversations = [messages[: form.max_length] for messages in conversations]  # a turn is a token at least
     if _writes_role_tokens(tokenizer):
         return partial(_encode_with_roles, conversations, tokenizer, form)
     return partial(_encode_rendered, *render(conversations, tokenizer), tokenizer, form)
@@ -130,9 +141,7 @@ def conversation_ids(
         is_turn_open: it is the model's turn.
     """
     if not _writes_role_tokens(tokenizer):
-        return tokenizer.apply_chat_template(
-            plain_messages(messages, tokenizer), add_generation_prompt=is_turn_open, return_dict=False
-        )
+        return rendered_ids(messages, tokenizer, is_turn_open)
     (turns,) = _turn_ids([messages], tokenizer)
     role = [tokenizer.convert_tokens_to_ids(ROLE_TOKENS["assistant"])] if is_turn_open else []
     return [tokenizer.bos_token_id, *itertools.chain.from_iterable(turns), *role]
@@ -172,7 +181,7 @@ def _joined(
     for message, turn in zip(messages, turns, strict=True):
         begin = len(joined) + 1
         joined += turn
-        is_answer = message["role"] == "assistant"
+        is_answer = message["role"] == "assistant" and message.get("train", True)
         if is_answer or form.loss_on == "all":
             learned.append((begin, len(joined), message["content"]))
         if is_answer:
@@ -205,41 +214,6 @@ def _encode_rendered(
     ]
 
 
-def render(
-    conversations: Sequence[list[Message]], tokenizer: PreTrainedTokenizerFast
-) -> tuple[list[str], list[list[tuple[int, int]]]]:
-    """(texts, for each the [begin, end) characters of its answers, end of turn included)."""
-    special = _special_tokens(tokenizer)
-    return render_jinja_template(
-        conversations=[_without(special, messages) for messages in conversations],
-        chat_template=tokenizer.chat_template,
-        return_assistant_tokens_mask=True,
-        **tokenizer.special_tokens_map,
-    )
-
-
-def plain_messages(messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast) -> Sequence[Message]:
-    """The conversation without special tokens that its texts spell out: in a rendered template they would end a turn
-    in its middle."""
-    return _without(_special_tokens(tokenizer), messages)
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    return [token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token]
-
-
-def _without(special: list[str], messages: Sequence[Message]) -> Sequence[Message]:
-    if not any(token in message["content"] for message in messages for token in special):
-        return messages
-    plain = []
-    for message in messages:
-        content = message["content"]
-        for token in special:
-            content = content.replace(token, " ")
-        plain.append({**message, "content": content})
-    return plain
-
-
 def _encoded(text, answers, encoding, tokenizer, form: ConversationFormat) -> EncodedConversation | None:
     token_ids = np.asarray(encoding.ids, dtype=np.int32)
     supervised = np.zeros(len(token_ids), dtype=bool)
@@ -250,7 +224,7 @@ def _encoded(text, answers, encoding, tokenizer, form: ConversationFormat) -> En
         if form.too_long == "turns" and after > form.max_length:
             continue
         supervised[_token_at(encoding, begin) : after] = True
-        kept.append(text[begin:stop].removesuffix(tokenizer.eos_token).strip())
+        kept.append(text[begin:stop].removesuffix(tokenizer.eos_token).removeprefix(" ").rstrip())
         end = after
     if not kept:
         return None

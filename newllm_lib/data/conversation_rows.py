@@ -6,8 +6,6 @@ Dimensions: N tokens of a conversation, T = max_length tokens of a row.
 
 import collections
 import itertools
-import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -20,17 +18,17 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
 from .batches import IGNORED, Document, EvaluationDocuments, TextCounts
-from .cache import cache_path, write_atomically
+from .cache import cache_path, known, seal, writing
 from .chat_template import ConversationFormat, EncodedConversation, encoding_of
 from .conversations import Conversations
 
-FORMAT_VERSION = 3  # part of the cache key: raise it when rows are laid out otherwise
+FORMAT_VERSION = 4  # part of the cache key: raise it when rows are laid out otherwise
 CONVERSATIONS_PER_CALL = 500
 ROWS_PER_SHARD = 20_000  # of the data set: what is lost at most when the machine vanishes
 BLOCKS_AHEAD = 3  # of the one in use
 OPEN_ROWS = 64  # rows that still take conversations
 COMPLAINTS_KEPT = 5
-COMPLETE_FILE = "complete.json"
+COMPLETE = "complete"  # sealed when the data have ended
 
 
 @dataclass
@@ -79,16 +77,14 @@ def conversation_rows(
     source = (conversations.identity, conversations.read_as)
     key = (FORMAT_VERSION, *source, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, form)
     folder = cache_path("conversations", "", *key)
-    if not (folder / COMPLETE_FILE).exists():
-        _prepare(conversations, tokenizer, form, folder)
-    counts = ConversationCounts(**json.loads((folder / COMPLETE_FILE).read_text(encoding="utf-8")))
+    counts, shards = _prepare(conversations, tokenizer, form, folder)
     if not counts.documents:
         raise InputError(
             f"{conversations.origin} gives no conversation to train on; {' '.join(counts.remarks(form.max_length))}",
             "NL-403",
         )
-    shards = [datasets.Dataset.from_file(str(path)) for path in sorted(folder.glob("shard-*.arrow"))]
-    rows = datasets.concatenate_datasets(shards)
+    # A shard of which every conversation is left out has no file.
+    rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in shards if path.exists()])
     rows.set_transform(_training_columns)
     return rows, counts
 
@@ -164,24 +160,30 @@ def _count(rows, encoded: list[EncodedConversation | None], kept: list[EncodedCo
     return counts
 
 
-def _prepare(conversations, tokenizer, form: ConversationFormat, folder: Path) -> None:
-    """Write shards until the data end; each is sealed with the number of the row after it and what was counted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    total, next_row, number = ConversationCounts(), 0, 0
-    while (seal := folder / f"shard-{number:05d}.json").exists():
-        sealed = json.loads(seal.read_text(encoding="utf-8"))
-        total.add(ConversationCounts(**sealed["counts"]))
-        next_row, number = sealed["next_row"], number + 1
+def _prepare(
+    conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat, folder: Path
+) -> tuple[ConversationCounts, list[Path]]:
+    """Write shards until the data end, after the last whole one; each is sealed with the number of the row after it and
+    what was counted. Returns all that was counted, and the shards."""
+    total, next_row, shards = ConversationCounts(), 0, []
+    while (said := known(shard := folder / f"shard-{len(shards):05d}.arrow")) is not None:
+        total.add(ConversationCounts(**said["counts"]))
+        next_row = said["next_row"]
+        shards.append(shard)
+    if known(folder / COMPLETE) == asdict(total):
+        return total, shards
     blocks = encoded_blocks(conversations, tokenizer, form, next_row)
     while True:
-        shard = folder / f"shard-{number:05d}.arrow"
-        counts, next_row = _write_shard(blocks, tokenizer, form.max_length, total.packed_rows, shard)
+        shard = folder / f"shard-{len(shards):05d}.arrow"
+        with writing(shard) as temporary:
+            counts, next_row = _write_shard(blocks, tokenizer, form.max_length, total.packed_rows, temporary)
         if not counts.rows_read:
             break
-        write_atomically(shard.with_suffix(".json"), json.dumps({"next_row": next_row, "counts": asdict(counts)}))
+        seal(shard, {"next_row": next_row, "counts": asdict(counts)})
         total.add(counts)
-        number += 1
-    write_atomically(folder / COMPLETE_FILE, json.dumps(asdict(total)))
+        shards.append(shard)
+    seal(folder / COMPLETE, asdict(total))
+    return total, shards
 
 
 def _write_shard(blocks, tokenizer, max_length: int, first_number: int, path: Path) -> tuple[ConversationCounts, int]:
@@ -194,7 +196,6 @@ def _write_shard(blocks, tokenizer, max_length: int, first_number: int, path: Pa
         {name: datasets.Sequence(datasets.Value(kind), length=max_length) for name, kind in columns.items()}
         | {"row": datasets.Value("int64")}
     )
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
 
     def write(packed: list[list[EncodedConversation]]) -> None:
         if packed:
@@ -202,21 +203,18 @@ def _write_shard(blocks, tokenizer, max_length: int, first_number: int, path: Pa
             writer.write_batch(columns | {"row": first_number + counts.packed_rows + np.arange(len(packed))})
             counts.packed_rows += len(packed)
 
-    try:
-        with ArrowWriter(path=str(temporary), features=features) as writer:
-            for row_after, block, found in blocks:
-                next_row = row_after
-                counts.add(found)
-                write(list(packer.add(block)))
-                if counts.rows_read >= ROWS_PER_SHARD:
-                    break
-            write(packer.rows)
-            if counts.packed_rows:
-                writer.finalize()
+    with ArrowWriter(path=str(path), features=features) as writer:
+        for row_after, block, found in blocks:
+            next_row = row_after
+            counts.add(found)
+            write(list(packer.add(block)))
+            if counts.rows_read >= ROWS_PER_SHARD:
+                break
+        write(packer.rows)
         if counts.packed_rows:
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # of an empty shard, or of one that a bad row ended
+            writer.finalize()
+    if not counts.packed_rows:
+        path.unlink()
     return counts, next_row
 
 

@@ -4,16 +4,20 @@ user's file."""
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from ..errors import InputError
 from .catalogue import Dataset, find_dataset
 from .documentation import documentation_identity, documentation_rows
-from .files import NotJson, check_file, content_hash, read_rows
+from .files import bad_row, check_file, content_hash, read_rows
 from .hub import HubSplit, code_of, first_opened
-from .rows import Message, RowError, any_conversation, dailydialog, dolly
-from .text import HELD_OUT_SHARE, check_source, chitchat_conversations, chitchat_names
+from .rows import any_conversation, checked_row, conversation_columns, unread
+from .text import HELD_OUT_SHARE, check_source, chitchat_conversations, chitchat_names, same_file_note
+from .turns import Message, RowError
+
+READING = "rows 2"  # part of the cache keys: raise it when the same rows come to mean other conversations
+LOOKED_AT = 1_000  # rows in which columns that are not read are looked for
 
 # What a reading gives: the row's number from 0, its conversation or None, and what is wrong with a row that is none.
 NumberedConversation = tuple[int, list[Message] | None, str]
@@ -28,15 +32,14 @@ class Conversations:
         licence: their licence, or how the user can know.
         identity: changes when the conversations do.
         read: starts a pass at a row's number.
-        read_as: how the rows of `identity` become conversations, where it can differ: the same file may hold columns
-            of several datasets. With `identity`, what prepared rows are known by.
+        read_as: how the rows of `identity` become conversations. With `identity`, what prepared rows are known by.
     """
 
     origin: str
     licence: str
     identity: str
     read: Callable[[int], Iterator[NumberedConversation]] = field(repr=False)
-    read_as: str = ""
+    read_as: str = READING
 
     def __iter__(self) -> Iterator[list[Message]]:
         return (messages for _, messages, _ in self.read(0) if messages is not None)
@@ -64,7 +67,7 @@ def load_conversations(
     """The conversations to train on and those to evaluate on.
 
     Args:
-        dataset: a name of the catalogue or an id on the hub; with `data`, says what the file's columns are.
+        dataset: a name of the catalogue or an id on the hub; with `data`, gives the chat template alone.
         data_source: as for `load_text`.
         held_out: where no validation split is given: "hash" holds out a share by what a conversation says, so that
             equal ones are on the same side whatever is added; "random" draws rows with `train_test_split(seed=42)`,
@@ -81,7 +84,7 @@ def load_conversations(
         raise InputError(f"max_samples has to be at least 1, got {max_samples}.")
     entry = None if dataset is None else find_dataset(dataset)
     if data is not None:
-        splits = _file_splits(entry, data, eval_data, skip_bad_rows)
+        splits = _file_splits("dialogue" if entry is None else entry.template, data, eval_data, skip_bad_rows)
     elif data_source == "offline":
         splits = _offline_splits(dataset, entry)
     else:
@@ -98,7 +101,7 @@ def load_conversations(
             note = f"The hub could not be reached ({problem}): {entry.offline} stands in for {dataset}."
             splits = replace(_offline_splits(dataset, entry), note=note)
     if eval_data is not None and data is None:
-        splits = replace(splits, validation=_file_conversations(entry, eval_data, "eval_data", skip_bad_rows))
+        splits = replace(splits, validation=_file_conversations(eval_data, "eval_data", skip_bad_rows))
     if splits.validation is None:
         train, validation = hold_out(splits.train, held_out, held_out_share)
         note = f"{splits.note} {held_out_share:.0%} of the conversations are held out for evaluation.".strip()
@@ -155,51 +158,62 @@ def first_rows(whole: Conversations, count: int) -> Conversations:
     )
 
 
-def _file_splits(entry: Dataset | None, data: str, eval_data: str | None, skip_bad_rows: bool) -> ConversationSplits:
-    train = _file_conversations(entry, data, "data", skip_bad_rows)
-    validation = None if eval_data is None else _file_conversations(entry, eval_data, "eval_data", skip_bad_rows)
-    return ConversationSplits(train, validation, "file", "dialogue" if entry is None else entry.template)
+def _file_splits(template: str, data: str, eval_data: str | None, skip_bad_rows: bool) -> ConversationSplits:
+    train = _file_conversations(data, "data", skip_bad_rows)
+    notes = [unread_in_file(data, conversation_columns)]
+    validation = None
+    if eval_data is not None:
+        validation = _file_conversations(eval_data, "eval_data", skip_bad_rows)
+        notes.append(same_file_note(train.identity, validation.identity))
+    return ConversationSplits(train, validation, "file", template, " ".join(filter(None, notes)))
 
 
-def _file_conversations(entry: Dataset | None, path: str, name: str, skip_bad_rows: bool) -> Conversations:
+def unread_in_file(data: str, columns: Callable[[dict], tuple[str, ...]]) -> str:
+    """`unread_note` of the user's file."""
+    return unread_note((row for _, row in read_rows(check_file(data, "data"), "data")), columns)
+
+
+def unread_note(rows: Iterable[object], columns: Callable[[dict], tuple[str, ...]]) -> str:
+    """What the first LOOKED_AT rows hold that is not read, in a sentence, "" for nothing.
+
+    Args:
+        columns: those that are read of a row.
+    """
+    rows = (row for row in itertools.islice(rows, LOOKED_AT) if isinstance(row, dict))
+    names = dict.fromkeys(name for row in rows for name in unread(row, columns(row)))
+    return f"What the rows hold besides is not read: {', '.join(names)}." if names else ""
+
+
+def _file_conversations(path: str, name: str, skip_bad_rows: bool) -> Conversations:
     file = check_file(path, name)
     if file.suffix.lower() == ".txt":
         raise InputError(
             f"{name} {path!r} is running text; conversations come as .jsonl, .json, .csv or .parquet.", "NL-402"
         )
-    as_messages = any_conversation if entry is None else entry.messages
 
     def read(first_row: int) -> Iterator[NumberedConversation]:
         for number, (place, row) in enumerate(read_rows(file, name)):
             if number < first_row:
                 continue
             try:
-                if isinstance(row, NotJson):
-                    raise RowError(row.complaint)
-                if not isinstance(row, dict):
-                    raise RowError(f"expected an object, got {type(row).__name__}")
-                yield number, as_messages(row), ""
+                yield number, any_conversation(checked_row(row)), ""
             except RowError as error:
                 if not skip_bad_rows:
-                    raise InputError(
-                        f"{name} {str(file)!r}, {place}: {error}; --skip_bad_rows leaves such rows out.",
-                        "NL-402",
-                    ) from error
+                    raise bad_row(file, name, place, error) from error
                 yield number, None, f"{place}: {error}"
 
-    read_as = f"{as_messages.__name__}{', without bad rows' if skip_bad_rows else ''}"
+    read_as = f"{READING}{', without bad ones' if skip_bad_rows else ''}"
     return Conversations(f"file {file.name}", "as the file's owner says", f"file/{content_hash(file)}", read, read_as)
 
 
 def _hub_splits(entry: Dataset, opened: dict[str, HubSplit], note: str) -> ConversationSplits:
     def conversations(split: HubSplit) -> Conversations:
         return Conversations(
-            split.origin,
-            entry.licence,
-            split.identity,
-            lambda first: _numbered(split.read(first), first, entry.messages),
+            split.origin, entry.licence, split.identity, lambda first: _numbered(split.read(first), first)
         )
 
+    if not entry.columns:  # of the others we know what is not read
+        note = f"{note} {unread_note(opened['train'].read(), conversation_columns)}".strip()
     validation = conversations(opened["validation"]) if "validation" in opened else None
     return ConversationSplits(conversations(opened["train"]), validation, "hub", entry.template, note)
 
@@ -211,7 +225,7 @@ def _offline_splits(dataset: str, entry: Dataset) -> ConversationSplits:
             return Conversations(
                 *chitchat_names(name),
                 lambda first: _numbered(
-                    ({"dialog": turns} for turns in list(chitchat_conversations(held_out))[first:]), first, dailydialog
+                    ({"dialog": turns} for turns in list(chitchat_conversations(held_out))[first:]), first
                 ),
             )
 
@@ -223,16 +237,16 @@ def _offline_splits(dataset: str, entry: Dataset) -> ConversationSplits:
             "questions about the Python standard library, from its documentation",
             "PSF-2.0",
             documentation_identity(),
-            lambda first: _numbered(documentation_rows()[first:], first, dolly),
+            lambda first: _numbered(documentation_rows()[first:], first),
         )
         return ConversationSplits(documentation, None, "offline", entry.template)
     raise InputError(f"dataset {dataset!r} has no offline stand-in; give a file with --data.")
 
 
-def _numbered(rows, first_row: int, as_messages) -> Iterator[NumberedConversation]:
+def _numbered(rows: Iterable[dict], first_row: int) -> Iterator[NumberedConversation]:
     """Rows that the user cannot mend: a bad one is left out, with its complaint."""
     for number, row in enumerate(rows, start=first_row):
         try:
-            yield number, as_messages(row), ""
+            yield number, any_conversation(row), ""
         except RowError as error:
             yield number, None, f"row {number + 1}: {error}"

@@ -4,9 +4,7 @@ text to rehearse what a model knew, and how the two are mixed.
 Dimensions: N tokens of an example, B rows, T tokens of the longest.
 """
 
-import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,15 +17,15 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
 from .batches import IGNORED, TextCounts, tokenized_pieces
-from .cache import cache_path, write_atomically
+from .cache import cache_path, kept
 from .chat_template import ConversationFormat
 from .conversation_rows import ConversationCounts, encoded_blocks
 from .conversations import Conversations
-from .rows import TextPiece
+from .pieces import TextPiece
 from .text import Text
 
 PARAGRAPH_CHARACTERS = 400
-FORMAT_VERSION = 1  # part of the cache key: raise it when examples are made otherwise
+FORMAT_VERSION = 2  # part of the cache key: raise it when examples are made otherwise
 FEATURES = datasets.Features(
     {"input_ids": datasets.Sequence(datasets.Value("int32")), "supervised": datasets.Sequence(datasets.Value("bool"))}
 )
@@ -102,25 +100,17 @@ def in_paragraphs(text: Text) -> Text:
 
 def _written_once(kind: str, key: tuple, tokenizer, examples, counts_class: type):
     path = cache_path(kind, ".arrow", FORMAT_VERSION, *key, tokenizer.backend_tokenizer.to_str(), tokenizer.bos_token)
-    counts_path = path.with_suffix(".json")
-    if not (path.exists() and counts_path.exists()):
+
+    def write(target: Path) -> dict:
         counts = counts_class()
-        _write(examples(counts), path)
-        write_atomically(counts_path, json.dumps(asdict(counts)))
-    counts = counts_class(**json.loads(counts_path.read_text(encoding="utf-8")))
-    return datasets.Dataset.from_file(str(path)).with_format("numpy"), counts
-
-
-def _write(examples: Iterable[tuple[np.ndarray, np.ndarray]], path: Path) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with ArrowWriter(path=str(temporary), features=FEATURES) as writer:
-            for token_ids, supervised in examples:
+        with ArrowWriter(path=str(target), features=FEATURES) as writer:
+            for token_ids, supervised in examples(counts):
                 writer.write({"input_ids": token_ids, "supervised": supervised})
             writer.finalize()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return asdict(counts)
+
+    counts = counts_class(**kept(path, write))
+    return datasets.Dataset.from_file(str(path)).with_format("numpy"), counts
 
 
 class ExampleMix(Dataset):

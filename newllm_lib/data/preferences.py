@@ -9,14 +9,16 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
 from .catalogue import find_dataset
-from .chat_template import conversation_ids, plain_messages
-from .conversations import conversation_hash
-from .files import NotJson, check_file, content_hash, read_rows
+from .chat_template import conversation_ids
+from .conversations import conversation_hash, unread_in_file
+from .files import bad_row, check_file, content_hash, read_rows
 from .hub import HubSplit, first_opened
 from .preference_pairs import PreferencePair, generator_identity, preference_pairs
-from .preference_rows import IdenticalSides, Preference, any_preference
-from .rows import RowError
-from .text import HELD_OUT_SHARE, check_source
+from .preference_rows import IdenticalSides, Preference, any_preference, preference_columns
+from .rendering import plain_messages
+from .rows import checked_row
+from .text import HELD_OUT_SHARE, check_source, same_file_note
+from .turns import RowError
 
 GENERATED = "generated-ja"
 GENERATED_SHARE = 0.15  # of the topics, held out where nobody says how many
@@ -31,6 +33,7 @@ class Preferences:
         origin, licence, identity: as of `Conversations`.
         identical: places of rows whose sides are the same; they are left out.
         complaints: about rows that were left out because they are no preference.
+        cut: sentences on answers that are cut.
     """
 
     origin: str
@@ -39,6 +42,7 @@ class Preferences:
     pairs: list[Preference] = field(repr=False)
     identical: tuple[str, ...] = ()
     complaints: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
 
     def remarks(self) -> list[str]:
         """What was left out, a sentence each."""
@@ -49,7 +53,7 @@ class Preferences:
             )
         if self.complaints:
             sentences.append(f"{len(self.complaints):,} rows do not fit and were left out ({self.complaints[0]}).")
-        return sentences
+        return [*sentences, *self.cut]
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class EncodedPreference:
     chosen: list[int]
     rejected: list[int]
     kind: str
+    is_cut: bool = False  # an answer has been cut
 
     @property
     def length(self) -> int:
@@ -104,23 +109,25 @@ def load_preferences(
         raise InputError(f"held_out_share has to lie between 0 and 1, got {held_out_share}.")
     if data is not None:
         train = _of_file(data, "data", skip_bad_rows, max_samples)
-        splits = PreferenceSplits(train, None, "file")
+        splits = PreferenceSplits(train, None, "file", unread_in_file(data, preference_columns))
     elif dataset in (None, GENERATED):
         share = GENERATED_SHARE if held_out_share is None else held_out_share
         return _generated(pairs, pairs_seed, share, max_samples)
     else:
         splits = _of_hub(dataset, data_source, max_samples)
     if eval_data is not None:
-        splits = replace(splits, validation=_of_file(eval_data, "eval_data", skip_bad_rows))
+        validation = _of_file(eval_data, "eval_data", skip_bad_rows)
+        note = f"{splits.note} {same_file_note(splits.train.identity, validation.identity)}".strip()
+        splits = replace(splits, validation=validation, note=note)
     if splits.validation is None:
         share = HELD_OUT_SHARE if held_out_share is None else held_out_share
         train, validation = _hold_out(splits.train, share)
         note = f"{splits.note} {share:.0%} of the prompts are held out for evaluation.".strip()
         splits = replace(splits, train=train, validation=validation, note=note)
-    if not splits.train.pairs:
-        raise InputError(f"{splits.train.origin} holds no pair to learn from; give more rows.")
-    if not splits.validation.pairs:
-        raise InputError(f"{splits.validation.origin} holds no pair; give --eval_data or a larger --held_out_share.")
+    remedies = {"give more rows": splits.train, "give --eval_data or a larger --held_out_share": splits.validation}
+    for remedy, side in remedies.items():
+        if not side.pairs:
+            raise InputError(f"{side.origin} holds no pair; {remedy}. {' '.join(side.remarks())}".strip(), "NL-403")
     return splits
 
 
@@ -153,7 +160,7 @@ def _of_file(path: str, name: str, skip_bad_rows: bool, max_samples: int | None 
 
     def refuse(place: str, error: RowError) -> None:
         if not skip_bad_rows:
-            raise InputError(f"{name} {path!r}, {place}: {error}; --skip_bad_rows leaves such rows out.") from error
+            raise bad_row(file, name, place, error) from error
 
     identity = f"file/{content_hash(file)}{f'/{max_samples}' if max_samples else ''}"
     return Preferences(f"file {file.name}", "as the file's owner says", identity, *_read(rows, refuse))
@@ -191,11 +198,7 @@ def _read(
     pairs, identical, complaints = [], [], []
     for place, row in rows:
         try:
-            if isinstance(row, NotJson):
-                raise RowError(row.complaint)
-            if not isinstance(row, dict):
-                raise RowError(f"expected an object, got {type(row).__name__}")
-            pairs.append(replace(any_preference(row), place=place))
+            pairs.append(replace(any_preference(checked_row(row)), place=place))
         except IdenticalSides:
             identical.append(place)
         except RowError as error:
@@ -220,14 +223,15 @@ def encode_preferences(
     pairs: Sequence[Preference], tokenizer: PreTrainedTokenizerFast, max_length: int
 ) -> Iterator[EncodedPreference]:
     """Pairs as the model's chat template has them, answers cut at `max_length` tokens of prompt and answer together.
-    The prompt of every pair has to be shorter than that: see `too_long`."""
+    The prompt of every pair has to be shorter than that: see `drop_too_long`."""
     for pair in pairs:
         prompt, chosen, rejected = (_token_ids(tokenizer, messages) for messages in conversations(pair, tokenizer))
         # Up to where both answers agree with the prompt: what follows is scored.
         start = len(prompt)
         while prompt[:start] != chosen[:start] or prompt[:start] != rejected[:start]:
             start -= 1
-        yield EncodedPreference(prompt[:start], chosen[start:max_length], rejected[start:max_length], pair.kind)
+        is_cut = max(len(chosen), len(rejected)) > max_length
+        yield EncodedPreference(prompt[:start], chosen[start:max_length], rejected[start:max_length], pair.kind, is_cut)
 
 
 def sample_pairs(pairs: Iterable[EncodedPreference], max_tokens: int) -> list[EncodedPreference]:
@@ -235,11 +239,6 @@ def sample_pairs(pairs: Iterable[EncodedPreference], max_tokens: int) -> list[En
     pairs = list(pairs)
     tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
     return pairs[:: max(-(-tokens // max_tokens), 1)]
-
-
-def too_long(pairs: Sequence[Preference], tokenizer: PreTrainedTokenizerFast, max_length: int) -> list[bool]:
-    """For each pair whether its prompt alone fills `max_length` tokens."""
-    return [len(_token_ids(tokenizer, conversations(pair, tokenizer)[0])) >= max_length for pair in pairs]
 
 
 def conversations(pair: Preference, tokenizer: PreTrainedTokenizerFast) -> tuple[list, list, list]:
@@ -255,31 +254,47 @@ def _token_ids(tokenizer: PreTrainedTokenizerFast, messages: list) -> list[int]:
 
 
 def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_length: int, skips: bool) -> Preferences:
-    """Without the pairs whose prompt leaves no room for an answer.
-
-    Args:
-        skips: leave them out and tell; False refuses the first one of a file.
+    """Without the pairs whose prompt leaves no room for an answer (with `skips` false the first one is refused), and
+    without those whose answers are equal as far as there is room; `cut` tells of these and of others that are cut.
 
     Raises:
         InputError: naming the line, or there is no pair left.
     """
-    flags = too_long(side.pairs, tokenizer, max_length)
-    if not any(flags):
-        return side
-    first = side.pairs[flags.index(True)]
-    complaint = f"{first.place}: the prompt alone fills max_length {max_length}"
-    if not skips:
-        raise InputError(
-            f"{side.origin}, {complaint}; choose a larger --max_length, or --skip_bad_rows leaves such rows out."
-        )
-    kept = [pair for pair, flag in zip(side.pairs, flags, strict=True) if not flag]
+    complaint = f"the prompt alone fills max_length {max_length}"
+    complaints, kept = [], []
+    for pair in side.pairs:
+        is_too_long = len(_token_ids(tokenizer, conversations(pair, tokenizer)[0])) >= max_length
+        if is_too_long and not skips:
+            raise InputError(
+                f"{side.origin}, {pair.place}: {complaint}; choose a larger --max_length, or --skip_bad_rows leaves "
+                "such rows out."
+            )
+        if is_too_long:
+            complaints.append(f"{pair.place}: {complaint}")
+        else:
+            kept.append(pair)
     if not kept:
         raise InputError(f"{side.origin} has no prompt shorter than max_length {max_length}; choose a larger one.")
-    places = (pair.place for pair, flag in zip(side.pairs, flags, strict=True) if flag)
-    complaints = (f"{place}: the prompt alone fills max_length {max_length}" for place in places)
-    return replace(side, pairs=kept, complaints=(*side.complaints, *complaints))
+    encoded = list(zip(kept, encode_preferences(kept, tokenizer, max_length), strict=True))
+    equal = tuple(pair.place for pair, item in encoded if item.chosen == item.rejected)
+    encoded = [(pair, item) for pair, item in encoded if item.chosen != item.rejected]
+    if not encoded:
+        raise InputError(
+            f"in all {len(kept):,} pairs of {side.origin} both answers are the same within max_length {max_length}; "
+            "choose a larger one."
+        )
+    cut = []
+    if equal:
+        cut = [f"{len(equal):,} pairs are equal within {max_length} tokens and were left out ({_some(equal)})."]
+    if number := sum(item.is_cut for _, item in encoded):
+        cut.append(f"{number:,} pairs have an answer that is cut at {max_length} tokens.")
+    return replace(
+        side,
+        pairs=[pair for pair, _ in encoded],
+        complaints=(*side.complaints, *complaints),
+        cut=tuple(cut),
+    )
 
 
 def _some(places: Sequence[str]) -> str:
-    """The first few places."""
     return ", ".join(places[:PLACES_TOLD]) + (", ..." if len(places) > PLACES_TOLD else "")

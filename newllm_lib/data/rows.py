@@ -1,84 +1,66 @@
-"""Pure functions from the rows of a dataset to pieces of text, one function per dataset."""
+"""Pure functions from the rows of a dataset to conversations: one table says what a column means, whatever public data
+call it."""
 
 import itertools
 import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-WIKITEXT_TITLE = re.compile(r" = [^=\s](.*[^=\s])? = \n?")
-PIECE_CHARACTERS = 1 << 16
+from .turns import ROLES, TURN_KEYS, Message, RowError, check_messages, is_blank, is_missing, is_unicode
 
-
-class TextPiece(NamedTuple):
-    """A stretch of a document; a long document comes as several, so that memory stays flat."""
-
-    text: str
-    starts_document: bool
-
-
-def pieces_of_lines(lines: Iterable[str]) -> Iterator[TextPiece]:
-    """Lines of running text (ends kept) -> pieces. A WikiText article title starts a new document; text without such
-    titles is one document. Joined, the pieces are the lines exactly."""
-    held: list[str] = []
-    held_characters = 0
-    starts_document = True
-    for line in lines:
-        is_title = WIKITEXT_TITLE.fullmatch(line) is not None
-        if held and (is_title or held_characters >= PIECE_CHARACTERS):
-            yield TextPiece("".join(held), starts_document)
-            held, held_characters, starts_document = [], 0, False
-        if is_title:
-            starts_document = True
-        held.append(line)
-        held_characters += len(line)
-    if held:
-        yield TextPiece("".join(held), starts_document)
-
-
-def piece_of_conversation(turns: Iterable[str]) -> TextPiece:
-    """Utterances of one conversation -> one document, an utterance a line."""
-    return TextPiece("".join(turn.strip() + "\n" for turn in turns), True)
-
-
-Message = dict[str, str]  # {"role": one of ROLES, "content": text}
-ROLES = ("system", "user", "context", "assistant")
+# What a column means; of several of one meaning the first that is filled is read.
+COLUMNS = {
+    "turns": ("messages", "conversations", "conversation", "dialog", "data"),
+    "system": ("system", "system_prompt"),
+    "history": ("history",),
+    "prompt": ("prompt", "instruction", "question", "query", "input"),
+    "context": ("context", "input"),
+    "answer": ("completion", "response", "output", "answer", "chosen"),
+}
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-class RowError(ValueError):
-    """A row that is no conversation; the message says why, without naming the place."""
+class BadRow(NamedTuple):
+    """What stands for a row that its file spells wrongly, so that it can be left out as any other bad row."""
+
+    complaint: str
 
 
-def _text(row: dict, column: str) -> str:
-    """The text in a column, "" where it is missing or null."""
-    value = row.get(column)
-    if value is None:
-        return ""
+def checked_row(row: object) -> dict:
+    """The row, once it is known to have columns.
+
+    Raises:
+        RowError: it has none.
+    """
+    if isinstance(row, BadRow):
+        raise RowError(row.complaint)
+    if not isinstance(row, dict):
+        raise RowError(f"expected an object, got {type(row).__name__}")
+    return row
+
+
+def found(row: dict) -> str:
+    """The columns of a row for a complaint; the names are cut, for a file without a header has text there."""
+    names = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in map(str, row)]
+    return f"found: {', '.join([*names[:12], *(['...'] if len(names) > 12 else [])]) or 'none'}"
+
+
+def text_of(row: dict, column: str) -> str:
+    """The text in a column that has to be filled.
+
+    Raises:
+        RowError: it is not there, empty, no string, or no Unicode.
+    """
+    if column not in row:
+        raise RowError(f"there is no {column!r} column ({found(row)})")
+    value = row[column]
+    if is_missing(value) or value == "":
+        raise RowError(f"{column!r} is empty")
     if not isinstance(value, str):
         raise RowError(f"{column!r} has to be a string, got {type(value).__name__}")
+    if not is_unicode(value):
+        raise RowError(f"{column!r} holds half a character (a lone surrogate)")
     return value
-
-
-def _filled(row: dict, column: str) -> str:
-    if column not in row:
-        raise RowError(f"there is no {column!r} column (found: {', '.join(map(repr, row)) or 'none'})")
-    value = _text(row, column)
-    if not value.strip():
-        raise RowError(f"{column!r} is empty")
-    return value
-
-
-def _turns(row: dict, column: str) -> list[Message]:
-    """A list of utterances, of which the user speaks the first, the third, ..."""
-    turns = row.get(column)
-    if not isinstance(turns, list):
-        raise RowError(f"{column!r} has to be a list of utterances, got {type(turns).__name__}")
-    return [{"role": ROLES[1 if index % 2 == 0 else 3], "content": turn} for index, turn in enumerate(turns)]
-
-
-def dailydialog(row: dict) -> list[Message]:
-    """{"dialog": [utterance, ...]}"""
-    return check_messages(_turns(row, "dialog"))
 
 
 def dialogues_of_utterances(rows: Iterable[dict]) -> Iterator[dict]:
@@ -92,110 +74,119 @@ def utterances_as_dialogue(rows: Iterable[dict]) -> Iterator[dict]:
     return ({"dialog": row["utterances"]} for row in rows)
 
 
-def ultrachat(row: dict) -> list[Message]:
-    """{"data": [utterance, ...]}"""
-    return check_messages(_turns(row, "data"))
+def columns_read(row: dict) -> dict[str, str]:
+    """{meaning: column}, in the order of COLUMNS, for the meanings that the row has. A column is one of turns beside a
+    prompt only if it is a list."""
+    read: dict[str, str] = {}
+    for meaning, names in COLUMNS.items():
+        there = [name for name in names if name in row and name not in read.values()]
+        if there:
+            read[meaning] = next((name for name in there if not is_blank(row[name])), there[0])
+    if "prompt" in read and not (isinstance(turns := row.get(read.get("turns")), list) and turns):
+        read.pop("turns", None)
+    return read
 
 
-def _prompt(row: dict, prompt: str, context: str | None) -> list[Message]:
-    messages = [{"role": "user", "content": _filled(row, prompt)}]
-    if context is not None and _text(row, context).strip():
-        messages.append({"role": "context", "content": _text(row, context)})
-    return messages
+def conversation_columns(row: dict) -> tuple[str, ...]:
+    """The columns that `any_conversation` reads of a row."""
+    read = columns_read(row)
+    meanings = ("turns", "system") if "turns" in read else read
+    return tuple(column for meaning, column in read.items() if meaning in meanings)
 
 
-def _instruction(row: dict, prompt: str, context: str | None, answer: str) -> list[Message]:
-    return check_messages([*_prompt(row, prompt, context), {"role": "assistant", "content": _filled(row, answer)}])
-
-
-def dolly(row: dict) -> list[Message]:
-    """{"instruction", "context" (may be empty), "response"}"""
-    return _instruction(row, "instruction", "context", "response")
-
-
-def alpaca(row: dict) -> list[Message]:
-    """{"instruction", "input" (may be empty), "output"}"""
-    return _instruction(row, "instruction", "input", "output")
-
-
-def alpaca_prompt(row: dict) -> list[Message]:
-    """The same row without its answer, which may be missing."""
-    return _prompt(row, "instruction", "input")
-
-
-def hh_rlhf(row: dict, column: str = "chosen") -> list[Message]:
-    """{"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ..."}, a transcript that is split at its turns."""
-    first, *parts = HH_TURN.split(_filled(row, column))
-    if first.strip():
-        raise RowError(f"{column!r} has to begin with a turn of Human or Assistant")
-    roles = {"Human": "user", "Assistant": "assistant"}
-    turns = zip(parts[0::2], parts[1::2], strict=True)
-    return check_messages([{"role": roles[speaker], "content": content} for speaker, content in turns])
-
-
-def messages_column(row: dict) -> list[Message]:
-    """{"messages": [{"role", "content"}, ...]}"""
-    messages = row.get("messages")
-    if not isinstance(messages, list):
-        raise RowError(f"'messages' has to be a list of turns, got {type(messages).__name__}")
-    return check_messages(messages)
+def unread(row: dict, read: Iterable[str]) -> list[str]:
+    """What is filled in a row and is not read: columns but for `read`, and keys of the turns in these."""
+    names = [repr(name) for name, value in row.items() if name and name not in read and not is_blank(value)]
+    for column in read:
+        turns = row[column] if isinstance(row.get(column), list) else []
+        keys = dict.fromkeys(key for turn in turns if isinstance(turn, dict) for key in turn if not is_blank(turn[key]))
+        names += [f"{key!r} of the turns in {column!r}" for key in keys if key not in TURN_KEYS]
+    return names
 
 
 def any_conversation(row: dict) -> list[Message]:
-    """A row of messages, of prompt and completion, or of the columns of Dolly or Alpaca."""
-    if "messages" in row:
-        return messages_column(row)
-    if "prompt" in row and "completion" in row:
-        return _instruction(row, "prompt", None, "completion")
-    if "instruction" in row and "response" in row:
-        return dolly(row)
-    if "instruction" in row and "output" in row:
-        return alpaca(row)
-    found = ", ".join(map(repr, row)) or "none"
+    """A row with a column of turns, or with a prompt and an answer, by COLUMNS; or a transcript in `chosen`, as in
+    hh-rlhf. See `check_messages` for what becomes of it.
+
+    Raises:
+        RowError: it is none of these, or no conversation.
+    """
+    read = columns_read(row)
+    if "turns" in read:
+        has_system = "system" in read and not is_blank(row[read["system"]])
+        system = _turns(row, read["system"], "system") if has_system else []
+        return check_messages([*system, *_turns(row, read["turns"], None)])
+    if "prompt" in read and "answer" in read:
+        return check_messages([*prompt_turns(row), *answer_turns(row, read["answer"])])
+    if "chosen" in row:
+        return whole_conversation(row, "chosen")
+    if "prompt" in read:
+        raise RowError(f"there is no {_either(COLUMNS['answer'][:-1])} column beside {read['prompt']!r} ({found(row)})")
     raise RowError(
         "there is neither a 'messages' column nor 'prompt' and 'completion', nor 'instruction' with 'response' or "
-        f"'output' (found: {found})"
+        f"'output' ({found(row)})"
     )
 
 
-def _is_unicode(text: str) -> bool:
-    """False for text with half of a surrogate pair, which JSON can spell and no tokenizer reads."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def check_messages(messages: list) -> list[Message]:
-    """The conversation as it is trained on: neighbouring turns of one speaker joined by an empty line, and what comes
-    after the last answer left out, for nothing is learned there.
+def prompt_turns(row: dict) -> list[Message]:
+    """The turns before the answer: system, history, prompt and context, as far as the row has them.
 
     Raises:
-        RowError: a turn that is no {"role", "content"} of known role and non-empty text, a system turn that is not the
-            first, or no answer at all.
+        RowError: there is no prompt.
     """
-    joined: list[Message] = []
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise RowError(f"turn {number} has to be an object with 'role' and 'content'")
-        role, content = message["role"], message["content"]
-        if role not in ROLES:
-            raise RowError(f"turn {number}: role has to be one of {', '.join(ROLES)}, got {role!r}")
-        if not isinstance(content, str):
-            raise RowError(f"turn {number}: content has to be a string, got {type(content).__name__}")
-        if not content.strip():
-            raise RowError(f"turn {number} ({role}) is empty")
-        if not _is_unicode(content):
-            raise RowError(f"turn {number} ({role}) holds half a character (a lone surrogate)")
-        if role == "system" and joined:
-            raise RowError(f"turn {number}: a system turn has to be the first")
-        if joined and joined[-1]["role"] == role:
-            joined[-1]["content"] += "\n\n" + content.strip()
-        else:
-            joined.append({"role": role, "content": content.strip()})
-    while joined and joined[-1]["role"] != "assistant":
-        joined.pop()
-    if not joined:
-        raise RowError("there is no assistant turn to learn from")
-    return joined
+    read = columns_read(row)
+    if "prompt" not in read:
+        raise RowError(f"there is no {_either(COLUMNS['prompt'])} column ({found(row)})")
+    turns = []
+    for meaning, role in (("system", "system"), ("history", None), ("prompt", "user"), ("context", "context")):
+        if meaning in read and (meaning == "prompt" or not is_blank(row[read[meaning]])):
+            turns += _turns(row, read[meaning], role)
+    return turns
+
+
+def answer_turns(row: dict, column: str) -> list[Message]:
+    """The turns of a column that is an answer, or ends with one."""
+    if column not in row:
+        raise RowError(f"there is no {column!r} column ({found(row)})")
+    return _turns(row, column, "assistant")
+
+
+def whole_conversation(row: dict, column: str) -> list[Message]:
+    """A conversation up to its last answer, as a list of turns or as one text, "\\n\\nHuman: ...\\n\\nAssistant: ...".
+
+    Raises:
+        RowError: it is neither.
+    """
+    value = row[column]
+    if isinstance(value, list):
+        return check_messages(_turns(row, column, None))
+    before, *parts = HH_TURN.split(text_of(row, column))
+    if before.strip():
+        raise RowError(f"{column!r} has to begin with a turn of Human or Assistant")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = zip(parts[0::2], parts[1::2], strict=True)
+    return check_messages([{"role": roles[speaker], "content": content.strip()} for speaker, content in turns])
+
+
+def _turns(row: dict, column: str, role: str | None) -> list[Message]:
+    """What a column holds: a text, which is a turn of `role`, or turns; with no `role`, turns, or utterances, of which
+    the user speaks the first, the third, ..., or pairs of them."""
+    value = row[column]
+    if is_blank(value):
+        raise RowError(f"{column!r} is empty")
+    if isinstance(value, str) and role is not None:
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list) or role in ("system", "context"):
+        kinds = {None: "a list of turns", "system": "a string", "context": "a string"}
+        kind = kinds.get(role, "a string or a list of messages")
+        raise RowError(f"{column!r} has to be {kind}, got {type(value).__name__}")
+    if role is None and all(isinstance(item, list) for item in value):
+        value = list(itertools.chain.from_iterable(value))
+    if role is not None or (value and not isinstance(value[0], str)):
+        return value
+    utterances = (item.strip() if isinstance(item, str) else item for item in value)
+    return [{"role": ROLES[1 if index % 2 == 0 else 3], "content": item} for index, item in enumerate(utterances)]
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return " or ".join(map(repr, names))

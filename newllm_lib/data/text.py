@@ -1,5 +1,6 @@
 """Where a run's running text comes from: the hub, a package, or the user's file."""
 
+import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from ..errors import InputError
 from .catalogue import DATASETS, Dataset, HubSource
 from .files import check_file, content_hash, read_pieces
 from .hub import code_of, first_answering, open_hub_split
-from .rows import TextPiece, piece_of_conversation, pieces_of_lines
+from .pieces import DOCUMENT_MARK, TextPiece, piece_of_conversation, pieces_of_lines
 
 DATA_SOURCES = ("auto", "hub", "offline", "file")
 HELD_OUT_SHARE = 0.05
@@ -88,7 +89,7 @@ def load_text(
         else:
             splits = chitchat_splits(note=f"The hub could not be reached ({problem}): the offline text is used.")
     if eval_data is not None and data is None:
-        splits = replace(splits, validation=_file_text(eval_data, names[1], skip_bad_rows))
+        splits = replace(splits, validation=_file_text(eval_data, names[1], skip_bad_rows)[0])
     return splits
 
 
@@ -169,11 +170,25 @@ def chitchat_conversations(held_out: bool) -> Iterator[list[str]]:
             yield turns
 
 
+def same_file_note(train: str, validation: str, names: tuple[str, str] = ("data", "eval_data")) -> str:
+    """A sentence where the identities of training and evaluation are equal, else ""."""
+    if train != validation:
+        return ""
+    return f"{names[1]} holds what {names[0]} holds: the figures tell what is remembered, not what is learned."
+
+
 def _file_splits(data: str, eval_data: str | None, skip_bad_rows: bool, names: tuple[str, str]) -> TextSplits:
-    train = _file_text(data, names[0], skip_bad_rows)
+    train, characters, documents = _file_text(data, names[0], skip_bad_rows)
+    notes = []
+    if documents > 1 and Path(data).suffix.lower() == ".txt":
+        notes.append(f"{Path(data).name} is {documents:,} documents: {DOCUMENT_MARK} or a WikiText title begins one.")
     if eval_data is not None:
-        return TextSplits(train, _file_text(eval_data, names[1], skip_bad_rows), "file")
-    characters = sum(len(text) for text in train.strings())
+        validation = _file_text(eval_data, names[1], skip_bad_rows)[0]
+        notes.append(same_file_note(train.identity, validation.identity, names))
+        return TextSplits(train, validation, "file", " ".join(filter(None, notes)))
+    notes.append(
+        f"No {names[1]} given: the last {HELD_OUT_SHARE:.0%} of {Path(data).name} are held out for evaluation."
+    )
     held_out_from = int(characters * (1 - HELD_OUT_SHARE))
 
     def part(name: str, held_out: bool) -> Text:
@@ -188,12 +203,13 @@ def _file_splits(data: str, eval_data: str | None, skip_bad_rows: bool, names: t
         part("train", False),
         part("validation", True),
         "file",
-        f"No {names[1]} given: the last {HELD_OUT_SHARE:.0%} of {Path(data).name} are held out for evaluation.",
+        " ".join(notes),
     )
 
 
 def _part_of(pieces: Iterable[TextPiece], boundary: int, after: bool) -> Iterator[TextPiece]:
-    """The pieces before or after `boundary` characters; a piece that straddles it is cut at the next space."""
+    """The pieces before or after `boundary` characters; a piece that straddles it is cut at the next space, if
+    there is one."""
     position = 0
     for piece in pieces:
         end = position + len(piece.text)
@@ -203,7 +219,7 @@ def _part_of(pieces: Iterable[TextPiece], boundary: int, after: bool) -> Iterato
             cut = 0
         else:
             cut = piece.text.find(" ", boundary - position)
-            cut = len(piece.text) if cut < 0 else cut
+            cut = boundary - position if cut < 0 else cut
         if after and cut < len(piece.text):
             yield TextPiece(piece.text[cut:], piece.starts_document or cut > 0)
         elif not after and cut > 0:
@@ -211,16 +227,24 @@ def _part_of(pieces: Iterable[TextPiece], boundary: int, after: bool) -> Iterato
         position = end
 
 
-def _file_text(path: str, name: str, skip_bad_rows: bool) -> Text:
+def _file_text(path: str, name: str, skip_bad_rows: bool) -> tuple[Text, int, int]:
+    """The text of a file, and how many characters and documents it has."""
     file = check_file(path, name)
     complaints: list[str] = []
+    characters, documents, is_text, said = 0, 0, False, hashlib.sha256()
     # One whole pass now, so that a bad row at the end is told before any long work.
-    pieces = read_pieces(file, name, complaints.append if skip_bad_rows else None)
-    if not sum(bool(piece.text.strip()) for piece in pieces):
+    for piece in read_pieces(file, name, complaints.append if skip_bad_rows else None):
+        characters += len(piece.text)
+        documents += piece.starts_document
+        is_text = is_text or not piece.text.isspace()
+        said.update(piece.text.encode("utf-8"))
+    if not is_text:
         raise InputError(f"{name} {path!r} holds no text; name a file with text in it.", "NL-402")
-    return Text(
+    text = Text(
         origin=f"file {file.name}" + (f" without {len(complaints)} bad rows" if complaints else ""),
         licence="as the file's owner says",
-        identity=f"file/{content_hash(file)}",
+        # Of running text what is read of it: line ends and marks of every kind are read as one.
+        identity=f"file/{said.hexdigest() if file.suffix.lower() == '.txt' else content_hash(file)}",
         read=lambda: read_pieces(file, name, (lambda complaint: None) if skip_bad_rows else None),
     )
+    return text, characters, documents

@@ -5,6 +5,7 @@ text can spell; `word` is the published setting: lower-cased words with `<unk>`.
 """
 
 import functools
+import json
 from collections.abc import Iterable
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -14,8 +15,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..errors import InputError
-from .cache import cache_path, write_atomically
-from .rows import ROLES
+from .cache import cache_path, kept
+from .pieces import short_words
+from .turns import ROLES
 
 TOKENIZERS = ("bpe", "byte", "word", "gpt2")
 DEFAULT_VOCAB_SIZE = {"bpe": 4096, "word": 1000}
@@ -54,9 +56,8 @@ def build_tokenizer(
         learned = train(texts, wanted)
     else:
         special = SPECIAL_TOKENS if kind == "bpe" else ()
-        path = cache_path("tokenizer", ".json", version("tokenizers"), text_identity, kind, wanted, *special)
-        if not path.exists():
-            write_atomically(path, train(texts, wanted).to_str())
+        path = cache_path("tokenizer", ".tokenizer", version("tokenizers"), text_identity, kind, wanted, *special)
+        kept(path, lambda target: target.write_text(train(texts, wanted).to_str(), encoding="utf-8"))
         learned = Tokenizer.from_file(str(path))
     tokenizer = _wrap(learned, unk_token=UNKNOWN) if kind == "word" else _wrap_with_roles(learned)
     if vocab_size is not None and len(tokenizer) < vocab_size:
@@ -86,17 +87,23 @@ def end_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 
 def text_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """The backend that encodes text. With role tokens, a special token that the text spells out is ordinary bytes to
-    it; without, it is the tokenizer's own."""
-    return _bytes_only(tokenizer, len(tokenizer)) if has_role_tokens(tokenizer) else tokenizer.backend_tokenizer
+    """The backend that encodes text: a special token that the text spells out is ordinary text to it."""
+    return _text_only(tokenizer, len(tokenizer))
 
 
 @functools.lru_cache(maxsize=8)
-def _bytes_only(tokenizer: PreTrainedTokenizerFast, num_types: int) -> Tokenizer:
+def _text_only(tokenizer: PreTrainedTokenizerFast, num_types: int) -> Tokenizer:
     """A copy, made again when `num_types` says that tokens were added: `encode_special_tokens` is one switch for all
     threads, and transformers sets it at every call."""
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.encode_special_tokens = True
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    looks_up_words = state["model"]["type"] == "WordLevel"
+    if looks_up_words:  # and would find a special token as one: under a name with a space, which no word has, it cannot
+        special = {token["content"] for token in state["added_tokens"]} - {tokenizer.unk_token}
+        vocabulary = state["model"]["vocab"]
+        state["model"]["vocab"] = {f" {word}" if word in special else word: i for word, i in vocabulary.items()}
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in special]
+    backend = Tokenizer.from_str(json.dumps(state))
+    backend.encode_special_tokens = not looks_up_words  # <unk> in a text is what it says
     backend.no_truncation()  # what an earlier call has set
     backend.no_padding()
     return backend
@@ -139,7 +146,7 @@ def _train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(short_words(texts), trainer)
     return tokenizer
 
 
@@ -177,7 +184,7 @@ def _gpt2_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer.add_special_tokens([END_OF_TEXT])
         return _wrap(tokenizer, pad_token=END_OF_TEXT)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(GPT2_HUB_ID, revision=GPT2_REVISION)
+        tokenizer = AutoTokenizer.from_pretrained(GPT2_HUB_ID, revision=GPT2_REVISION, trust_remote_code=False)
     except OSError as error:
         raise InputError(
             f"tokenizer gpt2 could not be loaded from the hub ({GPT2_HUB_ID}); check the network, or install its files "

@@ -1,7 +1,4 @@
-"""What tuning has cost: a tuned model on text of any kind, and how far it has moved from its base.
-
-Nothing here holds the logits of a batch, so that models with hundreds of thousands of token types can be scored.
-"""
+"""What tuning has cost: the answers of a tuned model, and of its base, which is the model with its adapters off."""
 
 import contextlib
 from collections.abc import Sequence
@@ -10,12 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ..data.batches import IGNORED, EvaluationDocuments
 from ..data.chat_template import conversation_ids
 from ..data.tokenizer import end_token_ids
-from ..models.lwf_loss import token_scores
-from ..models.split_head import split_head
-from .perplexity import TextMetrics, text_metrics, token_sequence, window_batches
 
 # Asked before and after tuning: the same in every run, so that answers can be compared.
 PROMPTS = (
@@ -25,48 +18,6 @@ PROMPTS = (
     "Write a Python function that returns the prime numbers up to n.",
     "Make a table of the GDP of three large countries.",
 )
-
-
-@torch.no_grad()
-def score_against_base(
-    model: PreTrainedModel,
-    documents: EvaluationDocuments,
-    start_token_id: int,
-    max_length: int,
-    batch_size: int,
-    compare: bool = True,
-) -> tuple[TextMetrics, float]:
-    """(metrics as of `score_documents`, mean KL(base ‖ model) per scored token in nats).
-
-    Args:
-        compare: with the base, the model itself with its adapters off; a model without adapters is its own base. False:
-            do not take the second pass; the KL is then 0.
-    """
-    compare &= hasattr(model, "disable_adapter")
-    was_training = model.training
-    model.eval()
-    decoder, head = split_head(model)
-    sequences = [token_sequence(document, start_token_id) for document in documents.documents]
-    nats = divergence = 0.0
-    correct = scored = 0
-    try:
-        for input_ids, labels, _, _ in window_batches(sequences, max_length, batch_size):
-            input_ids, labels = input_ids.to(head.weight.device), labels.to(head.weight.device)
-            chosen = labels != IGNORED
-            hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state[chosen]
-            of_base = None
-            if compare:
-                with model.disable_adapter():
-                    of_base = decoder(input_ids=input_ids, use_cache=False).last_hidden_state[chosen]
-            losses, hits, divergences = token_scores(hidden, head, labels[chosen], of_base)
-            nats += float(losses.double().sum())
-            divergence += float(divergences.double().sum())
-            correct += int(hits.sum())
-            scored += len(losses)
-    finally:
-        model.train(was_training)
-    assert scored == documents.counts.tokens, f"scored {scored} of {documents.counts.tokens} tokens"
-    return text_metrics(nats, correct, documents.counts), divergence / scored
 
 
 def adapters_off(model: PreTrainedModel):

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ..data.batches import IGNORED, Document, EvaluationDocuments, TextCounts
 from ..models.context_cache import ContextCache, RecurrentGenerationMixin
+from ..models.lwf_loss import token_scores
+from ..models.split_head import plain_model, split_head
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,6 @@ def _exp(nats: float) -> float:
     return math.exp(nats) if nats < 709 else math.inf
 
 
-@torch.no_grad()
 def score_documents(
     model: PreTrainedModel,
     documents: EvaluationDocuments,
@@ -71,40 +71,67 @@ def score_documents(
         max_length: tokens per forward pass, and the window of a model with attention.
         batch_size: rows per forward pass.
     """
-    counts = documents.counts
+    return score_against_base(model, documents, start_token_id, max_length, batch_size, compare=False)[0]
+
+
+@torch.no_grad()
+def score_against_base(
+    model: PreTrainedModel,
+    documents: EvaluationDocuments,
+    start_token_id: int,
+    max_length: int,
+    batch_size: int,
+    compare: bool = True,
+) -> tuple[TextMetrics, float]:
+    """(metrics as of `score_documents`, mean KL(base ‖ model) per scored token in nats).
+
+    The one arithmetic of every figure that is reported: that of the weights as they are, without the autocast that a
+    trainer puts around `model.forward`, and never with the logits of a whole batch.
+
+    Args:
+        compare: with the base, the model itself with its adapters off; a model without adapters is its own base. False:
+            do not take the second pass; the KL is then 0.
+    """
+    compare &= hasattr(model, "disable_adapter")
+    sides = ("model", "base") if compare else ("model",)
     was_training = model.training
     model.eval()
+    decoder, head = split_head(model)
     sequences = [token_sequence(document, start_token_id) for document in documents.documents]
-    if isinstance(model, RecurrentGenerationMixin):
-        batches = _carried_batches(sequences, max_length, batch_size)
-    else:
-        batches = window_batches(sequences, max_length, batch_size)
-    nats = torch.zeros((), dtype=torch.float64)
+    is_recurrent = isinstance(plain_model(model), RecurrentGenerationMixin)
+    batches = (_carried_batches if is_recurrent else window_batches)(sequences, max_length, batch_size)
+    nats = divergence = 0.0
     correct = scored = 0
-    cache = None
+    caches: dict[str, ContextCache] = {}
+
+    def hidden_states(side: str) -> torch.Tensor:
+        state = {"past_key_values": caches[side], "use_cache": True} if is_recurrent else {"use_cache": False}
+        # Windows begin at position 0 and are padded on the right: there is nothing to be told.
+        positions = {"position_ids": position_ids} if is_recurrent else {}
+        return decoder(input_ids=input_ids, **positions, **state).last_hidden_state[chosen]
+
     try:
-        for input_ids, labels, position_ids, continues in batches:
-            if continues:
-                cache.batch_select_indices(torch.arange(len(input_ids)))
-            else:
-                cache = ContextCache()
-            arguments = {"past_key_values": cache} if isinstance(model, RecurrentGenerationMixin) else {}
-            logits = model(
-                input_ids=input_ids.to(model.device),
-                position_ids=position_ids.to(model.device),
-                use_cache=bool(arguments),
-                **arguments,
-            ).logits  # [B, T, V]
-            labels = labels.to(model.device)
+        for *tensors, continues in batches:
+            input_ids, labels, position_ids = (tensor.to(head.weight.device) for tensor in tensors)
             chosen = labels != IGNORED
-            logits, labels = logits[chosen].float(), labels[chosen]
-            nats += functional.cross_entropy(logits, labels, reduction="none").double().sum().cpu()
-            correct += int((logits.argmax(-1) == labels).sum())
-            scored += labels.numel()
+            if continues:
+                for cache in caches.values():
+                    cache.batch_select_indices(torch.arange(len(input_ids)))
+            elif is_recurrent:
+                caches = {side: ContextCache() for side in sides}
+            hidden, of_base = hidden_states("model"), None
+            if compare:
+                with model.disable_adapter():
+                    of_base = hidden_states("base")
+            losses, hits, divergences = token_scores(hidden, head, labels[chosen], of_base)
+            nats += float(losses.double().sum())
+            divergence += float(divergences.double().sum())
+            correct += int(hits.sum())
+            scored += len(losses)
     finally:
         model.train(was_training)
-    assert scored == counts.tokens, f"scored {scored} of {counts.tokens} tokens"
-    return text_metrics(float(nats), correct, counts)
+    assert scored == documents.counts.tokens, f"scored {scored} of {documents.counts.tokens} tokens"
+    return text_metrics(nats, correct, documents.counts), divergence / scored
 
 
 def token_sequence(document: Document, start_token_id: int) -> tuple[np.ndarray, np.ndarray]:

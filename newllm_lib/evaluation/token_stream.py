@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from ..data.tokenizer import text_backend
+from ..data.turns import is_unicode
 from ..errors import InputError
 from ..models.context_cache import ContextCache
 
@@ -87,6 +88,8 @@ class TokenStream:
         history = torch.tensor([token_ids], device=self.model.device) if self._looks_back() else None
         for _ in range(max_new_tokens):
             logits = self._next_logits(fresh)
+            if not logits.isfinite().all():
+                raise InputError("model: its weights are damaged, they give no finite numbers; copy or train it again.")
             logits = self.warpers(history, logits)
             if self.greedy:
                 chosen = logits.argmax(dim=-1, keepdim=True)
@@ -130,6 +133,12 @@ class TokenStream:
 def document_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """The tokens of a text's beginning, after one end-of-text token, as every document in training."""
     return [tokenizer.eos_token_id, *text_backend(tokenizer).encode(text, add_special_tokens=False).ids]
+
+
+def check_prompt(text: str) -> None:
+    """Raises InputError for what is no text: bytes of a terminal with another encoding, half of a surrogate pair."""
+    if not is_unicode(text):
+        raise InputError("prompt holds bytes that are no UTF-8 text; set the terminal to UTF-8, or type it anew.")
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_p: float, repetition_penalty: float = 1.0) -> None:

@@ -2,28 +2,28 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from .baselines import LSTMConfig, LSTMForCausalLM, tiny_gpt2_config
+from .baselines import LSTMConfig, LSTMForCausalLM, LSTMModel, tiny_gpt2_config
 from .configuration_newllm import NewLLMConfig
 from .context_cache import ContextCache
 from .modeling_newllm import NewLLMForCausalLM, NewLLMModel
 from .modeling_newllm_reference import NewLLMReferenceConfig, NewLLMReferenceForCausalLM, NewLLMReferenceModel
-from .sizing import MODEL_TYPES, build_config, build_model, count_parameters, load_model
+from .sizing import MODEL_TYPES, build_config, build_model, count_parameters
 
 for config, model, causal_lm in (
     (NewLLMConfig, NewLLMModel, NewLLMForCausalLM),
     (NewLLMReferenceConfig, NewLLMReferenceModel, NewLLMReferenceForCausalLM),
-    (LSTMConfig, None, LSTMForCausalLM),
+    (LSTMConfig, LSTMModel, LSTMForCausalLM),
 ):
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)
-    if model is not None:
-        AutoModel.register(config, model, exist_ok=True)
+    AutoModel.register(config, model, exist_ok=True)
 
 __all__ = [
     "MODEL_TYPES",
     "ContextCache",
     "LSTMConfig",
     "LSTMForCausalLM",
+    "LSTMModel",
     "NewLLMConfig",
     "NewLLMForCausalLM",
     "NewLLMModel",
@@ -33,6 +33,5 @@ __all__ = [
     "build_config",
     "build_model",
     "count_parameters",
-    "load_model",
     "tiny_gpt2_config",
 ]

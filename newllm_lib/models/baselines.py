@@ -7,13 +7,13 @@ import itertools
 
 import torch
 from torch import nn
-from transformers import GPT2Config, PreTrainedConfig, PreTrainedModel
+from transformers import GPT2Config
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .configuration_newllm import set_sizes
-from .context_cache import ContextCache, RecurrentGenerationMixin
+from .configuration_newllm import RecurrentConfig
+from .context_cache import RecurrentGenerationMixin
 from .language_model_head import CausalLMHeadMixin
+from .recurrent_model import RecurrentPreTrainedModel, TimeLoopMixin
 
 
 def tiny_gpt2_config(hidden_size: int, **fields) -> GPT2Config:
@@ -21,11 +21,10 @@ def tiny_gpt2_config(hidden_size: int, **fields) -> GPT2Config:
     return GPT2Config(n_embd=hidden_size, n_head=4, **fields)
 
 
-class LSTMConfig(PreTrainedConfig):
+class LSTMConfig(RecurrentConfig):
     """Sizes of the LSTM language model: E embedding, H hidden, L layers, as in `torch.nn.LSTM`."""
 
     model_type = "newllm_lstm"
-    keys_to_ignore_at_inference = ["past_key_values"]
 
     def __init__(
         self,
@@ -33,23 +32,15 @@ class LSTMConfig(PreTrainedConfig):
         embedding_size: int = 256,
         hidden_size: int = 400,
         num_hidden_layers: int = 1,
-        dropout: float = 0.1,
-        layer_norm_eps: float = 1e-5,
-        tie_word_embeddings: bool = True,
-        use_cache: bool = True,
         **kwargs,
     ):
-        set_sizes(
-            self,
-            dropout,
+        self.set_sizes(
             vocab_size=vocab_size,
             embedding_size=embedding_size,
             hidden_size=hidden_size,
             num_hidden_layers=num_hidden_layers,
         )
-        self.layer_norm_eps = layer_norm_eps
-        self.use_cache = use_cache
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(**kwargs)
 
     @property
     def context_numbers(self) -> int:
@@ -71,27 +62,8 @@ class TiedHead(nn.Module):
         return self.norm(self.projection(hidden_states).to(self.norm.weight.dtype))
 
 
-class LSTMForCausalLM(CausalLMHeadMixin, PreTrainedModel, RecurrentGenerationMixin):
-    """torch's LSTM between a tied embedding and New-LLM's own head, so that only the recurrence differs."""
-
+class LSTMPreTrainedModel(RecurrentPreTrainedModel):
     config_class = LSTMConfig
-    base_model_prefix = "lstm"
-    _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
-
-    def __init__(self, config: LSTMConfig):
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
-        self.lstm = nn.LSTM(
-            config.embedding_size,
-            config.hidden_size,
-            config.num_hidden_layers,
-            batch_first=True,
-            dropout=config.dropout if config.num_hidden_layers > 1 else 0.0,
-        )
-        self.dropout = nn.Dropout(config.dropout)
-        self.head_transform = TiedHead(config.hidden_size, config.embedding_size, config.layer_norm_eps)
-        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=False)
-        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -116,36 +88,34 @@ class LSTMForCausalLM(CausalLMHeadMixin, PreTrainedModel, RecurrentGenerationMix
             if module.bias is not None:
                 init.zeros_(module.bias)
 
-    def read(self, input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache):
-        """The carried context is [B, 2 L H]: h and c of every layer."""
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        batch_size, num_tokens = inputs_embeds.shape[:2]
-        mask = inputs_embeds.new_ones(batch_size, num_tokens, dtype=torch.bool)
-        if attention_mask is not None:
-            mask = attention_mask[:, -num_tokens:].bool()
-        starts = torch.zeros_like(mask)
-        if position_ids is not None:
-            starts = (position_ids == 0).expand(batch_size, num_tokens) & mask
-        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
-            past_key_values = ContextCache()
-        hidden_states, context = self._recur(
-            inputs_embeds * self.config.embedding_size**0.5,
-            None if past_key_values is None else past_key_values.context,
-            mask,
-            starts,
-        )
-        if past_key_values is not None:
-            past_key_values.update(context, num_tokens)
-        hidden_states = self.head_transform(self.dropout(hidden_states))
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
-    def _recur(self, inputs_embeds, context, mask, starts):
-        """torch's LSTM has no mask and no reset inside a row: run it over the stretches between such places."""
+class LSTMModel(TimeLoopMixin, LSTMPreTrainedModel):
+    """torch's LSTM and the way to New-LLM's own head: hidden states [B, T, E]."""
+
+    def __init__(self, config: LSTMConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+        self.lstm = nn.LSTM(
+            config.embedding_size,
+            config.hidden_size,
+            config.num_hidden_layers,
+            batch_first=True,
+            dropout=config.dropout if config.num_hidden_layers > 1 else 0.0,
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.head_transform = TiedHead(config.hidden_size, config.embedding_size, config.layer_norm_eps)
+        self.post_init()
+
+    def read(self, x, context, mask, starts):
+        """The state is h and c of every layer, [B, 2 L H]. torch's LSTM has no mask and no reset inside a row: run it
+        over the stretches between such places."""
         layers, hidden_size = self.config.num_hidden_layers, self.config.hidden_size
-        batch_size, num_tokens = mask.shape
+        x = x * self.config.embedding_size**0.5
+        batch_size, num_tokens = x.shape[:2]
+        mask = x.new_ones(batch_size, num_tokens, dtype=torch.bool) if mask is None else mask
+        starts = torch.zeros_like(mask) if starts is None else starts
         if context is None:
-            context = inputs_embeds.new_zeros(batch_size, 2 * layers * hidden_size)
+            context = x.new_zeros(batch_size, 2 * layers * hidden_size)
         edges = starts.any(dim=0)
         edges[1:] |= (mask[:, 1:] != mask[:, :-1]).any(dim=0)
         cuts = sorted({0, num_tokens, *edges.nonzero().flatten().tolist()})
@@ -153,8 +123,29 @@ class LSTMForCausalLM(CausalLMHeadMixin, PreTrainedModel, RecurrentGenerationMix
         for begin, end in itertools.pairwise(cuts):
             context = context.masked_fill(starts[:, begin, None], 0.0)
             state = context.view(batch_size, 2, layers, hidden_size).permute(1, 2, 0, 3).contiguous()
-            output, (h, c) = self.lstm(inputs_embeds[:, begin:end], (state[0], state[1]))
+            output, (h, c) = self.lstm(x[:, begin:end], (state[0], state[1]))
             after = torch.stack([h, c]).permute(2, 0, 1, 3).reshape(batch_size, -1)
             context = torch.where(mask[:, begin, None], after, context)
             hidden_states.append(output)
-        return torch.cat(hidden_states, dim=1), context
+        return self.head_transform(self.dropout(torch.cat(hidden_states, dim=1))), context
+
+
+class LSTMForCausalLM(CausalLMHeadMixin, LSTMPreTrainedModel, RecurrentGenerationMixin):
+    """torch's LSTM between a tied embedding and New-LLM's own head, so that only the recurrence differs."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: LSTMConfig):
+        super().__init__(config)
+        self.model = LSTMModel(config)
+        self.lm_head = nn.Linear(config.embedding_size, config.vocab_size, bias=False)
+        self.register_load_state_dict_pre_hook(_take_earlier_names)
+        self.post_init()
+
+
+def _take_earlier_names(model, state_dict, prefix, *_) -> None:
+    """A run from before the network was a module of its own goes on: `from_pretrained` adds the prefix by itself, the
+    Trainer's resuming does not."""
+    for name in list(state_dict):
+        if name.removeprefix(prefix).startswith(("embed_tokens.", "lstm.", "head_transform.")):
+            state_dict[f"{prefix}model.{name.removeprefix(prefix)}"] = state_dict.pop(name)

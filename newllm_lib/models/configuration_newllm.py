@@ -7,7 +7,30 @@ from transformers import PreTrainedConfig
 EARLIER_FIELDS = ("embedding_scale", "recurrent_dropout", "context_clamp")
 
 
-class NewLLMConfig(PreTrainedConfig):
+class RecurrentConfig(PreTrainedConfig):
+    """What the configs of our recurrent models have in common. A ValueError names a size that is no positive number,
+    or a dropout that is not in [0, 1).
+    """
+
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # the state, by both of transformers' names
+    auto_map = {}  # TRL asks every model that is not of transformers' own package for it
+
+    def __init__(self, dropout: float = 0.1, layer_norm_eps: float = 1e-5, use_cache: bool = True, **kwargs):
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}.")
+        self.dropout = dropout
+        self.layer_norm_eps = layer_norm_eps
+        self.use_cache = use_cache
+        super().__init__(**{"tie_word_embeddings": True, **kwargs})
+
+    def set_sizes(self, **sizes: int) -> None:
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a positive integer, got {size!r}.")
+            setattr(self, name, size)
+
+
+class NewLLMConfig(RecurrentConfig):
     """Sizes of a New-LLM.
 
     Args:
@@ -16,16 +39,12 @@ class NewLLMConfig(PreTrainedConfig):
         context_size: channels of the context of one layer, C; the context vector has num_hidden_layers * C.
         intermediate_size: width of the layers' MLPs, H.
         num_hidden_layers: L >= 1.
-        dropout: probability of dropping a unit on the way to the head, in [0, 1).
-        layer_norm_eps: epsilon of all norms.
 
     Raises:
-        ValueError: a size is not a positive integer, dropout is not in [0, 1), or the model was trained by an earlier
-            version.
+        ValueError: the model was trained by an earlier version.
     """
 
     model_type = "newllm"
-    keys_to_ignore_at_inference = ["past_key_values"]
 
     def __init__(
         self,
@@ -34,10 +53,6 @@ class NewLLMConfig(PreTrainedConfig):
         context_size: int = 192,
         intermediate_size: int = 464,
         num_hidden_layers: int = 3,
-        dropout: float = 0.1,
-        layer_norm_eps: float = 1e-5,
-        tie_word_embeddings: bool = True,
-        use_cache: bool = True,
         **kwargs,
     ):
         if any(name in kwargs for name in EARLIER_FIELDS):
@@ -45,35 +60,16 @@ class NewLLMConfig(PreTrainedConfig):
                 "this New-LLM was trained by an earlier version, whose model read its tokens one by one; its weights "
                 "mean nothing to this version's model: train it again, or open it with the version that made it."
             )
-        set_sizes(
-            self,
-            dropout,
+        self.set_sizes(
             vocab_size=vocab_size,
             hidden_size=hidden_size,
             context_size=context_size,
             intermediate_size=intermediate_size,
             num_hidden_layers=num_hidden_layers,
         )
-        self.layer_norm_eps = layer_norm_eps
-        self.use_cache = use_cache
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(**kwargs)
 
     @property
     def context_numbers(self) -> int:
         """How many numbers the context vector has; they come first in the state of a sequence."""
         return self.num_hidden_layers * self.context_size
-
-
-def set_sizes(config: PreTrainedConfig, dropout: float, **sizes: int) -> None:
-    """Put sizes and dropout into the config.
-
-    Raises:
-        ValueError: a size is not a positive integer, or dropout is not in [0, 1).
-    """
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be a positive integer, got {size!r}.")
-        setattr(config, name, size)
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}.")
-    config.dropout = dropout

@@ -1,19 +1,27 @@
 """The memory of a recurrent language model during generation: one tensor whose size never depends on the text."""
 
+from dataclasses import fields
+from functools import wraps
+
 import torch
 from transformers import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+# What this transformers calls the state in a model's output: "cache" from 5.24 on.
+CACHE_NAME = ({field.name for field in fields(BaseModelOutputWithPast)} & {"cache", "past_key_values"}).pop()
 
 
 class ContextCache:
-    """What a recurrent model remembers of each sequence, passed to and from `forward` as `past_key_values`.
+    """What a recurrent model remembers of each sequence, passed to `forward` as `past_key_values` or `cache`.
 
     Attributes:
         context: [B, S] carried vector, or None before the first token. S depends on the model alone.
         seen_tokens: number of positions consumed so far, masked ones included.
     """
 
-    # `generate` asks this of every cache before it compiles, which would take longer than most texts.
+    # `generate` asks every cache whether to compile, which takes longer than most texts, and whether it has no length.
     is_compileable = False
+    is_linear = (False,)
 
     def __init__(self, context: torch.Tensor | None = None, seen_tokens: int = 0):
         self.context = context
@@ -27,10 +35,6 @@ class ContextCache:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen_tokens
 
-    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
-        """No maximum: transformers' convention for an unbounded cache is -1."""
-        return -1
-
     @property
     def nbytes(self) -> int:
         """Bytes held, the same after 8 tokens and after 8,000."""
@@ -40,41 +44,35 @@ class ContextCache:
         """Beam search: sequence b continues from what was sequence beam_idx[b]."""
         self.context = self.context.index_select(0, beam_idx.to(self.context.device))
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self.context = self.context.repeat_interleave(repeats, dim=0)
+    batch_select_indices = reorder_cache
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self.context = self.context[indices]
 
-    def reset(self) -> None:
-        self.context = None
-        self.seen_tokens = 0
+def one_cache(past_key_values: ContextCache | None, cache: ContextCache | None) -> ContextCache | None:
+    """The state by whichever name it was given; a ValueError if it was by both."""
+    if past_key_values is not None and cache is not None:
+        raise ValueError("past_key_values and cache are two names of one argument: give one of them.")
+    return past_key_values if cache is None else cache
 
 
 class RecurrentGenerationMixin(GenerationMixin):
     """transformers' `generate` with a `ContextCache` in the place of a key-value cache."""
 
-    # The context cannot be rolled back by some tokens, which assisted decoding would need.
-    _is_stateful = True
-
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = ContextCache()
+        cache = one_cache(model_kwargs.pop("past_key_values", None), model_kwargs.pop("cache", None))
+        if cache is not None:
+            model_kwargs[CACHE_NAME] = cache
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if cache is None and generation_config.use_cache is not False:
+            model_kwargs[CACHE_NAME] = ContextCache()
 
-    def prepare_inputs_for_generation(
-        self,
-        input_ids,
-        past_key_values=None,
-        attention_mask=None,
-        use_cache=None,
-        logits_to_keep=None,
-        **kwargs,
-    ):
-        seen_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
-        return {
-            "input_ids": input_ids[:, seen_tokens:],
-            "attention_mask": None if attention_mask is None else attention_mask[:, seen_tokens:],
-            "past_key_values": past_key_values,
-            "use_cache": use_cache,
-            "logits_to_keep": logits_to_keep or 0,
-        }
+    def _prepare_position_ids_for_generation(self, *args, **kwargs) -> None:
+        """Only the caller knows where documents start: `generate` would start one after a given cache."""
+
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` reads from it which arguments exist
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        # transformers 5.0 makes positions here, and has one more argument for them.
+        inputs.pop("cache_position", None)
+        if kwargs.get("position_ids") is None:
+            inputs.pop("position_ids", None)
+        return inputs

@@ -8,10 +8,11 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
 from .chunked_loss import IGNORED, chunked_cross_entropy
-from .context_cache import ContextCache
+from .context_cache import CACHE_NAME, ContextCache
 
 # Positions that are not scored are left out of the head in steps of this share of all: oneDNN compiles and keeps a
 # program for every number of rows that it meets, which for numbers at random cost 3 MB an update.
@@ -22,6 +23,7 @@ class CausalLMHeadMixin:
     """A causal language model: the network `model`, its state between calls, and `lm_head` on top of its last hidden
     states."""
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -35,6 +37,7 @@ class CausalLMHeadMixin:
         skip_logits: bool = False,
         shift_labels: torch.LongTensor | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
+        cache: ContextCache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T or logits_to_keep, V] and, with labels, the mean loss in nats per scored token.
@@ -43,9 +46,10 @@ class CausalLMHeadMixin:
             labels: [B, T], -100 where nothing is scored, shifted inside; or `shift_labels`, already shifted, beside it.
             skip_logits: take the loss in chunks; the logits, which would need B * T * V numbers, never exist.
             num_items_in_batch: what the losses' sum is divided by, as the Trainer gives it under accumulation.
-            kwargs: transformers' other arguments, of which none means anything here; the rest as `NewLLMModel.forward`.
+            kwargs: `output_hidden_states`, and all that is not named here, as `RecurrentModelMixin.forward`.
         """
-        outputs = self.read(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        inputs = input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, cache
+        outputs = self.model(*inputs, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
         logits = loss = None
         # A head that something has replaced, such as an adapter, is more than its weight.
@@ -63,12 +67,10 @@ class CausalLMHeadMixin:
                     shift_labels=shift_labels,
                     num_items_in_batch=num_items_in_batch,
                 )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+        state = {CACHE_NAME: getattr(outputs, CACHE_NAME)}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=outputs.hidden_states, **state)
 
-    def read(self, *inputs) -> BaseModelOutputWithPast:
-        """The first arguments of `forward`, without labels, -> last hidden states and state."""
-        return self.model(*inputs)
-
+    @torch.compiler.disable  # the number of rows depends on the labels, and Inductor knows no oneDNN operation of ours
     def _loss_without_logits(self, hidden_states, labels, shift_labels, num_items_in_batch) -> torch.Tensor:
         if shift_labels is None:
             shift_labels = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)

@@ -15,27 +15,23 @@ The context vector of New-LLM is its layers' contexts side by side; no gate read
 Dimensions: B rows, T tokens, E hidden_size, C context_size, H intermediate_size, L layers, V vocabulary.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .configuration_newllm import NewLLMConfig
-from .context_cache import ContextCache, RecurrentGenerationMixin
+from .context_cache import RecurrentGenerationMixin
 from .language_model_head import CausalLMHeadMixin
 from .linear_scan import linear_scan, scan_dtype
 from .matrix_products import working_dtype
+from .recurrent_model import RecurrentModelMixin, RecurrentPreTrainedModel
 
 SHIFT_AT_FIRST = 0.3
 FORGET_BIAS_AT_FIRST = -1.0, 4.0  # of the first and the last channel: half-lives of half a token to 38 tokens
 
 
-@dataclass(frozen=True)
 class RowBounds:
     """Where documents begin in a batch of rows, and which positions count.
 
@@ -45,22 +41,11 @@ class RowBounds:
         newest: [B, 1 + T], with `mask`: the number of the newest position that counts, from 1; 0 is before the row.
     """
 
-    starts: torch.Tensor | None
-    mask: torch.Tensor | None
-    newest: torch.Tensor | None
-
-    @classmethod
-    def of(cls, rows: int, num_tokens: int, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None):
-        mask = starts = newest = None
-        if attention_mask is not None:
-            mask = attention_mask[:, -num_tokens:].bool()
-            numbers = torch.arange(1, num_tokens + 1, device=mask.device) * mask
-            newest = functional.pad(numbers.cummax(dim=1).values, (1, 0))
-        if position_ids is not None:
-            starts = (position_ids == 0).expand(rows, num_tokens)
-            if mask is not None:
-                starts = starts & mask
-        return cls(starts, mask, newest)
+    def __init__(self, mask: torch.Tensor | None, starts: torch.Tensor | None):
+        self.mask, self.starts, self.newest = mask, starts, None
+        if mask is not None:
+            numbers = torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask
+            self.newest = functional.pad(numbers.cummax(dim=1).values, (1, 0))
 
     def difference(self, u: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """u[t-1] - u, [B, T, E], where the last u before the row was `last` [B, E]; and the last u of the row [B, E].
@@ -115,10 +100,8 @@ class NewLLMLayer(GradientCheckpointingLayer):
         return x, contexts[:, -1], last_u, last_v
 
 
-class NewLLMPreTrainedModel(PreTrainedModel):
+class NewLLMPreTrainedModel(RecurrentPreTrainedModel):
     config_class = NewLLMConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["NewLLMLayer"]
 
     @torch.no_grad()
@@ -141,7 +124,7 @@ class NewLLMPreTrainedModel(PreTrainedModel):
             init.xavier_normal_(module.projection.weight)
 
 
-class NewLLMModel(NewLLMPreTrainedModel):
+class NewLLMModel(RecurrentModelMixin, NewLLMPreTrainedModel):
     """The bare model: hidden states, one per token, as the language-modelling head multiplies them."""
 
     def __init__(self, config: NewLLMConfig):
@@ -154,48 +137,21 @@ class NewLLMModel(NewLLMPreTrainedModel):
         self.head_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=False)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values: ContextCache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPast:
-        """
-        Args:
-            input_ids: [B, T] tokens; or give `inputs_embeds` [B, T, E].
-            attention_mask: [B, >= T]; 0 marks a position that leaves the state untouched, wherever it stands.
-            position_ids: [B, T]; a 0 at an unmasked position starts a new document with a zero context. No other
-                value matters: the model has no positions and no maximum length.
-            past_key_values: the state to continue from, updated in place: [B, S] in the order of `state_parts`.
-
-        Raises:
-            ValueError: not exactly one of `input_ids` and `inputs_embeds` is given.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+    def recur(self, x, state, mask, starts, shown):
+        """The state is [B, S] in the order of `state_parts`."""
         x = x * self.config.hidden_size**0.5  # [B, T, E]
-        batch_size, num_tokens = x.shape[:2]
-        bounds = RowBounds.of(batch_size, num_tokens, attention_mask, position_ids)
-        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
-            past_key_values = ContextCache()
-        state = None if past_key_values is None else past_key_values.context
+        bounds = RowBounds(mask, starts)
         if state is None:
             size = self.config.num_hidden_layers * (self.config.context_size + 2 * self.config.hidden_size)
-            state = x.new_zeros(batch_size, size, dtype=scan_dtype(x))
+            state = x.new_zeros(x.shape[0], size, dtype=scan_dtype(x))
         before, after = state_parts(self.config, state), []
         for layer, *parts in zip(self.layers, *before, strict=True):
+            if shown is not None:
+                shown.append(x)
             x, *parts = layer(x, *parts, bounds)
             after.append(parts)
-        if past_key_values is not None:
-            parts = [part.to(state.dtype) for kind in zip(*after, strict=True) for part in kind]
-            past_key_values.update(torch.cat(parts, dim=1), num_tokens)
-        x = self.head_norm(self.projection(self.dropout(self.norm(x))).to(x.dtype))
-        return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=past_key_values)
+        parts = [part.to(state.dtype) for kind in zip(*after, strict=True) for part in kind]
+        return self.head_norm(self.projection(self.dropout(self.norm(x))).to(x.dtype)), torch.cat(parts, dim=1)
 
 
 def state_parts(config: NewLLMConfig, state: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:

@@ -12,32 +12,26 @@ Dimensions: B rows, T tokens, E embedding, C context, H hidden, V vocabulary.
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .configuration_newllm import set_sizes
-from .context_cache import ContextCache, RecurrentGenerationMixin
+from .configuration_newllm import RecurrentConfig
+from .context_cache import RecurrentGenerationMixin
 from .language_model_head import CausalLMHeadMixin
 from .linear_scan import scan_dtype
+from .recurrent_model import RecurrentPreTrainedModel, TimeLoopMixin
 
 CONTEXT_CLAMP = 10.0
 
 
-class NewLLMReferenceConfig(PreTrainedConfig):
+class NewLLMReferenceConfig(RecurrentConfig):
     """Sizes of the published model; the defaults are the published ones.
 
     Args:
         embedding_size, context_size, hidden_size: E, C and H.
         num_hidden_layers: hidden layers between input and gates, L >= 1.
-        dropout: probability of dropping a hidden unit, in [0, 1).
-
-    Raises:
-        ValueError: a size is not a positive integer or dropout is not in [0, 1).
     """
 
     model_type = "newllm_reference"
-    keys_to_ignore_at_inference = ["past_key_values"]
 
     def __init__(
         self,
@@ -46,24 +40,17 @@ class NewLLMReferenceConfig(PreTrainedConfig):
         context_size: int = 256,
         hidden_size: int = 512,
         num_hidden_layers: int = 1,
-        dropout: float = 0.1,
-        layer_norm_eps: float = 1e-5,
         initializer_range: float = 0.02,
-        use_cache: bool = True,
         **kwargs,
     ):
-        set_sizes(
-            self,
-            dropout,
+        self.set_sizes(
             vocab_size=vocab_size,
             embedding_size=embedding_size,
             context_size=context_size,
             hidden_size=hidden_size,
             num_hidden_layers=num_hidden_layers,
         )
-        self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
-        self.use_cache = use_cache
         super().__init__(**{"tie_word_embeddings": False, **kwargs})
 
     @property
@@ -72,9 +59,8 @@ class NewLLMReferenceConfig(PreTrainedConfig):
         return self.context_size
 
 
-class NewLLMReferencePreTrainedModel(PreTrainedModel):
+class NewLLMReferencePreTrainedModel(RecurrentPreTrainedModel):
     config_class = NewLLMReferenceConfig
-    base_model_prefix = "model"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -87,7 +73,7 @@ class NewLLMReferencePreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
 
 
-class NewLLMReferenceModel(NewLLMReferencePreTrainedModel):
+class NewLLMReferenceModel(TimeLoopMixin, NewLLMReferencePreTrainedModel):
     """The bare model: hidden states hL_t [B, T, H]."""
 
     def __init__(self, config: NewLLMReferenceConfig):
@@ -103,43 +89,18 @@ class NewLLMReferenceModel(NewLLMReferencePreTrainedModel):
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values: ContextCache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPast:
-        """Arguments and errors as `NewLLMModel.forward`; the state is the context alone, [B, C]."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, E]
-        batch_size, num_tokens = x.shape[:2]
-        mask = starts = None
-        if attention_mask is not None:
-            mask = attention_mask[:, -num_tokens:, None].bool().unbind(1)
-        if position_ids is not None:
-            starts = (position_ids == 0).expand(batch_size, num_tokens)[:, :, None].unbind(1)
-        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
-            past_key_values = ContextCache()
-        c = None if past_key_values is None else past_key_values.context
+    def read(self, x, c, mask, starts):
+        """The state is the context alone, [B, C]."""
         if c is None:
-            c = x.new_zeros(batch_size, self.config.context_size, dtype=scan_dtype(x))
+            c = x.new_zeros(x.shape[0], self.config.context_size, dtype=scan_dtype(x))
         hidden_states = []
         for t, token in enumerate(self.from_token(x).unbind(1)):  # [B, H]
             if starts is not None:
-                c = c.masked_fill(starts[t] if mask is None else starts[t] & mask[t], 0)
+                c = c.masked_fill(starts[:, t, None], 0)
             h, after = self.step(token, c)
-            c = after if mask is None else torch.where(mask[t], after, c)
+            c = after if mask is None else torch.where(mask[:, t, None], after, c)
             hidden_states.append(h)
-        if past_key_values is not None:
-            past_key_values.update(c, num_tokens)
-        return BaseModelOutputWithPast(
-            last_hidden_state=torch.stack(hidden_states, dim=1), past_key_values=past_key_values
-        )
+        return torch.stack(hidden_states, dim=1), c
 
     def step(self, token: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The token's share of the first layer [B, H] and the context [B, C] -> the last layer and the new context."""

@@ -1,7 +1,6 @@
 """Build any of our models by name, its width solved for a number of parameters, so that comparisons are fair."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -147,11 +146,6 @@ def _nearest_config(at_width: Callable[[int], PreTrainedConfig], step: int, num_
 def build_model(config: PreTrainedConfig) -> PreTrainedModel:
     """A freshly initialised causal-LM in fp32."""
     return name_loss(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
-
-
-def load_model(path: str | Path) -> PreTrainedModel:
-    """The causal-LM saved in a folder, in fp32 (a half-precision file would otherwise load as it is)."""
-    return name_loss(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32))
 
 
 def name_loss(model: PreTrainedModel) -> PreTrainedModel:

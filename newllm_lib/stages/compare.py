@@ -13,7 +13,7 @@ from ..data.conversations import Conversations
 from ..data.text import Text
 from ..errors import InputError
 from ..evaluation.generation import answer, token_cost
-from ..training.curves import COLOURS
+from ..training.curves import COLOURS, as_label
 from .evaluate import final_metrics, held_out_documents, held_out_text, open_model, score
 
 HISTORIES = (128, 1024, 8192)  # tokens before the generated one that is timed
@@ -140,14 +140,15 @@ def comparison_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         metric, label = ("perplexity", "perplexity per token, lower is better")
     # Beside three others a long name has no room: it is broken at its hyphens.
     break_at = "-\n" if len(rows) > 3 else "-"
-    names = [f"{row['name'].replace('-', break_at)}\n{row['parameters'] / 1e6:.2f} M" for row in rows]
+    names = [f"{as_label(row['name']).replace('-', break_at)}\n{row['parameters'] / 1e6:.2f} M" for row in rows]
     bars = quality.bar(names, [row[metric] for row in rows], color=colours, width=0.55)
     quality.bar_label(bars, fmt="%.3f", padding=2, fontsize=9)
     quality.set(ylabel=label, title="Quality on held-out text")
     for colour, row in zip(colours, rows, strict=True):
         histories = [int(history) for history in row["ms_per_token"]]
-        speed.plot(histories, row["ms_per_token"].values(), "o-", color=colour, label=row["name"])
-        state.plot(histories, [b / 1024 for b in row["state_bytes"].values()], "o-", color=colour, label=row["name"])
+        speed.plot(histories, row["ms_per_token"].values(), "o-", color=colour, label=as_label(row["name"]))
+        kilobytes = [size / 1024 for size in row["state_bytes"].values()]
+        state.plot(histories, kilobytes, "o-", color=colour, label=as_label(row["name"]))
     speed.set(xlabel="tokens of history", ylabel="ms per generated token", title="Time")
     speed.set_ylim(0, 1.1 * max(max(row["ms_per_token"].values()) for row in rows))
     state.set(xlabel="tokens of history", ylabel="KiB of state", title="Memory of the text", yscale="log")

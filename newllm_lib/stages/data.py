@@ -6,10 +6,10 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from ..data.catalogue import DATASETS
-from ..data.chat_template import ConversationFormat, encode_conversations, learned_tokenizer, render, template_for
+from ..data.catalogue import CONVERSATION_DATASETS, DATASETS
+from ..data.chat_template import ConversationFormat, encode_conversations, learned_tokenizer, template_for
 from ..data.conversations import (
     ConversationSplits,
     NumberedConversation,
@@ -17,8 +17,10 @@ from ..data.conversations import (
     first_rows,
     load_conversations,
 )
+from ..data.rendering import render
 from ..errors import InputError
 from ..training.checkpoint import check_model_folder
+from ..training.model_folder import read_tokenizer
 
 MAX_ROWS = 20_000  # looked at, so that time and memory are the same for 1.5 million conversations
 CONVERSATIONS_PER_CALL = 200
@@ -79,7 +81,7 @@ def inspect_dataset(
     for name, value, least in (("max_length", max_length, 2), ("max_samples", max_samples, 1)):
         if value is not None and value < least:
             raise InputError(f"{name} has to be at least {least}, got {value}.")
-    if dataset in DATASETS and DATASETS[dataset].messages is None:
+    if dataset in DATASETS and dataset not in CONVERSATION_DATASETS:
         raise InputError(f"{dataset} is running text without conversations; newllm pretrain trains on it.")
     splits = load_conversations(dataset, data_source, data, skip_bad_rows=skip_bad_rows)
     limit = min(max_samples or MAX_ROWS, MAX_ROWS)
@@ -108,7 +110,7 @@ def inspect_dataset(
 def _tokenizer(splits: ConversationSplits, model: str | None, limit: int) -> tuple[PreTrainedTokenizerFast, str]:
     """(tokenizer with a chat template, what it is)."""
     if model is not None:
-        tokenizer = AutoTokenizer.from_pretrained(check_model_folder(model))
+        tokenizer = read_tokenizer(check_model_folder(model))
         if tokenizer.chat_template is None:
             tokenizer.chat_template = template_for(tokenizer, splits.template)
         described = f"the tokenizer of {model}, {len(tokenizer):,} types"

@@ -12,19 +12,19 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from .. import models  # noqa: F401  registers our models with the Auto classes
 from ..data.batches import TextCounts
-from ..data.chat_template import template_for
+from ..data.chat_template import learnable_template, template_for
 from ..data.preferences import Preferences, drop_too_long, encode_preferences, sample_pairs
 from ..errors import InputError
 from ..evaluation.forgetting import replies_before_and_after
 from ..evaluation.preference_scores import PreferenceMetrics, accuracy_by_kind, preference_metrics
 from ..models.adjust import set_dropout
 from ..models.split_head import check_split
-from ..training.adapters import save_generation_settings
+from ..training.adapters import check_targets, save_generation_settings
 from ..training.base_model import BaseModel, find_base_model, open_base, open_tokenizer
 from ..training.checkpoint import write_json
 from ..training.device import find_device
 from ..training.dpo_arguments import DIALOGPT, PRESETS, DpoArguments
-from ..training.memory_budget import is_target
+from ..training.model_folder import check_tokens_fit
 from ..training.report import PREFERENCE_COLUMNS
 from ..training.run import PreparedRun, claim_folder, prepare_once, train_run
 from .merge import merge
@@ -54,6 +54,8 @@ def prepare(args: DpoArguments) -> PreparedRun:
         tokenizer.chat_template = template_for(tokenizer, "turns" if of_dialogpt else "dialogue")
         remarks.append(f"{base.name} has no chat template: it gets {'its own turn format' if of_dialogpt else 'ours'}.")
     if args.sft_epochs > 0:
+        tokenizer.chat_template, replaced = learnable_template(tokenizer, "dialogue")
+        remarks.append(replaced)
         remarks.append(learn_tokens(tokenizer, splits.train, args.new_tokens, base.name))
     skips = args.skip_bad_rows or splits.source != "file"
     train = drop_too_long(splits.train, tokenizer, args.max_length, skips)
@@ -61,6 +63,7 @@ def prepare(args: DpoArguments) -> PreparedRun:
     model = open_start(args, base)
     if args.sft_epochs > 0:
         grow(model, len(tokenizer), args.seed)
+    check_tokens_fit(model, tokenizer, base.path)
     return PreparedRun(
         splits,
         tokenizer,
@@ -102,27 +105,13 @@ def open_start(args: DpoArguments, base: BaseModel) -> PreTrainedModel:
     """
     model = open_base(base, False, find_device(args.use_cpu), torch.float32)
     check_window(args, base, model.config)
-    check_targets(args, model)
+    check_targets(model, args.targets)
     set_dropout(model, 0.0)  # model and reference are one network: at the start both have to say the same
     try:
         check_split(model)
     except ValueError as error:
         raise InputError(f"model {base.path!r} cannot be tuned by dpo: {error}") from error
     return model
-
-
-def check_targets(args: DpoArguments, model: PreTrainedModel) -> None:
-    """Raises InputError if no layer has one of the names in `args.lora_target_modules`."""
-    if args.targets == "all-linear":
-        return
-    layers = [name for name, module in model.named_modules() if not list(module.children())]
-    for target in args.targets:
-        if not any(is_target(name, [target]) for name in layers):
-            known = sorted({name.rsplit(".", 1)[-1] for name in layers} - {""})
-            raise InputError(
-                f"lora_target_modules names {target!r}, which this model does not have; choose of "
-                f"{', '.join(known)}, or all-linear."
-            )
 
 
 def check_window(args: DpoArguments, base: BaseModel, config: PreTrainedConfig) -> None:

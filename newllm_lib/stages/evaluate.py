@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from .. import models  # noqa: F401  registers our models with the Auto classes
 from ..data.batches import EvaluationDocuments, evaluation_documents
 from ..data.chat_template import ConversationFormat, borrowed_template
 from ..data.conversation_rows import conversation_documents
@@ -17,22 +16,21 @@ from ..data.files import content_hash
 from ..data.preferences import drop_too_long, encode_preferences, load_preferences
 from ..data.text import Text, load_text
 from ..errors import InputError
-from ..evaluation.forgetting import score_against_base
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..evaluation.preference_scores import accuracy_by_kind, preference_metrics, score_pairs
-from ..models import load_model
 from ..training.arguments import ModelArguments
 from ..training.checkpoint import (
     ADAPTER_WEIGHTS,
+    CHECKPOINT_NAME,
     REFERENCE_FOLDER,
+    SETTINGS_FILE,
     check_model_folder,
     has_adapters,
     read_results,
     read_settings,
 )
 from ..training.device import find_device
-
-MANY_TYPES = 2**16  # token types from which on the logits of a batch are too many to hold
+from ..training.model_folder import RunSettings, check_tokens_fit, read_generation, read_tokenizer, read_weights
 
 
 @dataclasses.dataclass
@@ -42,54 +40,72 @@ class TrainedModel:
     folder: Path
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
-    run: dict[str, Any]
-    session: dict[str, Any]
+    run: RunSettings
+    session: RunSettings
 
     @property
     def name(self) -> str:
         return self.run.get("model_type", self.folder.name)
 
 
-def open_model(path: str | Path) -> TrainedModel:
+def open_model(path: str | Path, base: str | None = None, unpack: bool = False) -> TrainedModel:
     """Load a finished run onto the device that is there.
 
-    Raises:
-        InputError: the folder is not one of our trained models.
-    """
-    folder = check_model_folder(path)
-    settings = read_settings(folder)
-    run, session = settings["run"], settings["session"]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if has_adapters(folder):
-        return TrainedModel(folder, open_adapted(folder, run, session), tokenizer, run, session)
-    return TrainedModel(folder, load_model(folder).to(find_device().kind), tokenizer, run, session)
-
-
-def open_adapted(folder: Path, run: dict[str, Any], session: dict[str, Any], unpack: bool = False) -> PreTrainedModel:
-    """The base of a run of adapters, in 4 bit where it was trained so, with the adapters on it.
-
     Args:
-        unpack: 4-bit weights as the plain numbers they stand for.
+        base: where the model is now that adapters were trained on; None: where it was.
+        unpack: its 4-bit weights as the plain numbers they stand for.
 
     Raises:
-        InputError: the base is out of reach.
+        InputError: the folder is not one of our trained models, or damaged.
     """
-    from peft import PeftModel
+    folder = run_folder(path)
+    settings = read_settings(folder)
+    run, session = (RunSettings(settings[part]) for part in ("run", "session"))
+    tokenizer = read_tokenizer(folder)
+    if has_adapters(folder):
+        model = _open_adapted(folder, run, session, base, unpack)
+    else:
+        model = read_weights(folder, dtype=torch.float32).to(find_device().kind)
+    check_tokens_fit(model, tokenizer, folder)
+    return TrainedModel(folder, model, tokenizer, run, session)
 
-    from ..training.adapters import allow_old_torchao
+
+def run_folder(path: str | Path) -> Path:
+    """The folder of one of our trained models.
+
+    Raises:
+        InputError: it is none; of a checkpoint, it says whose.
+    """
+    folder = Path(path).expanduser()
+    if CHECKPOINT_NAME.fullmatch(folder.name) and (folder.parent / SETTINGS_FILE).exists():
+        raise InputError(
+            f"{str(path)!r} is a checkpoint, which its run goes on from; name the run, {str(folder.parent)!r}, after "
+            "it has come to its end.",
+            "NL-404",
+        )
+    return check_model_folder(folder)
+
+
+def _open_adapted(
+    folder: Path, run: RunSettings, session: RunSettings, base: str | None, unpack: bool
+) -> PreTrainedModel:
+    """The base of a run of adapters, in 4 bit where it was trained so, with the adapters on it."""
+    from ..training.adapters import allow_old_torchao, read_adapters
     from ..training.base_model import base_of_run, find_base_model, open_base
 
     allow_old_torchao()
-    # Steps of DPO are smaller than half precision can tell: its models stay in fp32.
-    dtype = torch.float32 if run["stage"] == "dpo" else None
+    # Steps of DPO are smaller than half precision can tell: its models stay in fp32, as those that were trained so.
+    is_half = run["stage"] != "dpo" and (session.get("bf16") or session.get("fp16"))
+    dtype = None if is_half else torch.float32
     own = folder / REFERENCE_FOLDER
-    found = find_base_model(str(own)) if own.is_dir() else base_of_run(run["base"], session["model"])
-    base = open_base(found, run["load_in_4bit"], dtype=dtype)
+    named = session.get("model") if base is None else base
+    found = find_base_model(str(own)) if own.is_dir() else base_of_run(run["base"], named)
+    model = open_base(found, run["load_in_4bit"], dtype=dtype)
     if unpack and run["load_in_4bit"]:
-        base.dequantize()
-    adapted = PeftModel.from_pretrained(base, folder).eval()
+        model.dequantize()
+    adapted = read_adapters(model, folder)
     # How its answers are made is of the run, too, and not of the base.
-    base.generation_config = adapted.generation_config = GenerationConfig.from_pretrained(folder)
+    model.generation_config = adapted.generation_config = read_generation(folder)
     return adapted
 
 
@@ -107,7 +123,7 @@ def held_out_text(trained: TrainedModel, data: str | None = None) -> Text | Conv
     load = load_text
     if is_chat(trained):
         load, names = load_conversations, [*names, "dataset", "held_out", "held_out_share"]
-    settings = {name: value for name, value in {**run, **session}.items() if name in names}
+    settings = {name: value for name, value in {**run, **session}.items() if name in names and value is not None}
     if data is not None:
         return load(data=data, eval_data=data, **settings).validation
     files = {name: session[name] for name in ("data", "eval_data") if name in session}
@@ -134,8 +150,9 @@ def held_out_documents(
     if tokenizer.chat_template is None:
         tokenizer = copy.copy(tokenizer)
         tokenizer.chat_template = borrowed_template(tokenizer, as_trained.tokenizer)
-    names = ("max_length", "loss_on", "too_long")
-    form = ConversationFormat(**{name: as_trained.run[name] for name in names if name in as_trained.run})
+    names = ("loss_on", "too_long")
+    given = {name: as_trained.run[name] for name in names if name in as_trained.run}
+    form = ConversationFormat(as_trained.run["max_length"], **given)
     documents, counts = conversation_documents(text, tokenizer, form)
     if not documents.documents:
         remarks = " ".join(counts.remarks(form.max_length))
@@ -144,9 +161,16 @@ def held_out_documents(
 
 
 def evaluate(
-    path: str | Path, data: str | None = None, max_length: int | None = None, batch_size: int = 32
+    path: str | Path,
+    data: str | None = None,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """The metrics of the model in folder `path`, every token of the text scored once.
+
+    Args:
+        base: as of `open_model`.
 
     Returns:
         loss, perplexity, token_accuracy, bits_per_byte, word_perplexity, unk_rate, and tokens, words, bytes; plus
@@ -155,7 +179,7 @@ def evaluate(
     Raises:
         InputError: bad folder or file.
     """
-    trained = open_model(path)
+    trained = open_model(path, base)
     if trained.run["stage"] == "dpo":
         return evaluate_preferences(trained, data, max_length, batch_size)
     documents = held_out_documents(trained, held_out_text(trained, data))
@@ -164,7 +188,7 @@ def evaluate(
 
 
 def evaluate_preferences(
-    trained: TrainedModel, data: str | None, max_length: int | None, batch_size: int
+    trained: TrainedModel, data: str | None, max_length: int | None, batch_size: int | None
 ) -> dict[str, Any]:
     """What a model tuned by preferences prefers, of the pairs held out when it was trained, or of those in a file.
 
@@ -188,7 +212,8 @@ def evaluate_preferences(
             )
     held_out = drop_too_long(held_out, trained.tokenizer, length, skips=True)
     pairs = list(encode_preferences(held_out.pairs, trained.tokenizer, length))
-    scores = score_pairs(trained.model, pairs, trained.tokenizer.pad_token_id, batch_size)
+    rows = batch_size or trained.session["per_device_eval_batch_size"]
+    scores = score_pairs(trained.model, pairs, trained.tokenizer.pad_token_id, rows)
     return {
         **dataclasses.asdict(preference_metrics(scores, run["beta"])),
         "accuracy_by_kind": accuracy_by_kind(scores, pairs, run["beta"]),
@@ -202,25 +227,23 @@ def final_metrics(
     """The metrics that the run itself ended with, if they are of `text` as `documents` has it: it need not be scored
     again."""
     results = read_results(trained.folder)
-    if results is None or trained.run["validation_text"] != text.identity:
+    names = [field.name for field in dataclasses.fields(TextMetrics)]
+    if results is None or not results.keys() >= set(names) or trained.run["validation_text"] != text.identity:
         return None
     counts = documents.counts
     if (results["tokens"], results["bytes"]) != (counts.tokens, counts.bytes):
         return None
-    return {field.name: results[field.name] for field in dataclasses.fields(TextMetrics)}
+    return {name: results[name] for name in names}
 
 
 def score(
-    trained: TrainedModel, documents: EvaluationDocuments, max_length: int | None = None, batch_size: int = 32
+    trained: TrainedModel, documents: EvaluationDocuments, max_length: int | None = None, batch_size: int | None = None
 ) -> dict[str, Any]:
-    """The metrics as a dictionary; rows are as long as in training unless `max_length` says otherwise."""
-    length, tokenizer = max_length or trained.run["max_length"], trained.tokenizer
-    if len(tokenizer) >= MANY_TYPES:
-        rows = min(batch_size, trained.session["per_device_eval_batch_size"])
-        metrics, _ = score_against_base(trained.model, documents, tokenizer.bos_token_id, length, rows, compare=False)
-    else:
-        metrics = score_documents(trained.model, documents, tokenizer.bos_token_id, length, batch_size)
-    return dataclasses.asdict(metrics)
+    """The metrics as a dictionary; rows are as long, and as many at a time, as in training unless something else is
+    said."""
+    length = max_length or trained.run["max_length"]
+    rows = batch_size or trained.session["per_device_eval_batch_size"]
+    return dataclasses.asdict(score_documents(trained.model, documents, trained.tokenizer.bos_token_id, length, rows))
 
 
 def weights_hash(folder: str | Path) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..evaluation.generation import continue_prompt
-from ..evaluation.token_stream import check_sampling
+from ..evaluation.token_stream import check_prompt, check_sampling
 from .evaluate import open_model
 
 
@@ -14,12 +14,17 @@ def generate(
     seed: int = 0,
     temperature: float = 0.8,
     top_p: float = 0.95,
+    base: str | None = None,
 ) -> str:
     """The prompt and what the model in folder `path` writes after it.
 
+    Args:
+        base: where the model is now that adapters were trained on; None: where it was.
+
     Raises:
-        InputError: bad folder, or a value outside its range.
+        InputError: bad folder, a prompt that is no text, or a value outside its range.
     """
     check_sampling(max_new_tokens, temperature, top_p)
-    trained = open_model(path)
+    check_prompt(prompt)
+    trained = open_model(path, base)
     return prompt + continue_prompt(trained.model, trained.tokenizer, prompt, max_new_tokens, seed, temperature, top_p)

@@ -6,42 +6,51 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from ..errors import InputError
-from ..training.checkpoint import RESULTS_FILE, SETTINGS_FILE, check_model_folder, has_adapters, read_settings
-from .evaluate import open_adapted
+from ..training.checkpoint import RESULTS_FILE, SETTINGS_FILE, has_adapters
+from ..training.disk import saying
+from ..training.verified_copy import PARTIAL, discard, temporary
+from .evaluate import open_model, run_folder
 
 KEPT_FILES = (SETTINGS_FILE, RESULTS_FILE, "README.md", "generation_config.json")
 
 logger = logging.getLogger(__name__)
 
 
-def merge(path: str | Path, output_dir: str | Path) -> Path:
+def merge(path: str | Path, output_dir: str | Path, base: str | None = None) -> Path:
     """Write the tuned model in `path` into `output_dir` as a whole model with its tokenizer, in 16 bit, in fp32 where
     it was tuned by DPO, whose steps are smaller than 16 bit can tell. 4-bit weights are what the adapters were trained
     on: they are unpacked, and the adapters are added to them.
 
+    Args:
+        base: where the model is now that the adapters were trained on; None: where it was.
+
     Raises:
-        InputError: `path` holds no adapters, or `output_dir` is in use.
+        InputError: `path` holds no adapters, or `output_dir` is in use or cannot be written to.
     """
-    folder, target = check_model_folder(path), Path(output_dir).expanduser()
+    folder, target = run_folder(path), Path(output_dir).expanduser()
     if not has_adapters(folder):
         raise InputError(f"{str(path)!r} holds a whole model, no adapters: there is nothing to merge.")
-    if target.exists():
-        raise InputError(f"output_dir {str(output_dir)!r} exists; choose another --output_dir.")
-    settings = read_settings(folder)
-    plain = open_adapted(folder, settings["run"], settings["session"], unpack=True).float().merge_and_unload()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    partial = temporary(target, PARTIAL)
+    refused = f"output_dir {str(output_dir)!r} cannot be written to", "choose another --output_dir"
+    with saying(*refused):
+        if target.exists():
+            raise InputError(f"output_dir {str(output_dir)!r} exists; choose another --output_dir.")
+        discard(partial)  # of a process that was killed
+        partial.mkdir(parents=True)
     try:
-        dtype = torch.float32 if settings["run"]["stage"] == "dpo" else torch.bfloat16
-        plain.to(dtype).save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(folder).save_pretrained(temporary)
-        for name in KEPT_FILES:
-            if (folder / name).exists():
-                shutil.copy2(folder / name, temporary / name)
-        os.replace(temporary, target)
+        trained = open_model(folder, base, unpack=True)
+        plain = trained.model.float().merge_and_unload()
+        with saying(*refused):
+            dtype = torch.float32 if trained.run["stage"] == "dpo" else torch.bfloat16
+            plain.to(dtype).save_pretrained(partial)
+            trained.tokenizer.save_pretrained(partial)
+            for name in KEPT_FILES:
+                if (folder / name).exists():
+                    shutil.copy2(folder / name, partial / name)
+            os.replace(partial, target)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        discard(partial)
     logger.info("Merged: a plain model of %s parameters is in %s.", f"{plain.num_parameters():,}", target)
     return target

@@ -12,8 +12,10 @@ from ..data.text import load_text
 from ..data.tokenizer import build_tokenizer
 from ..errors import InputError
 from ..training.arguments import ModelArguments, setting
-from ..training.run import PreparedRun, new_model, prepare_once, train_run
+from ..training.new_model import check_size, new_model
+from ..training.run import PreparedRun, prepare_once, train_run
 from ..training.trainer import LanguageModelTrainer
+from ..training.trainer_fields import check_metric_of
 from .evaluate import open_teacher
 
 # The best of each model's sweep, docs/RESULTS.md: New-LLM's, and every other model's.
@@ -92,6 +94,7 @@ def prepare(args: PretrainArguments) -> PreparedRun:
     Raises:
         InputError: anything about the input that would fail later.
     """
+    check_size(args)
     splits = load_text(args.data_source, args.data, args.eval_data, args.skip_bad_rows)
     tokenizer = build_tokenizer(args.tokenizer, splits.train.strings(), args.vocab_size, splits.train.identity)
     train_rows, train_counts = packed_rows(splits.train, tokenizer, args.max_length)
@@ -100,6 +103,7 @@ def prepare(args: PretrainArguments) -> PreparedRun:
         raise InputError(
             f"{splits.validation.origin} holds no tokens to evaluate on; give another --eval_data.", "NL-403"
         )
+    check_metric_of(args, documents)
     return PreparedRun(splits, tokenizer, train_rows, train_counts, documents, new_model(args, tokenizer))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set_seed
 
 from ..data.batches import EvaluationDocuments, evaluation_documents
-from ..data.chat_template import ConversationFormat, template_for
+from ..data.chat_template import ConversationFormat, learnable_template
 from ..data.conversation_rows import held_out_documents
 from ..data.examples import ExampleMix, conversation_examples, in_paragraphs, rehearsal_per_epoch, text_examples
 from ..data.text import TextSplits, load_text
@@ -26,6 +26,7 @@ from ..training.device import find_device
 from ..training.lwf_arguments import PRESETS, QloraLwfArguments
 from ..training.lwf_trainer import LwfTrainer, SaveEveryEpoch
 from ..training.memory_budget import GB, BudgetItem, check_fits, memory_budget
+from ..training.model_folder import check_tokens_fit
 from ..training.run import PreparedRun, prepare_once, train_run
 
 __all__ = ["PRESETS", "QloraLwfArguments", "qlora_lwf"]
@@ -49,7 +50,9 @@ def prepare(args: QloraLwfArguments) -> PreparedLwf:
         InputError: anything about the input that would fail later.
     """
     prepared = prepare_data(args)
-    return dataclasses.replace(prepared, model=adapted_model(args, prepared.base))
+    model = adapted_model(args, prepared.base)
+    check_tokens_fit(model, prepared.tokenizer, prepared.base.path)
+    return dataclasses.replace(prepared, model=model)
 
 
 def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
@@ -69,11 +72,8 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     )
     base = find_base_model(args.model, offline=args.data_source == "offline")
     tokenizer = open_tokenizer(base)
-    remarks = [base.note, rehearsal.note]
-    if "{% generation %}" not in (tokenizer.chat_template or ""):
-        if tokenizer.chat_template:
-            remarks.append(f"{base.name}'s own chat template does not mark what is learned: ours is used.")
-        tokenizer.chat_template = template_for(tokenizer, "instruction" if args.dataset is None else splits.template)
+    template = "instruction" if args.dataset is None else splits.template
+    tokenizer.chat_template, replaced = learnable_template(tokenizer, template)
     form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
     new, counts = conversation_examples(splits.train, tokenizer, form)
     stretches = text_examples(rehearsal.train, tokenizer, args.max_length)[0] if args.rehearsal_ratio > 0 else None
@@ -89,7 +89,7 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
         counts,
         documents.sample(args.max_test_tokens),
         None,
-        tuple(filter(None, [*remarks, *counts.remarks(args.max_length)])),
+        tuple(filter(None, [base.note, rehearsal.note, replaced, *counts.remarks(args.max_length)])),
         extent(args, mix, base),
         base,
         rehearsal=rehearsal,
@@ -104,14 +104,14 @@ def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
         InputError: the settings do not fit into the GPU's memory, or not to the model.
     """
     check_memory(args, base_config(base))
-    model = open_base(base, args.load_in_4bit, find_device(args.use_cpu))
+    model = open_base(base, args.load_in_4bit, find_device(args.use_cpu), args.compute_dtype)
     set_seed(args.seed)  # of the adapters' first values
     set_dropout(model, 0.0)  # student and teacher are one network: at the start both have to say the same
     try:
         check_split(model)
-        adapted = add_adapters(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.targets)
     except ValueError as error:
-        raise InputError(f"model {base.path!r}: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"model {base.path!r} cannot be tuned by qlora-lwf: {error}") from error
+    adapted = add_adapters(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.targets)
     adapted.generation_config.repetition_penalty = args.repetition_penalty
     return adapted
 
@@ -206,7 +206,7 @@ def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[
             f"teacher {args.teacher!r} has another tokenizer than {prepared.base.name}; both need the same."
         )
     device = find_device(args.use_cpu or args.teacher_on_cpu)
-    teacher = open_base(found, args.load_in_4bit and device.kind == "cuda", device)
+    teacher = open_base(found, args.load_in_4bit and device.kind == "cuda", device, args.compute_dtype)
     set_dropout(teacher, 0.0)
     return teacher, {"teacher_weights": found.identity}
 

@@ -59,7 +59,11 @@ def reference_arguments(args: DpoArguments, parameters: int, max_length: int) ->
         "save_steps": 0.5,
         "eval_on_start": False,
         "logging_steps": 5,
+        "metric_for_best_model": "loss",
+        "greater_is_better": None,
     }
+    if args.auto_precision:  # what suits pairs need not suit texts
+        ours |= {"bf16": None, "fp16": None}
     return ReferenceArguments(**{**values_for(StageArguments, args), **ours})
 
 

@@ -13,9 +13,12 @@ from ..errors import InputError
 from ..models.adjust import extend_positions, grow_context, set_dropout, train_new_context_only
 from ..models.modeling_newllm import NewLLMForCausalLM
 from ..training.arguments import ModelArguments, setting
+from ..training.checkpoint import has_adapters
 from ..training.conversation_arguments import ConversationArguments
-from ..training.run import PreparedRun, new_model, prepare_once, train_run
+from ..training.new_model import check_size, new_model
+from ..training.run import PreparedRun, prepare_once, train_run
 from ..training.trainer import LanguageModelTrainer
+from ..training.trainer_fields import check_metric_of
 from .evaluate import open_model, open_teacher, weights_hash
 
 # What a finished model brings along, so that it cannot be set beside `model`.
@@ -103,18 +106,26 @@ def prepare(args: SftArguments) -> PreparedRun:
     Raises:
         InputError: anything about the input that would fail later.
     """
+    if args.model is None:
+        check_size(args)
     splits = args.load_conversations()
     start = None if args.model is None else open_model(args.model)
+    if start is not None and has_adapters(start.folder):
+        raise InputError(
+            f"model {args.model!r} holds adapters, which sft does not train; write a whole model with newllm merge and "
+            "name that."
+        )
     if start is None:
         tokenizer = learned_tokenizer(splits.train, splits.template, args.tokenizer, args.vocab_size)
     else:
         tokenizer = start.tokenizer
-        args.model_type, args.tokenizer = start.name, start.run["tokenizer"]
+        args.model_type, args.tokenizer = start.name, start.run.get("tokenizer", "its own")
         if tokenizer.chat_template is None:
             tokenizer.chat_template = template_for(tokenizer, splits.template)
     form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
     train_rows, counts = conversation_rows(splits.train, tokenizer, form)
     documents = held_out_documents(splits.validation, tokenizer, form)
+    check_metric_of(args, documents)
     model = new_model(args, tokenizer) if start is None else _adjusted(start.model, args)
     return PreparedRun(splits, tokenizer, train_rows, counts, documents, model, tuple(counts.remarks(args.max_length)))
 

@@ -3,6 +3,7 @@ the rows so far have shown (optuna's TPE sampler, Bergstra et al. 2011)."""
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,8 +47,6 @@ class SweepArguments(DpoArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.trials < 1:
-            raise InputError(f"trials has to be at least 1, got {self.trials}.")
         self.ranges()
         self.choices()
 
@@ -64,7 +63,8 @@ class SweepArguments(DpoArguments):
                 numbers = [float(part) for part in text.split(",")]
             except ValueError:
                 numbers = []
-            if len(numbers) not in (1, 2) or numbers[0] <= 0 or numbers != sorted(numbers):
+            are_numbers = all(0 < number < math.inf for number in numbers)  # nan is neither
+            if len(numbers) not in (1, 2) or not are_numbers or numbers != sorted(numbers):
                 raise InputError(
                     f"search_{name} has to be one positive number, or the smallest and the largest such as "
                     f"0.02,0.5, got {text!r}."

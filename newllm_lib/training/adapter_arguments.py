@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 from .arguments import StageArguments, check_intervals, setting
 
@@ -10,6 +12,11 @@ from .arguments import StageArguments, check_intervals, setting
 class AdapterArguments(StageArguments):
     """Settings of LoRA adapters on a pretrained model."""
 
+    refused: ClassVar[dict[str, str]] = StageArguments.refused | {
+        "neftune_noise_alpha": "what the model is held to is the model itself, which would hear the noise, too"
+    }
+
+    model: str | None = None  # what it is, the stages say
     lora_r: int = setting(8, "Rank of the adapters: how much they can learn.", group="Model", low=2, high=64, log=True)
     lora_alpha: float = setting(
         16.0, "The adapters' part is scaled by alpha / rank.", group="Model", low=4, high=128, log=True
@@ -24,6 +31,8 @@ class AdapterArguments(StageArguments):
     def __post_init__(self):
         super().__post_init__()
         check_intervals(self, ADAPTER_INTERVALS)
+        if self.model is not None and Path(self.model).expanduser().is_dir():
+            self.model = str(Path(self.model).expanduser().absolute())  # the finished run is opened from elsewhere
 
     @property
     def model_type(self) -> str:

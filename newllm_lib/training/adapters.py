@@ -9,14 +9,23 @@ from pathlib import Path
 
 import torch
 from packaging.version import Version
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from ..data.tokenizer import end_token_ids
+from ..errors import InputError
+from .checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from .memory_budget import is_target
+from .model_folder import check_finite, read_object, reading
 
 TORCHAO_OF_PEFT = Version("0.16")  # older ones PEFT refuses to run beside, though it needs none
+# What our own adapters differ in from PEFT's defaults. Others of its settings read files, take names for patterns or
+# change what the weights mean.
+ADAPTER_FIELDS = {"r", "lora_alpha", "lora_dropout", "target_modules", "fan_in_fan_out", "task_type"}
+OF_NO_MEANING = {"base_model_name_or_path", "revision", "inference_mode", "peft_type", "auto_mapping", "runtime_config"}
 
 
 def allow_old_torchao() -> None:
@@ -70,15 +79,32 @@ def add_adapters(
         target_modules: "all-linear" (every linear layer but the head) or names of layers.
 
     Raises:
-        ValueError: no layer has such a name.
+        InputError: a name is of no linear layer below the head.
     """
     allow_old_torchao()
+    check_targets(model, target_modules)
     config = lora_config(model, rank, alpha, dropout, target_modules)
     adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+def check_targets(model: PreTrainedModel, target_modules: str | list[str]) -> None:
+    """Raises InputError for a name that is not of linear layers below the head: LwF and DPO read the head as it is."""
+    if target_modules == "all-linear":
+        return
+    head, modules = model.get_output_embeddings(), dict(model.named_modules())
+    linear = {name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D) and module is not head}
+    for target in target_modules or [""]:
+        named = {name for name in modules if is_target(name, [target])}
+        if not named or not named <= linear:
+            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+            raise InputError(
+                f"lora_target_modules names {target!r}, which is no linear layer below this model's head; choose of "
+                f"{known}, or all-linear."
+            )
 
 
 def lora_config(
@@ -93,6 +119,42 @@ def lora_config(
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )
+
+
+def read_adapters(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """`base` with the adapters in a folder on it, which are of the kind that our stages train.
+
+    Raises:
+        InputError: they cannot be read, are of another kind, or were trained on another model.
+    """
+    config = _adapter_config(folder)
+    with reading(folder, ADAPTER_WEIGHTS):
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as weights:
+            names = set(weights.keys())
+            ranks = {weights.get_slice(name).get_shape()[0] for name in names if ".lora_A." in name}
+        if ranks != {config.r}:
+            raise ValueError(f"they are of rank {sorted(ranks)}, where {ADAPTER_CONFIG} has {config.r}")
+        adapted = PeftModel.from_pretrained(base, str(folder), config=config).eval()
+        if wrong := names.symmetric_difference(get_peft_model_state_dict(adapted)):
+            raise ValueError(f"they are not those of this base: {min(wrong)} is on one side alone")
+        check_finite(adapted)
+    return adapted
+
+
+def _adapter_config(folder: Path) -> LoraConfig:
+    fields = read_object(folder / ADAPTER_CONFIG)
+    with reading(folder, ADAPTER_CONFIG):
+        if fields.get("peft_type") != "LORA":
+            raise ValueError(f"peft_type is {fields.get('peft_type')!r}; newllm reads LORA alone")
+        targets = fields.get("target_modules")
+        if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
+            raise ValueError(f"target_modules is {targets!r}, which is no list of names")
+        config = LoraConfig(**{name: fields[name] for name in ADAPTER_FIELDS & fields.keys()})
+        usual = config.to_dict()
+        for name in sorted(fields.keys() & usual.keys() - ADAPTER_FIELDS - OF_NO_MEANING):
+            if fields[name] != usual[name]:
+                raise ValueError(f"{name} is {fields[name]!r}; newllm reads adapters of its own kind alone")
+    return config
 
 
 def rank_at(schedule: list[int], update: int, updates: int) -> int:

@@ -2,16 +2,30 @@
 run's saved settings."""
 
 import dataclasses
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import TrainingArguments
 
 from ..errors import InputError
 from .device import Device, choose_precision, find_device
+from .trainer_fields import (
+    NO_EFFECT,
+    REFUSED,
+    SESSION_FIELDS,
+    as_sentence,
+    check_best_metric,
+    check_libraries,
+    check_numbers,
+    check_refused,
+    without_effect,
+)
+
+logger = logging.getLogger(__name__)
 
 # Keys of a setting's metadata beside its help text.
 SLIDER_KEYS = ("group", "low", "high", "log")
@@ -34,76 +48,23 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-# What may differ between two sessions of one run: the machine, the places, and how much is told.
-SESSION_FIELDS = frozenset(
-    [
-        "output_dir",
-        "resume_from_checkpoint",
-        "auto_precision",
-        "bf16",
-        "fp16",
-        "tf32",
-        "use_cpu",
-        "disable_tqdm",
-        "report_to",
-        "run_name",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "per_device_eval_batch_size",
-        "data",
-        "eval_data",
-        "model",
-        "teacher",
-        "teacher_on_cpu",
-        "save_merged",
-        "trials",
-        "rehearsal_data",
-        "rehearsal_eval_data",
-        "activation_checkpointing",
-        "gradient_checkpointing",
-        "log_level",
-        "log_level_replica",
-        "logging_first_step",
-        "logging_steps",
-        "dataloader_num_workers",
-        "dataloader_pin_memory",
-        "dataloader_prefetch_factor",
-        "dataloader_persistent_workers",
-        "save_total_limit",
-        "save_minutes",
-        "local_rank",
-        "ddp_backend",
-        "ddp_find_unused_parameters",
-        "ddp_bucket_cap_mb",
-        "ddp_broadcast_buffers",
-        "ddp_timeout",
-        "torch_compile",
-        "torch_compile_backend",
-        "torch_compile_mode",
-        "bf16_full_eval",
-        "fp16_full_eval",
-        "project",
-        "trackio_space_id",
-        "push_to_hub",
-        "hub_model_id",
-        "hub_strategy",
-        "hub_private_repo",
-        "hub_always_push",
-        "hub_revision",
-        "torch_empty_cache_steps",
-        "logging_dir",
-        "preset",
-    ]
-)
-
-
 @dataclass
 class StageArguments(TrainingArguments):
     """transformers' `TrainingArguments` with our defaults, and the fields every stage adds.
 
     Raises (on construction):
-        InputError: a value outside its range.
+        InputError: a value that no run could use.
     """
+
+    # Of an evaluation: name -> True if more of it is better. The share of unknown tokens is the text's alone.
+    metrics: ClassVar[dict[str, bool]] = {
+        "loss": False,
+        "perplexity": False,
+        "token_accuracy": True,
+        "bits_per_byte": False,
+        "word_perplexity": False,
+    }
+    refused: ClassVar[dict[str, str]] = REFUSED
 
     data: str | None = setting(None, "Your own text: a .txt, .jsonl, .json, .csv or .parquet file.", group="Data")
     eval_data: str | None = setting(None, "Text to evaluate on; none: 5 %% of --data are held out.", group="Data")
@@ -129,6 +90,8 @@ class StageArguments(TrainingArguments):
     early_stopping_patience: int = setting(
         0, "Stop after this many evaluations without a better one; 0: never.", group="Training", low=0, high=20
     )
+    bf16: bool | None = setting(None, "bf16 arithmetic, fp32 weights; none: where GPU or CPU can do it; false: not.")
+    fp16: bool | None = setting(None, "fp16 arithmetic with a loss scaler; none: on a GPU without bf16; false: not.")
     auto_precision: bool = setting(True, "Without --fp16 or --bf16: choose by what the GPU or CPU can do.")
     preset: str | None = setting(None, "A named set of values for other fields; fields given by name win.")
 
@@ -166,21 +129,31 @@ class StageArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = setting(False, "Every parameter that is trained takes part.")
     log_level_replica: str = setting("error", "What libraries say on all processes but the first.")
     report_to: str | None = setting("none", "Experiment trackers of transformers' Trainer, for example tensorboard.")
+    include_num_input_tokens_seen: Literal["no", "all", "non_padding"] = setting("no", "Tokens to count in the log.")
     disable_tqdm: bool | None = setting(True, "No progress bar: the log has one line per evaluation.")
     remove_unused_columns: bool | None = setting(False, "Our rows hold no unused columns.")
     dataloader_pin_memory: bool = setting(False, "Pin host memory; set by itself on a GPU.")
 
     def __post_init__(self):
-        check_ranges(self)
+        check_numbers(self)
+        check_refused(self, self.refused)
         device = find_device(self.use_cpu)
         self.dataloader_pin_memory |= device.kind == "cuda"
-        if self.auto_precision and not (self.bf16 or self.fp16):
-            precision = self.precision_on(device)
-            self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        self.auto_precision &= self.bf16 is None and self.fp16 is None
+        precision = self.precision_on(device) if self.auto_precision else ""
+        self.bf16, self.fp16 = bool(self.bf16) or precision == "bf16", bool(self.fp16) or precision == "fp16"
+        if self.fp16 and device.kind != "cuda":
+            raise InputError(f"fp16 needs an NVIDIA GPU, and this run is on the {device.name}; leave it out.")
         # Without being told of the CPU, transformers takes bf16 for a GPU's, and each of several processes thinks it is
         # the only one.
         self.use_cpu |= device.kind == "cpu"
-        super().__post_init__()
+        check_best_metric(self, self.metrics)
+        told = without_effect(self)
+        with as_sentence():
+            super().__post_init__()
+        check_libraries(self)
+        for sentence in told if self.process_index == 0 else ():
+            logger.warning("%s", sentence)
         if self.n_gpu > 1:  # torch's DataParallel knows no context to carry; more GPUs: accelerate launch
             self._n_gpu = 1
 
@@ -208,10 +181,11 @@ class StageArguments(TrainingArguments):
         return self._plain_values(session=True)
 
     def _plain_values(self, session: bool) -> dict[str, Any]:
+        nobodys = {**self.refused, **NO_EFFECT}
         values = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.init and (field.name in SESSION_FIELDS) == session and not field.name.endswith("_token")
+            if field.init and (field.name in SESSION_FIELDS) == session and field.name not in nobodys
         }
         values = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
         return {name: value for name, value in values.items() if isinstance(value, str | int | float | None)}
@@ -256,29 +230,12 @@ class ModelArguments(StageArguments):
         super().__post_init__()
         if not 0 <= self.teacher_weight <= 1:
             raise InputError(f"teacher_weight has to lie in [0, 1], got {self.teacher_weight}.")
-        if self.teacher_temperature <= 0:
-            raise InputError(f"teacher_temperature has to be more than 0, got {self.teacher_temperature}.")
-
-
-# Fields whose slider bounds are mere suggestions need only be sane; (field, smallest value, open below).
-MINIMA = (
-    ("max_length", 2, False),
-    ("max_eval_tokens", 1, False),
-    ("early_stopping_patience", 0, False),
-    ("learning_rate", 0, True),
-    ("per_device_train_batch_size", 1, False),
-    ("gradient_accumulation_steps", 1, False),
-    ("per_device_eval_batch_size", 1, False),
-    ("warmup_steps", 0, False),
-    ("weight_decay", 0, False),
-    ("max_grad_norm", 0, False),
-    ("save_minutes", 0, False),
-)
 
 
 def values_for(kind: type, args: TrainingArguments) -> dict[str, Any]:
-    """The fields of the dataclass `kind` as `args` has them."""
-    return {field.name: getattr(args, field.name) for field in dataclasses.fields(kind) if field.init}
+    """The fields of the dataclass `kind` as `args` has them, but for those that nobody can set."""
+    names = [field.name for field in dataclasses.fields(kind) if field.init]
+    return {name: getattr(args, name) for name in names if name not in REFUSED and name not in NO_EFFECT}
 
 
 def check_intervals(args: StageArguments, intervals: Iterable[tuple[str, float, float]]) -> None:
@@ -287,13 +244,3 @@ def check_intervals(args: StageArguments, intervals: Iterable[tuple[str, float, 
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             raise InputError(f"{name} has to lie in [{low}, {high}], got {value}.")
-
-
-def check_ranges(args: StageArguments) -> None:
-    """Raise InputError for a value no run could use."""
-    for name, minimum, is_open in MINIMA:
-        value = getattr(args, name)
-        if value < minimum or (is_open and value == minimum):
-            raise InputError(f"{name} has to be {'more than' if is_open else 'at least'} {minimum}, got {value}.")
-    if args.max_steps <= 0 and args.num_train_epochs <= 0:
-        raise InputError(f"num_train_epochs has to be more than 0, got {args.num_train_epochs}.")

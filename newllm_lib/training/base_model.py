@@ -6,23 +6,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..data.files import content_hash
 from ..data.hub import TIMEOUT_SECONDS, code_of, in_a_few_words
 from ..errors import InputError
-from ..models.sizing import name_loss
 from . import offline_gemma
 from .adapters import four_bit_config, set_compute_dtype
-from .checkpoint import check_version
+from .checkpoint import check_version, has_adapters
 from .device import Device, autocast_dtype, find_device
+from .model_folder import read_config, read_tokenizer, read_weights, reading, weight_files
 
 # Gemma-2B by its ids in order of preference: 4 bit (2 GB), 16 bit (5 GB), the gated original, and an open model of
 # another family, so that whoever reaches the hub trains something. Which one it was is told and saved.
@@ -100,17 +93,25 @@ def base_of_run(identity: str, model: str | None) -> BaseModel:
     """The base model that a finished run was trained on.
 
     Args:
-        identity: as the run's settings have it; model: what the user had named.
+        identity: as the run's settings have it; model: what the user had named, or where it lies now.
 
     Raises:
         InputError: it is out of reach, or has changed since.
     """
+    if identity.startswith("folder ") and not Path(model or "").expanduser().is_dir():
+        raise InputError(
+            f"base {model!r}, on which these adapters were trained, is not there; say with --base where it is now.",
+            "NL-404",
+        )
     if COMMIT_AT_END.search(identity):
         hub_id, revision = identity.rsplit("@", 1)
         return _on_hub(hub_id, revision)
     found = find_base_model(model, offline=True)
     if found.identity != identity:
-        raise InputError(f"the base model {model or found.name!r} has changed since: {found.identity}, was {identity}.")
+        raise InputError(
+            f"the base model {model or found.name!r} has changed since: {found.identity}, was {identity}; name the one "
+            "that it was with --base."
+        )
     return found
 
 
@@ -120,6 +121,11 @@ def _from_package(note: str = "") -> BaseModel:
 
 
 def _in_folder(folder: Path) -> BaseModel:
+    if has_adapters(folder):
+        raise InputError(
+            f"model {str(folder)!r} holds adapters and not a whole model; write one with newllm merge and name that.",
+            "NL-404",
+        )
     weights = sorted(folder.glob("*.safetensors"))
     missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).exists()]
     if missing or not weights:
@@ -128,6 +134,8 @@ def _in_folder(folder: Path) -> BaseModel:
             f"model folder {str(folder)!r} lacks {what}; name the folder of a causal language model.", "NL-404"
         )
     check_version(folder)
+    with reading(folder, "weights"):
+        weight_files(folder)
     digest = " ".join(content_hash(path)[:16] for path in weights)
     return BaseModel(folder.name, str(folder), f"folder {digest}", "as the model's owner says")
 
@@ -177,13 +185,13 @@ def check_four_bit() -> None:
 
 def base_config(base: BaseModel) -> PreTrainedConfig:
     """The base model's sizes, without its weights."""
-    return AutoConfig.from_pretrained(_local(base), revision=base.revision)
+    return read_config(_local(base), base.revision)
 
 
 def open_tokenizer(base: BaseModel) -> PreTrainedTokenizerFast:
     """The base model's tokenizer, with a token to pad with: the one it has, or its end-of-text, for padding is never
     read or scored; no token is added, and so no embedding has to grow."""
-    tokenizer = AutoTokenizer.from_pretrained(_local(base), revision=base.revision)
+    tokenizer = read_tokenizer(_local(base), base.revision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.bos_token_id is None:
@@ -208,18 +216,10 @@ def open_base(
     if four_bit:
         check_four_bit()
     options = {"quantization_config": four_bit_config(dtype)} if four_bit else {}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            _local(base), revision=base.revision, dtype=dtype, device_map={"": device.kind}, **options
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        sentence = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"model {base.path!r} could not be loaded ({type(error).__name__}: {sentence}).", "NL-303"
-        ) from error
+    model = read_weights(_local(base), base.revision, dtype=dtype, device_map={"": device.kind}, **options)
     if getattr(model, "is_loaded_in_4bit", False):
         set_compute_dtype(model, dtype)
-    return name_loss(model.requires_grad_(False))
+    return model.requires_grad_(False)
 
 
 def _local(base: BaseModel) -> str:

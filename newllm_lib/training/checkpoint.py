@@ -1,16 +1,18 @@
 """The run folder: settings, checkpoints that are known to be complete, results. Written so that a machine may vanish
 at any moment."""
 
+import hashlib
 import json
 import logging
 import os
 import re
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..models.configuration_newllm import EARLIER_FIELDS, NewLLMConfig
+from .disk import saying
 
 SETTINGS_FILE = "settings.json"
 RESULTS_FILE = "results.json"
@@ -19,6 +21,7 @@ MODEL_FILES = ("config.json", "model.safetensors")
 REFERENCE_FOLDER = "reference"  # in a run of adapters: the model they are trained on, where the run has made it
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+CHUNK_BYTES = 2**22
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
+def read_json(path: Path) -> Any:
+    """What the file says, None if there is none that can be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def open_run(folder: Path, run: dict[str, Any], session: dict[str, Any]) -> None:
     """Claim `folder` for a run, or find that it holds that very run already.
 
@@ -49,86 +60,143 @@ def open_run(folder: Path, run: dict[str, Any], session: dict[str, Any]) -> None
         session: what may differ from one session to the next (paths, micro-batch); the newest is kept.
 
     Raises:
-        InputError: the folder holds something else, a run with other settings (which are named), or one of an earlier
-            version.
+        InputError: the folder cannot be written to, or holds something else, a run with other settings (which are
+            named), or one of an earlier version.
     """
-    if (folder / SETTINGS_FILE).exists():
-        check_version(folder)
-        before = read_settings(folder)["run"]
-        # Only what both sides know: another release of transformers has other fields, and that is no other run.
-        differing = sorted(name for name in before.keys() & run.keys() if before[name] != run[name])
-        if differing:
-            changes = "; ".join(f"{name} was {before[name]!r}, is {run[name]!r}" for name in differing)
-            raise InputError(
-                f"output_dir {str(folder)!r} holds a run with other settings ({changes}); give the same settings to "
-                "continue it, or another --output_dir.",
-                "NL-404",
-            )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    with saying(f"output_dir {str(folder)!r} cannot be written to", "choose another --output_dir"):
+        if holds_run(folder):
+            check_version(folder)
+            before = read_settings(folder)["run"]
+            # Only what both sides know: another release of transformers has other fields, and that is no other run.
+            differing = sorted(name for name in before.keys() & run.keys() if before[name] != run[name])
+            if differing:
+                changes = "; ".join(f"{name} was {before[name]!r}, is {run[name]!r}" for name in differing)
+                raise InputError(
+                    f"output_dir {str(folder)!r} holds a run with other settings ({changes}); give the same settings "
+                    "to continue it, or another --output_dir.",
+                    "NL-404",
+                )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / SETTINGS_FILE, {"run": run, "session": session})
+
+
+def holds_run(folder: Path) -> bool:
+    """True if a run of ours is in `folder`, False if there is room for one.
+
+    Raises:
+        InputError: something else is there.
+    """
+    if (folder / SETTINGS_FILE).exists() or _sealed_settings(folder) is not None:
+        return True
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(f"output_dir {str(folder)!r} is a link to nothing; choose another --output_dir.")
+    if folder.exists() and (not folder.is_dir() or any(path.name[0] != "." for path in folder.iterdir())):
         raise InputError(
             f"output_dir {str(folder)!r} is in use and holds no run of ours; choose another --output_dir.", "NL-404"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / SETTINGS_FILE, {"run": run, "session": session})
+    return False
+
+
+def check_place(folder: Path) -> None:
+    """Find out before any long work whether a run can be written to `folder`, by making it for a moment.
+
+    Raises:
+        InputError: it cannot.
+    """
+    with saying(f"output_dir {str(folder)!r} cannot be written to", "choose another --output_dir"):
+        holds_run(folder)
+        there = folder.absolute()
+        while not os.path.lexists(there):
+            there = there.parent
+        with tempfile.TemporaryDirectory(prefix=".newllm-", dir=there) as trial:
+            Path(trial, folder.absolute().relative_to(there)).mkdir(parents=True, exist_ok=True)
 
 
 def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
-    """{"run": ..., "session": ...} of the run in `folder`.
+    """{"run": ..., "session": ...} of the run in `folder`; where its file is lost or damaged, as the newest checkpoint
+    states them.
 
     Raises:
         InputError: the folder is not a run of ours.
     """
-    try:
-        settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        return {"run": settings["run"], "session": settings["session"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{str(folder)!r} is not the folder of a run of ours (no readable {SETTINGS_FILE}); name a folder that "
-            "newllm has written.",
-            "NL-404",
-        ) from error
+    settings = read_json(folder / SETTINGS_FILE)
+    if not _are_settings(settings):
+        settings = _sealed_settings(folder)
+        if settings is None:
+            raise InputError(
+                f"{str(folder)!r} is not the folder of a run of ours (no readable {SETTINGS_FILE}, and no checkpoint "
+                "that states what it said); name a folder that newllm has written, or train in another one.",
+                "NL-404",
+            )
+        logger.warning("%s of %s is lost or damaged; its newest checkpoint states it, too.", SETTINGS_FILE, folder)
+    return {"run": settings["run"], "session": settings["session"]}
+
+
+def _are_settings(content: Any) -> bool:
+    return isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in ("run", "session"))
+
+
+def _sealed_settings(folder: Path) -> dict[str, Any] | None:
+    seals = (read_json(path / COMPLETE_FILE) for _, path in reversed(numbered_checkpoints(folder)))
+    stated = (seal.get("settings") for seal in seals if isinstance(seal, dict))
+    return next((settings for settings in stated if _are_settings(settings)), None)
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
-    """The final metrics of a finished run, None while it is unfinished."""
-    path = folder / RESULTS_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """The final metrics of a finished run, None while it is unfinished; so is one whose results are damaged, or whose
+    weights are gone: the same command makes them anew."""
+    results = read_json(folder / RESULTS_FILE)
+    has_weights = any((folder / name).is_file() for name in (MODEL_FILES[1], ADAPTER_WEIGHTS))
+    return results if isinstance(results, dict) and "loss" in results and has_weights else None
 
 
 def seal_checkpoint(checkpoint: Path) -> None:
-    """State the size of every file of a checkpoint, after all of them are written."""
-    write_json(checkpoint / COMPLETE_FILE, _file_sizes(checkpoint))
+    """State of every file of a checkpoint what it holds, after all of them are written, and what the run's settings
+    are, which everything else depends on. A file whose name begins with a dot is none of ours."""
+    names = (str(path.relative_to(checkpoint)) for path in sorted(checkpoint.rglob("*")) if path.is_file())
+    files = {name: _content_of(checkpoint / name) for name in names if name != COMPLETE_FILE and name[0] != "."}
+    settings = read_json(checkpoint.parent / SETTINGS_FILE)
+    write_json(checkpoint / COMPLETE_FILE, {"files": files} | ({"settings": settings} if settings else {}))
+
+
+def _content_of(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """(update, checkpoint) of a run folder, complete or not, the oldest first."""
     found = [(CHECKPOINT_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*")]
-    return sorted((int(match[1]), path) for match, path in found if match)
+    return sorted((int(match[1]), path) for match, path in found if match and path.is_dir())
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """True if the files of a checkpoint are all there in full."""
-    seal = checkpoint / COMPLETE_FILE
-    return seal.exists() and json.loads(seal.read_text(encoding="utf-8")) == _file_sizes(checkpoint)
+def is_complete(checkpoint: Path, sizes_only: bool = False) -> bool:
+    """True if the files of a checkpoint are all there as they were sealed, whatever else has come into its folder.
+
+    Args:
+        sizes_only: look at the sizes alone, which tells what was cut off, but not what was damaged.
+    """
+    seal = read_json(checkpoint / COMPLETE_FILE)
+    files = seal.get("files", seal) if isinstance(seal, dict) else None
+    if not files or not isinstance(files, dict):
+        return False
+    try:
+        # A number alone is the size, and all that an earlier version has stated.
+        sizes = {name: state["bytes"] if isinstance(state, dict) else state for name, state in files.items()}
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items()) and (
+            sizes_only
+            or all(_content_of(checkpoint / name) == state for name, state in files.items() if isinstance(state, dict))
+        )
+    except (OSError, KeyError, ValueError):  # a file is missing or cannot be read, or the seal is no seal
+        return False
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are all there in full. One that was cut off while being written is told of
-    and removed: training will pass its step again."""
-    for _, path in reversed(numbered_checkpoints(folder)):
-        if is_complete(path):
-            return path
-        logger.warning("%s was not written to its end and is removed.", path.name)
-        shutil.rmtree(path)
-    return None
-
-
-def _file_sizes(folder: Path) -> dict[str, int]:
-    return {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != COMPLETE_FILE
-    }
+    """The newest complete checkpoint of a run folder."""
+    return next((path for _, path in reversed(numbered_checkpoints(folder)) if is_complete(path)), None)
 
 
 def has_adapters(folder: Path) -> bool:
@@ -139,9 +207,8 @@ def has_adapters(folder: Path) -> bool:
 def is_of_earlier_version(folder: Path) -> bool:
     """True if the model in the folder, or a checkpoint of it, is a New-LLM that this version cannot go on with."""
     for holder in (folder, *(checkpoint for _, checkpoint in numbered_checkpoints(folder))):
-        try:
-            config = json.loads((holder / "config.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):  # none yet, or cut off while it was written: that is no model at all
+        config = read_json(holder / "config.json")
+        if not isinstance(config, dict):  # none yet, or cut off while it was written: that is no model at all
             continue
         if config.get("model_type") == NewLLMConfig.model_type and any(name in config for name in EARLIER_FIELDS):
             return True

@@ -1,14 +1,35 @@
 """Learning curves of one or several runs, as a matplotlib figure."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+LONGEST_LABEL = 24  # characters
 COLOURS = ("#1f6feb", "#d1495b", "#2a9d8f", "#e09f3e")
+
+
+def as_label(text: str) -> str:
+    """A user's text as a label, cut where it is long. matplotlib would set a formula between two dollar signs, and
+    leave a name that begins with an underscore out of a legend."""
+    shown = in_the_font(text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…")
+    return (" " if shown.startswith("_") else "") + shown.replace("$", r"\$")
+
+
+def in_the_font(text: str) -> str:
+    """The text with a box for each character that matplotlib's font lacks."""
+    return "".join(character if ord(character) in _characters() else "□" for character in text)
+
+
+@functools.lru_cache(maxsize=1)
+def _characters() -> frozenset[int]:
+    """The code points in matplotlib's font; it warns of any other, and cannot draw half a surrogate pair."""
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
 
 
 def curves_figure(histories: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
@@ -30,11 +51,11 @@ def curves_figure(histories: Mapping[str, Sequence[dict]], title: str = "") -> F
     for colour, (name, history) in zip(COLOURS * len(histories), histories.items(), strict=False):
         loss, score = _points(history, "loss"), _points(history, metric)
         if loss:
-            training.plot(*zip(*loss, strict=True), color=colour, label=name, linewidth=1.4)
+            training.plot(*zip(*loss, strict=True), color=colour, label=as_label(name), linewidth=1.4)
         if score:
             # The best value stands in the legend: beside its point it would collide with the other curves.
             best = min(value for _, value in score)
-            label = f"{name}: {best:.3f}"
+            label = f"{as_label(name)}: {best:.3f}"
             held_out.plot(*zip(*score, strict=True), color=colour, label=label, marker="o", markersize=4)
     training.set(xlabel="update", ylabel="training loss (nats per token)")
     held_out.set(
@@ -52,7 +73,7 @@ def _forgetting_figure(histories: Mapping[str, Sequence[dict]], title: str) -> F
     for name, history in histories.items():
         new, general = next(colours), next(colours)
         if loss := _points(history, "task_loss"):
-            task.plot(*zip(*loss, strict=True), color=new, label=name, linewidth=1.4)
+            task.plot(*zip(*loss, strict=True), color=new, label=as_label(name), linewidth=1.4)
         kl = _points(history, "kl_to_teacher")
         if any(value > 0 for _, value in kl):  # without a teacher nobody has measured it
             distance.plot(*zip(*kl, strict=True), color=new, label="what is trained on", linewidth=1.4)
@@ -112,7 +133,7 @@ def _side_by_side(count: int, title: str) -> tuple[Figure, Sequence[Axes]]:
     margins = {"left": 0.7 / width, "right": 1 - 0.15 / width, "bottom": 0.15, "top": 0.9 if title else 0.97}
     figure.subplots_adjust(**margins, wspace=0.22)
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(as_label(title), fontsize=11)
     return figure, axes
 
 

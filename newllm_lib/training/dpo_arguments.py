@@ -1,7 +1,7 @@
 """The settings of stage 6, what they may be, and named sets of them."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..data.preferences import PreferenceSplits, load_preferences
 from ..errors import InputError
@@ -10,11 +10,19 @@ from .arguments import check_intervals, setting
 from .device import Device
 
 DIALOGPT = "microsoft/DialoGPT-small"
+METRICS = {  # of an evaluation: name -> True if more of it is better
+    "loss": False, "accuracy": True, "margin": True, "chosen_logp": True, "rejected_logp": False, "kl": False
+}  # fmt: skip
 
 
 @dataclass
 class DpoArguments(AdapterArguments):
     """Settings of stage 6."""
+
+    metrics: ClassVar[dict[str, bool]] = METRICS | {f"train_{name}": more for name, more in METRICS.items()}
+    refused: ClassVar[dict[str, str]] = AdapterArguments.refused | {
+        "label_smoothing_factor": "of pairs it is --label_smoothing, with --loss_type robust"
+    }
 
     model: str | None = setting(
         None, "Folder of a chat model, or id on the hub; none: DialoGPT-small from the hub.", group="Model"

@@ -1,7 +1,9 @@
 """The settings of stage 5, what they may be, and named sets of them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
 
 from ..errors import InputError
 from .adapter_arguments import AdapterArguments
@@ -14,6 +16,14 @@ DEFAULT_DATASET = "alpaca"  # where neither a dataset nor a file is named
 @dataclass
 class QloraLwfArguments(ConversationArguments, AdapterArguments):
     """Settings of stage 5."""
+
+    metrics: ClassVar[dict[str, bool]] = AdapterArguments.metrics | {
+        "general_bits_per_byte": False,
+        "general_kl_to_base": False,
+    }
+    refused: ClassVar[dict[str, str]] = {
+        name: why for name, why in AdapterArguments.refused.items() if name != "label_smoothing_factor"
+    }
 
     model: str | None = setting(
         None, "Id on the hub, a folder, or gemma-3-270m; none: Gemma-2B, offline Gemma 3 270M.", group="Model"
@@ -79,13 +89,15 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
         if self.rank_schedule is not None:
             self.lora_r = self.ranks[-1]
         check_intervals(self, INTERVALS)
-        for name in ("temperature", "temperature_end"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise InputError(f"{name} has to be more than 0, got {getattr(self, name)}.")
         if self.teacher_on_cpu and self.teacher is None:
             raise InputError("teacher_on_cpu is for another model than the base; add --teacher.")
         if self.world_size > 1:
             raise InputError("qlora-lwf trains in one process; start it without accelerate launch or torchrun.")
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the frozen base is kept in, and its 4-bit layers multiply in."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
 
     @property
     def ranks(self) -> list[int]:

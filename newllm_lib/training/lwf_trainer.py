@@ -10,8 +10,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.batches import IGNORED, EvaluationDocuments
 from ..data.examples import MixSampler, collate_examples
-from ..evaluation.forgetting import score_against_base
-from ..evaluation.perplexity import TextMetrics
+from ..evaluation.perplexity import TextMetrics, score_against_base
 from ..models.lwf_loss import Head, lwf_loss
 from ..models.split_head import split_head
 from .trainer import LanguageModelTrainer
@@ -49,12 +48,16 @@ class LwfTrainer(LanguageModelTrainer):
         self.sums = torch.zeros(3, dtype=torch.float64)  # since the last line of the log: task, KL, tokens
         super().__init__(model, args, train_rows, documents, tokenizer, carry_context=False, **kwargs)
         self.data_collator = collate_examples
-        # Then the Trainer counts an update's supervised tokens and leaves the division to the loss.
-        self.model_accepts_loss_kwargs = True
+        self.model_accepts_loss_kwargs = True  # the loss divides by the tokens of the update
 
     def _get_train_sampler(self, train_dataset=None):
         args = self.args
         return MixSampler(self.train_dataset, args.rehearsal_ratio, args.effective_batch_size, args.seed)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # Counted here: transformers leaves out the first label, which for most models means nothing.
+        return batches, sum((batch["labels"] != IGNORED).sum() for batch in batches)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args = self.args

@@ -86,7 +86,7 @@ class ModelSizes:
 def model_sizes(config: PreTrainedConfig) -> ModelSizes:
     """The sizes of the causal-LM with this config, tied weights once, without allocating it."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         model.tie_weights()  # transformers 5.0 leaves this out on the meta device
     linear, norms = [], {}
     for name, module in model.named_modules():

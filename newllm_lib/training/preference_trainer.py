@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import (
     PreTrainedModel,
@@ -25,7 +26,7 @@ from .adapters import allow_old_torchao, lora_config
 from .arguments import values_for
 from .dpo_arguments import DpoArguments
 from .length_groups import ShuffledLengthGroups
-from .run_trainer import RunTrainerMixin, SealCheckpoints
+from .run_trainer import RunTrainerMixin
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def dpo_config(args: DpoArguments) -> DPOConfig:
     with_sft = args.sft_weight > 0
     return DPOConfig(
         **values_for(TrainingArguments, args),
+        remove_unused_columns=False,
         beta=args.beta,
         loss_type=[args.loss_type, "sft"] if with_sft else [args.loss_type],
         loss_weights=[1.0, args.sft_weight] if with_sft else None,
@@ -45,9 +47,9 @@ def dpo_config(args: DpoArguments) -> DPOConfig:
 
 
 class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
-    """Trains adapters on pairs; the reference is the model with its adapters off. Loss and gradients are TRL's, the
-    metrics of an evaluation are those of `preference_metrics`: exact means over pairs, on held-out pairs and on as many
-    training pairs.
+    """Trains adapters on pairs; the reference is the model with its adapters off. The loss is TRL's as a mean over
+    the pairs of an update, however they fall into micro-batches. The metrics of an evaluation are those of
+    `preference_metrics`: exact means over pairs, on held-out pairs and on as many training pairs.
 
     Args:
         model: the plain model; it gets its adapters here.
@@ -81,10 +83,27 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
             peft_config=lora_config(model, args.lora_r, args.lora_alpha, 0.0, args.targets),
             callbacks=[*callbacks, ChosenFalls()],
         )
-        self.add_callback(SealCheckpoints(self))
 
     def _get_train_sampler(self, train_dataset=None) -> ShuffledLengthGroups:
-        return ShuffledLengthGroups(self._train_batch_size, self.lengths, self.args.seed)
+        return ShuffledLengthGroups(self.settings.effective_batch_size, self.lengths, self.args.seed)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.update_counts = sum(pairs_and_tokens(batch) for batch in batches)
+        return batches, items
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """TRL's. Its loss is the mean over the micro-batch's pairs and, with `sft_weight`, over the tokens of their
+        chosen answers; the Trainer averages micro-batches. Each mean is weighed by its part of the update."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        configured = self.loss_weights
+        parts = pairs_and_tokens(inputs) / self.update_counts * self.current_gradient_accumulation_steps
+        self.loss_weights = [weight * part for weight, part in zip(configured, parts, strict=False)]
+        try:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            self.loss_weights = configured
 
     def score_pairs(self, pairs: Sequence[EncodedPreference]) -> PairScores:
         """Every pair under the model as it is now, and under its reference."""
@@ -108,6 +127,12 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
 
     def create_model_card(self, *args, **kwargs) -> None:
         """TRL's speaks of other things; the run writes its own."""
+
+
+def pairs_and_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[2]: pairs of TRL's batch, which holds all chosen answers before all rejected ones, and tokens of the former."""
+    chosen, _ = batch["completion_mask"].chunk(2)
+    return torch.stack([chosen.new_tensor(len(chosen)), chosen[:, 1:].sum()])
 
 
 class ChosenFalls(TrainerCallback):

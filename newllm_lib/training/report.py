@@ -6,15 +6,18 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import TrainerCallback
 
 from .curves import save_curves
+from .disk import refusal
 from .even_rows import true_for_any_process
 
+RETRY_SECONDS = 60.0  # after a save that failed
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 
@@ -56,7 +59,8 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class RunLog(TrainerCallback):
-    """Writes metrics.jsonl and curves.png, and logs one line per evaluation.
+    """Writes metrics.jsonl and curves.png, and logs one line per evaluation. What the disk does not take is written
+    when it does; training goes on.
 
     Args:
         columns: what the line tells.
@@ -65,34 +69,64 @@ class RunLog(TrainerCallback):
     def __init__(self, name: str, columns: Sequence[Column]):
         self.name = name
         self.columns = columns
+        self.is_behind = True  # lines are missing in the file
+        self.is_told = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.first_step, self.best = time.perf_counter(), state.global_step, state.best_metric
         if not state.is_world_process_zero:
             return
         self.path = Path(args.output_dir) / METRICS_FILE
-        # After a resume: what was logged beyond the checkpoint will be logged again.
-        lines = [json.dumps(entry) + "\n" for entry in state.log_history]
-        self.path.write_text("".join(lines), encoding="utf-8")
+        self._write(state.log_history)  # after a resume: what was logged beyond the checkpoint will be logged again
         if self.first_step:
             logger.info("Continuing at update %d of %d.", self.first_step, state.max_steps)
         logger.info("%s", header(self.columns))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        # What transformers and TRL count from the start of the process would be wrong after a resume.
+        if "train_runtime" in logs:
+            state.log_history.pop()
+            return
+        state.log_history[-1].pop("num_tokens", None)
         if state.is_world_process_zero:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(state.log_history[-1]) + "\n")
+            self._write(state.log_history)
+
+    def write_all(self, args, state) -> None:
+        """Write the whole log: the file of a run that had nothing left to train may be damaged."""
+        if state.is_world_process_zero:
+            self.is_behind, self.path = True, Path(args.output_dir) / METRICS_FILE
+            self._write(state.log_history)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if not state.is_world_process_zero:
             return
-        is_best = self.best is None or metrics["eval_loss"] < self.best
-        self.best = metrics["eval_loss"] if is_best else self.best
+        value = metrics[f"eval_{args.metric_for_best_model}"]
+        is_best = self.best is None or (value > self.best if args.greater_is_better else value < self.best)
+        self.best = value if is_best else self.best
         done = state.global_step - self.first_step
         minutes = (time.perf_counter() - self.started) / 60
         left = minutes / done * (state.max_steps - state.global_step) if done else math.nan
         logger.info("%s", evaluation_line(self.columns, state.epoch or 0.0, metrics, is_best, left))
-        save_curves({self.name: state.log_history}, Path(args.output_dir) / CURVES_FILE)
+        with self._going_on():
+            save_curves({self.name: state.log_history}, Path(args.output_dir) / CURVES_FILE)
+
+    def _write(self, history: Sequence[dict]) -> None:
+        """The last line, or all where some are missing."""
+        is_whole = self.is_behind or not self.path.exists()
+        self.is_behind = True
+        with self._going_on(), self.path.open("w" if is_whole else "a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(entry) + "\n" for entry in (history if is_whole else history[-1:]))
+            stream.flush()
+            self.is_behind = False
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self.is_told:
+                logger.warning("%s cannot be written (%s): training goes on.", self.path.parent, refusal(error))
+            self.is_told = True
 
 
 def header(columns: Sequence[Column]) -> str:
@@ -110,20 +144,27 @@ def evaluation_line(
 
 
 class SaveOnInterrupt(TrainerCallback):
-    """While training: Ctrl-C, the notebook's stop button or SIGTERM end it after the current update, with a
-    checkpoint. A second Ctrl-C stops at once."""
+    """While training: Ctrl-C, the notebook's stop button, SIGTERM or the end of the terminal (SIGHUP) end it after the
+    current update, with a checkpoint. A second Ctrl-C stops at once.
+
+    Attributes:
+        asked: this process got a signal. Once true it stays so: a signal may come at any moment.
+        interrupted: training ends for it; the same on every process.
+    """
 
     def __init__(self):
-        self.interrupted = False
+        self.asked = self.interrupted = False
+        self.is_alone = True
         self.previous = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.is_alone = args.world_size == 1
         if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.previous = {number: signal.signal(number, self._ask) for number in signals_to_save_on()}
 
     def on_step_end(self, args, state, control, **kwargs):
-        if args.world_size > 1:  # all stop after the same update, whichever was asked first
-            self.interrupted = true_for_any_process(self.interrupted, args.device)
+        # All stop after the same update, whichever was asked first.
+        self.interrupted = self.asked if self.is_alone else true_for_any_process(self.asked, args.device)
         if self.interrupted:
             # The mean training loss since the last log line is not part of a checkpoint: log it now.
             control.should_log = True
@@ -141,11 +182,20 @@ class SaveOnInterrupt(TrainerCallback):
         self.previous = {}
 
     def _ask(self, number, frame):
-        if self.interrupted:
-            self.restore()
-            raise KeyboardInterrupt
-        self.interrupted = True
+        if self.asked:
+            if self.is_alone:
+                self.restore()
+                raise KeyboardInterrupt
+            return  # a launcher passes on what the terminal has sent to everyone, too
+        self.asked = True
         logger.warning("Stopping after this update and saving; press again to stop at once without saving.")
+
+
+def signals_to_save_on() -> list[int]:
+    """SIGHUP where there is one and nobody, such as nohup, has said to ignore it."""
+    hang_up = getattr(signal, "SIGHUP", None)
+    is_heard = hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([hang_up] if is_heard else [])]
 
 
 class EvaluateAtEnd(TrainerCallback):
@@ -183,3 +233,5 @@ class SaveByMinutes(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         self.saved_at = self.clock()
+        if not (Path(args.output_dir) / f"checkpoint-{state.global_step}").exists():  # the disk has not taken it
+            self.saved_at -= max(self.seconds - RETRY_SECONDS, 0)

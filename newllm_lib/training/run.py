@@ -2,23 +2,26 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, TrainerCallback
 
 from ..data.batches import EvaluationDocuments, TextCounts
-from ..data.tokenizer import end_token_ids
 from ..errors import InputError
 from ..evaluation.perplexity import TextMetrics
-from ..models import build_config, build_model
 from .arguments import ModelArguments
 from .base_model import BaseModel
-from .checkpoint import RESULTS_FILE, open_run, read_results, write_json
+from .checkpoint import RESULTS_FILE, check_place, open_run, read_results, write_json
+from .disk import saying
 from .model_card import write_model_card
 from .report import LANGUAGE_COLUMNS, Column, EvaluateAtEnd, RunLog, SaveByMinutes, SaveOnInterrupt, TrainingInterrupted
+from .rotation import remove_aside, rotate
+from .run_lock import in_use
 from .trainer import LanguageModelTrainer, count_training_tokens
 
 logger = logging.getLogger(__name__)
@@ -42,39 +45,20 @@ class PreparedRun:
 
 
 def prepare_once(args: ModelArguments, prepare: Callable[[ModelArguments], PreparedRun]) -> PreparedRun:
-    """`prepare(args)`; of several processes the first prepares, and the others find its work in the cache."""
-    with args.main_process_first(desc="preparing the data"):
-        return prepare(args)
-
-
-def new_model(args: ModelArguments, tokenizer) -> PreTrainedModel:
-    """The model that the settings describe, initialised from the seed.
+    """`prepare(args)`; of several processes the first prepares, and the others find its work in the cache.
 
     Raises:
-        InputError: there is no such model.
+        InputError: the run cannot be written to its folder, or what `prepare` raises.
     """
-    set_seed(args.seed)
-    try:
-        config = build_config(
-            args.model_type,
-            vocab_size=len(tokenizer),
-            max_length=args.max_length,
-            num_layers=args.num_layers,
-            num_parameters=args.num_parameters,
-            embedding_size=args.embedding_size,
-            context_size=args.context_size,
-            hidden_size=args.hidden_size,
-            intermediate_size=args.intermediate_size,
-            dropout=args.dropout,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+    with args.main_process_first(desc="preparing the data"):
+        check_place(Path(args.output_dir))
+        prepared = prepare(args)
+    if args.gradient_checkpointing and not prepared.model.supports_gradient_checkpointing:
+        raise InputError(
+            f"gradient_checkpointing is nothing that {type(prepared.model).__name__} can do; give "
+            "--gradient_checkpointing false."
         )
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    model = build_model(config)
-    model.generation_config.eos_token_id = end_token_ids(tokenizer)
-    return model
+    return prepared
 
 
 def train_run(
@@ -98,16 +82,26 @@ def train_run(
         columns: what is told at every evaluation.
 
     Raises:
-        InputError: the folder holds something else.
+        InputError: the folder holds something else, another process works on it, or the disk does not take the result.
         TrainingInterrupted: stopped by hand; the same call continues.
     """
     folder = Path(args.output_dir)
     is_main = args.process_index == 0
     claim_folder(args, prepared, identity)
-    if (results := read_results(folder)) is not None:
-        if is_main:
+    with in_use(folder) if is_main else nullcontext():
+        if (results := read_results(folder)) is None:
+            _train_and_finish(args, prepared, make_trainer, callbacks, advice, conclude, columns)
+        elif is_main:
             logger.info("This run is finished: loss %.4f. Choose another --output_dir for a new one.", results["loss"])
-        return folder
+    return folder
+
+
+def _train_and_finish(args, prepared, make_trainer, callbacks, advice, conclude, columns) -> None:
+    """As `train_run`, in a folder that is claimed."""
+    folder = Path(args.output_dir)
+    is_main = args.process_index == 0
+    if is_main and (folder / RESULTS_FILE).exists():
+        logger.warning("The results of this finished run are damaged, or its weights are gone: they are made again.")
     if is_main:
         _introduce(args, prepared)
     interrupt = SaveOnInterrupt()
@@ -119,38 +113,49 @@ def train_run(
         prepared.train_rows,
         prepared.documents,
         prepared.tokenizer,
-        callbacks=[*stoppers, EvaluateAtEnd(), RunLog(args.model_type, columns), interrupt, *timed, *callbacks],
+        callbacks=[*stoppers, EvaluateAtEnd(), log := RunLog(args.model_type, columns), interrupt, *timed, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     try:
         trainer.resume_or_start()
+        log.write_all(args, trainer.state)
     finally:
         interrupt.restore()
     if interrupt.interrupted and trainer.state.global_step < trainer.state.max_steps:
-        raise TrainingInterrupted(
-            f"Stopped at update {trainer.state.global_step} of {trainer.state.max_steps}; everything is saved in "
-            f"{folder}. The same command continues from there."
-        )
-    trainer.save_model(str(folder))
-    scored, more = conclude(trainer, folder) if conclude else (trainer.score(prepared.documents), {})
+        stopped = f"Stopped at update {trainer.state.global_step} of {trainer.state.max_steps}"
+        if trainer.saved_step == trainer.state.global_step:
+            stopped += f"; everything is saved in {folder}. The same command continues from there."
+        else:
+            stopped += f", which could not be saved. The same command continues from update {trainer.saved_step}."
+        raise TrainingInterrupted(stopped)
+    trainer.check_weights()
+    with saying(
+        f"the result of the run could not be written to {str(folder)!r}",
+        f"the same command writes it when the disk can take it (saved up to update {trainer.saved_step})",
+    ):
+        if is_main:  # no results beside weights that are not all there
+            (folder / RESULTS_FILE).unlink(missing_ok=True)
+        trainer.save_model(str(folder))
+        scored, more = conclude(trainer, folder) if conclude else (trainer.score(prepared.documents), {})
+        if is_main:
+            _finish(args, prepared, trainer, dataclasses.asdict(scored), more)
     if is_main:
-        metrics = dataclasses.asdict(scored)
-        card = (prepared.splits, prepared.model, prepared.tokenizer, metrics, trainer.state, prepared.base)
-        write_model_card(folder, args, *card)
-        # Last: its presence says that the run is finished.
-        write_json(
-            folder / RESULTS_FILE,
-            {
-                **metrics,
-                **more,
-                "parameters": prepared.model.num_parameters(),
-                "updates": trainer.state.global_step,
-            },
-        )
-        for line in (advice({**metrics, **more}), f"Finished: everything is in {folder}."):
+        for line in (advice({**dataclasses.asdict(scored), **more}), f"Finished: everything is in {folder}."):
             if line:
                 logger.info("%s", line)
-    return folder
+
+
+def _finish(args: ModelArguments, prepared: PreparedRun, trainer: Any, metrics: dict[str, Any], more: dict) -> None:
+    folder = Path(args.output_dir)
+    card = (prepared.splits, prepared.model, prepared.tokenizer, metrics, trainer.state, prepared.base)
+    write_model_card(folder, args, *card)
+    size = {"parameters": prepared.model.num_parameters(), "updates": trainer.state.global_step}
+    # Last: its presence says that the run is finished.
+    write_json(folder / RESULTS_FILE, {**metrics, **more, **size})
+    # A process that was killed while it did so has left some.
+    best = trainer.state.best_model_checkpoint
+    rotate(folder, trainer.saved_step, args.save_total_limit, best and Path(best).name)
+    remove_aside(folder, math.inf)
 
 
 def claim_folder(args: ModelArguments, prepared: PreparedRun, identity: dict[str, Any]) -> None:

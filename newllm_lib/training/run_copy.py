@@ -1,19 +1,22 @@
 """A second home for a run folder, such as Google Drive: what of it is copied there while it trains, and what is brought
-back from there when the first home is gone. Only what verifies is ever brought back."""
+back from there when the first home is gone. Only what verifies is ever brought back, and what a copy says is matched
+before it is used: a name in it is the name of a checkpoint, or the checkpoint is damaged."""
 
 import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 
-from .checkpoint import RESULTS_FILE, SETTINGS_FILE, is_complete, numbered_checkpoints, read_results
+from .checkpoint import CHECKPOINT_NAME, RESULTS_FILE, SETTINGS_FILE, is_complete, numbered_checkpoints, read_results
 from .report import CURVES_FILE, METRICS_FILE
 from .verified_copy import (
     MANIFEST_FILE,
+    NAME,
     OLD,
     PARTIAL,
     DamagedCopy,
@@ -23,6 +26,7 @@ from .verified_copy import (
     copy_folder,
     discard,
     holds_copy_of,
+    plain_file,
     read_manifest,
     replace_folder,
     temporary,
@@ -48,15 +52,32 @@ class BroughtBack:
     damaged: list[str] = field(default_factory=list)
 
 
-def training_state(checkpoint: Path) -> dict:
-    """What transformers' Trainer has noted of itself in a checkpoint."""
-    return json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+def training_state(checkpoint: Path) -> dict[str, Any]:
+    """What transformers' Trainer has noted of itself in a checkpoint.
+
+    Raises:
+        DamagedCopy: it does not read as that.
+    """
+    try:
+        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
+        return {"max_steps": int(state["max_steps"]), "best": state["best_model_checkpoint"]}
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        raise DamagedCopy(f"{TRAINER_STATE_NAME} is not what a trainer writes") from error
 
 
 def best_beside(checkpoint: Path) -> str | None:
-    """The name of the best checkpoint so far, whose weights become the run's result; None if nothing was evaluated."""
-    best = training_state(checkpoint)["best_model_checkpoint"]
-    return None if best is None else Path(best).name
+    """The name of the best checkpoint so far, whose weights become the run's result; None if nothing was evaluated.
+
+    Raises:
+        DamagedCopy: the state is damaged, or what it names is no checkpoint.
+    """
+    best = training_state(checkpoint)["best"]
+    if best is None:
+        return None
+    name = PureWindowsPath(str(best)).name  # of a path of any system
+    if not CHECKPOINT_NAME.fullmatch(name):
+        raise DamagedCopy(f"{TRAINER_STATE_NAME} names no checkpoint as the best")
+    return name
 
 
 def progress_here(folder: Path) -> float:
@@ -132,6 +153,8 @@ def _bring_finished(copy: Path, partial: Path, result: BroughtBack, report: Repo
         return False
     try:
         bring_folder(copy, partial, report)
+        if read_results(partial) is None:
+            raise DamagedCopy("its files are not those of a finished run")
         return True
     except DamagedCopy as damage:
         result.damaged.append(str(damage))
@@ -142,10 +165,10 @@ def _bring_finished(copy: Path, partial: Path, result: BroughtBack, report: Repo
 def _bring_unfinished(copy: Path, partial: Path, beyond: float, result: BroughtBack, report: Report) -> float:
     """The update that was brought back, or NOTHING."""
     states = read_manifest(copy).files.get(SETTINGS_FILE)
-    if states is None or not (copy / SETTINGS_FILE).is_file():
+    if states is None:
         return NOTHING
     try:
-        copy_checked(copy / SETTINGS_FILE, partial / SETTINGS_FILE, states, report)
+        copy_checked(plain_file(copy, SETTINGS_FILE), partial / SETTINGS_FILE, states, report)
     except DamagedCopy as damage:
         result.damaged.append(str(damage))
         return NOTHING
@@ -168,6 +191,7 @@ def _bring_checkpoint(path: Path, partial: Path, result: BroughtBack, report: Re
         return False
     try:
         bring_folder(path, partial / path.name, report)
+        best_beside(partial / path.name)
         if is_complete(partial / path.name):
             return True
         problem = "its files are not those of a complete checkpoint"
@@ -190,13 +214,14 @@ def bring_missing_files(copy: Path, folder: Path) -> list[str]:
     """
     damaged = []
     for name, states in read_manifest(copy).files.items():
-        if (folder / name).exists():
+        # Hidden files are never copied, and those in folders below come with these.
+        if name.startswith(".") or not NAME.fullmatch(name) or (folder / name).exists():
             continue
         partial = temporary(folder / name, PARTIAL)
         try:
-            copy_checked(copy / name, partial, states)
+            copy_checked(plain_file(copy, name), partial, states)
             os.replace(partial, folder / name)
-        except (DamagedCopy, FileNotFoundError):
+        except DamagedCopy:
             damaged.append(name)
             discard(partial)
     return damaged

@@ -1,8 +1,11 @@
 """What every trainer of ours adds to transformers' `Trainer`: it goes on from the newest complete checkpoint of its run
-folder, states of every checkpoint that it is complete, and is evaluated by scores of its own."""
+folder, seals every checkpoint before older ones are removed, goes on when the disk takes none, and is evaluated by
+scores of its own."""
 
+import logging
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +15,31 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from ..errors import InputError, TrainingDiverged
-from .checkpoint import newest_checkpoint, seal_checkpoint
+from .checkpoint import SETTINGS_FILE, is_complete, read_json, seal_checkpoint, write_json
 from .device import freed_memory_kept
+from .disk import refusal
+from .even_rows import true_for_any_process
+from .rotation import best_beside, resume_point, rotate, set_aside, take_back
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = 10  # losses in a row that may be no numbers under fp16, whose scaler leaves such updates out
 
 
 class RunTrainerMixin:
-    """Stands before `Trainer` in a class's bases; add `SealCheckpoints(self)` to the callbacks."""
+    """Stands before `Trainer` in a class's bases.
 
-    not_finite = 0  # losses in a row
+    Attributes:
+        not_finite: losses in a row that were no finite numbers.
+        saved_step: the update of the newest checkpoint that is sealed.
+    """
+
+    not_finite = 0
+    saved_step = 0
+    saved_best = (None, None, None)
+    kept: int | None = None  # as many complete checkpoints
+    run_settings: dict[str, Any] | None = None
+    refused: str | None = None  # why the checkpoint that is being written cannot be; None: none is being written
 
     def resume_or_start(self) -> None:
         """Train from the newest complete checkpoint of the run folder, or from the beginning.
@@ -29,16 +47,26 @@ class RunTrainerMixin:
         Raises:
             InputError: the checkpoint has another tokenizer.
         """
-        with self.args.main_process_first(desc="removing what was cut off"):
-            checkpoint = newest_checkpoint(Path(self.args.output_dir))
+        folder = Path(self.args.output_dir)
+        with self.args.main_process_first(desc="choosing the checkpoint"):
+            checkpoint = resume_point(folder, self.args.load_best_model_at_end)
         if checkpoint is not None:
             self._check_tokenizer(checkpoint)
         if checkpoint is not None and self.is_trained(checkpoint):
             return
         if checkpoint is not None:
             self.before_resume(checkpoint)
-        with freed_memory_kept() if self.args.device.type == "cpu" else nullcontext():
-            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        self.run_settings = read_json(folder / SETTINGS_FILE)
+        self.add_callback(KnowBest(self, checkpoint))
+        asked = {name: getattr(self.args, name) for name in ("save_total_limit", "eval_on_start")}
+        self.kept, self.args.save_total_limit = self.args.save_total_limit, None  # `rotate` removes them
+        self.args.eval_on_start &= checkpoint is None  # else it was made, and is in the log
+        try:
+            with freed_memory_kept() if self.args.device.type == "cpu" else nullcontext():
+                self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            for name, value in asked.items():
+                setattr(self.args, name, value)
 
     def _check_tokenizer(self, checkpoint: Path) -> None:
         """Token ids mean something else to a model of an earlier version, whose tokenizer had no role tokens."""
@@ -56,10 +84,9 @@ class RunTrainerMixin:
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if state.global_step < state.max_steps:
             return False
-        self.state = state
-        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        found = checkpoint if best is None else checkpoint.with_name(Path(best).name)
-        self._load_from_checkpoint(str(found if found.is_dir() else checkpoint))
+        self.state, self.saved_step = state, state.global_step
+        best = best_beside(checkpoint) if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(str(best if best is not None and is_complete(best) else checkpoint))
         return True
 
     def get_train_dataloader(self):
@@ -79,11 +106,108 @@ class RunTrainerMixin:
         if self.not_finite > (PATIENCE if self.args.fp16 else 0):
             raise TrainingDiverged(
                 f"learning_rate {self.args.learning_rate:g}: the loss of update {self.state.global_step + 1} is no "
-                "finite number, and training was ended before the weights were harmed; choose a smaller one, which "
-                f"starts a run of its own (what was saved stays in {self.args.output_dir}).",
+                f"finite number, and training was ended before the weights were harmed; {self._smaller_rate()}",
                 "NL-502",
             )
         return loss
+
+    def check_weights(self) -> None:
+        """Raises TrainingDiverged if a weight is no finite number, on any process: it must not be saved."""
+        # A sum is no finite number if one of its terms is none.
+        sums = [weight.detach().sum(dtype=torch.float32) for weight in self.model.parameters() if weight.requires_grad]
+        if self._any(not torch.stack(sums).isfinite().all()):
+            raise TrainingDiverged(
+                f"learning_rate {self.args.learning_rate:g}: after update {self.state.global_step} weights are no "
+                f"finite numbers, and they were not saved; {self._smaller_rate()}",
+                "NL-502",
+            )
+
+    def _smaller_rate(self) -> str:
+        return (
+            "choose a smaller one, which starts a run of its own (what was saved before stays in "
+            f"{self.args.output_dir})."
+        )
+
+    def _any(self, flag: bool) -> bool:
+        """True if the flag is true for any process; all have to ask."""
+        return bool(flag) if self.args.world_size == 1 else true_for_any_process(bool(flag), self.args.device)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        if self.control.should_evaluate or self.control.should_save:
+            self.check_weights()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        """transformers' own, then the seal; only then are older ones removed. If the disk does not take it, it is as
+        if it had not been asked for: training goes on in memory, and the next one is the next try."""
+        step, is_main = self.state.global_step, self.args.process_index == 0
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"checkpoint-{step}"
+        self.refused = ""
+        if is_main:
+            with self._unless_refused():
+                if checkpoint.exists():  # some save at the end of an epoch once more: what is there stays until then
+                    set_aside(checkpoint)
+                if self.run_settings is not None and not (folder / SETTINGS_FILE).exists():  # the folder has vanished
+                    folder.mkdir(parents=True, exist_ok=True)
+                    write_json(folder / SETTINGS_FILE, self.run_settings)
+        self.accelerator.wait_for_everyone()  # each process writes a file of its own
+        with self._unless_refused():
+            super()._save_checkpoint(*args, **kwargs)
+        with self._unless_refused():
+            self.before_seal(checkpoint)
+        if not self._any(self.refused) and is_main:
+            with self._unless_refused():
+                seal_checkpoint(checkpoint)
+        is_refused, why, self.refused = self._any(self.refused), self.refused, None
+        if is_refused:
+            self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self.saved_best
+        else:
+            self.keep_best()
+        if is_main and is_refused:
+            take_back(checkpoint)
+            logger.warning("%s could not be saved (%s): training goes on", checkpoint, why or "by another process")
+            logger.warning("in memory and saves when it can. What is safe: update %d.", self.saved_step)
+        elif is_main:
+            best = self.state.best_model_checkpoint
+            rotate(folder, step, self.kept, best and Path(best).name)
+
+    def keep_best(self) -> None:
+        """What is known of the best checkpoint is so of one that is sealed."""
+        state = self.state
+        self.saved_step = state.global_step
+        self.saved_best = (state.best_metric, state.best_global_step, state.best_model_checkpoint)
+
+    @contextmanager
+    def _unless_refused(self) -> Iterator[None]:
+        """What the disk refuses of a checkpoint is noted: every process has to come to its end, for they wait for each
+        other on the way. Otherwise it is an error."""
+        try:
+            yield
+        except Exception as error:
+            why = refusal(error)
+            if self.refused is None or not why:
+                raise
+            self.refused = self.refused or why
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        with self._unless_refused():
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _save_scaler(self, output_dir):
+        with self._unless_refused():
+            super()._save_scaler(output_dir)
+
+    def _save_rng_state(self, output_dir):
+        with self._unless_refused():
+            super()._save_rng_state(output_dir)
+
+    def _load_best_model(self):
+        if is_complete(Path(self.state.best_model_checkpoint)):
+            super()._load_best_model()
+        else:
+            logger.warning("%s, the best checkpoint, is lost or damaged:", self.state.best_model_checkpoint)
+            logger.warning("the result has the weights of the last update.")
 
     def before_resume(self, checkpoint: Path) -> None:
         """Take up what `before_seal` has left."""
@@ -108,20 +232,24 @@ class RunTrainerMixin:
         return metrics
 
     def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
+        with self._unless_refused():
+            super()._save(output_dir, state_dict)
         # A pickle of the settings, which nothing here reads: a run folder holds no pickle of ours.
         (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
 
-class SealCheckpoints(TrainerCallback):
-    """States of every checkpoint that it is complete, once everything is in it."""
+class KnowBest(TrainerCallback):
+    """Tells the run at its start which checkpoint is the best so far: the one beside that it goes on from, wherever
+    both were when it was noted."""
 
-    def __init__(self, trainer: RunTrainerMixin):
-        self.trainer = trainer
+    def __init__(self, trainer: RunTrainerMixin, resumed: Path | None):
+        self.trainer, self.resumed = trainer, resumed
 
-    def on_save(self, args, state, control, **kwargs):
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self.trainer.before_seal(checkpoint)
-        self.trainer.accelerator.wait_for_everyone()  # each process writes a file of its own
-        if state.is_world_process_zero:
-            seal_checkpoint(checkpoint)
+    def on_train_begin(self, args, state, control, **kwargs):
+        best = None if self.resumed is None else best_beside(self.resumed)
+        if best is not None and is_complete(best):
+            state.best_model_checkpoint = str(best)
+        elif best is not None:
+            logger.warning("The best checkpoint so far is lost or damaged: the best from now on becomes the result.")
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        self.trainer.keep_best()

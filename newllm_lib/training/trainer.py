@@ -17,7 +17,7 @@ from .arguments import StageArguments
 from .context_carrier import ContextCarrier, LaneSampler
 from .distillation import distillation_loss
 from .even_rows import EvenSampler, RowsAndBlank
-from .run_trainer import RunTrainerMixin, SealCheckpoints
+from .run_trainer import RunTrainerMixin
 
 
 class LanguageModelTrainer(RunTrainerMixin, Trainer):
@@ -55,7 +55,6 @@ class LanguageModelTrainer(RunTrainerMixin, Trainer):
             **kwargs,
         )
         self.num_rows = len(train_rows)
-        self.add_callback(SealCheckpoints(self))
 
     def before_resume(self, checkpoint: Path) -> None:
         self.carrier.load(checkpoint, self.args.device)

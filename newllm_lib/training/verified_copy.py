@@ -2,12 +2,17 @@
 
 A copy is written under a temporary name, read back, and renamed into place; a manifest in its folder states size and
 SHA-256 of every file. Whatever goes wrong on the way, what was there before stays as it was.
+
+What a copy says of itself may be anything: names are matched before they are used, and links are never followed.
 """
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +24,8 @@ from .checkpoint import write_json
 MANIFEST_FILE = "manifest.json"
 CHUNK_BYTES = 2**22
 PARTIAL, OLD = ".partial", ".old"
+NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")  # of a file in its folder, and of no other
+LARGEST = 2**62  # bytes, or nanoseconds
 
 Report = Callable[[int], None]  # told of the bytes of every chunk
 
@@ -45,17 +52,31 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder of copies; an empty one if there is none that can be read."""
+    """The manifest of a folder of copies, as far as it states files in that folder; an empty one if there is none, or
+    one that is damaged.
+
+    Raises:
+        OSError: the disk is gone, or does not let it be read.
+    """
     try:
-        content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        files = {
-            name: [{key: state[key] for key in ("bytes", "sha256", "modified")} for state in states]
-            for name, states in content["files"].items()
-            if states and ".." not in Path(name).parts and not Path(name).is_absolute()
-        }
-        return Manifest(files, float(content["saved_at"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        content = json.loads((folder / MANIFEST_FILE).read_bytes())
+        inside = {name: _states(states) for name, states in content["files"].items() if _is_inside(name)}
+        saved_at = float(content["saved_at"])
+    except (FileNotFoundError, NotADirectoryError):
         return Manifest()
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        return Manifest()
+    files = {name: states for name, states in inside.items() if states}
+    return Manifest(files, saved_at) if math.isfinite(saved_at) else Manifest()
+
+
+def _is_inside(name: str) -> bool:
+    return all(NAME.fullmatch(part) for part in name.split("/"))
+
+
+def _states(states: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = [{"bytes": int(s["bytes"]), "sha256": str(s["sha256"]), "modified": int(s["modified"])} for s in states]
+    return [state for state in found if max(state["bytes"], abs(state["modified"])) < LARGEST]
 
 
 def write_manifest(folder: Path, files: dict[str, list[dict[str, Any]]]) -> None:
@@ -94,6 +115,7 @@ def copy_checked(
         OSError: the disk is full, or gone.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    discard(target)  # it may be a link
     digest, size, modified = hashlib.sha256(), 0, source.stat().st_mtime_ns
     with source.open("rb") as reader, target.open("wb") as writer:
         while chunk := reader.read(CHUNK_BYTES):
@@ -160,9 +182,19 @@ def bring_folder(source: Path, target: Path, report: Report = lambda size: None)
     if not stated:
         raise DamagedCopy("it was not copied to its end")
     for name, states in stated.items():
-        if not (source / name).is_file():
-            raise DamagedCopy(f"{name} is missing")
-        copy_checked(source / name, target / name, states, report)
+        copy_checked(plain_file(source, name), target / name, states, report)
+
+
+def plain_file(folder: Path, name: str) -> Path:
+    """The path of a file of a copy.
+
+    Raises:
+        DamagedCopy: there is none, or only a link that leads elsewhere.
+    """
+    path = folder / name
+    if not path.is_file() or path.resolve() != folder.resolve() / name:
+        raise DamagedCopy(f"{name} is missing")
+    return path
 
 
 def update_files(source: Path, target: Path, names: Sequence[str], report: Report = lambda size: None) -> None:
@@ -176,6 +208,7 @@ def update_files(source: Path, target: Path, names: Sequence[str], report: Repor
     changed = [name for name in names if not _is_up_to_date(source / name, target / name, stated.get(name, []))]
     if not changed and all(len(stated[name]) == 1 for name in names):
         return
+    tidy(target)
     copies = {name: stated[name][0] for name in names if name not in changed}
     try:
         for name in changed:
@@ -201,30 +234,41 @@ def _is_up_to_date(source: Path, target: Path, states: Sequence[dict[str, Any]])
 def replace_folder(partial: Path, target: Path) -> None:
     """Rename `partial` to `target`; what was there gives way only then."""
     old = temporary(target, OLD)
-    if target.exists():
+    if os.path.lexists(target):
         discard(old)
         os.rename(target, old)
     os.rename(partial, target)
     discard(old)
 
 
-def tidy(folder: Path) -> None:
-    """Remove what a copy that was cut off has left in `folder`, and put back what had just given way to it."""
-    for old in folder.glob(f".*{OLD}"):
-        target = folder / old.name[1 : -len(OLD)]
-        if not target.exists():
-            os.rename(old, target)
-    for pattern in (f".*{OLD}", f".*{PARTIAL}", f".{MANIFEST_FILE}.*"):
-        for path in folder.glob(pattern):
-            discard(path)
+def tidy(folder: Path, untouched_seconds: float = 0.0) -> None:
+    """Remove what a copy that was cut off has left in `folder`, and put back what had just given way to it.
+
+    Args:
+        untouched_seconds: leave alone what was changed since: somebody else may be at work on it.
+    """
+    hidden = sorted(folder.glob(".*"))
+    left = [path for path in hidden if path.name.endswith((OLD, PARTIAL)) or path.name.startswith(f".{MANIFEST_FILE}.")]
+    for path in left:
+        if time.time() - path.lstat().st_mtime < untouched_seconds:
+            continue
+        target = folder / path.name[1 : -len(OLD)]
+        if path.name.endswith(OLD) and not os.path.lexists(target):
+            os.rename(path, target)
+        discard(path)
 
 
 def discard(path: Path) -> None:
-    """Remove a file or a folder. Google Drive moves what is removed into its bin, where it goes on taking room: files
-    are emptied first. Errors are not told: what is left is hidden, and `tidy` tries again."""
-    for file in files_of(path) if path.is_dir() else [path] * path.is_file():
+    """Remove a file or a folder; of a link the link alone. Google Drive moves what is removed into its bin, where it
+    goes on taking room: files are emptied first. Errors are not told: what is left is hidden, and `tidy` tries again.
+    """
+    is_folder = path.is_dir() and not path.is_symlink()
+    for file in sorted(path.rglob("*")) if is_folder else [path]:
         try:
-            if file.stat().st_nlink == 1:  # the other name of a link keeps its content
+            status = file.lstat()
+            if stat.S_ISDIR(status.st_mode):
+                continue
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:  # the other name of a link keeps its content
                 os.truncate(file, 0)
             file.unlink()
         except OSError:

@@ -59,6 +59,16 @@ def test_text_from_outside_is_harmless():
     )
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["$x$", "$$x$$", r"\(x\)", r"\[x\]", r"\begin{equation}x\end{equation}", r"C:\(new)\[old]", r"\\(x\\)", r"\$x\$"],
+)
+def test_no_text_is_set_as_a_formula(text):
+    """MathJax looks for its delimiters in what stands between two tags."""
+    pieces = re.split(r"</?span>", escape(text))
+    assert "".join(pieces) == text and all(piece in "$\\" or not set(piece) & set("$\\") for piece in pieces)
+
+
 def test_bad_input_ends_a_cell_in_one_sentence(capsys):
     @in_one_sentence
     def cell():

@@ -325,3 +325,22 @@ def test_a_run_of_adapters_brings_its_reference_along(copier, tmp_path):
     assert elsewhere.fetch(there).progress == 40
     assert contents(there / "reference").keys() >= {"model.safetensors", "results.json", "settings.json"}
     assert contents(there / "reference")["model.safetensors"] == contents(run / "reference")["model.safetensors"]
+
+
+def test_a_folder_that_cannot_be_copied_keeps_no_other_from_it(copier, run, monkeypatch):
+    plain = verified_copy.copy_checked
+
+    def copy_checked(source, *args, **kwargs):
+        if source.name == "bad":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return plain(source, *args, **kwargs)
+
+    monkeypatch.setattr(verified_copy, "copy_checked", copy_checked)
+    (run.parent.parent / "bad").write_text("mine alone")
+    os.symlink(run / "nothing", run.parent / "dangling")
+    make_run(run, finished=True)
+    copier.work()
+    assert "Permission denied" in copier.problem and (copier.copy_of(run) / "results.json").is_file()
+    (run.parent.parent / "bad").unlink()
+    copier.work()
+    assert copier.problem == "" and copier.failures == 0

@@ -1,7 +1,9 @@
 """Runs of earlier sessions: which come back at once, which wait on Drive, and what is said of them."""
 
 import errno
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from run_folders import contents, make_earlier_model, make_run
@@ -10,6 +12,7 @@ from newllm_lib.colab.drive_copy import DriveCopier
 from newllm_lib.colab.earlier_runs import bring_back_runs, fetch_sentences, is_finished, newest_run, run_sentence
 from newllm_lib.colab.start_models import finished_runs
 from newllm_lib.training import verified_copy
+from newllm_lib.training.verified_copy import MANIFEST_FILE
 
 
 @pytest.fixture
@@ -75,6 +78,72 @@ def test_a_damaged_run_is_named(copier):
     ((sentence, status),) = fetch_sentences(copier, [model])
     assert status == "note" and "c/newllm/checkpoint-10: optimizer.pt is missing" in sentence
     assert not model.exists()
+
+
+def spoil_settings(model):
+    (model / "settings.json").unlink()
+    (model / "settings.json").mkdir()
+
+
+def spoil_place(model):
+    """A file where the folder of the run would be."""
+    here = Path(str(model).replace("/drive/", "/here/")).parent
+    here.parent.mkdir(parents=True, exist_ok=True)
+    here.write_text("in the way")
+
+
+SPOILED = {
+    "an empty seal": lambda model: (model / "checkpoint-10" / "complete.json").write_text(""),
+    "an empty state": lambda model: (model / "checkpoint-10" / "trainer_state.json").write_text(""),
+    "an empty manifest": lambda model: (model / "checkpoint-10" / MANIFEST_FILE).write_text(""),
+    "a folder for a manifest": lambda model: (model / MANIFEST_FILE).unlink() or (model / MANIFEST_FILE).mkdir(),
+    "a folder for a file": spoil_settings,
+    "a link that goes round": lambda model: shutil.rmtree(model) or os.symlink(model, model),
+    "a link to all of Drive": lambda model: shutil.rmtree(model) or os.symlink(model.parents[2], model),
+    "a file in the way": spoil_place,
+    "a checkpoint that is a file": lambda model: (model / "checkpoint-30").write_text(""),
+    "a number too long": lambda model: (model / f"checkpoint-{'9' * 240}").mkdir(),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_each_copy_comes_back_on_its_own(copier, how):
+    model = copier.drive / "02_dailydialog" / "c" / "newllm"  # the newest, which is brought back first
+    SPOILED[how](model)
+    returned = bring_back_runs(copier, lambda name: None)
+    assert {"/".join(path.parts[-3:]) for path in returned.models} >= {"01_pretrain/a/newllm", "01_pretrain/b/newllm"}
+    assert (copier.local / "01_pretrain" / "a" / "newllm" / "results.json").is_file()
+    assert not list(copier.local.rglob("*.partial"))
+    if newest := newest_run(copier.local):
+        assert run_sentence(newest)
+
+
+def test_what_is_here_may_be_damaged_too(copier):
+    for number, content in enumerate(("", "[]", "{", '{"max_steps": "x", "best_model_checkpoint": 3}')):
+        run = make_run(copier.local / "03_dolly" / str(number) / "newllm", (10,))
+        for name in ("complete.json", "trainer_state.json", "config.json"):
+            (run / "checkpoint-10" / name).write_text(content)
+            (run / name).write_text(content)
+        (run / "results.json").write_text(content)
+        (run.parent / "trials.jsonl").write_text(content)
+        assert run_sentence(run.parent) and is_finished(run.parent) in (True, False)
+    assert len(bring_back_runs(copier, lambda name: None).models) == 3
+    assert newest_run(copier.local) is not None
+
+
+def test_leftovers_of_killed_sessions_are_removed_but_not_those_of_one_at_work(copier):
+    drive = copier.drive / "01_pretrain" / "a"
+    old = [drive / "newllm" / ".checkpoint-3.partial", drive / ".comparison.json.partial"]
+    new = drive / "newllm" / ".checkpoint-4.partial"
+    for path in (*old, new):
+        path.write_text("half")
+    for path in old:
+        os.utime(path, (1, 1))
+    here = copier.local / "01_pretrain" / "a" / ".newllm.partial"
+    here.mkdir(parents=True)
+    (here / "weights").write_text("half")
+    bring_back_runs(copier, lambda name: None)
+    assert [path.exists() for path in (*old, new, here)] == [False, False, True, False]
 
 
 def test_there_may_be_none(tmp_path):

@@ -219,7 +219,8 @@ def test_the_models_train_in_turn_and_finished_ones_are_left_alone(cell, page):
         trained.append(args.model_type)
         folder = training.Path(args.output_dir)
         folder.mkdir(parents=True)
-        (folder / "results.json").write_text("{}")
+        (folder / "results.json").write_text('{"loss": 1.0}')
+        (folder / "model.safetensors").write_text("weights")
 
     cell.panel.stage = dataclasses.replace(cell.panel.stage, run=pretrain)
     folders = training.train_models(cell.panel)
@@ -244,3 +245,19 @@ def test_an_interrupt_ends_the_cell_and_says_how_to_go_on(cell, page, stop, word
         training.train_models(cell.panel)
     assert words in str(error.value) and "same command" not in str(error.value)
     assert "stopped" in page.newest
+
+
+def test_a_log_that_a_disk_has_damaged_is_read_as_far_as_it_goes(tmp_path):
+    lines = [
+        '{"step": 1, "loss": 3.0}',
+        "",
+        "[1]",
+        "\x00\x00",
+        '{"loss": 2.0}',
+        '{"step": 2, "loss": 2.0}',
+        '{"step": 3, "l',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert live_plot.read_history(tmp_path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe" + b"[" * 100_000)
+    assert live_plot.read_history(tmp_path) == []

@@ -258,7 +258,8 @@ def test_what_is_finished_or_begun_is_said(make_panel):
     panel = make_panel()
     folder = Path(panel.arguments("newllm").output_dir)
     folder.mkdir(parents=True)
-    (folder / "results.json").write_text("{}")
+    (folder / "results.json").write_text('{"loss": 1.0}')
+    (folder / "model.safetensors").write_bytes(b"weights")
     panel.controls["seed"].widget.value = 1
     panel.controls["seed"].widget.value = 42
     assert "newllm is finished" in panel.line.value

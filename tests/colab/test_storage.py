@@ -68,6 +68,27 @@ def test_the_cell_may_be_run_again(colab, said):
     assert copier.asked == 1, "what failed is tried again at once"
 
 
+def test_a_bad_copy_costs_a_sentence_and_no_other_run(colab, said, tmp_path):
+    runs = storage.open_storage()
+    for name in ("a", "b", "c"):
+        run = make_run(runs / "01_pretrain" / name / "newllm", (10,))
+        storage.drive_copier(runs).copy_later(run, run / "checkpoint-10")
+        storage.drive_copier(runs).work()
+    next_session(runs)
+    on_drive = tmp_path / "my-drive" / "New-LLM" / "01_pretrain"
+    (on_drive / "c" / "newllm" / "checkpoint-10" / "complete.json").write_text("")
+    (on_drive / "b" / "newllm" / "manifest.json").unlink()
+    (on_drive / "b" / "newllm" / "manifest.json").mkdir()
+    said.clear()
+    assert storage.open_storage() == runs and (runs / "01_pretrain" / "a" / "newllm" / "checkpoint-10").is_dir()
+    notes = [sentence for status, sentence in said if status == "note"]
+    assert (
+        len(notes) == 2 and "01_pretrain/b/newllm (Is a directory)" in notes[0] and "What is on Drive stays" in notes[0]
+    )
+    assert "01_pretrain/c/newllm/checkpoint-10: complete.json is not what was saved" in notes[1]
+    assert "The newest run is 01_pretrain/a: newllm is at update 10 of 300" in said[-1][1]
+
+
 def test_a_drive_that_was_lost_is_mounted_anew(colab, said, tmp_path):
     storage.open_storage()
     (tmp_path / "my-drive").rename(tmp_path / "gone")

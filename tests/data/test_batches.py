@@ -10,7 +10,7 @@ from newllm_lib.data.batches import (
     packed_rows,
     positions_within_row,
 )
-from newllm_lib.data.rows import TextPiece, pieces_of_lines
+from newllm_lib.data.pieces import TextPiece, pieces_of_lines
 from newllm_lib.data.text import Text
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.errors import InputError

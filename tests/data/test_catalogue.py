@@ -4,7 +4,6 @@ import pytest
 
 from newllm_lib.data.catalogue import CONVERSATION_DATASETS, DATASETS, find_dataset
 from newllm_lib.data.chat_template import TEMPLATES
-from newllm_lib.data.rows import any_conversation
 from newllm_lib.errors import InputError
 
 
@@ -24,7 +23,7 @@ def test_names_and_ids_are_found():
     assert find_dataset("dolly") is DATASETS["dolly"]
     assert "wikitext" not in CONVERSATION_DATASETS
     other = find_dataset("owner/name")
-    assert (other.sources[0].hub_id, other.messages) == ("owner/name", any_conversation)
+    assert (other.sources[0].hub_id, other.columns) == ("owner/name", ())
     for name in ("dollly", "wikitext", ""):
         with pytest.raises(InputError, match=rf"dataset has to be one of dailydialog, .*\(owner/name\), got '{name}'"):
             find_dataset(name)

@@ -168,6 +168,21 @@ def test_a_preparation_that_was_killed_goes_on_at_the_row(cache, tokenizer, monk
     assert same_rows(resumed, unbroken)
 
 
+@pytest.mark.parametrize("name", ["shard-00001.arrow", "shard-00000.json", "shard-00002.json", "complete.json"])
+def test_a_damaged_shard_is_made_anew(cache, tokenizer, monkeypatch, name):
+    monkeypatch.setattr(module, "ROWS_PER_SHARD", 500)
+    whole, counts = conversation_rows(synthetic(1_500), tokenizer, FORM)
+    whole = list(whole)  # which are read from the files themselves
+    (path,) = cache.glob(f"conversations-*/{name}")
+    path.write_bytes(bytes(path.stat().st_size))
+    reads: list[int] = []
+    again, counts_again = conversation_rows(synthetic(1_500, reads), tokenizer, FORM)
+    assert same_rows(whole, again) and counts == counts_again
+    first = 1_500 if name == "complete.json" else 500 * int(name[6:11])
+    assert reads == list(range(first, 1_500))
+    assert conversation_rows(synthetic(1_500, reads), tokenizer, FORM)[1] == counts and len(reads) == 1_500 - first
+
+
 def test_memory_does_not_grow_with_the_data(tmp_path):
     argv = [sys.executable, str(SCRIPT), "500", "-1", "3000", "30000"]
     environment = os.environ | {"NEWLLM_CACHE": str(tmp_path)}

@@ -108,13 +108,6 @@ def test_running_text_is_no_conversation(text_file):
         load_conversations(data=str(text_file))
 
 
-def test_csv_that_is_none(tmp_path):
-    path = tmp_path / "rows.csv"
-    path.write_bytes(b"prompt,completion\rold,Macintosh\r")
-    with pytest.raises(InputError, match=r"line \d+ is not CSV"):
-        list(load_conversations(data=str(path)).train)
-
-
 def test_held_out_by_what_is_said(hundred, tmp_path):
     splits = load_conversations(data=hundred, held_out_share=0.2)
     train, held_out = rows_of(splits.train), rows_of(splits.validation)
@@ -179,8 +172,6 @@ def test_what_changes_the_conversations_changes_what_they_are_known_by(hundred, 
         {"held_out": "random"},
         {"held_out_share": 0.2},
         {"eval_data": hundred},
-        {"dataset": "dolly"},
-        {"dataset": "alpaca"},
         {"skip_bad_rows": True},
     ]
     assert len({known_by(**setting) for setting in settings}) == len(settings)

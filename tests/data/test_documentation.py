@@ -2,7 +2,7 @@ import json
 import re
 
 from newllm_lib.data.documentation import MAX_ANSWER_CHARACTERS, documentation_rows
-from newllm_lib.data.rows import dolly
+from newllm_lib.data.rows import any_conversation
 
 
 def test_questions_and_answers_are_those_of_the_documentation():
@@ -17,7 +17,7 @@ def test_questions_and_answers_are_those_of_the_documentation():
 def test_every_row_is_one_of_dollys_and_told_once():
     rows = documentation_rows()
     for row in rows:
-        assert dolly(row)[-1] == {"role": "assistant", "content": row["response"]}
+        assert any_conversation(row)[-1] == {"role": "assistant", "content": row["response"]}
         assert 20 <= len(row["response"]) <= MAX_ANSWER_CHARACTERS
         assert " at 0x" not in row["context"]
     assert len({row["response"] for row in rows}) == len(rows) > 2_000

@@ -9,10 +9,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from newllm_lib.data import conversations, hub
+from newllm_lib.data import hub
 from newllm_lib.data.catalogue import DATASETS, Dataset, HubSource
 from newllm_lib.data.conversations import load_conversations
-from newllm_lib.data.rows import any_conversation, dailydialog, dialogues_of_utterances
+from newllm_lib.data.rows import dialogues_of_utterances
 from newllm_lib.errors import InputError
 
 SERVED_COMMIT = "ab" * 20
@@ -94,7 +94,7 @@ def two_mirrors(monkeypatch):
         HubSource("first/mirror", "main", splits=SPLITS, rows={"train": 2, "validation": 1}),
         HubSource("second/mirror", "main", splits=SPLITS, regroup=dialogues_of_utterances),
     )
-    entry = Dataset("CC", sources, ("dialog",), dailydialog, offline=None)
+    entry = Dataset("CC", sources, ("dialog",), offline=None)
     monkeypatch.setitem(DATASETS, "dailydialog", entry)
     return entry
 
@@ -182,13 +182,10 @@ def test_any_dataset_of_messages_by_its_id(served):
     assert [complaint for _, messages, complaint in items if messages is None] == [
         "row 8: there is no assistant turn to learn from"
     ]
-    assert conversations.find_dataset("owner/name").messages is any_conversation
 
 
 def test_a_streamed_dataset_is_read_from_any_row(served, monkeypatch):
-    entry = Dataset(
-        "MIT", (HubSource("big/data", "main"),), ("data",), DATASETS["ultrachat-full"].messages, streamed=True
-    )
+    entry = Dataset("MIT", (HubSource("big/data", "main"),), ("data",), streamed=True)
     monkeypatch.setitem(DATASETS, "ultrachat-full", entry)
     served["big/data"] = {"train": [{"id": str(number), "data": [f"Q{number}", "A"]} for number in range(100)]}
     splits = load_conversations("ultrachat-full", max_samples=50)

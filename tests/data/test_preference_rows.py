@@ -3,7 +3,7 @@
 import pytest
 
 from newllm_lib.data.preference_rows import IdenticalSides, any_preference
-from newllm_lib.data.rows import RowError
+from newllm_lib.data.turns import RowError
 
 USER = {"role": "user", "content": "Why?"}
 YES, NO = {"role": "assistant", "content": "Because."}, {"role": "assistant", "content": "No idea."}
@@ -19,6 +19,9 @@ YES, NO = {"role": "assistant", "content": "Because."}, {"role": "assistant", "c
         {"prompt": [USER], "chosen": "Because.", "rejected": "No idea."},
         {"instruction": "Why?", "input": "", "output": "unused", "chosen": "Because.", "rejected": "No idea."},
         {"chosen": "\n\nHuman: Why?\n\nAssistant: Because.", "rejected": "\n\nHuman: Why?\n\nAssistant: No idea."},
+        {"question": "Why?", "chosen": "Because.", "rejected": "No idea.", "system": None},
+        {"chosen": [USER, YES], "rejected": [USER, NO]},
+        {"chosen": [{"from": "human", "value": "Why?"}, YES], "rejected": [USER, NO]},
     ],
 )
 def test_rows_of_every_shape(row):
@@ -35,15 +38,30 @@ def test_a_prompt_of_several_turns_a_context_and_a_kind():
     assert [message["role"] for message in pair.prompt] == ["user", "context"] and pair.kind == "vague"
 
 
+def test_system_and_history_are_part_of_the_prompt():
+    row = {"system": "S", "history": [["Hi", "Yes?"]], "question": "Why?", "chosen": "Because.", "rejected": "No idea."}
+    prompt = any_preference(row).prompt
+    assert [(turn["role"], turn["content"]) for turn in prompt] == [
+        ("system", "S"),
+        ("user", "Hi"),
+        ("assistant", "Yes?"),
+        ("user", "Why?"),
+    ]
+    assert (
+        any_preference({"system": "S", "prompt": "Why?", "chosen": [USER, YES], "rejected": [USER, NO]}).chosen
+        == "Because."
+    )
+
+
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"chosen": "a", "question": "b"}, r"there is no 'prompt' column .*found: 'chosen', 'question'"),
+        ({"chosen": "a", "questions": "b"}, r"there is no 'prompt' or .* column .*found: 'chosen', 'questions'"),
         ({"prompt": "a", "chosen": "b"}, r"there is no 'rejected' column"),
         ({"prompt": "a", "chosen": "b", "rejected": " "}, r"'rejected' is empty"),
         ({"prompt": "", "chosen": "b", "rejected": "c"}, r"'prompt' is empty"),
         ({"prompt": 3, "chosen": "b", "rejected": "c"}, r"'prompt' has to be a string or a list of messages, got int"),
-        ({"prompt": "a", "chosen": None, "rejected": "c"}, r"'chosen' has to be a string .* got NoneType"),
+        ({"prompt": "a", "chosen": None, "rejected": "c"}, r"'chosen' is empty"),
         ({"prompt": "a", "chosen": [{"role": "x"}], "rejected": "c"}, r"'chosen': turn 1 has to be an object"),
         (
             {"prompt": [USER, YES], "chosen": "b", "rejected": "c"},

@@ -63,7 +63,7 @@ def test_identical_sides_are_dropped_and_counted(tmp_path):
     [
         ("rejected", "", "'rejected' is empty"),
         ("chosen", 7, "'chosen' has to be a string or a list of messages, got int"),
-        ("prompt", None, "'prompt' has to be a string"),
+        ("prompt", None, "'prompt' is empty"),
     ],
 )
 def test_a_bad_row_is_named_with_its_line(tmp_path, field, value, complaint):
@@ -169,6 +169,36 @@ def test_a_prompt_longer_than_the_window_is_named(tmp_path, tokenizer):
         drop_too_long(side, tokenizer, 64, skips=False)
     kept = drop_too_long(side, tokenizer, 64, skips=True)
     assert len(kept.pairs) == 5 and "line 3: the prompt alone" in kept.remarks()[0]
-    assert drop_too_long(side, tokenizer, 512, skips=False) is side
+    assert drop_too_long(side, tokenizer, 512, skips=False).pairs == side.pairs
     with pytest.raises(InputError, match="no prompt shorter than max_length 8"):
         drop_too_long(side, tokenizer, 8, skips=True)
+
+
+def test_pairs_that_are_equal_within_a_row_are_told_and_left_out(tmp_path, tokenizer):
+    same = "the same words again and again, and again"
+    pairs = make_pairs(6)
+    pairs[1] |= {"chosen": f"{same}, yes", "rejected": f"{same}, no"}
+    pairs[4] |= {"chosen": f"{same}, yes", "rejected": "no"}
+    file = write_pairs(tmp_path / "pairs.jsonl", pairs)
+    side = load_preferences(data=str(file), eval_data=str(file)).train
+    kept = drop_too_long(side, tokenizer, 64, skips=False)
+    assert [pair.place for pair in kept.pairs] == [f"line {number}" for number in (1, 3, 4, 5, 6)]
+    equal, cut = kept.remarks()
+    assert equal == "1 pairs are equal within 64 tokens and were left out (line 2)."
+    assert cut.endswith("pairs have an answer that is cut at 64 tokens.")
+    assert drop_too_long(side, tokenizer, 512, skips=False).remarks() == []
+    file = write_pairs(tmp_path / "equal.jsonl", [pairs[1]] * 3)
+    side = load_preferences(data=str(file), eval_data=str(file)).train
+    with pytest.raises(
+        InputError, match=r"in all 3 pairs of file equal\.jsonl both answers are the same within max_length"
+    ):
+        drop_too_long(side, tokenizer, 64, skips=False)
+
+
+def test_pairs_of_which_all_are_identical_are_refused_as_such(tmp_path):
+    pairs = [{**pair, "rejected": pair["chosen"]} for pair in make_pairs(30)]
+    file = write_pairs(tmp_path / "pairs.jsonl", pairs)
+    with pytest.raises(
+        InputError, match=r"holds no pair; 30 pairs have two identical sides .*line 1.*; give more rows|rows\."
+    ):
+        load_preferences(data=str(file))

@@ -5,9 +5,10 @@ from byte_ids import byte_ids
 
 from newllm_lib.data import rows
 from newllm_lib.data.catalogue import CONVERSATION_DATASETS, DATASETS
-from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat, encode_conversations, render
-from newllm_lib.data.rows import RowError, check_messages
+from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat, encode_conversations
+from newllm_lib.data.rendering import render
 from newllm_lib.data.tokenizer import build_tokenizer
+from newllm_lib.data.turns import RowError, check_messages
 
 
 def user(content: str) -> dict:
@@ -115,7 +116,7 @@ LITERAL_ROWS = [
 def test_a_literal_row(name, row, messages, parts):
     entry = DATASETS[name]
     assert set(entry.columns) <= row.keys()
-    assert entry.messages(row) == messages
+    assert rows.any_conversation(row) == messages
     tokenizer = build_tokenizer("byte", [])
     tokenizer.chat_template = TEMPLATES[entry.template]
     (text,), _ = render([messages], tokenizer)
@@ -180,8 +181,8 @@ def test_conversations_as_they_are_trained_on(messages, expected):
         ([user("a")], "there is no assistant turn to learn from"),
         ([], "there is no assistant turn to learn from"),
         ([user("a"), SYSTEM, assistant("b")], "turn 2: a system turn has to be the first"),
-        ([user("a"), {"role": "assistant", "content": ["b"]}], "turn 2: content has to be a string, got list"),
-        ([user("a"), {"role": "assistant", "content": None}], "turn 2: content has to be a string, got NoneType"),
+        ([user("a"), {"role": "assistant", "content": ["b"]}], "turn 2: content has a part that is no text, 'str'"),
+        ([user("a"), {"role": "assistant", "content": None}], r"turn 2 \(assistant\) is empty"),
         ([user("a"), {"role": "bot", "content": "b"}], "turn 2: role has to be one of system, user, .*got 'bot'"),
         ([user("a"), {"role": "assistant"}], "turn 2 has to be an object with 'role' and 'content'"),
         ([user("a"), "b"], "turn 2 has to be an object with 'role' and 'content'"),
@@ -194,22 +195,20 @@ def test_what_is_no_conversation_says_why(messages, complaint):
 
 
 @pytest.mark.parametrize(
-    ("name", "row", "complaint"),
+    ("row", "complaint"),
     [
-        ("dailydialog", {"dialog": "Hi"}, "'dialog' has to be a list of utterances, got str"),
-        ("dailydialog", {"text": "Hi"}, "'dialog' has to be a list of utterances, got NoneType"),
-        ("dailydialog", {"dialog": ["Hi", 5]}, "turn 2: content has to be a string, got int"),
-        ("dolly", {"instruction": "a", "context": ""}, r"no 'response' column \(found: 'instruction', 'context'\)"),
-        ("dolly", {"instruction": "a", "context": 1, "response": "b"}, "'context' has to be a string, got int"),
-        ("alpaca", {"instruction": "a", "input": "", "output": " "}, "'output' is empty"),
-        ("alpaca", {"instruction": None, "input": "", "output": "b"}, "'instruction' is empty"),
-        ("hh-rlhf", {"chosen": "Hello\n\nHuman: a"}, "'chosen' has to begin with a turn of Human or Assistant"),
-        ("hh-rlhf", {"chosen": "\n\nHuman: a\n\nAssistant:"}, r"turn 2 \(assistant\) is empty"),
-        ("hh-rlhf", {"rejected": "x"}, "there is no 'chosen' column"),
-        ("ultrachat", {"messages": "[]"}, "'messages' has to be a list of turns, got str"),
-        ("ultrachat-full", {"data": None}, "'data' has to be a list of utterances, got NoneType"),
+        ({"dialog": "Hi"}, "'dialog' has to be a list of turns, got str"),
+        ({"dialog": ["Hi", 5]}, "turn 2: content has to be a string, got int"),
+        ({"instruction": "a", "context": ""}, r"no 'completion' or 'response' .*\(found: 'instruction', 'context'\)"),
+        ({"instruction": "a", "context": 1, "response": "b"}, "'context' has to be a string, got int"),
+        ({"instruction": "a", "input": "", "output": " "}, "'output' is empty"),
+        ({"instruction": None, "input": "", "output": "b"}, "'instruction' is empty"),
+        ({"chosen": "Hello\n\nHuman: a"}, "'chosen' has to begin with a turn of Human or Assistant"),
+        ({"chosen": "\n\nHuman: a\n\nAssistant:"}, r"turn 2 \(assistant\) is empty"),
+        ({"messages": "[]"}, "'messages' has to be a list of turns, got str"),
+        ({"data": None}, "'data' is empty"),
     ],
 )
-def test_a_row_that_does_not_fit_says_why(name, row, complaint):
+def test_a_row_that_does_not_fit_says_why(row, complaint):
     with pytest.raises(RowError, match=complaint):
-        DATASETS[name].messages(row)
+        rows.any_conversation(row)

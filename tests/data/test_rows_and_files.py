@@ -3,7 +3,7 @@ import json
 import pytest
 
 from newllm_lib.data.files import check_file, read_pieces
-from newllm_lib.data.rows import PIECE_CHARACTERS, TextPiece, piece_of_conversation, pieces_of_lines
+from newllm_lib.data.pieces import PIECE_CHARACTERS, TextPiece, piece_of_conversation, pieces_of_lines
 from newllm_lib.data.text import load_text
 from newllm_lib.errors import InputError
 

@@ -4,7 +4,7 @@ from sample_text import make_text
 from transformers import AutoTokenizer
 
 from newllm_lib.data.batches import tokenized_pieces
-from newllm_lib.data.rows import TextPiece
+from newllm_lib.data.pieces import TextPiece
 from newllm_lib.data.tokenizer import build_tokenizer, end_token_ids, has_role_tokens, text_backend
 from newllm_lib.errors import InputError
 from newllm_lib.evaluation.token_stream import document_ids
@@ -59,7 +59,7 @@ def test_other_tokenizers_have_no_roles(tokenizer):
     assert has_role_tokens(tokenizer) == is_ours
     if not is_ours:
         assert end_token_ids(tokenizer) == [tokenizer.eos_token_id]
-        assert text_backend(tokenizer) is tokenizer.backend_tokenizer
+        assert tokenizer.eos_token_id not in text_backend(tokenizer).encode(f"a {tokenizer.eos_token} b").ids
         assert "<|user|>" not in tokenizer.get_vocab()
 
 

@@ -7,35 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, pipeline
 
 from newllm_lib.data.tokenizer import build_tokenizer
-from newllm_lib.models import (
-    ContextCache,
-    LSTMConfig,
-    LSTMForCausalLM,
-    NewLLMConfig,
-    NewLLMForCausalLM,
-    NewLLMReferenceConfig,
-    NewLLMReferenceForCausalLM,
-)
+from newllm_lib.models import ContextCache, NewLLMConfig, NewLLMForCausalLM
 
-SIZES = {"vocab_size": 41, "hidden_size": 16, "dropout": 0.0}
-NEWLLM_SIZES = {**SIZES, "context_size": 14, "intermediate_size": 24}
-SPECIAL = {"pad_token_id": 0, "eos_token_id": 40, "bos_token_id": 40}
-
-
-@pytest.fixture(params=["newllm", "newllm-4-layers", "newllm-reference", "lstm", "lstm-2-layers"])
-def model(request):
-    if request.param.startswith("lstm"):
-        layers = 2 if "2" in request.param else 1
-        model = LSTMForCausalLM(LSTMConfig(**SIZES, **SPECIAL, embedding_size=12, num_hidden_layers=layers))
-    elif request.param == "newllm-reference":
-        sizes = {"embedding_size": 12, "context_size": 14, "num_hidden_layers": 2}
-        model = NewLLMReferenceForCausalLM(NewLLMReferenceConfig(**SIZES, **SPECIAL, **sizes))
-    else:
-        layers = 4 if "4" in request.param else 1
-        model = NewLLMForCausalLM(NewLLMConfig(**NEWLLM_SIZES, **SPECIAL, num_hidden_layers=layers))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return model.eval()
+NEWLLM_SIZES = {"vocab_size": 41, "hidden_size": 16, "dropout": 0.0, "context_size": 14, "intermediate_size": 24}
 
 
 def tokens(rows: int, length: int) -> torch.Tensor:

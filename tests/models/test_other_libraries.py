@@ -51,6 +51,56 @@ def test_lora_and_its_variants_learn_and_merge(peft, variant):
     torch.testing.assert_close(model.merge_and_unload()(tokens()).logits, adapted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("variant", [{}, {"use_dora": True}, {"lora_dropout": 0.3}], ids=["lora", "dora", "dropout"])
+def test_adapters_learn_on_a_half_precision_base_without_autocast(peft, variant):
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False, **variant}
+    model = peft.get_peft_model(small_model().to(torch.bfloat16), peft.LoraConfig(**settings))
+    moved = train_a_step(model)
+    assert {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in moved} == LINEAR
+    output = model(input_ids=tokens(), use_cache=True)
+    assert output.logits.dtype == torch.bfloat16 and output.past_key_values.context.dtype == torch.float32
+    full = model.float()(input_ids=tokens()).logits
+    assert (output.logits - full).norm() < 0.05 * full.norm()
+
+
+def test_dropout_of_adapters_drops(peft):
+    settings = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "lora_dropout": 0.5}
+    model = peft.get_peft_model(small_model(), peft.LoraConfig(**settings))
+    losses = [model.train(mode)(input_ids=tokens(), labels=tokens()).loss for mode in (True, True, False, False)]
+    assert losses[0] != losses[1] and losses[2] == losses[3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"target_modules": ["embed_tokens", "delta"]}, {"embed_tokens", "delta"}),
+        ({"target_modules": ["delta"], "modules_to_save": ["norm"]}, {"norm", "delta"}),
+        ({"target_modules": ["delta"], "modules_to_save": ["embed_tokens"]}, {"embed_tokens", "delta"}),
+        ({"target_modules": ["delta"], "trainable_token_indices": [3, 5]}, {"embed_tokens", "delta"}),
+    ],
+    ids=["embedding adapter", "whole norm", "whole embedding", "single tokens"],
+)
+def test_embeddings_and_norms_take_adapters(peft, settings, expected):
+    model = peft.get_peft_model(small_model(), peft.LoraConfig(r=4, **settings))
+    torch.testing.assert_close(model.eval()(input_ids=tokens()).logits, small_model().eval()(tokens()).logits)
+    for _ in range(2):
+        moved = train_a_step(model)
+    found = {part for name in moved for part in name.split(".") if part in ("embed_tokens", "delta", "norm")}
+    assert found == expected
+    adapted = model(input_ids=tokens()).logits
+    assert not torch.allclose(adapted, small_model().eval()(tokens()).logits)
+    if "embed_tokens" not in settings["target_modules"]:  # PEFT merges no adapter of a table that the head shares
+        torch.testing.assert_close(model.merge_and_unload()(tokens()).logits, adapted, rtol=1e-4, atol=1e-5)
+
+
+def test_single_tokens_are_learned_and_no_others(peft):
+    settings = peft.LoraConfig(r=4, target_modules=["delta"], trainable_token_indices=[3, 5])
+    model = peft.get_peft_model(small_model(), settings)
+    train_a_step(model, rate=1.0)
+    moved = (model.merge_and_unload().model.embed_tokens.weight != small_model().model.embed_tokens.weight).any(dim=1)
+    assert moved.nonzero().flatten().tolist() == [3, 5]
+
+
 def test_every_row_can_have_an_adapter_of_its_own(peft):
     settings = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     model = peft.get_peft_model(small_model(), settings, adapter_name="first")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from newllm_lib.cli import main
 from newllm_lib.data.conversations import load_conversations
 from newllm_lib.errors import InputError
 from newllm_lib.stages import data
@@ -89,12 +90,18 @@ def test_only_the_first_rows_are_looked_at(known, monkeypatch):
         ({"max_samples": 0}, "max_samples has to be at least 1, got 0"),
         ({"dataset": "wikitext"}, "wikitext is running text without conversations"),
         ({"model": "nowhere"}, "model folder 'nowhere' does not exist"),
-        ({"dataset": "alpaca", "skip_bad_rows": True}, r"holds no conversation \(line 1: there is no 'instruction'"),
     ],
 )
 def test_bad_input(known, settings, complaint):
     with pytest.raises(InputError, match=complaint):
         inspect_dataset(data=known, **settings)
+
+
+@pytest.mark.parametrize("flags", [["--skip_bad_rows", "true"], ["--skip_bad_rows"]])
+def test_bad_rows_are_counted_where_the_command_says_so(known, flags, capsys):
+    assert main(["data", "--data", known, *flags]) == 0
+    assert "Bad rows         1 " in capsys.readouterr().out
+    assert main(["data", "--data", known, "--skip_bad_rows", "false"]) == 2
 
 
 def test_the_catalogue_is_a_table():

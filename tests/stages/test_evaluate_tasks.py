@@ -1,8 +1,12 @@
 """Public benchmarks through lm-evaluation-harness: refused in a sentence without it, run on adapters with it."""
 
 import json
+import sys
+import types
 
+import huggingface_hub
 import pytest
+from chats import untrained_chat
 from lwf_runs import lwf_arguments
 
 from newllm_lib.cli import main
@@ -38,3 +42,29 @@ def test_a_task_is_run_on_the_adapter_folder(tmp_path, capsys):
     out = capsys.readouterr().out
     assert json.loads(out[out.index("{\n") :])["colours"]["sample_len"] == 2
     assert main(["evaluate", str(folder), "--tasks", "no-such-task"]) == 2
+
+
+def test_without_a_network_it_is_one_sentence_at_once(tmp_path, monkeypatch, capsys):
+    """The harness and the loaders below it would ask again and again; a harness of ours fails as they do."""
+
+    def simple_evaluate(model, tasks, **options):
+        assert huggingface_hub.constants.HF_HUB_OFFLINE is True
+        raise ConnectionError("Couldn't reach 'winogrande' on the Hub (OfflineModeIsEnabled)")
+
+    manager = types.SimpleNamespace(all_tasks=["winogrande"])
+    for name, content in {
+        "lm_eval": {"simple_evaluate": simple_evaluate},
+        "lm_eval.models": {},
+        "lm_eval.models.huggingface": {"HFLM": lambda **options: None},
+        "lm_eval.tasks": {"TaskManager": lambda: manager},
+    }.items():
+        module = types.ModuleType(name)
+        module.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(stage, "find_spec", lambda name: True)
+    monkeypatch.setattr(stage, "hub_problem", lambda source: "no connection: ConnectError")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert main(["evaluate", str(untrained_chat(tmp_path / "chat")), "--tasks", "winogrande"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "could not be had from the hub (no connection: ConnectError)" in said
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False

@@ -287,6 +287,6 @@ def test_values_no_run_could_use(text_file, tmp_path, fields, complaint):
 
 
 def test_dropout_out_of_range_is_named(text_file, tmp_path):
-    with pytest.raises(InputError, match=r"dropout must lie in \[0, 1\), got 1\.5"):
+    with pytest.raises(InputError, match=r"dropout has to be less than 1, got 1\.5"):
         pretrain(arguments(text_file, tmp_path / "run", dropout=1.5))
     assert not (tmp_path / "run").exists()

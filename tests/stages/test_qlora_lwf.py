@@ -210,8 +210,8 @@ def test_other_settings_are_another_run(tmp_path):
         ({"rank_schedule": "4,x"}, "rank_schedule has to be rising ranks"),
         ({"lora_r": 0}, "lora_r has to lie in"),
         ({"temperature": 0.0}, "temperature has to be more than 0"),
-        ({"distill_weight": -1.0}, "distill_weight has to lie in"),
-        ({"rehearsal_ratio": -0.1}, "rehearsal_ratio has to lie in"),
+        ({"distill_weight": -1.0}, "distill_weight has to be at least 0"),
+        ({"rehearsal_ratio": -0.1}, "rehearsal_ratio has to be at least 0"),
         ({"teacher_on_cpu": True}, "teacher_on_cpu is for another model"),
         ({"lora_target_modules": "nowhere"}, "nowhere"),
         ({"model": "missing/../folder"}, "neither a folder nor an id"),
@@ -264,3 +264,10 @@ def test_other_families_can_be_tuned_too(tmp_path):
     folder = qlora_lwf(lwf_arguments(tmp_path, model=str(tmp_path / "gpt2")))
     first = next(entry for entry in history(folder) if "loss" in entry)
     assert first["kl_to_teacher"] == pytest.approx(0.0, abs=1e-6)  # its dropout is off
+
+
+@pytest.mark.parametrize(("given", "expected"), [({"bf16": True}, torch.bfloat16), ({"bf16": False}, torch.float32)])
+def test_the_base_is_kept_in_the_precision_that_was_asked_for(tmp_path, given, expected):
+    args = lwf_arguments(tmp_path, auto_precision=True, **given)
+    kept = {parameter.dtype for name, parameter in prepare(args).model.named_parameters() if "lora_" not in name}
+    assert kept == {expected}

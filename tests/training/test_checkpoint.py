@@ -14,6 +14,7 @@ from newllm_lib.training.checkpoint import (
     is_of_earlier_version,
     newest_checkpoint,
     open_run,
+    read_results,
     read_settings,
     seal_checkpoint,
     write_json,
@@ -44,7 +45,6 @@ def test_a_checkpoint_cut_off_by_a_vanished_machine_is_passed_over(tmp_path, dam
     elif damage == "file missing":
         (newest / "model.safetensors").unlink()
     assert newest_checkpoint(tmp_path).name == "checkpoint-8"
-    assert not newest.exists()
 
 
 def test_no_checkpoint_yet(tmp_path):
@@ -71,6 +71,61 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="holds no run of ours"):
         open_run(tmp_path, {}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.docx"]
+
+
+@pytest.mark.parametrize("damage", [None, "", "{", "[]", '{"run": 1, "session": {}}'])
+def test_lost_settings_come_back_from_the_newest_checkpoint(tmp_path, caplog, damage):
+    run, session = {"stage": "pretrain", "seed": 1}, {"data": "a.txt"}
+    open_run(tmp_path, run, session)
+    make_checkpoint(tmp_path, 8)
+    (tmp_path / "settings.json").unlink()
+    if damage is not None:
+        (tmp_path / "settings.json").write_text(damage)
+    assert read_settings(tmp_path) == {"run": run, "session": session}
+    assert "settings.json" in caplog.text and "lost or damaged" in caplog.text
+    with pytest.raises(InputError, match="seed was 1, is 2"):
+        open_run(tmp_path, {**run, "seed": 2}, session)
+    open_run(tmp_path, run, session)
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"run": run, "session": session}
+
+
+def test_lost_settings_that_no_checkpoint_states_are_told(tmp_path):
+    (tmp_path / "settings.json").write_text("{")
+    make_checkpoint(tmp_path, 8)
+    with pytest.raises(InputError, match=r"no readable settings\.json.*train in another one"):
+        open_run(tmp_path, {"seed": 1}, {})
+
+
+def test_an_output_dir_that_cannot_be_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, why in [
+        ("file/run", "Not a directory"),
+        ("link", "a link to nothing"),
+        ("n" * 300, "File name too long"),
+    ]:
+        with pytest.raises(InputError, match=f"output_dir .*{why}.*choose another --output_dir") as refusal:
+            open_run(tmp_path / name, {"seed": 1}, {})
+        assert "\n" not in str(refusal.value)
+
+
+def finished(folder, results='{"loss": 1.5}', weights="model.safetensors"):
+    (folder / "results.json").write_text(results)
+    (folder / weights).write_bytes(b"x")
+    return folder
+
+
+def test_a_run_is_finished_with_results_and_weights(tmp_path):
+    assert read_results(finished(tmp_path)) == {"loss": 1.5}
+    (tmp_path / "model.safetensors").rename(tmp_path / "adapter_model.safetensors")
+    assert read_results(tmp_path) == {"loss": 1.5}
+    (tmp_path / "adapter_model.safetensors").unlink()
+    assert read_results(tmp_path) is None
+
+
+@pytest.mark.parametrize("results", ["", "{", "[]", "{}", "3"])
+def test_damaged_results_are_none(tmp_path, results):
+    assert read_results(finished(tmp_path, results)) is None
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path):

@@ -164,3 +164,11 @@ def test_the_log_has_task_loss_and_kl_per_token(tmp_path):
     trainer.log(logs)
     assert logs["task_loss"] + 0.5 * logs["kl_to_teacher"] == pytest.approx(total, rel=1e-5)
     assert math.isclose(float(trainer.sums.sum()), 0.0)
+
+
+def test_an_update_is_divided_by_all_its_supervised_tokens(tmp_path):
+    """Those of a text to rehearse begin at its first."""
+    trainer = trainer_of(lwf_arguments(tmp_path, rehearsal_ratio=1.0))
+    batches, tokens = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 2, torch.device("cpu"))
+    assert len(batches) == 2 and any(int((batch["labels"][:, 0] != IGNORED).sum()) for batch in batches)
+    assert int(tokens) == sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)

@@ -1,18 +1,22 @@
-"""Saves by the clock: at a line of the log, on time, and without a trace in what is learned."""
+"""Saves by the clock: at a line of the log, on time, and without a trace in what is learned. A request to stop is never
+lost."""
 
 import json
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
 from run_files import StopAt
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.training import report
 from newllm_lib.training.checkpoint import numbered_checkpoints, read_settings
-from newllm_lib.training.report import EvaluateAtEnd, SaveByMinutes, TrainingInterrupted
+from newllm_lib.training.report import EvaluateAtEnd, SaveByMinutes, SaveOnInterrupt, TrainingInterrupted
 
 
 @pytest.mark.parametrize(("strategy", "step", "expected"), [("steps", 9, True), ("steps", 8, False), ("no", 9, False)])
@@ -22,10 +26,10 @@ def test_the_last_update_is_evaluated(strategy, step, expected):
     assert EvaluateAtEnd().on_step_end(args, state, control).should_evaluate is expected
 
 
-def test_a_save_is_asked_for_at_the_first_line_of_the_log_that_is_due():
+def test_a_save_is_asked_for_at_the_first_line_of_the_log_that_is_due(tmp_path):
     now = [0.0]
     callback = SaveByMinutes(10, clock=lambda: now[0])
-    args, asked = SimpleNamespace(world_size=1), []
+    args, asked = SimpleNamespace(world_size=1, output_dir=str(tmp_path)), []
     callback.on_train_begin(args, None, None)
     for step in range(1, 101):
         now[0] += 30
@@ -33,8 +37,22 @@ def test_a_save_is_asked_for_at_the_first_line_of_the_log_that_is_due():
         callback.on_step_end(args, None, control)
         if control.should_save:
             asked.append(step)
-            callback.on_save(args, None, control)
+            (tmp_path / f"checkpoint-{step}").mkdir()
+            callback.on_save(args, SimpleNamespace(global_step=step), control)
     assert asked == [21, 42, 50, 72, 93], "20 updates of half a minute, then the next line; 50 was saved for itself"
+
+
+def test_after_a_save_that_failed_the_next_try_is_a_minute_later(tmp_path):
+    now = [0.0]
+    callback = SaveByMinutes(10, clock=lambda: now[0])
+    args, state = SimpleNamespace(world_size=1, output_dir=str(tmp_path)), SimpleNamespace(global_step=5)
+    callback.on_train_begin(args, None, None)
+    callback.on_save(args, state, None)
+    control = SimpleNamespace(should_log=True, should_save=False)
+    now[0] = 59.0
+    assert not callback.on_step_end(args, state, control).should_save
+    now[0] = 60.0
+    assert callback.on_step_end(args, state, control).should_save
 
 
 def test_processes_agree(monkeypatch):
@@ -47,6 +65,64 @@ def test_processes_agree(monkeypatch):
         control = callback.on_step_end(args, None, SimpleNamespace(should_log=should_log, should_save=False))
         assert control.should_save == should_log
     assert asked == [False], "this one's clock is behind; without a line of the log nobody is asked"
+
+
+@pytest.fixture
+def of_two(monkeypatch):
+    """A callback on one of two processes, its own signals, and what happens while they agree."""
+    monkeypatch.setattr(signal, "signal", lambda number, handler: handler)
+    meanwhile = []
+
+    def agree(flag, device):
+        for happens in meanwhile:
+            happens(signal.SIGINT, None)
+        return flag
+
+    monkeypatch.setattr(report, "true_for_any_process", agree)
+    callback = SaveOnInterrupt()
+    args = SimpleNamespace(world_size=2, device="cpu")
+    callback.on_train_begin(args, None, None)
+    return callback, meanwhile, lambda: callback.on_step_end(args, None, SimpleNamespace(should_training_stop=False))
+
+
+def test_a_signal_that_comes_while_the_processes_agree_is_kept(of_two):
+    callback, meanwhile, end_step = of_two
+    meanwhile.append(callback._ask)
+    assert not end_step().should_training_stop, "the other process has not heard of it"
+    meanwhile.clear()
+    assert end_step().should_training_stop and callback.interrupted
+
+
+def test_the_launcher_passes_on_what_the_terminal_has_sent_to_everyone(of_two):
+    callback, _, end_step = of_two
+    callback._ask(signal.SIGINT, None)
+    callback._ask(signal.SIGTERM, None)
+    assert end_step().should_training_stop
+
+
+class SendSignal(TrainerCallback):
+    def __init__(self, number):
+        self.number = number
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves(text_file, tmp_path, number):
+    with pytest.raises(TrainingInterrupted, match="Stopped at update 4 of 12"):
+        pretrain(arguments(text_file, tmp_path / "run"), callbacks=(SendSignal(number),))
+    assert [step for step, _ in numbered_checkpoints(tmp_path / "run")] == [4]
+
+
+def test_a_run_under_nohup_goes_on(text_file, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        folder = pretrain(arguments(text_file, tmp_path / "run", max_steps=5), callbacks=(SendSignal(signal.SIGHUP),))
+        assert (folder / "results.json").exists() and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(autouse=True)
@@ -103,5 +179,4 @@ def history(folder):
     """The log, but for what the clock says."""
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     timed = ("runtime", "per_second", "flos")
-    kept = [{k: v for k, v in entry.items() if not any(word in k for word in timed)} for entry in entries]
-    return [entry for entry in kept if "train_loss" not in entry]
+    return [{k: v for k, v in entry.items() if not any(word in k for word in timed)} for entry in entries]

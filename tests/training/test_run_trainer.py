@@ -6,25 +6,29 @@ import pytest
 import torch
 from earlier_tokenizer import earlier_byte_tokenizer
 from preference_runs import dpo_arguments
+from run_files import StopAt
 from safetensors.torch import load_file
-from transformers import Trainer
+from test_killed_trainings import log_of
+from transformers import Trainer, TrainerCallback
 
 from newllm_lib.errors import InputError, TrainingDiverged
 from newllm_lib.stages.dpo import dpo
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
+from newllm_lib.training.checkpoint import numbered_checkpoints
 from newllm_lib.training.run_trainer import PATIENCE, RunTrainerMixin
 
 FIELDS = {"max_steps": 12, "eval_steps": 4, "save_steps": 4}
 
 
-def train_language_model(folder, name, text_file):
+def train_language_model(folder, name, text_file, callbacks=(), **fields):
     small = {"tokenizer": "byte", "max_length": 32, "num_parameters": 120_000, "per_device_train_batch_size": 4}
-    return pretrain(PretrainArguments(data=str(text_file), output_dir=str(folder / name), **small, **FIELDS))
+    fields = {**small, **FIELDS, **fields}
+    return pretrain(PretrainArguments(data=str(text_file), output_dir=str(folder / name), **fields), callbacks)
 
 
-def tune_preferences(folder, name, text_file):
+def tune_preferences(folder, name, text_file, callbacks=(), **fields):
     pytest.importorskip("trl")
-    return dpo(dpo_arguments(folder, name, **FIELDS))
+    return dpo(dpo_arguments(folder, name, **{**FIELDS, **fields}), callbacks)
 
 
 def break_losses(monkeypatch, *numbers):
@@ -53,6 +57,61 @@ def test_it_ends_at_once_and_goes_on_from_what_was_saved(tmp_path, text_file, mo
     for path in whole.glob("*model.safetensors"):
         first, second = load_file(path), load_file(again / path.name)
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Harm(TrainerCallback):
+    """One weight is no number after an update whose loss was one."""
+
+    def __init__(self, step, value=math.nan):
+        self.step, self.value = step, value
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step + 1 == self.step:
+            weight = next(weight for weight in model.parameters() if weight.requires_grad)
+            weight.data.view(-1)[3] = self.value
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+@pytest.mark.parametrize("step", [8, 12])
+@pytest.mark.parametrize("save_strategy", ["steps", "no"])
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, text_file, value, step, save_strategy):
+    fields = {"save_strategy": save_strategy, "eval_strategy": save_strategy}
+    fields |= {"load_best_model_at_end": save_strategy == "steps"}
+    whole = train_language_model(tmp_path, "whole", text_file, **fields)
+    with pytest.raises(TrainingDiverged, match=r"learning_rate 0\.\d+: .*update (8|9|12) .*no finite number") as error:
+        train_language_model(tmp_path, "broken", text_file, (Harm(step, value),), **fields)
+    assert error.value.code == "NL-502"
+    saved = [number for number, _ in numbered_checkpoints(tmp_path / "broken")]
+    assert saved == ([] if save_strategy == "no" else list(range(4, step, 4)))
+    assert not (tmp_path / "broken" / "model.safetensors").exists()
+    again = train_language_model(tmp_path, "broken", text_file, **fields)
+    first, second = load_file(whole / "model.safetensors"), load_file(again / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("train", [train_language_model, tune_preferences])
+def test_going_on_repeats_no_evaluation(tmp_path, text_file, train):
+    """The one before the first update is in the log, and early stopping has counted it."""
+    fields = {"eval_on_start": True, "early_stopping_patience": 1}
+    whole = train(tmp_path, "whole", text_file, **fields)
+    with pytest.raises(KeyboardInterrupt):  # at once: what a kill leaves
+        train(tmp_path, "broken", text_file, (StopAt(5), StopAt(5)), **fields)
+    again = train(tmp_path, "broken", text_file, **fields)
+    steps = [[entry["step"] for entry in log_of(run)] for run in (whole, again)]
+    evaluated = [[entry for entry in log_of(run) if "eval_loss" in entry] for run in (whole, again)]
+    assert steps[0] == steps[1] and evaluated[0] == evaluated[1]
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "results.json", "damaged results", "settings.json", "all"])
+def test_what_a_finished_run_has_lost_is_made_again(tmp_path, text_file, lost):
+    run = train_language_model(tmp_path, "run", text_file)
+    expected = {name: (run / name).read_bytes() for name in ("model.safetensors", "results.json", "settings.json")}
+    if lost == "damaged results":
+        (run / "results.json").write_bytes(expected["results.json"][:40])
+    for name in expected if lost == "all" else expected.keys() & {lost}:
+        (run / name).unlink()
+    train_language_model(tmp_path, "run", text_file)
+    assert {name: (run / name).read_bytes() for name in expected} == expected
 
 
 def test_a_run_with_another_tokenizer_is_not_gone_on_with(tmp_path, text_file, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -209,3 +210,19 @@ def test_two_processes_stop_together_and_save(tmp_path, text_file):
     assert len(set(contexts["rows"].tolist())) == 2 * 32
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_together_when_nothing_can_be_saved(tmp_path, text_file):
+    """Only the first writes most of a checkpoint: the other must not wait for it where it does not come."""
+    folder = tmp_path / "run"
+    fields = ("pretrain", "--data", str(text_file), "--max_length", "32", "--max_steps", "9", *SMALL)
+    words = (*fields, "--per_device_train_batch_size", "4", "--output_dir", str(folder))
+    two = command(words, 2)
+    two["args"] = ["bash", "-c", f"trap '' XFSZ; ulimit -f 300; exec {shlex.join(two['args'])}"]  # KiB of a file
+    done = subprocess.run(**two, capture_output=True, timeout=200)
+    assert done.returncode != 0
+    assert done.stdout.count("could not be saved (") == 3, done.stdout + done.stderr
+    assert "the result of the run could not be written to" in done.stderr
+    assert newest_checkpoint(folder) is None and len((folder / "metrics.jsonl").read_text().splitlines()) >= 12
+    newllm(*fields, "--per_device_train_batch_size", "8", "--output_dir", str(folder))

@@ -1,0 +1,76 @@
+"""Names and prompts in pictures: whatever they are, the picture is drawn, and says them."""
+
+import io
+import warnings
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from newllm_lib.colab.context_picture import context_figure
+from newllm_lib.colab.preference_results import kinds_figure
+from newllm_lib.stages.compare import comparison_figure
+from newllm_lib.training.curves import as_label, curves_figure, save_curves
+
+NAMES = ["$x_$", r"$\frac$", r"\$5$", r"$\undefined{$", "_hidden", "run\\name", "{}%s", "日本 $語$", "$" * 99]
+MORE_NAMES = ["cost $5", "$", "a\nb\tc", "\udcff", "\0", "x" * 5000, "🙂", "نص", "^_^", "100 %", "-"]
+
+
+def drawn(figure: Figure) -> list[str]:
+    """All that the figure says, once it was drawn without a warning and holds no formula."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.savefig(io.BytesIO(), format="png")
+    texts = [text for text in figure.findobj(Text) if text.get_visible()]
+    read = [text._preprocess_math(text.get_text()) for text in texts if "mathdefault" not in text.get_text()]  # powers
+    assert not any(is_formula for _, is_formula in read)
+    return [said for said, _ in read]
+
+
+def shown(name: str) -> str:
+    """The label as it is to be seen."""
+    return as_label(name).replace(r"\$", "$")
+
+
+def row(name: str) -> dict:
+    sizes = {128: 10.0, 1024: 11.0}
+    return {"name": name, "bits_per_byte": 2.0, "perplexity": 9.0, "parameters": 1e6} | {
+        "ms_per_token": sizes, "state_bytes": sizes
+    }  # fmt: skip
+
+
+def measured(kind: str) -> dict:
+    return {"accuracy_by_kind": {kind: 0.5}, "held_out": {"pairs": 10, "accuracy": 0.5}}
+
+
+HISTORIES = {
+    "language": [{"step": 1, "loss": 2.0}, {"step": 2, "eval_bits_per_byte": 3.0}],
+    "forgetting": [{"step": 1, "task_loss": 2.0}, {"step": 2, "eval_general_bits_per_byte": 3.0}],
+    "preferences": [{"step": 1, "eval_margin": 2.0, "eval_accuracy": 0.5}],
+}
+
+
+@pytest.mark.parametrize("name", [*NAMES, *MORE_NAMES])
+def test_curves_are_drawn_under_any_name(tmp_path, name):
+    for history in HISTORIES.values():
+        said = drawn(curves_figure({name: history, "other": history}, title=name))
+        assert shown(name) in said
+    save_curves({name: history}, tmp_path / "curves.png", title=name)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_other_picture_is_drawn_under_any_name(name):
+    said = drawn(comparison_figure([row(name), row("other")]))
+    assert said.count(shown(name)) == 2 and f"{shown(name)}\n1.00 M" in said
+    assert f"{shown(name.replace('_', ' '))} (10)" in drawn(kinds_figure(measured(name), {name: 10}))
+    assert shown(name) in drawn(context_figure([name, "b"], torch.arange(9.0).reshape(3, 3), title=name))
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("newllm", "newllm"), ("a$b$", r"a\$b\$"), ("_a", " _a"), ("é", "é"), ("日", "□"), ("a" * 25, "a" * 23 + "…")],
+)
+def test_a_label_says_the_name(name, label):
+    assert as_label(name) == label
