@@ -84,7 +84,7 @@ class RunLog(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         # What transformers and TRL count from the start of the process would be wrong after a resume.
-        if "train_runtime" in logs:
+        if "train_loss" in logs:
             state.log_history.pop()
             return
         state.log_history[-1].pop("num_tokens", None)

@@ -21,6 +21,7 @@ def drawn(figure: Figure) -> list[str]:
     """All that the figure says, once it was drawn without a warning and holds no formula."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # matplotlib's own, of what it is made with
         figure.savefig(io.BytesIO(), format="png")
     texts = [text for text in figure.findobj(Text) if text.get_visible()]
     read = [text._preprocess_math(text.get_text()) for text in texts if "mathdefault" not in text.get_text()]  # powers
