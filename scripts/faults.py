@@ -10,7 +10,6 @@ so that one costs no start of Python. `--keep FOLDER` keeps what failed.
 
 import argparse
 import collections
-import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -36,6 +35,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import psutil  # noqa: E402  after the number of threads is set
 import safetensors.torch  # noqa: E402  after the number of threads is set
 import torch  # noqa: E402
 from chats import untrained_chat, write_conversations  # noqa: E402
@@ -337,6 +337,9 @@ def two_processes(run: Unbroken, folder: Path, seed: int) -> list[Verdict]:
         except subprocess.TimeoutExpired:
             os.killpg(running.pid, signal.SIGKILL)
             verdict.wrong = "the request to stop was not heard"
+        for process in psutil.process_iter(["cmdline"]):  # the launcher's children are no part of its group
+            if str(folder) in (process.info["cmdline"] or []):
+                process.kill()
         log.seek(0)
         if "Finished" in log.read():
             verdict.wrong = "it ran to its end"
@@ -462,8 +465,7 @@ def attempt(function: Callable, arguments: tuple, folder: Path, keep: Path | Non
     found = function(*arguments)
     if keep is not None and any(verdict.wrong for verdict in found):
         shutil.copytree(folder, keep / f"{function.__name__}-{folder.name}", dirs_exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):  # another kind of the same number may have removed it
-        shutil.rmtree(arguments[1])
+    shutil.rmtree(arguments[1], ignore_errors=True)
     return found
 
 

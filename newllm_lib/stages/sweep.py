@@ -18,6 +18,7 @@ from ..training.arguments import setting, values_for
 from ..training.checkpoint import open_run, read_results, write_json, write_text
 from ..training.dpo_arguments import LOSS_TYPES, PRESETS, DpoArguments
 from ..training.report import METRICS_FILE, TrainingInterrupted
+from ..training.run_lock import remove_unfinished
 from .dpo import dpo, prepare
 from .reference import learn_answers
 
@@ -100,6 +101,7 @@ def sweep(args: SweepArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> 
     check_optuna()
     folder = Path(args.output_dir)
     open_run(folder, {"sweep": args.stage, **args.run_settings()}, args.session_settings())
+    remove_unfinished(folder)
     rows = read_trials(folder)
     reference = make_reference(args, callbacks)
     while len(rows) < args.trials or rows[-1]["state"] == "running":
