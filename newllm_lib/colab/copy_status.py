@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from ..data.cache import FULL
 from ..training.verified_copy import DamagedCopy
-from .failures import FULL, GONE
+from .failures import GONE
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ..data.cache import FULL
 from ..errors import CODES, InputError
 
 FAULT = "NL-901"
@@ -13,7 +14,6 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memo
 DISK_FULL = ("no space left on device", "os error 28", "disk quota exceeded")
 GATED = ("gated repo", "401 client error", "403 client error")
 NO_HUB = ("couldn't connect to", "offline mode is enabled")
-FULL = {errno.ENOSPC, errno.EDQUOT}
 # What a mounted Drive that has gone away answers.
 GONE = {errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ECONNABORTED}
 HTTP_LIBRARIES = {"requests", "httpx", "httpcore", "urllib3", "aiohttp"}

@@ -1,7 +1,6 @@
 """The run folder: settings, checkpoints that are known to be complete, results. Written so that a machine may vanish
 at any moment."""
 
-import hashlib
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..data.files import content_hash
 from ..errors import InputError
 from ..models.configuration_newllm import EARLIER_FIELDS, NewLLMConfig
 from .disk import saying
@@ -21,7 +21,6 @@ MODEL_FILES = ("config.json", "model.safetensors")
 REFERENCE_FOLDER = "reference"  # in a run of adapters: the model they are trained on, where the run has made it
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
-CHUNK_BYTES = 2**22
 
 logger = logging.getLogger(__name__)
 
@@ -160,11 +159,7 @@ def seal_checkpoint(checkpoint: Path) -> None:
 
 
 def _content_of(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": content_hash(path)}
 
 
 def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:

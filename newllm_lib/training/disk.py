@@ -1,17 +1,17 @@
 """What the disk refuses, in whatever words the libraries below us say it."""
 
-import errno
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..data.cache import FULL
 from ..errors import InputError
 
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers
 TORCH_ERROR = re.compile(r"inline_container|PytorchStreamWriter|iostream|irectory .* does not exist|cannot be opened")
 TORCH_SAYS = "a file could not be written to its end: the disk is full, or gone"
-FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), TORCH_SAYS)
+FULL_SAID = (*map(os.strerror, sorted(FULL)), TORCH_SAYS)
 
 
 def refusal(error: BaseException) -> str:
@@ -32,4 +32,4 @@ def saying(problem: str, remedy: str) -> Iterator[None]:
     except Exception as error:
         if not (why := refusal(error)):
             raise
-        raise InputError(f"{problem} ({why}); {remedy}.", "NL-104" if why in FULL else "NL-401") from error
+        raise InputError(f"{problem} ({why}); {remedy}.", "NL-104" if why in FULL_SAID else "NL-401") from error
