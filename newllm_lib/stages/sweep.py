@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..training.arguments import setting, values_for
 from ..training.checkpoint import open_run, read_results, write_json, write_text
 from ..training.dpo_arguments import LOSS_TYPES, PRESETS, DpoArguments
 from ..training.report import METRICS_FILE, TrainingInterrupted
-from ..training.run_lock import remove_unfinished
+from ..training.run_lock import in_use
 from .dpo import dpo, prepare
 from .reference import learn_answers
 
@@ -95,23 +96,23 @@ def sweep(args: SweepArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> 
         The folder: trials.jsonl with a row per trial, best.json, plots, and the trials' run folders.
 
     Raises:
-        InputError: bad input, before any long work.
+        InputError: bad input, before any long work, or another process works on the folder.
         TrainingInterrupted: stopped by hand; the same call continues.
     """
     check_optuna()
     folder = Path(args.output_dir)
     open_run(folder, {"sweep": args.stage, **args.run_settings()}, args.session_settings())
-    remove_unfinished(folder)
-    rows = read_trials(folder)
-    reference = make_reference(args, callbacks)
-    while len(rows) < args.trials or rows[-1]["state"] == "running":
-        if not rows or rows[-1]["state"] != "running":
-            rows.append({"trial": len(rows) + 1, "state": "running", **suggest(args, rows)})
+    with in_use(folder) if args.process_index == 0 else nullcontext():
+        rows = read_trials(folder)
+        reference = make_reference(args, callbacks)
+        while len(rows) < args.trials or rows[-1]["state"] == "running":
+            if not rows or rows[-1]["state"] != "running":
+                rows.append({"trial": len(rows) + 1, "state": "running", **suggest(args, rows)})
+                write_trials(folder, rows)
+            rows[-1] = run_trial(args, rows[-1], reference, callbacks)
             write_trials(folder, rows)
-        rows[-1] = run_trial(args, rows[-1], reference, callbacks)
-        write_trials(folder, rows)
-        write_best(args, folder, rows)
-        logger.info("%s", trial_line(rows[-1], args.trials))
+            write_best(args, folder, rows)
+            logger.info("%s", trial_line(rows[-1], args.trials))
     logger.info("%s", verdict(rows, folder))
     return folder
 

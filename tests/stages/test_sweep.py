@@ -150,3 +150,18 @@ def test_no_best_setting_without_a_finished_trial(tmp_path):
     with pytest.raises(InputError, match="holds no finished trial"):
         sweep_settings(tmp_path)
     assert json.dumps(read_trials(tmp_path)) == "[]"
+
+
+def test_a_second_sweep_on_one_folder_says_who_is_at_work(tmp_path):
+    folder = sweep(sweep_arguments(tmp_path, trials=2))
+    before = read_trials(folder)
+    program = "import sys, pathlib; from newllm_lib.training.run_lock import in_use\n"
+    program += "with in_use(pathlib.Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "mine\n"
+    with pytest.raises(InputError, match=f"in use by process {other.pid}"):
+        sweep(sweep_arguments(tmp_path, trials=3))
+    other.communicate("")
+    assert read_trials(folder) == before and len(read_trials(sweep(sweep_arguments(tmp_path, trials=3)))) == 3
