@@ -15,6 +15,7 @@ from .matrix_products import linear, product, product_over_rows, working_dtype
 IGNORED = -100  # transformers' label for a position that is not scored
 CHUNK_ELEMENTS = 2**22  # logits at a time: 16 MB in fp32
 TYPES_PER_BLOCK = 4096  # rows of the weight's gradient at a time
+SMALLEST = torch.finfo(torch.bfloat16).tiny  # probability of which a logarithm is taken
 
 
 def chunked_cross_entropy(
@@ -50,31 +51,43 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, trains, dtype, inputs, weight, bias, labels):
         low_weight, low_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        grad_inputs = torch.empty_like(inputs) if trains else None
         grad_weight = torch.zeros_like(weight) if trains and ctx.needs_input_grad[3] else None
         grad_bias = torch.zeros_like(bias) if trains and bias is not None else None
-        scored = (labels != IGNORED).to(inputs.dtype)[:, None]  # [N, 1]
+        ignored = labels == IGNORED
         # A token that is not scored enters as zero, and so leaves no trace in the weight's gradient.
-        low_inputs = (inputs * scored).to(dtype)
-        labels = labels.clamp(min=0)[:, None]
+        low_inputs = inputs.to(dtype).masked_fill(ignored[:, None], 0)
+        losses = inputs.new_empty(len(labels))
         rows = max(CHUNK_ELEMENTS // weight.shape[0], 1)
-        minus_one = inputs.new_full((rows, 1), -1.0)
-        chosen, grad_inputs = [], []
-        for chunk, types in zip(low_inputs.split(rows), labels.split(rows), strict=True):
-            log_probabilities = linear(chunk, low_weight, low_bias).to(inputs.dtype).log_softmax(dim=1)
-            chosen.append(log_probabilities.gather(1, types))
-            if not trains:
-                continue
-            slopes = log_probabilities.exp_().scatter_add_(1, types, minus_one[: len(chunk)])
+        for start in range(0, len(labels), rows):
+            chunk = slice(start, start + rows)
+            types = labels[chunk].clamp(min=0)
+            of_labels = torch.arange(len(types), device=types.device), types
+            logits = linear(low_inputs[chunk], low_weight, low_bias)
+            if trains and dtype == torch.bfloat16:
+                # These logits are rounded; rounding the probabilities as well adds less than that, and halves what the
+                # memory has to move. (fp16 would make zeros of the small ones.)
+                slopes = logits.softmax(dim=1)
+                losses[chunk] = -slopes[of_labels].to(losses.dtype).clamp(min=SMALLEST).log()
+            else:
+                slopes = logits.to(losses.dtype).log_softmax(dim=1)
+                losses[chunk] = -slopes[of_labels]
+                if not trains:
+                    continue
+                slopes.exp_()
+            slopes[of_labels] -= 1
             if grad_bias is not None:
-                grad_bias += scored[len(grad_inputs) * rows :][: len(chunk), 0] @ slopes
+                grad_bias += (~ignored[chunk]).to(slopes.dtype) @ slopes
             slopes = slopes.to(dtype)
-            grad_inputs.append(product(slopes, low_weight))
+            grad_inputs[chunk] = product(slopes, low_weight)
             if grad_weight is not None:
                 for block in range(0, len(weight), TYPES_PER_BLOCK):  # a product of all types is as large as the weight
                     block = slice(block, block + TYPES_PER_BLOCK)
-                    grad_weight[block].add_(product_over_rows(slopes[:, block], chunk))
-        ctx.gradients = (torch.cat(grad_inputs) * scored, grad_weight, grad_bias) if trains else None
-        return -(torch.cat(chosen) * scored).sum()
+                    grad_weight[block].add_(product_over_rows(slopes[:, block], low_inputs[chunk]))
+        if trains:
+            grad_inputs.masked_fill_(ignored[:, None], 0)
+        ctx.gradients = (grad_inputs, grad_weight, grad_bias) if trains else None
+        return losses.masked_fill_(ignored, 0).sum()
 
     @staticmethod
     @once_differentiable
