@@ -8,7 +8,7 @@ import argparse
 
 from transformers import GemmaConfig
 
-from newllm_lib.training.memory_budget import (
+from newllm_lib.adapters.memory_budget import (
     GB,
     GEMMA_2B_CONFIG,
     USABLE_SHARE,

@@ -11,7 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from cost_line import run_in_kernel
+import nbformat
+from nbclient import NotebookClient
 
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.notices import quiet_notebook, warnings_in_the_plot
@@ -40,6 +41,13 @@ def measure(folder: str, pairs: int) -> None:
         if number >= 0:  # the first pair finds no tokenizer yet
             times.append([seconds[True], seconds[False]])
     write_json(Path(folder) / TIMES_FILE, times)
+
+
+def run_in_kernel(code: str) -> None:
+    """Run a cell in a Jupyter kernel of its own, which finds the benchmarks."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    here = {"metadata": {"path": str(Path(__file__).parent)}}
+    NotebookClient(notebook, timeout=None, resources=here, extra_arguments=["--log-level=ERROR"]).execute()
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from newllm_lib.models.context_cache import RecurrentGenerationMixin
-from newllm_lib.stages.evaluate import open_model
 from newllm_lib.training.checkpoint import write_json
+from newllm_lib.training.trained_model import open_model
 
 STRETCH = 4096
 CHUNK = 64

@@ -23,11 +23,13 @@ import torch
 from memory import CLEAR, resident
 from torch.nn import functional
 
-from newllm_lib.models.lwf_loss import Head, lwf_loss
+from newllm_lib.adapters.lwf_loss import lwf_loss
+from newllm_lib.models.frozen_head import Head
+from newllm_lib.training.device import GB, size
 
 TEMPERATURE, DISTILL_WEIGHT = 2.0, 1.0
 WARM_UP_TOKENS = 8
-HEADROOM = 2**30  # bytes that stay free
+HEADROOM = GB  # bytes that stay free
 FULL_LOGITS = 9  # [N, V] tensors at the peak of the full form
 CANNOT = {
     "trl gkd loss": "generalized_jsd_loss works on full logits, and has no cross-entropy",
@@ -125,7 +127,7 @@ def one_setting(form: str, sizes: tuple[int, int, int], repeats: int, gradient_f
     torch.save(hidden.grad.cpu(), gradient_file)
     return {
         "loss": total,
-        "peak_gb": peaks[-1] / 1e9,
+        "peak_gb": peaks[-1] / GB,
         "seconds": statistics.median(seconds),
         "cpu_seconds": statistics.median(cpu_seconds),  # of all threads: what to compare on a machine others use, too
     }
@@ -173,7 +175,7 @@ def main() -> None:
             wanted += 3 * weight_bytes if form.startswith("liger") else 0  # gradients of the weight
             free = psutil.virtual_memory().available
             if not torch.cuda.is_available() and wanted > free:
-                print(f"{form:<20} skipped: wants {wanted / 1e9:.1f} GB and {free / 1e9:.1f} GB are free", flush=True)
+                print(f"{form:<20} skipped: wants {size(wanted)} and {size(free)} are free", flush=True)
                 continue
             file = Path(directory) / "gradient.pt"
             memory = run(form, options, 1 if not options.same_run else options.repeats, file, returns_memory=True)

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from newllm_lib.models import build_config, build_model
 from newllm_lib.training.checkpoint import write_json
+from newllm_lib.training.device import MB
 from newllm_lib.training.update import timed_update
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -56,8 +57,8 @@ def one_setting(model_type: str, vocab_size: int, batch_size: int, max_length: i
         "batch_size": batch_size,
         "max_length": max_length,
         "precision": "half" if bf16 else "fp32",
-        "weights_gradients_optimizer_mb": 4 * weights / 1e6,
-        "update_mb": (peak - weights) / 1e6,  # gradients are as large as the weights
+        "weights_gradients_optimizer_mb": 4 * weights / MB,
+        "update_mb": (peak - weights) / MB,  # gradients are as large as the weights
     }
 
 

@@ -11,9 +11,9 @@ import argparse
 import sys
 
 from newllm_lib.cli import set_up_output
-from newllm_lib.data.preference_pairs import KINDS, preference_pairs
-from newllm_lib.data.preferences import load_preferences
-from newllm_lib.evaluation.preference_shortcuts import CLASSIFIERS, held_out_accuracy
+from newllm_lib.preferences.generator import KINDS, preference_pairs
+from newllm_lib.preferences.pairs import load_preferences
+from newllm_lib.preferences.shortcuts import CLASSIFIERS, held_out_accuracy
 
 HELD_OUT_SHARE = 0.15
 

@@ -25,6 +25,7 @@ from newllm_lib.data.conversations import load_conversations
 from newllm_lib.data.documentation import documentation_rows
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.training.checkpoint import write_json
+from newllm_lib.training.device import MB
 
 BASELINE_CONVERSATIONS = 20_000  # encode_batch's speed does not depend on how many there are
 
@@ -61,10 +62,10 @@ def measure(path: Path, max_length: int) -> dict:
     characters = sampled * counts.rows_read
     return {
         "conversations": counts.rows_read,
-        "mb": characters / 1e6,
+        "mb": characters / MB,
         "seconds": seconds,
-        "mb_per_second": characters / seconds / 1e6,
-        "encode_batch_mb_per_second": baseline / 1e6,
+        "mb_per_second": characters / seconds / MB,
+        "encode_batch_mb_per_second": baseline / MB,
         "relative_speed": characters / seconds / baseline,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }

@@ -13,13 +13,12 @@ from .data.chat_template import conversation_ids
 from .data.tokenizer import end_token_ids
 from .errors import InputError
 from .evaluation.context_trace import trace_context
-from .evaluation.forgetting import adapters_off
 from .evaluation.generation import state_bytes
 from .evaluation.memory_file import Memory, read_memory
 from .evaluation.token_stream import TokenStream, check_prompt, check_sampling, document_ids
 from .models.context_cache import RecurrentGenerationMixin
-from .stages.evaluate import TrainedModel, open_model, weights_hash
 from .training.checkpoint import write_bytes
+from .training.trained_model import TrainedModel, adapters_off, open_model, weights_hash
 
 
 class Chat:
@@ -53,7 +52,8 @@ class Chat:
         seed: int | None = None,
         base: bool = False,
     ):
-        check_sampling(max_new_tokens, temperature, top_p, 1.0 if repetition_penalty is None else repetition_penalty)
+        penalty = 1.0 if repetition_penalty is None else repetition_penalty
+        check_sampling(max_new_tokens, temperature, top_p, penalty, seed)
         self.trained = path if isinstance(path, TrainedModel) else open_model(path)
         self.tokenizer = self.trained.tokenizer
         self.model = self.trained.model

@@ -2,19 +2,22 @@
 
 import argparse
 import errno
-import importlib
 import io
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from . import __version__
 from .errors import InputError
 from .training.flags import SentenceParser, nearest, parse_stage
+from .wings import wing
 
-OF_THE_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM))
+OF_THE_DISK = frozenset((
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR
+))  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in OF_THE_DISK:
             raise
         where = f" for {error.filename}" if error.filename else ""
-        print(
-            f"newllm: the disk refuses{where}: {error.strerror}; make room, or name another folder, and give the same "
-            "command again. Nothing that was saved is lost.",
-            file=sys.stderr,
+        told = InputError(
+            f"the disk refuses{where}: {error.strerror}; make room, or name another folder, and give the same command "
+            "again. Nothing that was saved is lost."
         )
+        print(f"newllm: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(
@@ -78,11 +81,12 @@ def set_up_output() -> None:
     quiet_libraries()
 
 
-def training_command(stage: str, arguments: str) -> Callable[[Sequence[str]], None]:
-    """The command of a stage: the function `stage` of its module, with the fields of its dataclass `arguments`."""
+def training_command(name: str, arguments: str) -> Callable[[Sequence[str]], None]:
+    """The command of a stage: the function of the module `name` that is called like it, with the fields of its
+    dataclass `arguments`."""
 
     def run(argv: Sequence[str]) -> None:
-        module = importlib.import_module(f".stages.{stage}", __package__)
+        module, stage = wing(name), name.split(".")[1]
         prog = f"newllm {stage.replace('_', '-')}"
         getattr(module, stage)(parse_stage(getattr(module, arguments), module.PRESETS, prog, argv))
 
@@ -94,9 +98,7 @@ def run_merge(argv: Sequence[str]) -> None:
     add_model_field(parser)
     parser.add_argument("--output_dir", required=True, help="folder for the merged model; must not exist yet")
     fields = parser.parse(argv)
-    from .stages.merge import merge
-
-    merge(fields.model, fields.output_dir, fields.base)
+    wing("adapters.merge").merge(fields.model, fields.output_dir, fields.base)
 
 
 def run_data(argv: Sequence[str]) -> None:
@@ -177,6 +179,9 @@ def run_compare(argv: Sequence[str]) -> None:
     parser.add_argument("--picture", metavar="PNG", help="also draw the comparison into this file")
     parser.add_argument("--prompt", action="append", help="a beginning to continue; may be given several times")
     fields = parser.parse(argv)
+    # matplotlib says so when the models are compared, which takes long.
+    if fields.picture and not (fields.picture.lower().endswith(".png") and Path(fields.picture).parent.is_dir()):
+        raise InputError(f"picture {fields.picture!r} has to be the name of a .png file, in a folder that is there.")
     from .stages.compare import compare, comparison_figure, comparison_table
 
     rows = compare(fields.models, fields.data, fields.prompt)
@@ -206,7 +211,7 @@ def run_chat(argv: Sequence[str]) -> None:
     parser.add_argument("--repetition_penalty", type=float, help="above 1: fewer repetitions; as trained if left out")
     fields = parser.parse(argv)
     from .chat import Chat
-    from .stages.evaluate import open_model
+    from .training.trained_model import open_model
 
     chat = Chat(
         open_model(fields.model, fields.base),
@@ -260,14 +265,20 @@ def add_sampling_fields(parser: argparse.ArgumentParser, max_new_tokens: int) ->
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
-    "pretrain": (training_command("pretrain", "PretrainArguments"), "train New-LLM or a baseline from scratch on text"),
-    "sft": (training_command("sft", "SftArguments"), "teach a model to talk: conversations, instructions"),
+    "pretrain": (
+        training_command("stages.pretrain", "PretrainArguments"),
+        "train New-LLM or a baseline from scratch on text",
+    ),
+    "sft": (training_command("stages.sft", "SftArguments"), "teach a model to talk: conversations, instructions"),
     "qlora-lwf": (
-        training_command("qlora_lwf", "QloraLwfArguments"),
+        training_command("adapters.qlora_lwf", "QloraLwfArguments"),
         "teach a large model in 4 bit a new task, keeping what it knew",
     ),
-    "dpo": (training_command("dpo", "DpoArguments"), "teach a chat model which of two answers is wanted"),
-    "sweep": (training_command("sweep", "SweepArguments"), "look for good settings of dpo: many short runs, one table"),
+    "dpo": (training_command("preferences.dpo", "DpoArguments"), "teach a chat model which of two answers is wanted"),
+    "sweep": (
+        training_command("preferences.sweep", "SweepArguments"),
+        "look for good settings of dpo: many short runs, one table",
+    ),
     "merge": (run_merge, "adapters and their base into one plain model"),
     "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates"),
     "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),

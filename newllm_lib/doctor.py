@@ -14,7 +14,7 @@ from packaging.version import Version
 
 from .data.hub import code_of, hub_problem
 from .data.text import WIKITEXT
-from .training.device import Device, choose_precision, find_device
+from .training.device import GB, Device, choose_precision, find_device, size
 
 # package -> what it is for
 PACKAGES = {
@@ -97,8 +97,8 @@ def of_the_device(device: Device) -> list[Finding]:
 
 def of_memory(memory: Any) -> Finding:
     """The machine's memory, as psutil has it."""
-    value = f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GB free"
-    if memory.available < FREE_MEMORY_GB * 2**30:
+    value = f"{size(memory.available)} of {size(memory.total)} free"
+    if memory.available < FREE_MEMORY_GB * GB:
         return Finding("Memory", value, "note", "Close what else runs, or take a smaller preset.", "NL-103")
     return Finding("Memory", value, "ok")
 
@@ -106,10 +106,10 @@ def of_memory(memory: Any) -> Finding:
 def of_the_disk(folder: Path) -> Finding:
     """The disk that `folder` is on, or would be."""
     existing = next(path for path in [folder, *folder.parents] if path.exists())
-    free = shutil.disk_usage(existing).free / 2**30
-    if free < FREE_DISK_GB:
-        return Finding("Disk", f"{free:.1f} GB free", "note", f"Keep {FREE_DISK_GB:.0f} GB for checkpoints.", "NL-104")
-    return Finding("Disk", f"{free:.1f} GB free", "ok")
+    free = shutil.disk_usage(existing).free
+    if free < FREE_DISK_GB * GB:
+        return Finding("Disk", f"{size(free)} free", "note", f"Keep {FREE_DISK_GB:.0f} GB for checkpoints.", "NL-104")
+    return Finding("Disk", f"{size(free)} free", "ok")
 
 
 def of_packages(runs: dict[int, bool]) -> list[Finding]:

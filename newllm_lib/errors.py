@@ -78,8 +78,12 @@ CODES: dict[str, tuple[str, str]] = {
 }
 
 
+LONGEST = 880  # characters of a sentence; what the user gave stands in its middle
+
+
 class InputError(ValueError):
-    """Bad input, found at the boundary. The message is one sentence naming the field, the value and the remedy.
+    """Bad input, found at the boundary. The message is one sentence naming the field, the value and the remedy: on one
+    line, and with its middle left out where a value of any length makes it too long to read.
 
     Attributes:
         code: one of CODES.
@@ -87,6 +91,9 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str, code: str = "NL-401"):
+        message = " ".join(message.splitlines())
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
         super().__init__(message)
         self.code = code
         self.field = message.split(maxsplit=1)[0].rstrip(":") if message.strip() else ""

@@ -4,13 +4,10 @@ import json
 from pathlib import Path
 
 import torch
-from sample_text import make_text
-from tiny_gemma import tiny_gemma_folder
 
 from newllm_lib.data.chat_template import template_for
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.models import build_config, build_model
-from newllm_lib.stages.qlora_lwf import QloraLwfArguments, qlora_lwf
 from newllm_lib.stages.sft import SftArguments, sft
 
 GREETINGS = (
@@ -65,16 +62,3 @@ def train_chat(data: Path, folder: Path) -> Path:
         save_steps=0.5, max_eval_tokens=500, per_device_train_batch_size=4, output_dir=str(folder),
     )  # fmt: skip
     return sft(args)
-
-
-def train_adapters(folder: Path) -> Path:
-    """Adapters on a random base, moved far enough by a few updates to say something else than it."""
-    rehearsal = folder / "rehearsal.txt"
-    rehearsal.write_text(make_text(240), encoding="utf-8")
-    args = QloraLwfArguments(
-        model=str(tiny_gemma_folder(folder / "base")), data=str(write_conversations(folder / "data.jsonl")),
-        rehearsal_data=str(rehearsal), load_in_4bit=False, max_length=128, max_steps=12, learning_rate=1e-2,
-        eval_steps=0.5, save_steps=0.5, logging_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=1,
-        max_eval_tokens=400, max_test_tokens=400, output_dir=str(folder / "run" / "tuned"),
-    )  # fmt: skip
-    return qlora_lwf(args)

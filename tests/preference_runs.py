@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from newllm_lib.data.chat_template import template_for
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.models import build_config, build_model
-from newllm_lib.training.dpo_arguments import DpoArguments
+from newllm_lib.preferences.arguments import DpoArguments
 
 COLOURS = ("red", "blue", "green", "amber", "black", "white", "grey", "pink")
 

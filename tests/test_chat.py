@@ -11,7 +11,7 @@ from newllm_lib.chat import Chat
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.errors import InputError
 from newllm_lib.models import build_config, build_model
-from newllm_lib.stages.evaluate import TrainedModel
+from newllm_lib.training.trained_model import TrainedModel
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -128,7 +128,7 @@ def test_state_is_counted_in_bytes(folder):
 
 def test_a_chat_of_the_base_says_what_the_base_says_while_others_use_the_model():
     peft = pytest.importorskip("peft")
-    from newllm_lib.training.adapters import allow_old_torchao
+    from newllm_lib.adapters.lora import allow_old_torchao
 
     allow_old_torchao()
     base = tiny_gemma()

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
+from newllm_lib.adapters.forgetting import reply_to_each
 from newllm_lib.chat import Chat
 from newllm_lib.data.chat_template import ConversationFormat, encode_conversations, template_for
 from newllm_lib.data.tokenizer import build_tokenizer, text_backend
-from newllm_lib.evaluation.forgetting import reply_to_each
 from newllm_lib.evaluation.generation import continue_prompt, reply_to
 from newllm_lib.models import build_config, build_model
 

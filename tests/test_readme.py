@@ -6,6 +6,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+from conversations import make_conversations, write_conversations
+from sample_text import make_text
 
 from newllm_lib.cli import main
 
@@ -47,14 +49,16 @@ def test_every_command_parses(line, monkeypatch):
         calls.append(args)
         return {"loss": 1.0} if "evaluate" in line else []
 
-    for stage in ("pretrain", "sft", "qlora_lwf", "dpo", "sweep", "merge", "evaluate", "compare", "generate"):
-        monkeypatch.setattr(f"newllm_lib.stages.{stage}.{stage}", record)
+    stages = [f"stages.{stage}" for stage in ("pretrain", "sft", "evaluate", "compare", "generate")]
+    stages += ["adapters.qlora_lwf", "adapters.merge", "preferences.dpo", "preferences.sweep"]
+    for stage in stages:
+        monkeypatch.setattr(f"newllm_lib.{stage}.{stage.split('.')[1]}", record)
     monkeypatch.setattr("newllm_lib.stages.compare.comparison_table", lambda rows: "")
     monkeypatch.setattr("newllm_lib.stages.data.inspect_dataset", record)
     monkeypatch.setattr("newllm_lib.stages.data.report_text", lambda report: "")
     monkeypatch.setattr("newllm_lib.stages.data.catalogue_text", lambda: calls.append("catalogue"))
     monkeypatch.setattr("newllm_lib.doctor.doctor", record)
-    monkeypatch.setattr("newllm_lib.stages.evaluate.open_model", record)
+    monkeypatch.setattr("newllm_lib.training.trained_model.open_model", record)
     monkeypatch.setattr("newllm_lib.chat.Chat", record)
     monkeypatch.setattr("builtins.input", lambda prompt: "")
 
@@ -107,3 +111,14 @@ def test_both_editions_say_the_same():
 def test_an_edition_begins_with_a_link_to_the_other(path):
     (other,) = set(EDITIONS) - {path}
     assert LINK.search(path.read_text(encoding="utf-8"))[1] == other.name
+
+
+def test_the_ten_lines_of_python_train_and_chat(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text(make_text(240), encoding="utf-8")
+    write_conversations(Path("conversations.jsonl"), make_conversations(20))
+    ((_, lines),) = [block for block in blocks(ROOT / "README.md") if block[0] == "python"]
+    assert sum(bool(line) for line in lines) <= 10
+    code = "\n".join(lines).replace("max_steps=500", "max_steps=2, num_parameters=30_000")
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out and Path("runs/talk/results.json").exists()

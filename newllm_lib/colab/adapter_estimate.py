@@ -1,235 +1,186 @@
-"""What training adapters on a large model will cost: found out from the model's config alone, for its weights are not
-opened to draw a panel."""
+"""The cost lines of notebooks 5 to 7, where adapters are trained on a pretrained model: from its config alone, for its
+weights are not opened to draw a panel."""
 
 import copy
 import functools
-import math
-from pathlib import Path
 
-from transformers import Gemma3TextConfig, PreTrainedConfig
-
-from ..errors import InputError
-from ..stages.qlora_lwf import QloraLwfArguments, budget, check_memory
-from ..training import offline_gemma
-from ..training.base_model import BaseModel, base_config, find_base_model
+from ..adapters.base_model import open_tokenizer
+from ..adapters.lora import add_adapters
+from ..adapters.memory_budget import total_bytes
+from ..adapters.qlora_lwf import QloraLwfArguments, budget
+from ..models import build_model, count_parameters
+from ..preferences.arguments import DpoArguments
+from ..preferences.pairs import GENERATED, GENERATED_SHARE, load_preferences
+from ..preferences.reference import UPDATE_TOKENS, learn_tokens, reference_arguments
+from ..preferences.sweep import SweepArguments
 from ..training.device import find_device
-from ..training.memory_budget import CUDA_CONTEXT, GB, ModelSizes, is_target, model_sizes, total_bytes
-from .adapter_disk import disk_phrase, tokenizer_bytes
-from .data_size import BYTES_PER_TOKEN, data_size, taken_conversations
-from .estimate import Reckoning, kept_checkpoints, saved_bytes
+from ..training.model_card import BaseModel
+from .base_lookup import base_of, config_of, count_trainable, sizes_of
+from .estimate import (
+    BYTES_PER_TOKEN,
+    MeasuredUpdate,
+    data_size,
+    disk_phrase,
+    gpu_phrase,
+    measured_update,
+    minutes_phrase,
+    saved_bytes,
+    taken_conversations,
+)
 from .languages import text
 from .notices import escape
-from .step_cost import Cost, StepCost, measure_step, times
-from .text_source import file_identity
-
-# The package's model before it is converted for the first time; afterwards its own config is read.
-OFFLINE_CONFIG = {
-    "vocab_size": 262_144,
-    "hidden_size": 640,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 18,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
-    "head_dim": 256,
-    "query_pre_attn_scalar": 256,
-}
 
 PROBE_VOCABULARY = 1024
-TEMPLATE_TOKENS = 15  # of an example: who speaks
-STEP_PASSES = 3  # of a measured training step: forwards, and backwards to inputs and to weights
-# Held-out tokens are read under the model and, where the two are compared, under the base: of both kinds of text, the
-# general one compared, at an evaluation; of both kinds, compared, and the base alone at the end.
-EVALUATION_PASSES, TEST_PASSES = 3, 6
-PREPARE_SECONDS = 20  # open the base, answer before and after
-TOKENIZER_BYTES = 2_200  # of a token type: the tokenizer in memory, and the texts
-# Of what a GPU would take beside the weights: a CPU's heap is coarser, and oneDNN keeps a program for every shape. In
-# fp32 the weights take more and the rest less; measured on CPUs with and without bf16 (benchmarks/cost_line.py).
-WORKING_SHARE = 1.9
+SAMPLED_PAIRS = 1000
 
 
-def complete(args: QloraLwfArguments) -> dict[str, str]:
-    """Name the base model that was found, so that all cells of a session take the same one; what a run is known by
-    beside its task: the base's weights, and a text of the user's own to rehearse.
-
-    Raises:
-        InputError: no such model, or a file that cannot be read.
-    """
-    base = base_of(args)
-    args.model = base.path
-    found = {"base": base.identity}
-    for name in ("rehearsal_data", "rehearsal_eval_data"):
-        if (path := getattr(args, name)) is not None:
-            if not Path(path).expanduser().is_file():
-                raise InputError(f"{name} {path!r} does not exist.")
-            found[name] = file_identity(path)
-    return found
-
-
-def base_of(args: QloraLwfArguments) -> BaseModel:
-    """The base model these settings lead to, looked for once a session.
-
-    Raises:
-        InputError: there is none within reach.
-    """
-    return base_named(args.model, args.data_source == "offline")
-
-
-def base_named(model: str | None, offline: bool = False) -> BaseModel:
-    """`find_base_model`, but what has been found, or could not be, is not looked for again in the same session.
-
-    Raises:
-        InputError: there is none within reach.
-    """
-    folder = Path(model or "").expanduser()
-    stamp = ()
-    if model and folder.is_dir():  # it is found anew when its weights change
-        weights = [path.stat() for path in sorted(folder.glob("*.safetensors"))]
-        stamp = tuple((status.st_size, status.st_mtime_ns) for status in weights)
-    base, problem = _find(model, offline, stamp)
-    if base is None:
-        raise InputError(problem)
-    return base
-
-
-@functools.lru_cache(maxsize=32)
-def _find(model: str | None, offline: bool, stamp: tuple) -> tuple[BaseModel | None, str]:
-    """(the model or None, why there is none): what has failed is not tried again with every move of a slider."""
-    try:
-        return find_base_model(model, offline), ""
-    except InputError as error:
-        return None, str(error)
-
-
-def config_of(base: BaseModel) -> PreTrainedConfig:
-    """The base model's sizes; nothing is converted or downloaded for them but a file of a few kB.
-
-    Raises:
-        InputError: it is of no kind that transformers knows.
-    """
-    if base.path == offline_gemma.NAME and not offline_gemma.converted_folder().exists():
-        return Gemma3TextConfig(**OFFLINE_CONFIG)
-    try:
-        return base_config(base)
-    except (OSError, ValueError) as error:
-        sentence = " ".join(str(error).split())[:200]
-        raise InputError(f"the config of model {base.path!r} cannot be read ({sentence}).") from error
-
-
-@functools.lru_cache(maxsize=8)
-def _sizes(base: BaseModel) -> ModelSizes:
-    return model_sizes(config_of(base))
-
-
-def check(args: QloraLwfArguments) -> None:
-    """Refuse what does not fit into the GPU's memory; nothing is looked up where there is none.
-
-    Raises:
-        InputError: naming the nearest setting that fits.
-    """
+def lwf_phrases(arguments: dict[str, QloraLwfArguments], measured: dict[str, MeasuredUpdate]) -> list[str]:
+    """Notebook 5: what is trained on which base, for how long, and the GPU's memory it takes."""
+    ((model, args),) = arguments.items()
+    base, conversations, rows = base_of(args), taken_conversations(args), str(args.effective_batch_size)
+    config, trained = config_of(base), count_trainable(args, base)
+    bits, count = text("in 4 bit" if args.load_in_4bit else "in full precision"), f"{trained:,}"
+    if trained >= 100_000:
+        count = f"{trained / 1e6:.2f} M"
+    parts = [f"<b>{escape(base.name)}</b> {bits}", text("<b>{count}</b> trainable parameters", count=count)]
+    if conversations is not None:
+        stretches = round(args.rehearsal_ratio * conversations)
+        updates = args.updates(conversations + stretches)
+        phrase = (
+            "<b>{updates}</b> updates of {rows} examples, out of up to <b>{conversations}</b> conversations and "
+            "{stretches} stretches of text to rehearse"
+        )
+        counted = {"conversations": f"{conversations:,}", "stretches": f"{stretches:,}"}
+        parts.append(text(phrase, updates=f"{updates:,}", rows=rows, **counted))
+    elif args.max_steps > 0:
+        updates = args.max_steps
+        parts.append(text("<b>{updates}</b> updates of {rows} examples", updates=f"{updates:,}", rows=rows))
+    else:
+        updates = None
+        phrase = "<b>{epochs}</b> epochs of your file, in updates of {rows} examples"
+        parts.append(text(phrase, epochs=f"{args.num_train_epochs:g}", rows=rows))
+    if updates is not None:
+        parts.append(disk_phrase(args, saved_bytes(args, trained, updates)))
+    if measured and conversations is not None:
+        of_task = min(data_size(args).bytes / data_size(args).conversations / BYTES_PER_TOKEN["gpt2"], args.max_length)
+        example = (of_task + args.rehearsal_ratio * args.max_length) / (1 + args.rehearsal_ratio)
+        weights = sum(layer.weights for layer in sizes_of(base).linear) + config.vocab_size * config.hidden_size
+        seconds = measured[model].seconds_of(weights, updates * args.effective_batch_size * example)
+        parts.append(minutes_phrase(seconds))
     if find_device(args.use_cpu).memory_gb is not None:
-        check_memory(args, config_of(base_of(args)))
-
-
-def phrases(arguments: dict[str, QloraLwfArguments]) -> list[str]:
-    """What the live line says: what is trained on which base, for how long, and the GPU's memory it takes."""
-    (args,) = arguments.values()
-    base = base_of(args)
-    bits = text("in 4 bit" if args.load_in_4bit else "in full precision")
-    trained = count_trainable(args, base)
-    count = f"{trained / 1e6:.2f} M" if trained >= 100_000 else f"{trained:,}"
-    parts = [
-        f"<b>{escape(base.name)}</b> {bits}",
-        text("<b>{count}</b> trainable parameters", count=count),
-        _extent(args),
-    ]
-    if (updates := _updates(args)) is not None:
-        disk = saved_bytes(trained, kept_checkpoints(args, updates), tokenizer_bytes(base, config_of(base)))
-        parts.append(disk_phrase(disk))
-    device = find_device(args.use_cpu)
-    if device.memory_gb is not None:
-        needed = total_bytes(budget(args, config_of(base), args.per_device_train_batch_size, args.max_length)) / GB
-        phrase = "about <b>{needed} of {there} GB</b> on this GPU (estimated)"
-        parts.append(text(phrase, needed=f"{needed:.1f}", there=f"{device.memory_gb:.1f}"))
+        items = budget(args, config, args.per_device_train_batch_size, args.max_length)
+        parts += gpu_phrase(args, [total_bytes(items)])
     return parts
 
 
-def measure(args: QloraLwfArguments) -> StepCost:
-    """What a training step of one block of the base takes here: the base itself is not opened for a panel."""
+def lwf_measure(arguments: dict[str, QloraLwfArguments]) -> dict[str, MeasuredUpdate]:
+    """An update of one block of the base with its adapters, under its teacher: the base itself is too large."""
+    ((model, args),) = arguments.items()
     config = copy.deepcopy(config_of(base_of(args)))
     config.num_hidden_layers, config.vocab_size = 1, PROBE_VOCABULARY
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:1]
-    return measure_step(config, args, args.per_device_train_batch_size, args.max_length)
+    block = add_adapters(build_model(config), args.lora_r, args.lora_alpha, 0.0, args.targets)
+    readings = args.distills + bool(args.activation_checkpointing)
+    return {model: measured_update(block, args, args.per_device_train_batch_size, args.max_length, readings)}
 
 
-def cost(arguments: dict[str, QloraLwfArguments], measured: dict[str, StepCost]) -> Cost:
-    """What the run will take: no minutes of a file of the user's own, no memory of a GPU, which `phrases` tell."""
-    ((model, args),) = arguments.items()
-    step, base, updates = measured[model], base_of(args), _updates(args)
-    config = config_of(base)
-    memory = _memory(args, config, step)
-    if taken_conversations(args) is None:
-        return Cost(memory_bytes=memory)
-    size = data_size(args)
-    tokens = min(size.bytes / size.conversations / BYTES_PER_TOKEN["gpt2"] + TEMPLATE_TOKENS, args.max_length)
-    example = (tokens + args.rehearsal_ratio * args.max_length) / (1 + args.rehearsal_ratio)
-    evaluations = 1 + times(args.eval_steps, updates)
-    passes = 2 + args.distills + bool(args.activation_checkpointing)  # frozen weights need no gradients
-    work = passes * updates * args.effective_batch_size * example
-    work += EVALUATION_PASSES * evaluations * args.max_eval_tokens + TEST_PASSES * args.max_test_tokens
-    weights = sum(layer.weights for layer in _sizes(base).linear) + config.vocab_size * config.hidden_size
-    return Cost((step.seconds(weights, work / STEP_PASSES) + PREPARE_SECONDS) / 60, memory)
+def pair_phrases(arguments: dict[str, DpoArguments], measured: dict[str, MeasuredUpdate]) -> list[str]:
+    """Notebook 6: what is tuned, by how many pairs, and what that takes."""
+    (args,) = arguments.values()
+    base = base_of(args)
+    trained = count_trainable(args, base)
+    parts = [f"<b>{escape(base.name)}</b>", text("<b>{count}</b> trainable parameters", count=f"{trained:,}")]
+    return [*parts, *_pairs(args), *_costs(args, trained, measured)]
 
 
-def _memory(args: QloraLwfArguments, config: PreTrainedConfig, step: StepCost) -> int | None:
-    """Bytes that the process takes at its peak, of a CPU: what it has now, the tokenizer, the base, and what training
-    takes beside it. None on a GPU, which has a phrase of its own, and where the probe could not tell."""
-    if find_device(args.use_cpu).kind != "cpu" or (before := step.memory(0, 0)) is None:
-        return None
-    items = budget(args, config, args.per_device_train_batch_size, args.max_length)
-    weights = total_bytes(items[:2])  # linear layers, all others
-    working = total_bytes(items[2:]) - CUDA_CONTEXT
-    return int(before + TOKENIZER_BYTES * config.vocab_size + weights + WORKING_SHARE * working)
+def trial_phrases(arguments: dict[str, SweepArguments], measured: dict[str, MeasuredUpdate]) -> list[str]:
+    """Notebook 7: as notebook 6, for all trials."""
+    (args,) = arguments.values()
+    base, ranks = base_of(args), args.choices()["lora_r"]
+    trials = text("<b>{trials}</b> trials of <b>{model}</b>", trials=str(args.trials), model=escape(base.name))
+    trained = count_trainable(args, base) // args.lora_r * sum(ranks) // len(ranks)
+    return [trials, text("each {extent}", extent=", ".join(_pairs(args))), *_costs(args, trained, measured)]
 
 
-def count_trainable(args: QloraLwfArguments, base: BaseModel) -> int:
-    """Parameters of the adapters: rank times inputs and outputs of every layer that gets one."""
-    layers = [layer for layer in _sizes(base).linear if is_target(layer.name, args.targets)]
-    return sum(args.lora_r * (layer.inputs + layer.outputs) for layer in layers)
-
-
-def _updates(args: QloraLwfArguments) -> int | None:
-    """Updates of a run; None of a file of the user's own, whose examples nobody has counted yet."""
-    if args.max_steps > 0:
-        return args.max_steps
-    if (examples := _examples(args)) is None:
-        return None
-    return math.ceil(args.num_train_epochs * math.ceil(examples / args.effective_batch_size))
-
-
-def _examples(args: QloraLwfArguments) -> int | None:
-    """Of an epoch: conversations, and stretches to rehearse."""
-    conversations = taken_conversations(args)
-    return None if conversations is None else conversations + round(args.rehearsal_ratio * conversations)
-
-
-def _extent(args: QloraLwfArguments) -> str:
-    """Updates and examples."""
-    conversations, updates = taken_conversations(args), _updates(args)
-    rows = str(args.effective_batch_size)
+def _pairs(args: DpoArguments) -> list[str]:
+    """Updates and pairs or, where the data are not counted yet, epochs; and what comes before them."""
+    updates, rows = _updates(args), str(args.effective_batch_size)
     if updates is None:
-        phrase = "<b>{epochs}</b> epochs of your file, in updates of {rows} examples"
-        return text(phrase, epochs=f"{args.num_train_epochs:g}", rows=rows)
-    if conversations is None:
-        return text("<b>{updates}</b> updates of {rows} examples", updates=f"{updates:,}", rows=rows)
-    return text(
-        "<b>{updates}</b> updates of {rows} examples, out of up to <b>{conversations}</b> conversations and "
-        "{stretches} stretches of text to rehearse",
-        updates=f"{updates:,}",
-        rows=rows,
-        conversations=f"{conversations:,}",
-        stretches=f"{_examples(args) - conversations:,}",
+        phrase = "<b>{epochs}</b> epochs in updates of {rows} pairs"
+        parts = [text(phrase, epochs=f"{args.num_train_epochs:g}", rows=rows)]
+    elif is_generated(args):
+        phrase = "<b>{updates}</b> updates of {rows} pairs, out of <b>{pairs}</b> generated ones"
+        parts = [text(phrase, updates=f"{updates:,}", rows=rows, pairs=f"{generated_for_training(args):,}")]
+    else:
+        parts = [text("<b>{updates}</b> updates of {rows} pairs", updates=f"{updates:,}", rows=rows)]
+    if args.sft_epochs > 0:
+        parts.append(text("after {epochs} passes over all answers", epochs=f"{args.sft_epochs:g}"))
+    return parts
+
+
+def _costs(args: DpoArguments, trained: int, measured: dict[str, MeasuredUpdate]) -> list[str]:
+    """Disk and minutes of the run or of all trials of a sweep, as far as the pairs are counted, and a GPU's memory. The
+    reference is made once, and a trial keeps no checkpoints."""
+    updates, trials, parts = _updates(args), getattr(args, "trials", None), []
+    whole, makes_reference = count_parameters(config_of(base_of(args))), args.sft_epochs > 0
+    if updates is not None:
+        disk = saved_bytes(args, trained, updates) if trials is None else trials * 4 * trained
+        disk += (trials or 1) * 4 * whole * args.save_merged
+        if makes_reference:
+            disk += saved_bytes(reference_arguments(args, whole, args.max_length), whole, updates)
+        parts.append(disk_phrase(args, disk))
+    if measured and is_generated(args):
+        tokens = 2 * sequence_tokens(args)
+        seconds = (trials or 1) * measured["pairs"].seconds_of(whole, updates * args.effective_batch_size * tokens)
+        seconds += measured["answers"].seconds_of(whole, args.sft_epochs * generated_for_training(args) * tokens)
+        parts.append(minutes_phrase(seconds))
+    peaks = [update.gpu_bytes for name, update in measured.items() if makes_reference or name == "pairs"]
+    return [*parts, *gpu_phrase(args, peaks)]
+
+
+def pair_measure(arguments: dict[str, DpoArguments]) -> dict[str, MeasuredUpdate]:
+    """An update on the answers as such, which trains the whole model, and one on pairs, which trains its adapters."""
+    (args,) = arguments.values()
+    length = round(sequence_tokens(args)) if is_generated(args) else args.max_length
+    model = build_model(config_of(base_of(args)))
+    reference = reference_arguments(args, model.num_parameters(), args.max_length)
+    answers = measured_update(model, reference, max(UPDATE_TOKENS // length, 1), length)
+    adapted = add_adapters(model, args.lora_r, args.lora_alpha, 0.0, args.targets)
+    pairs = measured_update(adapted, args, 2 * args.per_device_train_batch_size, length, readings=1)
+    return {"answers": answers, "pairs": pairs}
+
+
+def is_generated(args: DpoArguments) -> bool:
+    """True if the pairs are neither a file's nor a dataset's of the hub."""
+    return args.data is None and args.dataset in (None, GENERATED)
+
+
+def generated_for_training(args: DpoArguments) -> int:
+    """How many of the generated pairs are not held out, without making them."""
+    share = GENERATED_SHARE if args.held_out_share is None else args.held_out_share
+    return args.pairs - round(args.pairs * share)
+
+
+def _updates(args: DpoArguments) -> int | None:
+    """None for pairs that are not counted yet."""
+    if is_generated(args):
+        return args.updates(generated_for_training(args))
+    return args.max_steps if args.max_steps > 0 else None
+
+
+def sequence_tokens(args: DpoArguments) -> float:
+    """Tokens of a generated prompt with one of its answers, on average."""
+    new_tokens = args.new_tokens if args.sft_epochs > 0 else 0
+    return min(
+        _mean_tokens(base_of(args), new_tokens, min(args.pairs, SAMPLED_PAIRS), args.pairs_seed), args.max_length
     )
 
 
-ADAPTERS = Reckoning(check, phrases, measure, cost, complete)
+@functools.lru_cache(maxsize=8)
+def _mean_tokens(base: BaseModel, new_tokens: int, pairs: int, pairs_seed: int) -> float:
+    """With the new tokens that the tokenizer learns from the pairs."""
+    tokenizer, train = open_tokenizer(base), load_preferences(pairs=pairs, pairs_seed=pairs_seed).train
+    learn_tokens(tokenizer, train, new_tokens, base.name)
+    texts = [pair.prompt[0]["content"] + side for pair in train.pairs for side in (pair.chosen, pair.rejected)]
+    return sum(map(len, tokenizer(texts)["input_ids"])) / len(texts)

@@ -11,8 +11,8 @@ from IPython.display import HTML, display
 from ..data.chat_template import borrowed_template
 from ..errors import InputError
 from ..evaluation.generation import reply_to
-from ..stages.evaluate import open_model
 from ..training.model_folder import read_tokenizer
+from ..training.trained_model import open_model
 from .notices import FAINT, escape, in_one_sentence, say, table_html
 from .panel import SettingsPanel
 

@@ -2,9 +2,9 @@
 
 from IPython.display import HTML, display
 
-from ..training import offline_gemma
-from ..training.base_model import BaseModel
-from .adapter_estimate import base_of, count_trainable
+from ..adapters import offline_gemma
+from ..training.model_card import BaseModel
+from .base_lookup import base_of, count_trainable
 from .notices import GRID, escape, in_one_sentence, quiet_notebook, say
 from .panel import SettingsPanel
 

@@ -19,7 +19,7 @@ from accelerate.utils.memory import clear_device_cache
 from IPython.display import display
 
 from ..chat import Chat
-from ..stages.evaluate import open_model
+from ..training.trained_model import open_model
 from .bubbles import columns_html, one_exchange
 from .chat_memory import MemoryControls, memory_html, memory_note, pictures_html
 from .chat_sampling import SamplingSliders

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from ..preferences.arguments import DIALOGPT
 from ..stages.sft import SftArguments
-from ..training.dpo_arguments import DIALOGPT
-from .adapter_estimate import base_named
+from .base_lookup import base_named
 from .stage import CHAT_PRESETS
 from .start_models import finished_runs
 

@@ -20,8 +20,8 @@ from ..evaluation.half_life import half_lives_of_biases
 from ..evaluation.token_stream import document_ids
 from ..models import NewLLMForCausalLM
 from ..models.context_cache import RecurrentGenerationMixin
-from ..stages.evaluate import open_model
 from ..training.curves import as_label, in_the_font
+from ..training.trained_model import open_model
 from .notices import in_one_sentence, picture_html, quiet_notebook, say
 
 MOST_TOKENS = 48  # more would not be legible side by side

@@ -7,10 +7,10 @@ import numpy as np
 from IPython.display import HTML, display
 from transformers import PreTrainedTokenizerFast
 
+from ..adapters.qlora_lwf import PreparedLwf
 from ..data.chat_template import ConversationFormat, encode_conversations
 from ..data.rendering import plain_messages, render
 from ..data.turns import Message
-from ..stages.qlora_lwf import PreparedLwf
 from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
 from .bubbles import bubbles_html

@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from ..data.cache import FULL
-from ..stages.sweep import TRIALS_FILE
+from ..preferences.sweep import TRIALS_FILE
 from ..training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE
 from ..training.run_copy import BroughtBack, best_beside, bring_back, copy_checkpoints, progress_here, progress_of_copy
 from ..training.verified_copy import MANIFEST_FILE, files_of, update_files

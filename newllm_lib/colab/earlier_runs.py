@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..stages.sweep import TRIALS_FILE, read_trials
+from ..preferences.sweep import TRIALS_FILE, read_trials
 from ..training.checkpoint import (
     COMPLETE_FILE,
     RESULTS_FILE,
@@ -14,6 +14,7 @@ from ..training.checkpoint import (
     is_of_earlier_version,
     numbered_checkpoints,
 )
+from ..training.device import GB
 from ..training.run_copy import (
     FINISHED,
     NOTHING,
@@ -28,7 +29,7 @@ from .copy_status import problem_of
 from .drive_copy import DriveCopier
 
 # The newest models are brought back at once, as many as take a minute or less; others when they are trained on.
-BUDGET_BYTES = 2**30
+BUDGET_BYTES = GB
 # Another session may be copying to the same Drive: what it has not touched for so long was left by a killed one.
 UNTOUCHED_SECONDS = 3600.0
 

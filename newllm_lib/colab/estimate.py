@@ -1,142 +1,205 @@
-"""What a run will cost, before it starts: parameters, updates, tokens, disk, and minutes and memory from one measured
-step per model."""
+"""What a run will cost, as the line below a panel says it: parameters, updates, the time that these take by one that is
+measured here, a GPU's memory, and the least that the run writes on the disk."""
 
 import functools
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from transformers import PreTrainedConfig
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..data.text import HELD_OUT_SHARE
+from ..data.tokenizer import DEFAULT_VOCAB_SIZE
 from ..errors import InputError
-from ..models import build_config, count_parameters
+from ..models import build_config, build_model, count_parameters
 from ..training.arguments import ModelArguments, StageArguments
+from ..training.checkpoint import read_results
+from ..training.device import GB, find_device, freed_memory_kept, size
+from ..training.model_folder import read_config
+from ..training.new_model import BYTES_PER_PARAMETER, FEWEST_TYPES
 from ..training.trainer import count_training_tokens
-from .data_size import (
-    HELD_OUT_SHARE,
-    expected_text_tokens,
-    expected_vocab_size,
-    start_config,
-    start_of,
-)
+from ..training.update import timed_update
 from .languages import text
-from .notices import size
-from .step_cost import BYTES_OF_A_VALUE, Cost, StepCost, cost_phrases, measure_step, memory_of_run, times
 
-# Of a held-out token, in training tokens. Measured: 0.3 (newllm; 0.5 where one long document is read alone) to 0.6
-# (overlapping windows).
-SCORING_COST = 0.5
-PREPARE_SECONDS, MODEL_SECONDS = 7, 3  # learn the tokenizer and pack the rows, once; per model: save, draw curves
-VALUES_OF_A_CHECKPOINT = 3  # a weight and AdamW's two averages of its gradient
+BYTES_PER_TOKEN = {"byte": 1.0, "bpe": 3.7, "word": 5.2, "gpt2": 4.2}  # of English text
+PROBE_TOKENS, PROBE_SECONDS = 128, 0.4  # what takes less is measured again, on four times as many tokens
 
 
 @dataclass(frozen=True)
-class Reckoning:
-    """How a panel finds out what its settings will cost.
+class DataSize:
+    """Bytes of a training split and, where examples are conversations, their number."""
 
-    Attributes:
-        check: raises InputError for settings that cannot be run.
-        phrases: (model -> its settings, model -> what `measure` gave, or None) -> HTML phrases of the live line.
-        measure: settings -> what one step costs; None: nothing is measured.
-        cost: (model -> its settings, model -> what `measure` gave) -> what the run will take.
-        complete: fills in what only a look outside tells, and returns what a run is known by beside its settings and
-            the data of its task.
-    """
+    bytes: int
+    conversations: int | None = None
 
-    check: Callable[[Any], Any]
-    phrases: Callable[[dict[str, Any]], list[str]]
-    measure: Callable[[Any], StepCost] | None = None
-    cost: Callable[[dict[str, Any], dict[str, StepCost]], Cost] | None = None
-    complete: Callable[[Any], dict[str, Any]] = lambda args: {}
 
-    def line(self, arguments: dict[str, Any], measured: dict[str, StepCost] | None) -> list[str]:
-        """All phrases; minutes and memory only if something was measured."""
-        phrases = self.phrases(arguments)
-        if measured:
-            phrases += cost_phrases(self.cost(arguments, measured), len(arguments))
-        return phrases
+# (dataset, source) -> its training split. Offline sizes are counted, the hub's bytes estimated.
+DATA_SIZES = {
+    ("wikitext", "hub"): DataSize(10_900_000),
+    ("wikitext", "offline"): DataSize(12_110_594),
+    ("dailydialog", "hub"): DataSize(5_800_000, 11_118),
+    ("dailydialog", "offline"): DataSize(12_720_000, 3_800),
+    ("dolly", "hub"): DataSize(11_500_000, 14_260),
+    ("dolly", "offline"): DataSize(587_000, 3_252),
+    ("ultrachat", "hub"): DataSize(1_300_000_000, 207_865),
+    ("ultrachat", "offline"): DataSize(12_720_000, 3_800),
+    ("alpaca", "hub"): DataSize(38_000_000, 49_172),
+    ("alpaca", "offline"): DataSize(587_000, 3_252),
+}
 
 
 @dataclass(frozen=True)
-class Extent:
-    """How far a run goes: `checkpoints` are those that are kept of each model, and `disk_bytes` what they and the
-    finished models take."""
+class MeasuredUpdate:
+    """One update on this machine: its seconds, the model's parameters, its tokens, and the peak of its memory on an
+    NVIDIA GPU (None without one)."""
 
-    parameters: dict[str, int]
-    updates: int
+    seconds: float
+    parameters: int
     tokens: int
-    checkpoints: int
-    disk_bytes: int
+    gpu_bytes: int | None = None
+
+    def seconds_of(self, parameters: int, tokens: float) -> float:
+        """Seconds to train a model of that size on so many tokens: both multiply the arithmetic."""
+        return self.seconds * parameters / self.parameters * tokens / self.tokens
+
+    def gpu_bytes_of(self, parameters: int, tokens: int) -> int | None:
+        """The peak of an update of another size, of a model that is trained whole: what a parameter takes is known, and
+        the rest grows with the tokens."""
+        if self.gpu_bytes is None:
+            return None
+        rest = max(self.gpu_bytes - BYTES_PER_PARAMETER * self.parameters, 0)
+        return round(BYTES_PER_PARAMETER * parameters + rest * tokens / self.tokens)
 
 
-def extent(arguments: dict[str, ModelArguments]) -> Extent:
-    """How far the training of these models in turn will go.
-
-    Args:
-        arguments: model -> its settings, which differ in nothing else.
-
-    Raises:
-        InputError: no model of that size can be built.
-    """
-    parameters = {model: count_model(args) for model, args in arguments.items()}
-    args = next(iter(arguments.values()))
-    updates, tokens = count_training_tokens(args, max(math.ceil(expected_text_tokens(args) / args.max_length), 1))
-    checkpoints = kept_checkpoints(args, updates)
-    return Extent(parameters, updates, tokens, checkpoints, saved_bytes(sum(parameters.values()), checkpoints))
-
-
-def saved_bytes(trained: int, checkpoints: int, tokenizer: int = 0) -> int:
-    """On disk, of a run that trains so many parameters: they and the file of their tokenizer, where that counts, once
-    finished and once a checkpoint, which has AdamW's averages, too."""
-    return (1 + checkpoints) * tokenizer + BYTES_OF_A_VALUE * trained * (1 + VALUES_OF_A_CHECKPOINT * checkpoints)
-
-
-def cost(arguments: dict[str, ModelArguments], measured: dict[str, StepCost]) -> Cost:
-    """What training these models in turn will take.
+def measured_update(
+    model: PreTrainedModel, args: StageArguments, rows: int, length: int, readings: int = 0
+) -> MeasuredUpdate:
+    """Measure an update of `model`, whose weights it changes, on `rows` rows of `length` random tokens; on fewer where
+    these take long, or do not fit on the GPU.
 
     Args:
-        measured: model -> `measure`.
+        readings: as of `timed_update`.
     """
-    whole = extent(arguments)
-    args = next(iter(arguments.values()))
-    held_out = expected_text_tokens(args) * HELD_OUT_SHARE
-    # Of all held-out tokens once, and of a sample at every evaluation.
-    scored = held_out + times(args.eval_steps, whole.updates) * min(args.max_eval_tokens, held_out)
-    step_tokens = args.per_device_train_batch_size * args.max_length
-    seconds, peaks = float(PREPARE_SECONDS), []
-    for model, count in whole.parameters.items():
-        step = measured[model]
-        seconds += step.seconds(count, whole.tokens + SCORING_COST * scored) + MODEL_SECONDS
-        peaks.append(step.memory(count, step_tokens))
-    return Cost(seconds / 60, memory_of_run(peaks))
+    kind = find_device(args.use_cpu).kind
+    before = torch.cuda.memory_allocated() if kind == "cuda" else 0
+    model = model.to(kind).train()
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
+    frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
+    parameters = frozen or model.num_parameters()  # beside frozen ones, adapters do not count
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+
+    def update(tokens: int) -> MeasuredUpdate:
+        shape = max(tokens // length, 1), min(tokens, length)
+        input_ids = torch.randint(0, model.config.vocab_size, shape, device=kind)
+        # The first update of a size sets up what the second finds ready.
+        seconds = min(timed_update(model, optimizer, input_ids, dtype, readings) for _ in range(2))
+        peak = torch.cuda.max_memory_allocated() - before if kind == "cuda" else None
+        return MeasuredUpdate(seconds, parameters, input_ids.numel(), peak)
+
+    if kind == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    tokens, most = min(PROBE_TOKENS, rows * length), rows * length
+    with freed_memory_kept():
+        found = update(tokens)
+        while found.seconds < PROBE_SECONDS and tokens < most:
+            tokens = min(4 * tokens, most)
+            try:
+                found = update(tokens)
+            except torch.OutOfMemoryError:
+                break
+    return found
+
+
+def minutes_phrase(seconds: float, models: int = 1) -> str:
+    """How long all updates of a run take, of all its models. Evaluations are not counted: they are a few per cent of a
+    long run."""
+    minutes = seconds / 60
+    if minutes < 1.5:
+        spoken = text("a minute")
+    elif minutes < 90:
+        spoken = text("{minutes} minutes", minutes=f"{minutes:.0f}")
+    else:
+        spoken = text("{hours} hours", hours=f"{minutes / 60:.1f}")
+    phrase = "about <b>{minutes}</b> here for all updates (one was measured), plus evaluations"
+    if models > 1:
+        phrase = "about <b>{minutes}</b> here for all updates of both models (one was measured), plus evaluations"
+    return text(phrase, minutes=spoken)
+
+
+def gpu_phrase(args: StageArguments, peaks: Iterable[int | None]) -> list[str]:
+    """The GPU's memory that the largest of these takes, and what to do where there is less; nothing without a GPU."""
+    memory_gb, needed = find_device(args.use_cpu).memory_gb, max(filter(None, peaks), default=None)
+    if needed is None or memory_gb is None:
+        return []
+    phrase = "about <b>{needed} of {there}</b> on this GPU (estimated)"
+    if needed > memory_gb * GB:
+        phrase = "<b>{needed} of {there}</b> on this GPU: halve the batch size and double the accumulation"
+    return [text(phrase, needed=size(needed), there=size(memory_gb * GB))]
 
 
 def kept_checkpoints(args: StageArguments, updates: int) -> int:
-    """How many of a run's checkpoints are there at its end."""
+    """How many checkpoints are there at the end of a run."""
     if args.save_strategy == "no":
         return 0
-    saves = math.ceil(times(args.save_steps, updates))
+    saves = math.ceil(1 / args.save_steps if args.save_steps < 1 else updates / args.save_steps)
     return min(saves, updates, args.save_total_limit or saves)
 
 
-def phrases(arguments: dict[str, ModelArguments]) -> list[str]:
-    """What the live line says of models made from scratch, or of those of an earlier notebook."""
-    whole = extent(arguments)
+def saved_bytes(args: StageArguments, trained: int, updates: int) -> int:
+    """The least that a run of so many trained parameters leaves on the disk: the weights, and in every checkpoint these
+    and AdamW's two moments, 4 bytes each."""
+    return 4 * trained * (1 + 3 * kept_checkpoints(args, updates))
+
+
+def disk_phrase(args: StageArguments, needed: int) -> str:
+    """The least that is written, and how much is free where that is less."""
+    folder = next(path for path in Path(args.output_dir).absolute().parents if path.exists())
+    if (free := shutil.disk_usage(folder).free) < needed:
+        phrase = "at least <b>{disk}</b> on disk, and <b>only {free}</b> are free"
+        return text(phrase, disk=size(needed), free=size(free))
+    return text("at least <b>{disk}</b> on disk", disk=size(needed))
+
+
+def phrases(arguments: dict[str, ModelArguments], measured: dict[str, MeasuredUpdate]) -> list[str]:
+    """What the live line says of models that are trained whole, one after the other, on the same data.
+
+    Args:
+        arguments: model -> its settings.
+        measured: what `measure` returned, or {}: no minutes and no memory.
+    """
+    parameters = {model: count_model(args) for model, args in arguments.items()}
     args = next(iter(arguments.values()))
-    sizes = ", ".join(f"{model} {count / 1e6:.2f} M" for model, count in whole.parameters.items())
-    kept = "<b>{checkpoints}</b> checkpoints kept of each model, <b>{disk}</b> on disk"
-    return [
+    updates, tokens = count_training_tokens(args, max(math.ceil(expected_tokens(args) / args.max_length), 1))
+    sizes = ", ".join(f"{model} {count / 1e6:.2f} M" for model, count in parameters.items())
+    parts = [
         text("<b>{sizes}</b> parameters", sizes=sizes),
         text(
             "<b>{updates}</b> updates of {rows} rows of {length} tokens = <b>{tokens} M</b> tokens",
-            updates=f"{whole.updates:,}",
+            updates=f"{updates:,}" if args.max_steps > 0 else text("about {count}", count=f"{updates:,}"),
             rows=str(args.effective_batch_size),
             length=str(args.max_length),
-            tokens=f"{whole.tokens / 1e6:.2f}",
+            tokens=f"{tokens / 1e6:.2f}",
         ),
-        text(kept, checkpoints=str(whole.checkpoints), disk=size(whole.disk_bytes)),
+        text("<b>{checkpoints}</b> checkpoints kept of each model", checkpoints=str(kept_checkpoints(args, updates))),
+        disk_phrase(args, sum(saved_bytes(args, count, updates) for count in parameters.values())),
     ]
+    if measured:
+        seconds = sum(measured[model].seconds_of(count, tokens) for model, count in parameters.items())
+        micro_batch = args.per_device_train_batch_size * args.max_length
+        peaks = [measured[model].gpu_bytes_of(count, micro_batch) for model, count in parameters.items()]
+        parts += [minutes_phrase(seconds, len(arguments)), *gpu_phrase(args, peaks)]
+    return parts
+
+
+def measure(arguments: dict[str, ModelArguments]) -> dict[str, MeasuredUpdate]:
+    """Model -> an update of it, from random weights."""
+    return {
+        model: measured_update(build_model(model_config(args)), args, args.per_device_train_batch_size, args.max_length)
+        for model, args in arguments.items()
+    }
 
 
 def count_model(args: ModelArguments) -> int:
@@ -148,38 +211,59 @@ def count_model(args: ModelArguments) -> int:
     return count_parameters(model_config(args))
 
 
-def measure(args: ModelArguments) -> StepCost:
-    """What one training step of this model takes on this machine."""
-    return measure_step(model_config(args), args, args.per_device_train_batch_size, args.max_length)
-
-
 def model_config(args: ModelArguments) -> PreTrainedConfig:
-    """The config of the model that will be trained: the start model's, or a new one.
+    """The config of the model that will be trained: the start model's, with positions for a whole row, or a new one.
 
     Raises:
         InputError: no width meets the wanted number of parameters.
     """
     if (start := start_of(args)) is not None:
-        return start_config(start, args.max_length)
-    sizes = (args.model_type, expected_vocab_size(args), args.max_length, args.num_layers, args.num_parameters)
-    return _new_config(*sizes)
-
-
-@functools.lru_cache(maxsize=256)
-def _new_config(model_type: str, vocab_size: int, max_length: int, num_layers: int | None, num_parameters: int | None):
+        config = read_config(start)
+        if hasattr(config, "n_positions"):
+            config.n_positions = max(config.n_positions, args.max_length)
+        return config
+    vocab_size = args.vocab_size or DEFAULT_VOCAB_SIZE.get(args.tokenizer, FEWEST_TYPES[args.tokenizer])
     try:
-        return build_config(
-            model_type,
-            vocab_size=vocab_size,
-            max_length=max_length,
-            num_layers=num_layers,
-            num_parameters=num_parameters,
-            bos_token_id=0,
-            eos_token_id=0,
-            pad_token_id=1,
-        )
+        return _solved(args.model_type, vocab_size, args.max_length, args.num_layers, args.num_parameters)
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
-SMALL_MODELS = Reckoning(check=count_model, phrases=phrases, measure=measure, cost=cost)
+_solved = functools.lru_cache(maxsize=256)(build_config)  # a slider asks for it with every move
+
+
+def start_of(args: ModelArguments) -> str | None:
+    """The folder of the model that a run goes on with; stages that begin from nothing have no such setting."""
+    return getattr(args, "model", None)
+
+
+def data_size(args: StageArguments) -> DataSize:
+    """The size of the training split that the settings name."""
+    if args.data is not None:
+        return DataSize(int(Path(args.data).expanduser().stat().st_size * (1 - HELD_OUT_SHARE)))
+    name = getattr(args, "dataset", None) or "wikitext"
+    return DATA_SIZES[name, "hub" if args.data_source == "auto" else args.data_source]
+
+
+def taken_conversations(args: StageArguments) -> int | None:
+    """Conversations of the training split, as far as they are taken; None where their number is not known."""
+    there = data_size(args).conversations
+    return None if there is None else min(there, getattr(args, "max_samples", None) or there)
+
+
+def expected_tokens(args: ModelArguments) -> float:
+    """About how many tokens the training split has: by its size alone, for nothing is loaded to draw a panel."""
+    there = data_size(args)
+    tokens = there.bytes / bytes_per_token(args)
+    if there.conversations is None:
+        return tokens
+    return taken_conversations(args) * min(tokens / there.conversations, args.max_length)
+
+
+def bytes_per_token(args: ModelArguments) -> float:
+    """As the results of the start model have it; else about what its kind of tokenizer makes of English text."""
+    start = start_of(args)
+    results = read_results(Path(start)) if start is not None else None
+    if results and results.get("bits_per_byte"):
+        return results["loss"] / math.log(2) / results["bits_per_byte"]
+    return BYTES_PER_TOKEN[args.tokenizer]

@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ..stages.sweep import SweepArguments, best_trial
+from ..preferences.sweep import SweepArguments, best_trial
 
 # The darker, the better; without the palest, which cannot be seen on white.
 COLOURS = ListedColormap(colormaps["viridis_r"](np.linspace(0.12, 1, 256)))

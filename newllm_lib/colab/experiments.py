@@ -8,7 +8,7 @@ import ipywidgets as widgets
 from IPython.display import HTML, display
 
 from ..errors import InputError
-from ..stages.sweep import (
+from ..preferences.sweep import (
     BEST_FILE,
     TRIALS_FILE,
     SweepArguments,

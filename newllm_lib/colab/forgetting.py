@@ -7,7 +7,7 @@ from IPython.display import HTML, display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..stages.qlora_lwf import ANSWER_TOKENS, FORGETTING_FILE
+from ..adapters.qlora_lwf import ANSWER_TOKENS, FORGETTING_FILE
 from .answers import read_measured, show_before_and_after
 from .notices import escape, in_one_sentence, picture_html, say, table_html
 

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from ..evaluation.half_life import measured_half_lives
 from ..evaluation.perplexity import token_sequence
 from ..models import NewLLMForCausalLM, build_model
-from ..stages.evaluate import held_out_documents, held_out_text, open_model
+from ..stages.evaluate import held_out_documents, held_out_text
 from ..training.curves import COLOURS
+from ..training.trained_model import open_model
 from .notices import in_one_sentence, picture_html, quiet_notebook, say
 
 MOST_TOKENS = 4096  # held-out tokens that the forget gates are measured on

@@ -9,8 +9,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from ..adapters.qlora_lwf import FORGETTING_FILE
 from ..errors import InputError
-from ..stages.qlora_lwf import FORGETTING_FILE
 from ..training.checkpoint import ADAPTER_CONFIG, RESULTS_FILE, SETTINGS_FILE
 from ..training.model_card import CARD_FILE
 from ..training.report import CURVES_FILE, METRICS_FILE

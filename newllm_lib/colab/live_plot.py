@@ -16,16 +16,16 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from transformers import TrainerCallback, TrainingArguments
 
-from ..evaluation.preference_scores import chosen_falls
-from ..stages.reference import ReferenceArguments
+from ..adapters.arguments import QloraLwfArguments
+from ..preferences.reference import ReferenceArguments
+from ..preferences.scores import chosen_falls
 from ..training.arguments import StageArguments
 from ..training.curves import COLOURS, curves_figure
-from ..training.device import find_device, memory_in_use
-from ..training.lwf_arguments import QloraLwfArguments
+from ..training.device import find_device, memory_in_use, size
 from ..training.report import METRICS_FILE
 from .controls import in_the_panels_words
 from .copy_status import CopyStatus, span
-from .notices import GRID, escape, mark_html, picture_html, sentence_html, size
+from .notices import GRID, escape, mark_html, picture_html, sentence_html
 
 INTERVAL_SECONDS = 2.0
 DRAWING_SHARE = 0.005  # of the time, at most, goes into drawing the picture

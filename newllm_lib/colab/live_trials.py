@@ -9,8 +9,8 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
-from ..stages.reference import ReferenceArguments
-from ..stages.sweep import best_trial, margin_histories, read_trials
+from ..preferences.reference import ReferenceArguments
+from ..preferences.sweep import best_trial, margin_histories, read_trials
 from .experiment_pictures import SEARCHED, margins_figure
 from .live_plot import INTERVAL_SECONDS, LEARNS_ANSWERS, LivePicture
 from .notices import escape, mark_html, picture_html, table_html

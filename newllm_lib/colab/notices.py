@@ -41,11 +41,6 @@ class CellFailed(CellStopped):
         return [*traceback.format_exception(self.__context__), str(self)]
 
 
-def size(count: int) -> str:
-    """Bytes as people read them."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
 def in_one_sentence(function: Callable[..., Result]) -> Callable[..., Result]:
     """Let whatever goes wrong end the cell with one sentence and its code; only a fault of ours shows more."""
 
@@ -148,7 +143,7 @@ def quiet_notebook() -> None:
 @contextmanager
 def warnings_in_the_plot() -> Iterator[None]:
     """While a live plot is shown, it tells in its place what stage 6 warns of."""
-    logger = logging.getLogger("newllm_lib.training.preference_trainer")
+    logger = logging.getLogger("newllm_lib.preferences.trainer")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -10,13 +10,13 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import display
 
+from ..data.tokenizer import DEFAULT_VOCAB_SIZE, TOKENIZERS
 from ..errors import InputError
 from ..stages.sft import OF_THE_MODEL
 from ..training.checkpoint import write_json
 from ..training.device import find_device
 from .controls import PRESET_TITLES, Control, in_the_panels_words, make_control, settings_fields
-from .data_size import FIXED_VOCAB_SIZE
-from .estimate import count_model
+from .estimate import MeasuredUpdate, count_model
 from .languages import LANGUAGES, text, use_language
 from .live_line import folder_phrase, live_line_html, run_state
 from .notices import error_html, escape, in_one_sentence, say
@@ -24,7 +24,6 @@ from .panel_file import PANEL_FILE, last_language, read_panel_file
 from .panel_layout import columns, group_html, panel_box
 from .stage import NotebookStage
 from .start_models import finished_runs, start_sentence
-from .step_cost import StepCost
 from .text_source import data_identity, dataset_of_file, file_identity, resolve_source
 
 # The environment may decide these: for whoever runs a notebook without looking at it.
@@ -33,6 +32,7 @@ ENVIRONMENT = {"NEWLLM_DATA_SOURCE": "data_source", "NEWLLM_MODEL": "model"}
 NOT_OF_A_PRESET = (
     "data_source", "data", "eval_data", "skip_bad_rows", "dataset", "model", "rehearsal_data", "rehearsal_eval_data",
 )  # fmt: skip
+FIXED_VOCABULARIES = set(TOKENIZERS) - DEFAULT_VOCAB_SIZE.keys()
 FROM_SCRATCH = ""  # where a start model's run folder stands otherwise
 
 
@@ -58,7 +58,7 @@ class SettingsPanel:
         self.presets = {name: stage.presets[name] for name in self.preset_titles if name in stage.presets}
         self.output_dir = self.runs / stage.folder
         self.models = stage.models
-        self.measured: dict[str, StepCost] | None = None
+        self.measured: dict[str, MeasuredUpdate] = {}
         self._filling = False
         hidden = {*stage.fixed, *stage.hidden}
         if stage.continues:
@@ -94,14 +94,14 @@ class SettingsPanel:
         self._speak()
 
     def show(self) -> None:
-        """Measure one step of each model where that is cheap, then display the panel."""
-        if (measure := self.stage.reckoning.measure) is not None:
-            try:
-                self.measured = {model: measure(self.arguments(model)) for model in self.models}
-            except InputError:
-                self.measured = None  # the live line says what is wrong, and gives neither minutes nor memory
-        self.refresh()
+        """Display the panel, and measure an update for its live line."""
+        self.line.value = live_line_html([text("One update is measured ...")])
         display(self.box)
+        try:
+            self.measured = self.stage.measure({model: self.arguments(model) for model in self.models})
+        except InputError:
+            self.measured = {}  # the live line says what is wrong
+        self.refresh()
         if self.stage.continues:
             say(start_sentence(self.start_run, self.stage.continues, self.models), "ok" if self.start_run else "note")
         file = str(self.output_dir / PANEL_FILE)
@@ -121,7 +121,7 @@ class SettingsPanel:
         values = {name: control.value for name, control in self.controls.items()}
         if values["data_source"] != "file":
             values |= {"data": None, "eval_data": None}
-        if values.get("tokenizer") in FIXED_VOCAB_SIZE:
+        if values.get("tokenizer") in FIXED_VOCABULARIES:
             values["vocab_size"] = None
         values = {**self.presets[self.preset.value], **values, **self.stage.fixed}
         if self.start_run is not None:
@@ -146,8 +146,8 @@ class SettingsPanel:
             # Given layers change the default New-LLM's size, which the library would not match with the others.
             values["num_parameters"] = count_model(self._build({**values, "model_type": self.models[0]}))
         args = self._build(values)
-        found = self.stage.reckoning.complete(args)
-        self.stage.reckoning.check(args)
+        found = self.stage.resolve(args)
+        self.stage.check(args)
         # Only what the panel offers and presets set: another release of transformers brings other fields. What is left
         # to each model, such as its learning rate, does not part the models of a run.
         ran = args.run_settings()
@@ -257,7 +257,7 @@ class SettingsPanel:
             self.controls[name].show_if(values["data_source"] == "file")
         for name in {"tokenizer", *OF_THE_MODEL} & self.controls.keys():
             self.controls[name].show_if(self.start_run is None)
-        if values.get("tokenizer") in FIXED_VOCAB_SIZE:
+        if values.get("tokenizer") in FIXED_VOCABULARIES:
             self.controls["vocab_size"].show_if(False)
         self.controls["num_train_epochs"].show_if(values["max_steps"] <= 0)
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -270,7 +270,7 @@ class SettingsPanel:
     def _line(self) -> str:
         try:
             arguments = {model: self.arguments(model) for model in self.models}
-            parts = self.stage.reckoning.line(arguments, self.measured)
+            parts = self.stage.phrases(arguments, self.measured)
             _, note = self._source(self.values())
         except InputError as error:
             return error_html(error, in_the_panels_words)

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from ..data.catalogue import find_dataset
-from ..data.preference_pairs import generator_identity
-from ..data.preferences import GENERATED
 from ..errors import InputError
-from ..stages.dpo import check_trl
-from ..stages.sweep import TRIALS_FILE, SweepArguments, check_optuna, read_trials
+from ..preferences.dpo import check_trl
+from ..preferences.generator import generator_identity
+from ..preferences.pairs import GENERATED
+from ..preferences.sweep import TRIALS_FILE, SweepArguments, check_optuna, read_trials
+from .adapter_estimate import is_generated
 from .chat_models import ModelChoice, chat_models, choose_model
 from .controls import PRESET_TITLES, Control, make_control
 from .languages import text
 from .live_line import live_line_html
 from .panel import SettingsPanel
-from .preference_estimate import is_generated
 from .search_controls import search_control
 from .text_source import file_identity, resolve_source
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from IPython.display import HTML, display
 
-from ..data.preference_pairs import KINDS
-from ..data.preference_rows import Preference
-from ..data.preferences import Preferences, PreferenceSplits
-from ..evaluation.preference_shortcuts import CLASSIFIERS, held_out_accuracy
+from ..preferences.generator import KINDS
+from ..preferences.pairs import Preferences, PreferenceSplits
+from ..preferences.rows import Preference
+from ..preferences.shortcuts import CLASSIFIERS, held_out_accuracy
 from .notices import FAINT, escape, in_one_sentence, say, table_html
 from .preference_panel import PreferencePanel
 

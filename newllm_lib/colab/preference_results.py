@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from ..data.preference_pairs import KINDS
-from ..evaluation.preference_scores import chosen_falls
-from ..stages.dpo import ANSWER_TOKENS, PREFERENCES_FILE
+from ..preferences.dpo import ANSWER_TOKENS, PREFERENCES_FILE
+from ..preferences.generator import KINDS
+from ..preferences.scores import chosen_falls
 from ..training.curves import COLOURS, as_label
 from .answers import read_measured, show_before_and_after
 from .controls import in_the_panels_words

@@ -21,12 +21,12 @@ import ipywidgets as widgets
 from IPython.display import HTML, display
 
 from .. import __version__
+from ..adapters import offline_gemma
+from ..adapters.base_model import GEMMA_2B
 from ..data.catalogue import DATASETS
 from ..doctor import TESTED, doctor
 from ..errors import CODES, InputError
-from ..training import offline_gemma
-from ..training.base_model import GEMMA_2B
-from ..training.dpo_arguments import LOSS_TYPES
+from ..preferences.arguments import LOSS_TYPES
 from ..training.report import METRICS_FILE
 from . import stage
 from .download import download_html

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from IPython.display import HTML, display
 
+from ..adapters.qlora_lwf import FORGETTING_FILE
+from ..preferences.dpo import MERGED_FOLDER, PREFERENCES_FILE
 from ..stages.compare import compare, comparison_cells, comparison_figure
-from ..stages.dpo import MERGED_FOLDER, PREFERENCES_FILE
 from ..stages.generate import generate
-from ..stages.qlora_lwf import FORGETTING_FILE
 from ..training.checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -22,8 +23,10 @@ from ..training.checkpoint import (
     read_settings,
     write_json,
 )
+from ..training.device import autocast_dtype, find_device, size
 from ..training.report import CURVES_FILE, METRICS_FILE
-from .batch_time import batch_time, batch_time_cells
+from ..training.trained_model import open_model
+from ..training.update import timed_update
 from .notices import FAINT, escape, in_one_sentence, picture_html, say, table_html
 from .storage import drive_copier
 
@@ -78,6 +81,26 @@ def measured_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
     rows = [{**row, "batch_time": batch_time(row["folder"])} for row in compare(folders)]
     write_json(path, rows)
     return rows
+
+
+def batch_time(folder: str | Path) -> dict[str, float]:
+    """{"rows", "length", "milliseconds"} of one update of the model in `folder`, its batch as in its training. What is
+    trained here is thrown away."""
+    trained = open_model(folder)
+    model = trained.model.train()
+    rows, length = trained.session["per_device_train_batch_size"], trained.run["max_length"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    dtype = autocast_dtype(find_device())
+    input_ids = torch.randint(0, model.config.vocab_size, (rows, length), device=model.device)
+    timed_update(model, optimizer, input_ids[:1], dtype)  # the first sets things up that the others find ready
+    return {"rows": rows, "length": length, "milliseconds": 1000 * timed_update(model, optimizer, input_ids, dtype)}
+
+
+def batch_time_cells(times: list[dict[str, float] | None]) -> list[str]:
+    """A row for the comparison's table; None: not measured."""
+    shapes = {f"{time['rows']} x {time['length']}" for time in times if time is not None}
+    title = f"ms per batch of {shapes.pop()} tokens, training" if len(shapes) == 1 else "ms per batch, training"
+    return [title, *("-" if time is None else f"{time['milliseconds']:,.0f}" for time in times)]
 
 
 def verdict(rows: Sequence[dict[str, Any]]) -> str:
@@ -168,5 +191,5 @@ def size_html(path: Path) -> str:
     """The size of a file, or of all files in a folder."""
     if not path.exists():
         return "-"
-    size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
-    return f"{size / 1e6:.1f}&nbsp;MB" if size >= 1e6 else f"{size / 1e3:.1f}&nbsp;kB"
+    count = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
+    return size(count).replace(" ", "&nbsp;")

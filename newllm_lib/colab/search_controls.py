@@ -7,7 +7,7 @@ import ipywidgets as widgets
 import traitlets
 
 from ..errors import InputError
-from ..training.dpo_arguments import LOSS_TYPES
+from ..preferences.arguments import LOSS_TYPES
 from .controls import Control, labelled, log_steps
 
 RANGES = {"search_beta": (0.01, 1.0), "search_learning_rate": (1e-6, 1e-2)}

@@ -14,6 +14,7 @@ from IPython.display import HTML, FileLink, display
 
 from ..errors import InputError
 from ..training.checkpoint import CHECKPOINT_NAME, check_model_folder, read_results
+from ..training.device import size
 from ..training.model_card import CardFacts, read_card
 from ..training.verified_copy import PARTIAL, temporary
 from .chat_box import ChatBox
@@ -45,9 +46,9 @@ def save_and_share(
     archive = write_zip(run, Path.cwd() / f"{run.parent.name}-{run.name}.zip")
     if download:
         offer(archive)
-    size = f"{archive.stat().st_size / 1e6:,.1f} MB"
+    without = f"without its checkpoints ({size(archive.stat().st_size)})"
     on_drive = wait_for_drive(drive_copier(run), lambda: None)  # what the cells above have added to the run
-    say(f"{archive.name} holds the run without its checkpoints ({size}); its cards say what one has to know.{on_drive}")
+    say(f"{archive.name} holds the run {without}; its cards say what one has to know.{on_drive}")
     if hub_repository.strip():
         addresses = push_to_hub(folders, hub_repository, private)
         say(f"On the hub, {'private' if private else 'public'}, without checkpoints: {', '.join(addresses)}.")
@@ -132,6 +133,6 @@ def memory_sentence() -> str:
     """How much memory is free, of the GPU where there is one."""
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        return f"{free / 2**30:.1f} of {total / 2**30:.1f} GB of the GPU's memory are free."
+        return f"{size(free)} of {size(total)} of the GPU's memory are free."
     memory = psutil.virtual_memory()
-    return f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GB of this machine's memory are free."
+    return f"{size(memory.available)} of {size(memory.total)} of this machine's memory are free."

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..adapters import qlora_lwf
+from ..adapters.forgetting import PROMPTS
 from ..data.catalogue import DATASETS, Dataset
-from ..evaluation.forgetting import PROMPTS
-from ..stages import dpo, pretrain, qlora_lwf, sft, sweep
+from ..preferences import dpo, sweep
+from ..stages import pretrain, sft
 from ..training.run import PreparedRun
 from . import prompts
-from .adapter_estimate import ADAPTERS
-from .estimate import SMALL_MODELS, Reckoning
-from .preference_estimate import PREFERENCE_PAIRS, TRIALS
+from .adapter_estimate import lwf_measure, lwf_phrases, pair_measure, pair_phrases, trial_phrases
+from .base_lookup import check_lwf, check_pairs, resolve_lwf, resolve_pairs
+from .estimate import MeasuredUpdate, count_model, measure, phrases
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,10 @@ class NotebookStage:
         dataset: its name in the catalogue; "" where the panel offers several.
         continues: folders of the notebooks whose finished models it goes on with, the preferred one first.
         prompts: what the models are asked before and after.
-        reckoning: how its panel finds out what the settings will cost.
+        check: raises InputError for settings that cannot be run.
+        resolve: fills in what only a look outside tells; returns extra entries for the run's identity.
+        measure: (name -> a model's settings) -> measured updates by name.
+        phrases: (name -> a model's settings, what `measure` returned or {}) -> the cost line, as HTML phrases.
         hidden: settings that the panel does not offer.
     """
 
@@ -43,7 +48,10 @@ class NotebookStage:
     dataset: str
     continues: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
-    reckoning: Reckoning = SMALL_MODELS
+    check: Callable[[Any], Any] = count_model
+    resolve: Callable[[Any], dict[str, Any]] = lambda args: {}
+    measure: Callable[[dict[str, Any]], dict[str, MeasuredUpdate]] = measure
+    phrases: Callable[[dict[str, Any], dict[str, MeasuredUpdate]], list[str]] = phrases
     hidden: tuple[str, ...] = ()
 
     @property
@@ -114,7 +122,10 @@ ADAPTER = NotebookStage(
     models=("tuned",),
     dataset="alpaca",
     prompts=PROMPTS,
-    reckoning=ADAPTERS,
+    check=check_lwf,
+    resolve=resolve_lwf,
+    measure=lwf_measure,
+    phrases=lwf_phrases,
 )
 PREFERENCES = NotebookStage(
     folder="06_dpo",
@@ -124,7 +135,10 @@ PREFERENCES = NotebookStage(
     run=dpo.dpo,
     models=("tuned",),
     dataset="",
-    reckoning=PREFERENCE_PAIRS,
+    check=check_pairs,
+    resolve=resolve_pairs,
+    measure=pair_measure,
+    phrases=pair_phrases,
 )
 EXPERIMENTS = dataclasses.replace(
     PREFERENCES,
@@ -139,6 +153,6 @@ EXPERIMENTS = dataclasses.replace(
     },
     run=sweep.sweep,
     models=("trials",),
-    reckoning=TRIALS,
+    phrases=trial_phrases,
     hidden=("beta", "learning_rate", "lora_r", "loss_type"),  # they are searched
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from IPython.display import HTML, display
 
+from ..training.device import size
 from .copy_status import problem_of
 from .drive_copy import DriveCopier
 from .earlier_runs import Returned, bring_back_runs, is_finished, newest_run, run_sentence
@@ -42,7 +43,7 @@ def open_storage() -> Path:
     named = os.environ.get("NEWLLM_RUNS")
     folder = Path(named or "runs").expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    place = f"Runs are kept on this machine in {folder} ({shutil.disk_usage(folder).free / 2**30:,.0f} GB free)"
+    place = f"Runs are kept on this machine in {folder} ({size(shutil.disk_usage(folder).free)} free)"
     returned = Returned()
     if not on_colab() or named:
         say(f"{place}; what is there already is continued.")

@@ -1,7 +1,7 @@
 """The cell that says which chat model is tuned by preferences, and trains a small one where there is none."""
 
 from ..stages.sft import sft
-from .adapter_estimate import base_of
+from .base_lookup import base_of
 from .chat_models import chat_models, name_of, small_chat_model
 from .notices import in_one_sentence, quiet_notebook, say
 from .preference_panel import PreferencePanel

@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 
 from ..data.batches import IGNORED, Document, EvaluationDocuments, TextCounts
 from ..models.context_cache import ContextCache, RecurrentGenerationMixin
-from ..models.lwf_loss import token_scores
-from ..models.split_head import plain_model, split_head
+from ..models.frozen_head import plain_model, split_head, token_scores
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ bookkeeping, and with a state that outlives the reply, so that a conversation is
 Dimensions: V vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -141,13 +142,17 @@ def check_prompt(text: str) -> None:
         raise InputError("prompt holds bytes that are no UTF-8 text; set the terminal to UTF-8, or type it anew.")
 
 
-def check_sampling(max_new_tokens: int, temperature: float, top_p: float, repetition_penalty: float = 1.0) -> None:
+def check_sampling(
+    max_new_tokens: int, temperature: float, top_p: float, repetition_penalty: float = 1.0, seed: int | None = None
+) -> None:
     """Raises InputError for a value outside its range."""
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens has to be at least 1, got {max_new_tokens}.")
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:  # nan is neither
         raise InputError(f"temperature has to be 0 (greedy) or more, got {temperature}.")
     if not 0 < top_p <= 1:
         raise InputError(f"top_p has to lie in (0, 1], got {top_p}.")
-    if repetition_penalty <= 0:
+    if not 0 < repetition_penalty < math.inf:
         raise InputError(f"repetition_penalty has to be above 0 (1 is none), got {repetition_penalty}.")
+    if seed is not None and not 0 <= seed < 2**32:
+        raise InputError(f"seed has to lie in [0, {2**32 - 1}], got {seed}.")

@@ -14,7 +14,8 @@ from ..data.text import Text
 from ..errors import InputError
 from ..evaluation.generation import answer, token_cost
 from ..training.curves import COLOURS, as_label
-from .evaluate import final_metrics, held_out_documents, held_out_text, open_model, score
+from ..training.trained_model import open_model
+from .evaluate import final_metrics, held_out_documents, held_out_text, score
 
 HISTORIES = (128, 1024, 8192)  # tokens before the generated one that is timed
 SPEED_TOKENS = 20_000  # held-out tokens (whole documents) that the speed of scoring is measured on

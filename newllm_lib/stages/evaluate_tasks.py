@@ -12,7 +12,7 @@ import huggingface_hub
 from ..data.catalogue import DATASETS
 from ..data.hub import hub_problem
 from ..errors import InputError
-from .evaluate import open_model
+from ..training.trained_model import open_model
 
 
 def evaluate_tasks(

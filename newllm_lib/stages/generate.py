@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..evaluation.generation import continue_prompt
 from ..evaluation.token_stream import check_prompt, check_sampling
-from .evaluate import open_model
+from ..training.trained_model import open_model
 
 
 def generate(
@@ -24,7 +24,7 @@ def generate(
     Raises:
         InputError: bad folder, a prompt that is no text, or a value outside its range.
     """
-    check_sampling(max_new_tokens, temperature, top_p)
+    check_sampling(max_new_tokens, temperature, top_p, seed=seed)
     check_prompt(prompt)
     trained = open_model(path, base)
     return prompt + continue_prompt(trained.model, trained.tokenizer, prompt, max_new_tokens, seed, temperature, top_p)

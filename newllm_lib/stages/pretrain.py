@@ -14,9 +14,9 @@ from ..errors import InputError
 from ..training.arguments import ModelArguments, setting
 from ..training.new_model import check_size, new_model
 from ..training.run import PreparedRun, prepare_once, train_run
+from ..training.trained_model import open_teacher
 from ..training.trainer import LanguageModelTrainer
 from ..training.trainer_fields import check_metric_of
-from .evaluate import open_teacher
 
 # The best of each model's sweep, docs/RESULTS.md: New-LLM's, and every other model's.
 LEARNING_RATES, LEARNING_RATE = {"newllm": 5e-3}, 3e-3

@@ -17,9 +17,9 @@ from ..training.checkpoint import has_adapters
 from ..training.conversation_arguments import ConversationArguments
 from ..training.new_model import check_size, new_model
 from ..training.run import PreparedRun, prepare_once, train_run
+from ..training.trained_model import open_model, open_teacher, weights_hash
 from ..training.trainer import LanguageModelTrainer
 from ..training.trainer_fields import check_metric_of
-from .evaluate import open_model, open_teacher, weights_hash
 
 # What a finished model brings along, so that it cannot be set beside `model`.
 OF_THE_MODEL = (

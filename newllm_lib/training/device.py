@@ -3,19 +3,17 @@
 import contextlib
 import ctypes
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import psutil
 import torch
 
 BF16_CAPABILITY = (8, 0)  # torch says yes to bf16 on a T4 (7.5) too, through a slow emulation
-
+KB, MB, GB = 2**10, 2**20, 2**30  # as torch, nvidia-smi and Colab count
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 GLIBC_TRIM_THRESHOLD, GLIBC_MMAP_MAX = 128 * 1024, 65536  # what glibc starts with
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ def find_device(use_cpu: bool = False) -> Device:
         return Device(
             "cuda",
             properties.name,
-            properties.total_memory / 2**30,
+            properties.total_memory / GB,
             (properties.major, properties.minor),
             torch.get_num_threads(),
         )
@@ -102,26 +100,14 @@ def freed_memory_kept() -> Iterator[None]:
 
 
 def memory_in_use(device: Device) -> int | None:
-    """Bytes: of an NVIDIA GPU the most that torch's tensors have taken (since `peak_of`, if that was called), else
-    what this process has resident, freed memory that it keeps included; None for an Apple GPU, which nobody asks."""
+    """Bytes: the most that torch's tensors have taken on an NVIDIA GPU; on a CPU what this process has resident, freed
+    memory that it keeps included; None on an Apple GPU, where it is not measured."""
     if device.kind == "cuda":
         return torch.cuda.max_memory_allocated()
     return psutil.Process().memory_info().rss if device.kind == "cpu" else None
 
 
-def peak_of(device: Device, work: Callable[[], Result]) -> tuple[Result, tuple[int, int] | None]:
-    """Do `work`.
-
-    Returns:
-        What it returns, and the memory in use before it and at its peak; None where that cannot be told: on an Apple
-        GPU, and on a CPU without glibc (the peak is what the heap has kept).
-    """
-    if device.kind == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = memory_in_use(device)
-        return work(), (before, memory_in_use(device))
-    if device.kind != "cpu" or not has_glibc():
-        return work(), None
-    with freed_memory_kept():
-        before = memory_in_use(device)
-        return work(), (before, memory_in_use(device))
+def size(count: float) -> str:
+    """Bytes as people read them: "1.5 GB"."""
+    unit, name = next((pair for pair in ((GB, "GB"), (MB, "MB")) if count >= pair[0]), (KB, "kB"))
+    return f"{count / unit:,.1f} {name}"

@@ -14,7 +14,6 @@ from .. import __version__
 from ..data.text import TextSplits
 from ..errors import InputError
 from .arguments import StageArguments
-from .base_model import BaseModel
 from .checkpoint import SETTINGS_FILE, read_results, write_text
 from .report import CURVES_FILE, METRICS_FILE
 
@@ -54,6 +53,26 @@ print(generator({prompt}, max_new_tokens=40)[0]["generated_text"])
 All settings are in `{settings}`, the log of the run in `{log}`. Trained with Python {python}, torch {torch} and
 transformers {transformers}.
 """
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Where a base model is.
+
+    Attributes:
+        name: for tables and cards.
+        path: folder, or id on the hub; `revision` is the hub's commit.
+        identity: what a run knows it by; changes when the weights do.
+        licence: its licence, or how the user can know.
+        note: what the user should know about how it was chosen.
+    """
+
+    name: str
+    path: str
+    identity: str
+    licence: str
+    revision: str | None = None
+    note: str = ""
 
 
 def write_model_card(

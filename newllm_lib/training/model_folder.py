@@ -33,7 +33,7 @@ from transformers import (
 from .. import models  # noqa: F401  registers our models with the Auto classes
 from ..errors import InputError
 from ..models.sizing import name_loss
-from .checkpoint import SETTINGS_FILE, has_adapters
+from .checkpoint import ADAPTER_CONFIG, SETTINGS_FILE, has_adapters
 
 LARGEST_JSON = 2**24  # bytes; configs have some thousand
 COUNTED = re.compile("layer|label|head|expert")  # in a config, fields of as many modules or names
@@ -114,7 +114,8 @@ def _check_counts(fields: dict[str, Any]) -> None:
 
 
 def read_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model, which cuts and pads nothing by itself.
+    """The tokenizer of a model, which cuts and pads nothing by itself. Where it has no token to begin or to pad with,
+    that is its end-of-text, for padding is never read or scored; no token is added, and so no embedding has to grow.
 
     Raises:
         InputError: it cannot be read, or is not one that our stages can use.
@@ -129,6 +130,9 @@ def read_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
             raise ValueError("it has no end-of-text token (eos_token)")
         if not isinstance(tokenizer.chat_template, str | None):
             raise ValueError("it has several chat templates; keep one")
+        for name in ("pad_token", "bos_token"):
+            if getattr(tokenizer, f"{name}_id") is None:
+                setattr(tokenizer, name, tokenizer.eos_token)
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
     return tokenizer
@@ -164,6 +168,7 @@ def read_weights(path: str | Path, revision: str | None = None, **options: Any) 
         if missing := sorted(loaded["missing_keys"]):
             raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
         check_finite(model)
+    check_speaks(model, path)
     return name_loss(model)
 
 
@@ -172,6 +177,24 @@ def check_finite(model: torch.nn.Module) -> None:
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not weight.sum(dtype=torch.float32).isfinite():
             raise ValueError(f"{name} holds what is no number")
+
+
+@torch.no_grad()
+def check_speaks(model: torch.nn.Module, path: str | Path) -> None:
+    """Let a model read two tokens, one after the other: much of a config is felt only then.
+
+    Raises:
+        InputError: it cannot, or what it says are no numbers.
+    """
+    if getattr(model, "is_loaded_in_4bit", False):  # a single token is another path there, which small layers lack
+        return
+    with reading(path, ADAPTER_CONFIG if has_adapters(Path(path)) else "config.json"):
+        token, cache = torch.zeros(1, 1, dtype=torch.long, device=model.device), None
+        for _ in range(2):
+            said = model(token, past_key_values=cache, use_cache=True)
+            if said.logits.isnan().any():
+                raise ValueError("what the model says are no numbers")
+            cache = said.past_key_values
 
 
 def _check_size(folder: Path, config: PreTrainedConfig) -> None:

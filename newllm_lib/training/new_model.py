@@ -7,7 +7,7 @@ from ..data.tokenizer import DEFAULT_VOCAB_SIZE, SPECIAL_TOKENS, end_token_ids
 from ..errors import InputError
 from ..models import build_config, build_model, count_parameters
 from .arguments import ModelArguments
-from .device import find_device
+from .device import GB, find_device
 
 BYTES_PER_PARAMETER = 16  # in fp32: weight, gradient, and two moments of AdamW
 BYTES_AND_SPECIAL = 256 + len(SPECIAL_TOKENS)
@@ -51,12 +51,12 @@ def check_size(args: ModelArguments) -> None:
         # How large a vocabulary becomes, only the text says.
         config = model_config(args, args.vocab_size or DEFAULT_VOCAB_SIZE.get(args.tokenizer, fewest))
     device = find_device(args.use_cpu)
-    there = psutil.virtual_memory().total / 2**30 if device.memory_gb is None else device.memory_gb
+    there = psutil.virtual_memory().total / GB if device.memory_gb is None else device.memory_gb
     try:
         parameters = count_parameters(config)
     except RuntimeError as error:
         raise InputError("hidden_size and other sizes give more than can be counted; choose smaller ones.") from error
-    needed = BYTES_PER_PARAMETER * parameters / 2**30
+    needed = BYTES_PER_PARAMETER * parameters / GB
     if needed > there:
         raise InputError(
             f"num_parameters: {parameters:,} need {needed:,.0f} GB to be trained, and the {device.name} has "

@@ -15,10 +15,9 @@ from ..data.batches import EvaluationDocuments, TextCounts
 from ..errors import InputError
 from ..evaluation.perplexity import TextMetrics
 from .arguments import ModelArguments
-from .base_model import BaseModel
 from .checkpoint import RESULTS_FILE, check_place, open_run, read_results, write_json
 from .disk import saying
-from .model_card import write_model_card
+from .model_card import BaseModel, write_model_card
 from .report import LANGUAGE_COLUMNS, Column, EvaluateAtEnd, RunLog, SaveByMinutes, SaveOnInterrupt, TrainingInterrupted
 from .rotation import remove_aside, rotate
 from .run_lock import in_use

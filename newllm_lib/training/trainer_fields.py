@@ -137,8 +137,8 @@ def check_numbers(args: TrainingArguments) -> None:
         if value < least or (value == 0 and name in MORE_THAN_ZERO):
             than = f"more than {least}" if name in MORE_THAN_ZERO else f"at least {least}"
             raise InputError(f"{name} has to be {than}, got {value}.")
-        if name in LESS_THAN and value >= LESS_THAN[name]:
-            raise InputError(f"{name} has to be less than {LESS_THAN[name]}, got {value}.")
+        if value >= (most := LESS_THAN.get(name, 2**63)):  # what is larger, torch cannot count
+            raise InputError(f"{name} has to be less than {most}, got {value}.")
     if args.max_steps == 0:
         raise InputError("max_steps has to be at least 1, or -1 for as many as num_train_epochs gives, got 0.")
     if args.max_steps < 0 and args.num_train_epochs <= 0:

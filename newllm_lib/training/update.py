@@ -9,9 +9,17 @@ from ..models.language_model_head import loss_only
 
 
 def timed_update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, input_ids: torch.LongTensor, dtype: torch.dtype | None = None
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    input_ids: torch.LongTensor,
+    dtype: torch.dtype | None = None,
+    readings: int = 0,
 ) -> float:
     """Train `model` on `input_ids` [B, T], under autocast to `dtype` unless it is None.
+
+    Args:
+        readings: how often the model without its adapters reads the tokens before: for a reference or a teacher, and
+            for layers that are computed twice.
 
     Returns:
         Seconds, the device's work included.
@@ -20,6 +28,9 @@ def timed_update(
     _synchronize(kind)
     started = time.perf_counter()
     with torch.autocast(kind, dtype, enabled=dtype is not None):
+        for _ in range(readings):
+            with torch.no_grad(), model.disable_adapter():
+                model(input_ids=input_ids, use_cache=False)
         loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss
     loss.backward()
     optimizer.step()

@@ -28,9 +28,10 @@ TRAINING = re.compile("train_models|run_experiments")
 
 
 def titles(path) -> list[tuple[str, str]]:
-    """(number and dot, source) of every code cell."""
+    """(number and dot, source) of every code cell that has them; those of the section By hand have none."""
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    return [(re.match(r"#@title (\d+ ·)", source)[1], source) for source in cells]
+    found = [(re.match(r"#@title (\d+ ·)", source), source) for source in cells]
+    return [(title[1], source) for title, source in found if title]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

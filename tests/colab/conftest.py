@@ -4,8 +4,9 @@ import dataclasses
 import sys
 
 import pytest
-from chats import train_adapters, untrained_chat
+from chats import untrained_chat
 from google_colab import StandIn
+from lwf_runs import train_adapters
 
 from newllm_lib.colab import storage
 from newllm_lib.colab.panel import SettingsPanel

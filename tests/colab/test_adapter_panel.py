@@ -1,6 +1,5 @@
 """Notebook 5: a panel that names the base, the adapters and the GPU's memory without opening a model; the terms."""
 
-import dataclasses
 import re
 from html import unescape
 
@@ -8,28 +7,25 @@ import pytest
 from chats import write_conversations
 from sample_text import make_text
 from tiny_gemma import tiny_gemma_folder
-from transformers import Gemma3TextConfig, GemmaConfig
+from transformers import GemmaConfig
 
-from newllm_lib.colab import adapter_estimate, base_model, conversation_preview
-from newllm_lib.colab.data_size import DataSize
+from newllm_lib.adapters import offline_gemma, qlora_lwf
+from newllm_lib.adapters.lora import trainable
+from newllm_lib.adapters.memory_budget import GEMMA_2B_CONFIG
+from newllm_lib.adapters.qlora_lwf import prepare
+from newllm_lib.colab import adapter_estimate, base_lookup, base_model, conversation_preview, estimate
+from newllm_lib.colab.estimate import DataSize
 from newllm_lib.colab.panel import SettingsPanel
 from newllm_lib.colab.stage import ADAPTER
-from newllm_lib.colab.step_cost import StepCost
 from newllm_lib.errors import InputError
-from newllm_lib.stages import qlora_lwf
-from newllm_lib.stages.qlora_lwf import prepare
-from newllm_lib.training import offline_gemma
-from newllm_lib.training.adapters import trainable
-from newllm_lib.training.base_model import BaseModel
-from newllm_lib.training.device import Device
-from newllm_lib.training.memory_budget import GEMMA_2B_CONFIG
+from newllm_lib.training.device import KB, MB, Device
+from newllm_lib.training.model_card import BaseModel
 
 SLIDERS = {
     "model", "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "distill_weight", "temperature",
     "rehearsal_ratio", "rehearsal_data", "rehearsal_eval_data", "repetition_penalty", "max_steps", "learning_rate",
     "max_length", "max_samples", "per_device_train_batch_size", "gradient_accumulation_steps",
 }  # fmt: skip
-STEP = StepCost(1e-9, 1_000_000, 256, 700_000_000, 10_000)
 
 
 def plain(html):
@@ -66,10 +62,11 @@ def t4(monkeypatch):
     """A GPU of 15 GB, and Gemma-2B's config: nothing of either is there."""
     device = Device("cuda", "Tesla T4", 14.7, (7, 5), 2)
     base = BaseModel("gemma-2b", "unsloth/gemma-2b", f"unsloth/gemma-2b@{'0' * 40}", "Gemma", "0" * 40)
-    for module in (adapter_estimate, qlora_lwf):
+    for module in (base_lookup, adapter_estimate, estimate, qlora_lwf):
         monkeypatch.setattr(module, "find_device", lambda use_cpu: device)
-    monkeypatch.setattr(adapter_estimate, "base_of", lambda args: base)
-    monkeypatch.setattr(adapter_estimate, "config_of", lambda base: GemmaConfig(**GEMMA_2B_CONFIG))
+    for module in (base_lookup, adapter_estimate):
+        monkeypatch.setattr(module, "base_of", lambda args: base)
+        monkeypatch.setattr(module, "config_of", lambda base: GemmaConfig(**GEMMA_2B_CONFIG))
 
 
 def set_to(panel, name, value):
@@ -94,21 +91,20 @@ def test_the_line_says_what_will_be_trained(make_panel, model, monkeypatch):
     line = plain(panel.line.value)
     assert "tiny-gemma in full precision" in line and "12 updates of 4 examples" in line
     assert "minute" not in line and "GB" not in line
-    counted = adapter_estimate.count_trainable(
-        panel.arguments("tuned"), adapter_estimate.base_of(panel.arguments("tuned"))
-    )
-    prepared = prepare(panel.arguments("tuned"))
+    args = panel.arguments("tuned")
+    counted = base_lookup.count_trainable(args, base_lookup.base_of(args))
+    prepared = prepare(args)
     assert counted == sum(parameter.numel() for parameter in trainable(prepared.model).values())
     set_to(panel, "max_steps", -1)
     assert "3 epochs of your file" in plain(panel.line.value)
 
 
-def test_the_disk_that_a_run_takes_is_near(make_panel):
+def test_the_disk_that_a_run_takes_is_not_less_than_said(make_panel):
     panel = make_panel()
-    (said,) = re.findall(r"(\d+) MB on disk", plain(panel.line.value))
+    said, unit = re.search(r"at least ([\d.]+) (kB|MB) on disk", plain(panel.line.value)).groups()
     folder = qlora_lwf.qlora_lwf(panel.arguments("tuned"))
-    taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    assert int(said) * 1e6 == pytest.approx(taken, rel=0.1, abs=0.6e6)
+    adapters = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".safetensors", ".pt"))
+    assert 0.7 * adapters < float(said) * {"kB": KB, "MB": MB}[unit] <= adapters
 
 
 def test_conversations_that_were_counted_are_named(make_panel, monkeypatch):
@@ -121,28 +117,15 @@ def test_conversations_that_were_counted_are_named(make_panel, monkeypatch):
 def test_minutes_are_told_once_a_block_is_measured(make_panel, monkeypatch):
     panel = make_panel()
     panel.show()
-    assert "estimated from" not in panel.line.value, "of a file that nobody has counted"
-    assert re.search(r"\d [MG]B of memory", plain(panel.line.value))
+    assert "was measured" not in panel.line.value, "the examples of a file are not counted yet"
     monkeypatch.setattr(adapter_estimate, "data_size", lambda args: DataSize(180_000, 1000))
     monkeypatch.setattr(adapter_estimate, "taken_conversations", lambda args: 1000)
     panel.refresh()
-    assert "estimated from one measured step" in panel.line.value
-
-
-def test_memory_grows_with_the_base_and_with_what_is_trained(make_panel, monkeypatch):
-    def memory(**values) -> int:
-        args = dataclasses.replace(panel.arguments("tuned"), **values)
-        return adapter_estimate.cost({"tuned": args}, {"tuned": STEP}).memory_bytes
-
-    panel = make_panel()
-    assert STEP.memory(0, 0) < memory() < memory(lora_r=64) and memory() < memory(per_device_train_batch_size=64)
-    small = memory()
-    monkeypatch.setattr(adapter_estimate, "config_of", lambda base: Gemma3TextConfig(**adapter_estimate.OFFLINE_CONFIG))
-    assert memory() > small + 5e8
+    assert "here for all updates (one was measured)" in panel.line.value
 
 
 def test_the_panel_opens_no_model(make_panel, monkeypatch):
-    monkeypatch.setattr("newllm_lib.stages.qlora_lwf.open_base", lambda *args: pytest.fail("a model was opened"))
+    monkeypatch.setattr("newllm_lib.adapters.qlora_lwf.open_base", lambda *args: pytest.fail("a model was opened"))
     monkeypatch.setattr(base_model, "display", lambda content: None)
     make_panel().show()
 
@@ -217,11 +200,11 @@ def package(monkeypatch, tmp_path, model):
     monkeypatch.setattr(offline_gemma, "converted_folder", lambda: folder)
     monkeypatch.setattr(offline_gemma, "terms_text", lambda: "Gemma Terms of Use\n\n<b>Section 1</b>")
     monkeypatch.setattr(offline_gemma, "offline_gemma", lambda terms_were_shown: folder.mkdir(exist_ok=True) or folder)
-    adapter_estimate._find.cache_clear()
-    adapter_estimate._sizes.cache_clear()
+    base_lookup._find.cache_clear()
+    base_lookup.sizes_of.cache_clear()
     yield folder
-    adapter_estimate._find.cache_clear()
-    adapter_estimate._sizes.cache_clear()
+    base_lookup._find.cache_clear()
+    base_lookup.sizes_of.cache_clear()
 
 
 def test_terms_are_shown_before_the_first_use_and_only_then(make_panel, package, monkeypatch):

@@ -22,8 +22,8 @@ from newllm_lib.colab.live_trials import LiveTrials, trial_cells
 from newllm_lib.colab.notices import CellStopped
 from newllm_lib.colab.preference_panel import PreferencePanel, SweepPanel
 from newllm_lib.colab.stage import EXPERIMENTS, PREFERENCES
-from newllm_lib.stages.reference import ReferenceArguments
-from newllm_lib.stages.sweep import SweepArguments, read_trials, sweep, sweep_settings
+from newllm_lib.preferences.reference import ReferenceArguments
+from newllm_lib.preferences.sweep import SweepArguments, read_trials, sweep, sweep_settings
 
 FEW = {
     "trials": 2, "max_steps": 4, "sft_epochs": 0.0, "max_length": 96, "per_device_train_batch_size": 4,

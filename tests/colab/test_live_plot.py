@@ -55,9 +55,9 @@ def test_a_line_tells_the_learning_rate_and_the_memory(plot, page):
     history = [{"step": 10, "loss": 3.0, "learning_rate": 2.5e-3}]
     callback.on_train_begin(ARGS, state(10, history), None)
     assert "learning rate 2.5e-03" in page.newest
-    resident = psutil.Process().memory_info().rss / 1e6
+    resident = psutil.Process().memory_info().rss / 2**20
     (memory,) = re.findall(r"([\d.]+) (MB|GB) of memory", page.newest)
-    assert float(memory[0]) * {"MB": 1, "GB": 1000}[memory[1]] == pytest.approx(resident, rel=0.1)
+    assert float(memory[0]) * {"MB": 1, "GB": 1024}[memory[1]] == pytest.approx(resident, rel=0.1)
     callback.on_train_end(ARGS, state(100, history), None)
     assert "learning rate" not in page.newest
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import ipywidgets as widgets
 import pytest
 
+from newllm_lib.colab import panel as panel_module
 from newllm_lib.colab import text_source
+from newllm_lib.colab.estimate import MeasuredUpdate
 from newllm_lib.colab.notices import CellStopped
 from newllm_lib.colab.panel import PANEL_FILE
-from newllm_lib.colab.step_cost import StepCost
 from newllm_lib.errors import InputError
 from newllm_lib.models import build_config, count_parameters
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments
@@ -192,12 +193,22 @@ def test_the_live_line_follows_the_sliders(make_panel):
     panel = make_panel()
     assert "<b>20</b> updates of 32 rows of 64 tokens" in panel.line.value and ": new" in panel.line.value
     assert "minutes" not in panel.line.value and "a minute" not in panel.line.value, "nothing was measured yet"
-    panel.measured = dict.fromkeys(panel.models, StepCost(1e-9, 1_000_000, 2_048, 700_000_000, 100_000))
+    panel.measured = dict.fromkeys(panel.models, MeasuredUpdate(12.0, 1_000_000, 2_048))
     panel.controls["max_steps"].widget.value = 20_000
-    assert "<b>20,000</b> updates" in panel.line.value and "estimated" in panel.line.value
+    assert "<b>20,000</b> updates" in panel.line.value
+    assert "here for all updates of both models (one was measured)" in panel.line.value
     panel.controls["num_parameters"].widget.value = 8_000_000
     sizes = [float(size) for size in re.findall(r"([\d.]+) M", panel.line.value)[:2]]
     assert sizes == pytest.approx([8, 8], rel=0.02)
+
+
+def test_the_panel_is_there_while_an_update_is_measured(make_panel, monkeypatch):
+    panel, lines = make_panel(models=("newllm",)), []
+    monkeypatch.setattr(panel_module, "display", lambda box: lines.append(panel.line.value))
+    panel.show()
+    assert "One update is measured" in lines[0] and "updates (one was measured)" in panel.line.value
+    panel.controls["max_steps"].widget.value = 20_000
+    assert re.search(r"about <b>[\d.]+ (minutes|hours)</b>", panel.line.value)
 
 
 def test_impossible_sizes_are_refused_with_a_way_out(make_panel):

@@ -13,22 +13,18 @@ from preference_runs import make_pairs, tiny_chat_model, write_pairs
 pytest.importorskip("trl")
 pytest.importorskip("optuna")
 
+from newllm_lib.adapters.lora import add_adapters, trainable
 from newllm_lib.colab import chat_models, tuned_model
+from newllm_lib.colab.adapter_estimate import generated_for_training
 from newllm_lib.colab.chat_models import chat_models as found_models
 from newllm_lib.colab.chat_models import choose_model
-from newllm_lib.colab.preference_estimate import generated_for_training
 from newllm_lib.colab.preference_panel import PreferencePanel, SweepPanel
 from newllm_lib.colab.search_controls import Ticks
 from newllm_lib.colab.stage import EXPERIMENTS, PREFERENCES
-from newllm_lib.colab.step_cost import StepCost
 from newllm_lib.errors import InputError
-from newllm_lib.stages.dpo import dpo, prepare
+from newllm_lib.preferences.dpo import prepare
 from newllm_lib.stages.sft import SftArguments
-from newllm_lib.stages.sweep import sweep
-from newllm_lib.training.adapters import add_adapters, trainable
-from newllm_lib.training.base_model import BaseModel
-
-STEP = StepCost(1e-9, 80_000, 600, 700_000_000, 10_000)
+from newllm_lib.training.model_card import BaseModel
 
 
 def plain(html):
@@ -94,49 +90,6 @@ def test_the_line_says_what_is_tuned_and_by_how_much(runs, chat_model):
     assert "after 0.5 passes over all answers" in line
     set_to(panel, "sft_epochs", 0.0)
     assert "passes over all answers" not in plain(panel.line.value)
-
-
-@pytest.mark.parametrize(
-    ("make", "stage", "run"), [(PreferencePanel, PREFERENCES, dpo), (SweepPanel, EXPERIMENTS, sweep)]
-)
-def test_the_disk_that_it_takes_is_near(runs, chat_model, make, stage, run):
-    panel = make(stage, runs)
-    if make is SweepPanel:
-        set_to(panel, "trials", 2)
-    (said,) = re.findall(r"(\d+) MB on disk", plain(panel.line.value))
-    folder = run(panel.arguments("tuned"))
-    taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    assert int(said) * 1e6 == pytest.approx(taken, rel=0.1, abs=0.6e6)
-
-
-@pytest.mark.parametrize(("make", "stage"), [(PreferencePanel, PREFERENCES), (SweepPanel, EXPERIMENTS)])
-def test_minutes_and_memory_are_told_once_a_step_is_measured(runs, chat_model, make, stage):
-    panel = make(stage, runs)
-    assert "estimated" not in panel.line.value
-    panel.show()
-    assert "estimated from one measured step" in panel.line.value and "of memory" in panel.line.value
-    minutes = []
-    for steps in (10, 1000):
-        set_to(panel, "max_steps", steps)
-        minutes.append(stage.reckoning.cost({"tuned": panel.arguments("tuned")}, {"tuned": STEP}).minutes)
-    assert minutes[1] > 10 * minutes[0] > 0
-
-
-def test_a_cpu_with_bf16_learns_the_answers_sooner(runs, chat_model, monkeypatch):
-    args = {"tuned": PreferencePanel(PREFERENCES, runs).arguments("tuned")}
-    in_fp32 = PREFERENCES.reckoning.cost(args, {"tuned": STEP}).minutes
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    assert 0.5 * in_fp32 < PREFERENCES.reckoning.cost(args, {"tuned": STEP}).minutes < in_fp32
-
-
-def test_for_pairs_that_nobody_has_counted_there_are_no_minutes(runs, chat_model, tmp_path):
-    panel = PreferencePanel(PREFERENCES, runs)
-    set_to(panel, "data", str(write_pairs(tmp_path / "pairs.jsonl", make_pairs(20))))
-    set_to(panel, "data_source", "file")
-    cost = PREFERENCES.reckoning.cost({"tuned": panel.arguments("tuned")}, {"tuned": STEP})
-    assert cost.minutes is None and cost.memory_bytes > 0
-    set_to(panel, "max_steps", -1)
-    assert "on disk" not in panel.line.value
 
 
 def test_what_belongs_to_other_pairs_is_hidden_and_left_alone(runs, chat_model, tmp_path):
@@ -252,7 +205,7 @@ def test_without_any_chat_model_one_is_trained_and_said_to_be_small(runs, monkey
 
 
 def test_the_panel_opens_no_model(runs, chat_model, monkeypatch):
-    monkeypatch.setattr("newllm_lib.stages.dpo.open_base", lambda *args: pytest.fail("a model was opened"))
+    monkeypatch.setattr("newllm_lib.preferences.dpo.open_base", lambda *args: pytest.fail("a model was opened"))
     monkeypatch.setattr(tuned_model, "say", lambda sentence, status="ok": None)
     tuned_model.show_tuned_model(PreferencePanel(PREFERENCES, runs))
 

@@ -13,10 +13,10 @@ from newllm_lib.colab import answers, live_plot, preference_preview, preference_
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.notices import CellStopped
 from newllm_lib.colab.preference_preview import BAG, pairs_to_show, shortcut_accuracies
-from newllm_lib.data.preference_pairs import KINDS
-from newllm_lib.data.preference_rows import any_preference
-from newllm_lib.data.preferences import Preferences, load_preferences
-from newllm_lib.stages.dpo import dpo
+from newllm_lib.preferences.dpo import dpo
+from newllm_lib.preferences.generator import KINDS
+from newllm_lib.preferences.pairs import Preferences, load_preferences
+from newllm_lib.preferences.rows import any_preference
 
 
 def plain(html):

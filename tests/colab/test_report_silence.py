@@ -15,6 +15,7 @@ from jinja2 import Environment
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from newllm_lib.adapters.base_model import find_base_model
 from newllm_lib.chat import Chat
 from newllm_lib.cli import main, parse_stage
 from newllm_lib.colab import problem_report as report
@@ -24,13 +25,12 @@ from newllm_lib.colab.problem_report import kind_of, report_text
 from newllm_lib.data.catalogue import find_dataset
 from newllm_lib.data.conversations import load_conversations
 from newllm_lib.data.files import check_file
-from newllm_lib.data.preferences import load_preferences
 from newllm_lib.data.text import load_text
 from newllm_lib.errors import InputError
 from newllm_lib.evaluation.memory_file import read_memory
 from newllm_lib.models import NewLLMConfig
+from newllm_lib.preferences.pairs import load_preferences
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments
-from newllm_lib.training.base_model import find_base_model
 from newllm_lib.training.checkpoint import check_model_folder, open_run, read_settings
 
 SECRET = "Zxqv"  # part of a word in every file, name and value below

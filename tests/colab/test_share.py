@@ -149,4 +149,4 @@ def test_on_colab_the_machine_may_be_given_back_too(colab):
 def test_the_memory_of_a_gpu_is_told(monkeypatch):
     monkeypatch.setattr(share.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(share.torch.cuda, "mem_get_info", lambda: (14 * 2**30, 15 * 2**30))
-    assert share.memory_sentence() == "14.0 of 15.0 GB of the GPU's memory are free."
+    assert share.memory_sentence() == "14.0 GB of 15.0 GB of the GPU's memory are free."

@@ -8,9 +8,9 @@ import pytest
 from newllm_lib.data import rows
 from newllm_lib.data.chat_template import ROLE_TEMPLATE, TEMPLATES, ConversationFormat, encode_conversations
 from newllm_lib.data.conversations import load_conversations
-from newllm_lib.data.preferences import load_preferences
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.data.turns import MOST_TURNS, RowError, check_messages
+from newllm_lib.preferences.pairs import load_preferences
 from newllm_lib.stages.data import inspect_dataset
 
 NAN = float("nan")

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from newllm_lib.data.new_tokens import MIN_USES, new_tokens
-from newllm_lib.data.preference_pairs import preference_pairs
+from newllm_lib.preferences.generator import preference_pairs
 
 
 @pytest.fixture(scope="module")

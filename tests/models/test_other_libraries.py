@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
 
+from newllm_lib.adapters.lora import allow_old_torchao
 from newllm_lib.models import NewLLMConfig, NewLLMForCausalLM
-from newllm_lib.training.adapters import allow_old_torchao
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "context_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 LINEAR = {"forget_gate", "delta", "output_gate", "context_out", "mlp_gate", "mlp_in", "mlp_out", "projection"}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from library_suites import suite_package
 
+from newllm_lib.adapters.lora import allow_old_torchao
 from newllm_lib.models import NewLLMConfig, NewLLMForCausalLM
-from newllm_lib.training.adapters import allow_old_torchao
 
 pytest.importorskip("peft")
 allow_old_torchao()

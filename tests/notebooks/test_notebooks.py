@@ -1,12 +1,14 @@
 """The shipped notebooks: clean files with agreeing links, and every one from top to bottom in a fresh kernel."""
 
 import importlib.util
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
@@ -20,6 +22,8 @@ from newllm_lib import __version__
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MAX_LINES = 10  # of code in a cell; blank lines and the title are none
+SECONDS_BY_HAND = 5  # for a cell of the section By hand
+STARTED_AND_ENDED = "iopub.execute_input", "shell.execute_reply"  # as nbclient notes them
 MAX_SECONDS = 480  # two minutes on a free core of a fast hour; the tests share theirs, and hours differ by half
 
 # stage -> what only it needs, and (files of a run, files of each of its models)
@@ -35,6 +39,12 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 def cells(path: Path, kind: str) -> list:
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def cells_by_hand(cells: list) -> list:
+    """The code of the section By hand: all cells from its heading to the next one."""
+    begin = next(place for place, cell in enumerate(cells) if cell.source.startswith("## By hand"))
+    return list(itertools.takewhile(lambda cell: cell.cell_type == "code", cells[begin + 1 :]))
 
 
 def badges_script():
@@ -67,11 +77,23 @@ def test_nbconvert_renders_it(path):
 
 @each_notebook
 def test_code_is_short_and_folded_behind_its_title(path):
-    for number, cell in enumerate(cells(path, "code"), start=1):
+    by_hand = cells_by_hand(nbformat.read(path, as_version=4).cells)
+    for number, cell in enumerate((cell for cell in cells(path, "code") if cell not in by_hand), start=1):
         title, *lines = cell.source.splitlines()
         assert re.match(rf"#@title {number} · \w", title), title
         assert cell.metadata.get("cellView") == "form"
         assert len([line for line in lines if line.strip()]) <= MAX_LINES, title
+
+
+@each_notebook
+def test_a_section_by_hand_computes_in_few_open_lines(path):
+    by_hand = cells_by_hand(nbformat.read(path, as_version=4).cells)
+    assert 3 <= len(by_hand) <= 5
+    for cell in by_hand:
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        assert lines[0].startswith("# ") and len(lines) <= MAX_LINES, lines[0]
+        assert "cellView" not in cell.metadata, "this code is there to be read"
+    assert any(re.search(r"^ *(assert|torch\.testing\.assert_close)\b", cell.source, re.MULTILINE) for cell in by_hand)
 
 
 @each_notebook
@@ -190,6 +212,9 @@ def test_it_runs_from_top_to_bottom(path, session):
     for cell in code:
         assert not [output for output in cell.outputs if output.get("name") == "stderr"], cell.outputs
         assert "✓" in json.dumps(cell.outputs[-1], ensure_ascii=False), cell.source
+    for cell in cells_by_hand(executed.cells):
+        begin, end = (datetime.fromisoformat(cell.metadata.execution[at].rstrip("Z")) for at in STARTED_AND_ENDED)
+        assert (end - begin).total_seconds() < SECONDS_BY_HAND, cell.source
     training = next(cell for cell in code if re.search("train_models|run_experiments", cell.source))
     assert len([output for output in training.outputs if "image/png" in json.dumps(output)]) == 1, "one live plot"
 

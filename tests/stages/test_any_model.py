@@ -8,16 +8,16 @@ from chats import untrained_chat, write_conversations
 from lwf_runs import lwf_arguments
 from preference_runs import dpo_arguments, tiny_chat_model
 
+from newllm_lib.adapters.lora import add_adapters
+from newllm_lib.adapters.merge import merge
+from newllm_lib.adapters.qlora_lwf import qlora_lwf
 from newllm_lib.chat import Chat
 from newllm_lib.data.chat_template import TEMPLATES
 from newllm_lib.errors import InputError
 from newllm_lib.models import build_config, build_model
-from newllm_lib.stages.dpo import dpo
-from newllm_lib.stages.dpo import prepare as prepare_dpo
-from newllm_lib.stages.merge import merge
-from newllm_lib.stages.qlora_lwf import qlora_lwf
+from newllm_lib.preferences.dpo import dpo
+from newllm_lib.preferences.dpo import prepare as prepare_dpo
 from newllm_lib.stages.sft import SftArguments, sft
-from newllm_lib.training.adapters import add_adapters
 from newllm_lib.training.model_folder import read_tokenizer
 
 

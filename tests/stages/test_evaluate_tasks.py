@@ -9,9 +9,9 @@ import pytest
 from chats import untrained_chat
 from lwf_runs import lwf_arguments
 
+from newllm_lib.adapters.qlora_lwf import qlora_lwf
 from newllm_lib.cli import main
 from newllm_lib.stages import evaluate_tasks as stage
-from newllm_lib.stages.qlora_lwf import qlora_lwf
 
 TASK = """task: colours
 dataset_path: json

@@ -18,11 +18,12 @@ from newllm_lib.data.tokenizer import end_token_ids
 from newllm_lib.errors import InputError
 from newllm_lib.evaluation.generation import reply_to
 from newllm_lib.stages.compare import compare, comparison_table
-from newllm_lib.stages.evaluate import evaluate, open_model
+from newllm_lib.stages.evaluate import evaluate
 from newllm_lib.stages.generate import generate
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.stages.sft import prepare, sft
 from newllm_lib.training.report import TrainingInterrupted
+from newllm_lib.training.trained_model import open_model
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from lwf_runs import lwf_arguments
 from preference_runs import dpo_arguments
 from safetensors.numpy import load_file
 
+from newllm_lib.adapters.arguments import QloraLwfArguments
+from newllm_lib.adapters.qlora_lwf import qlora_lwf
 from newllm_lib.errors import InputError
-from newllm_lib.stages.dpo import dpo
+from newllm_lib.preferences.arguments import DpoArguments
+from newllm_lib.preferences.dpo import dpo
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.stages.qlora_lwf import qlora_lwf
 from newllm_lib.stages.sft import SftArguments
-from newllm_lib.training.dpo_arguments import DpoArguments
-from newllm_lib.training.lwf_arguments import QloraLwfArguments
 from newllm_lib.training.report import METRICS_FILE
 from newllm_lib.training.trainer import LanguageModelTrainer
 
@@ -76,7 +76,8 @@ def test_the_best_is_kept_and_stopping_early_waits_for_worse_ones(
     tmp_path, text_file, monkeypatch, train, metric, better
 ):
     """The second of three evaluations is the best; patience is one evaluation."""
-    from newllm_lib.training import lwf_trainer, preference_trainer
+    from newllm_lib.adapters import trainer as lwf_trainer
+    from newllm_lib.preferences import trainer as preference_trainer
 
     of_update = dict(zip((0, 2, 4, 6), (6.0, 5.0, 3.0, 4.0) if better is min else (2.0, 3.0, 5.0, 4.0), strict=True))
     for kind in (LanguageModelTrainer, lwf_trainer.LwfTrainer, preference_trainer.PreferenceTrainer):

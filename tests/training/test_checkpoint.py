@@ -4,11 +4,10 @@ import pytest
 from run_folders import make_earlier_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from newllm_lib.adapters.base_model import find_base_model
 from newllm_lib.chat import Chat
 from newllm_lib.errors import InputError
 from newllm_lib.stages.compare import compare
-from newllm_lib.stages.evaluate import open_model
-from newllm_lib.training.base_model import find_base_model
 from newllm_lib.training.checkpoint import (
     check_model_folder,
     is_of_earlier_version,
@@ -19,6 +18,7 @@ from newllm_lib.training.checkpoint import (
     seal_checkpoint,
     write_json,
 )
+from newllm_lib.training.trained_model import open_model
 
 
 def make_checkpoint(folder, step, sealed=True):

@@ -2,12 +2,11 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
-from newllm_lib.stages.reference import reference_arguments
+from newllm_lib.preferences.arguments import DpoArguments
+from newllm_lib.preferences.reference import reference_arguments
 from newllm_lib.training.arguments import StageArguments
-from newllm_lib.training.device import Device, choose_precision, find_device, has_glibc, peak_of
-from newllm_lib.training.dpo_arguments import DpoArguments
+from newllm_lib.training.device import Device, choose_precision, find_device, has_glibc, size
 
 
 @pytest.mark.parametrize(
@@ -93,16 +92,14 @@ def test_freed_memory_is_kept():
     assert said(PAGES_OF_THREE_UPDATES) < 1_700, "a tenth of the fewest that they take without it, 17,000 to 43,000"
 
 
-@pytest.mark.skipif(not has_glibc(), reason="the heap tells only with glibc")
-def test_the_peak_is_told_also_a_second_time_and_is_given_back():
-    def take_100_mb() -> int:
-        return len(torch.ones(25_000_000))
-
-    found = [peak_of(find_device(use_cpu=True), take_100_mb) for _ in range(2)]
-    for length, (before, peak) in found:
-        assert length == 25_000_000 and peak - before == pytest.approx(100e6, rel=0.1)
-    assert found[1][1][0] - found[0][1][0] < 10e6
-
-
-def test_where_nobody_can_tell_the_peak_the_work_is_done_all_the_same():
-    assert peak_of(Device("mps", "Apple GPU", None, None, 8), lambda: "done") == ("done", None)
+@pytest.mark.parametrize(
+    ("count", "spoken"),
+    [
+        (512, "0.5 kB"),
+        (5 * 2**20, "5.0 MB"),
+        (14.7 * 2**30, "14.7 GB"),
+        (2**41, "2,048.0 GB"),
+    ],
+)
+def test_bytes_are_spoken_as_colab_does(count, spoken):
+    assert size(count) == spoken

@@ -10,9 +10,9 @@ from lwf_runs import lwf_arguments
 from preference_runs import dpo_arguments, make_pairs, write_pairs
 from transformers import TrainerCallback
 
-from newllm_lib.stages.dpo import dpo
+from newllm_lib.adapters.qlora_lwf import qlora_lwf
+from newllm_lib.preferences.dpo import dpo
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.stages.qlora_lwf import qlora_lwf
 from newllm_lib.stages.sft import SftArguments, sft
 
 SPLITS = ((4, 1), (2, 2), (1, 4))

@@ -9,30 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from chats import untrained_chat
+from lwf_runs import run_of_adapters
 from safetensors.torch import load_file, save_file
 from tiny_gemma import tiny_gemma_folder
 
+from newllm_lib.adapters.base_model import find_base_model, open_base, open_tokenizer
 from newllm_lib.chat import Chat
 from newllm_lib.errors import InputError
-from newllm_lib.stages.evaluate import evaluate, open_model
-from newllm_lib.training.adapters import add_adapters
-from newllm_lib.training.base_model import find_base_model, open_base, open_tokenizer
+from newllm_lib.stages.evaluate import evaluate
+from newllm_lib.training.trained_model import open_model
 
 SECONDS = 20  # in which a folder is opened or refused on a busy machine; one that hangs takes hours
-
-
-def run_of_adapters(folder: Path) -> Path:
-    """Adapters of an untrained Gemma, as a finished run has them."""
-    base = find_base_model(str(tiny_gemma_folder(folder / "base")))
-    run = folder / "run"
-    model = open_base(base, False)
-    add_adapters(model, 2, 4.0, 0.0, "all-linear").save_pretrained(run)
-    model.generation_config.save_pretrained(run)
-    open_tokenizer(base).save_pretrained(run)
-    session = {"model": base.path}
-    settings = {"run": {"stage": "qlora-lwf", "base": base.identity, "load_in_4bit": False}, "session": session}
-    (run / "settings.json").write_text(json.dumps(settings))
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +213,21 @@ def test_a_tokenizer_cuts_nothing_by_itself(folder):
     (folder / "tokenizer.json").write_text(json.dumps(content))
     backend = open_model(folder).tokenizer.backend_tokenizer
     assert len(backend.encode("Hello there").ids) == 11
+
+
+@pytest.mark.parametrize("value", [[None, None], "x", float("nan")])
+def test_a_config_that_is_felt_only_when_the_model_reads_is_told(tmp_path, value):
+    folder = untrained_chat(tmp_path / "lstm", "lstm")
+    changed(folder, "config.json", layer_norm_eps=value)
+    with pytest.raises(InputError, match=r"config\.json cannot be used"):
+        open_model(folder)
+
+
+def test_a_tokenizer_without_a_beginning_begins_with_its_end_of_text(folder):
+    changed(folder, "tokenizer_config.json", bos_token=None, pad_token=None)
+    tokenizer = open_model(folder).tokenizer
+    assert tokenizer.bos_token_id == tokenizer.pad_token_id == tokenizer.eos_token_id is not None
+    assert is_opened(folder)
 
 
 def test_the_base_may_have_moved(run, tmp_path):

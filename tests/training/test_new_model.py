@@ -4,14 +4,14 @@ import os
 
 import pytest
 
+from newllm_lib.adapters.qlora_lwf import QloraLwfArguments, qlora_lwf
 from newllm_lib.errors import InputError
+from newllm_lib.preferences.dpo import DpoArguments, dpo
+from newllm_lib.preferences.sweep import SweepArguments, sweep
 from newllm_lib.stages import pretrain as pretrain_stage
 from newllm_lib.stages import sft as sft_stage
-from newllm_lib.stages.dpo import DpoArguments, dpo
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.stages.qlora_lwf import QloraLwfArguments, qlora_lwf
 from newllm_lib.stages.sft import SftArguments, sft
-from newllm_lib.stages.sweep import SweepArguments, sweep
 
 
 class NothingIsPrepared(AssertionError):

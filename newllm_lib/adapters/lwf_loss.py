@@ -1,0 +1,151 @@
+"""The loss of learning without forgetting through a frozen head, exact, and never holding all tokens' logits.
+
+The cross-entropy of the new task, and KL(teacher || student) between the softened predictions of the old and the new
+model (Li & Hoiem 2017, https://arxiv.org/abs/1606.09282, with Hinton et al. 2015's loss, https://arxiv.org/abs/1503.02531).
+A few tokens at a time go through the head; the gradient is taken while their logits are at hand, so every logit is
+computed once: three matrix products, as with full logits.
+
+Dimensions: N tokens, n tokens of a chunk, H width of a head's input, V vocabulary, v token types of a block.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from ..models.frozen_head import (
+    Head,
+    Model,
+    blocks_of_types,
+    checked_models,
+    chunks,
+    divergence,
+    label_logits,
+    log_normalizers,
+    logits_of_chunk,
+    padded,
+    place,
+)
+from ..models.matrix_products import product
+
+
+@dataclass(frozen=True)
+class LwfLoss:
+    """Sums over tokens, in nats.
+
+    Args:
+        total: task + distill_weight * temperature**2 * kl; the one that can go backward.
+        task: cross-entropy, with label smoothing.
+        kl: KL(teacher || student) of the softened predictions; zero without a teacher.
+    """
+
+    total: torch.Tensor
+    task: torch.Tensor
+    kl: torch.Tensor
+
+
+def lwf_loss(
+    hidden: torch.Tensor,
+    head: Head,
+    labels: torch.LongTensor,
+    teacher_hidden: torch.Tensor | None = None,
+    teacher_head: Head | None = None,
+    distill_weight: float = 0.0,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+) -> LwfLoss:
+    """Cross-entropy plus distill_weight * temperature**2 * KL(teacher || student); only `hidden` gets a gradient.
+
+    Matrix products run in autocast's dtype, or without it in the one that hidden states and weight promote to; softmax
+    and sums in fp32 (fp64 for fp64).
+
+    Args:
+        hidden: [N, H] of the student.
+        labels: [N], every one scored.
+        teacher_hidden: [N, H of the teacher's head]; None: no teacher.
+        teacher_head: None: the student's.
+        temperature: of both models in the KL; the cross-entropy's is 1.
+        label_smoothing: as in `functional.cross_entropy`.
+    """
+    models = checked_models(hidden, head, labels, teacher_hidden, teacher_head)
+    trains = torch.is_grad_enabled() and hidden.requires_grad
+    with torch.autocast(hidden.device.type, enabled=False):
+        total, task, kl = ChunkedLwf.apply(trains, hidden, labels, models, distill_weight, temperature, label_smoothing)
+    return LwfLoss(total, task, kl)
+
+
+class ChunkedLwf(torch.autograd.Function):
+    """The gradient is made in the forward pass, for the sum of the losses, and scaled in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, trains, hidden, labels, models, distill_weight, temperature, label_smoothing):
+        task, kl = (torch.zeros((), dtype=models[0].sum_dtype, device=hidden.device) for _ in range(2))
+        grad = torch.empty(hidden.shape, dtype=task.dtype, device=hidden.device) if trains else None
+        options = distill_weight, temperature, label_smoothing
+        for tokens in chunks(models, len(labels)):
+            chunk_nats, chunk_kl, chunk_grad = loss_of_chunk(models, labels, tokens, *options, trains)
+            task += chunk_nats.sum()
+            kl += chunk_kl.sum()
+            if trains:
+                grad[tokens] = chunk_grad
+        ctx.gradient, ctx.dtype = grad, hidden.dtype
+        ctx.mark_non_differentiable(task, kl)
+        return task + distill_weight * temperature**2 * kl, task, kl
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_total, *_):
+        if ctx.gradient is None:
+            raise RuntimeError("lwf_loss can go backward once: its gradient was handed over.")
+        gradient, ctx.gradient = ctx.gradient, None
+        return None, gradient.mul_(grad_total).to(ctx.dtype), None, None, None, None, None
+
+
+def loss_of_chunk(
+    models: list[Model],
+    labels: torch.Tensor,
+    tokens: slice,
+    distill_weight: float = 0.0,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    trains: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Of every token: cross-entropy [n], KL [n], and, if it trains, the gradient of total by hidden [n, H]."""
+    count = tokens.stop - tokens.start
+    head, dtype = models[0].head, models[0].dtype
+    labels = padded(labels[tokens], models)
+    student, teacher = logits_of_chunk(models, tokens)
+    normalizers = log_normalizers(student)
+    smoothing_per_type = label_smoothing / len(head.weight)
+    nats = normalizers - (1 - label_smoothing) * label_logits(student, labels)
+    if label_smoothing:
+        nats -= smoothing_per_type * sum(block.sum(1, keepdim=True) for block in student)
+    kl = torch.zeros_like(nats)
+    if teacher is not None:
+        softened = normalizers if temperature == 1 else log_normalizers(student, temperature)
+        teacher_softened = log_normalizers(teacher, temperature)
+    grad = nats.new_zeros(len(labels), head.weight.shape[1]) if trains else None
+    for index, types in enumerate(
+        blocks_of_types(head.weight)
+    ):  # overwrites the logits: only [n, v] is held beside them
+        logits, pull = student[index], None
+        # d logits / d what softcap caps
+        damping = 1 - (logits / head.softcap) ** 2 if trains and head.softcap is not None else None
+        if teacher is not None:
+            own = (logits / temperature).sub_(softened)
+            block_kl, probabilities = divergence(own, teacher[index].div_(temperature).sub_(teacher_softened))
+            kl += block_kl
+            pull = own.exp_().sub_(probabilities)
+        if not trains:
+            continue
+        slopes = logits.sub_(normalizers).exp_()
+        columns, inside = place(labels, slopes, types.start)
+        slopes.scatter_add_(1, columns, (label_smoothing - 1) * inside.to(slopes.dtype))
+        if label_smoothing:
+            slopes.sub_(smoothing_per_type)
+        if pull is not None:  # temperature**2 of the loss, 1 / temperature of the softened logits
+            slopes.add_(pull, alpha=distill_weight * temperature)
+        if damping is not None:
+            slopes.mul_(damping)
+        grad += product(slopes.to(dtype), head.weight[types].to(dtype))  # summed in fp32 whatever the products' dtype
+    return nats[:count, 0], kl[:count, 0], grad[:count] if trains else None

@@ -1,0 +1,56 @@
+"""Adapters and the base they were trained on, written as one plain model that needs neither PEFT nor bitsandbytes."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from ..errors import InputError
+from ..training.checkpoint import RESULTS_FILE, SETTINGS_FILE, has_adapters
+from ..training.disk import saying
+from ..training.trained_model import open_model, run_folder
+from ..training.verified_copy import PARTIAL, discard, temporary
+
+KEPT_FILES = (SETTINGS_FILE, RESULTS_FILE, "README.md", "generation_config.json")
+
+logger = logging.getLogger(__name__)
+
+
+def merge(path: str | Path, output_dir: str | Path, base: str | None = None) -> Path:
+    """Write the tuned model in `path` into `output_dir` as a whole model with its tokenizer, in 16 bit, in fp32 where
+    it was tuned by DPO, whose steps are smaller than 16 bit can tell. 4-bit weights are what the adapters were trained
+    on: they are unpacked, and the adapters are added to them.
+
+    Args:
+        base: where the model is now that the adapters were trained on; None: where it was.
+
+    Raises:
+        InputError: `path` holds no adapters, or `output_dir` is in use or cannot be written to.
+    """
+    folder, target = run_folder(path), Path(output_dir).expanduser()
+    if not has_adapters(folder):
+        raise InputError(f"{str(path)!r} holds a whole model, no adapters: there is nothing to merge.")
+    partial = temporary(target, PARTIAL)
+    refused = f"output_dir {str(output_dir)!r} cannot be written to", "choose another --output_dir"
+    with saying(*refused):
+        if target.exists():
+            raise InputError(f"output_dir {str(output_dir)!r} exists; choose another --output_dir.")
+        discard(partial)  # of a process that was killed
+        partial.mkdir(parents=True)
+    try:
+        trained = open_model(folder, base, unpack=True)
+        plain = trained.model.float().merge_and_unload()
+        with saying(*refused):
+            dtype = torch.float32 if trained.run["stage"] == "dpo" else torch.bfloat16
+            plain.to(dtype).save_pretrained(partial)
+            trained.tokenizer.save_pretrained(partial)
+            for name in KEPT_FILES:
+                if (folder / name).exists():
+                    shutil.copy2(folder / name, partial / name)
+            os.replace(partial, target)
+    finally:
+        discard(partial)
+    logger.info("Merged: a plain model of %s parameters is in %s.", f"{plain.num_parameters():,}", target)
+    return target

@@ -1,0 +1,264 @@
+"""Stage 5: teach a large pretrained model a new task on a small GPU - a 4-bit base, adapters on top of it - while its
+own base holds it to what it knew, and text of other kinds is rehearsed."""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set_seed
+
+from ..data.batches import EvaluationDocuments, evaluation_documents
+from ..data.chat_template import ConversationFormat, learnable_template
+from ..data.conversation_rows import held_out_documents
+from ..data.text import TextSplits, load_text
+from ..errors import InputError
+from ..evaluation.perplexity import TextMetrics
+from ..models.adjust import set_dropout
+from ..models.frozen_head import check_split
+from ..training.checkpoint import write_json
+from ..training.device import find_device
+from ..training.model_card import BaseModel
+from ..training.model_folder import check_tokens_fit
+from ..training.run import PreparedRun, prepare_once, train_run
+from ..training.trained_model import adapters_off
+from .arguments import PRESETS, QloraLwfArguments
+from .base_model import base_config, find_base_model, open_base, open_tokenizer
+from .forgetting import PROMPTS, replies_before_and_after
+from .lora import RankSchedule, add_adapters, save_generation_settings
+from .memory_budget import GB, BudgetItem, check_fits, memory_budget
+from .mixture import ExampleMix, conversation_examples, in_paragraphs, rehearsal_per_epoch, text_examples
+from .trainer import LwfTrainer, SaveEveryEpoch
+
+__all__ = ["PRESETS", "QloraLwfArguments", "qlora_lwf"]
+
+FORGETTING_FILE = "forgetting.json"
+ANSWER_TOKENS = 60
+
+
+@dataclass(frozen=True)
+class PreparedLwf(PreparedRun):
+    """A prepared run with the text to rehearse, and the general text on which forgetting is measured."""
+
+    rehearsal: TextSplits | None = None
+    general: EvaluationDocuments | None = None
+
+
+def prepare(args: QloraLwfArguments) -> PreparedLwf:
+    """Load data and base, add the adapters; trains nothing.
+
+    Raises:
+        InputError: anything about the input that would fail later.
+    """
+    prepared = prepare_data(args)
+    model = adapted_model(args, prepared.base)
+    check_tokens_fit(model, prepared.tokenizer, prepared.base.path)
+    return dataclasses.replace(prepared, model=model)
+
+
+def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
+    """Load the data alone, as the base's tokens; `model` is None.
+
+    Raises:
+        InputError: anything about the data that would fail later.
+    """
+    splits = args.load_conversations()
+    text_source = args.data_source if args.data is None and args.rehearsal_data is None else "auto"
+    rehearsal = load_text(
+        text_source,
+        args.rehearsal_data,
+        args.rehearsal_eval_data,
+        args.skip_bad_rows,
+        ("rehearsal_data", "rehearsal_eval_data"),
+    )
+    base = find_base_model(args.model, offline=args.data_source == "offline")
+    tokenizer = open_tokenizer(base)
+    template = "instruction" if args.dataset is None else splits.template
+    tokenizer.chat_template, replaced = learnable_template(tokenizer, template)
+    form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
+    new, counts = conversation_examples(splits.train, tokenizer, form)
+    stretches = text_examples(rehearsal.train, tokenizer, args.max_length)[0] if args.rehearsal_ratio > 0 else None
+    documents = held_out_documents(splits.validation, tokenizer, form)
+    general = evaluation_documents(in_paragraphs(rehearsal.validation), tokenizer)
+    if not general.documents:
+        raise InputError(f"{general.origin} holds no tokens; give another --rehearsal_eval_data.", "NL-403")
+    mix = ExampleMix(new, stretches)
+    return PreparedLwf(
+        splits,
+        tokenizer,
+        mix,
+        counts,
+        documents.sample(args.max_test_tokens),
+        None,
+        tuple(filter(None, [base.note, rehearsal.note, replaced, *counts.remarks(args.max_length)])),
+        extent(args, mix, base),
+        base,
+        rehearsal=rehearsal,
+        general=general.sample(args.max_test_tokens),
+    )
+
+
+def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
+    """The frozen base with adapters that do nothing yet.
+
+    Raises:
+        InputError: the settings do not fit into the GPU's memory, or not to the model.
+    """
+    check_memory(args, base_config(base))
+    model = open_base(base, args.load_in_4bit, find_device(args.use_cpu), args.compute_dtype)
+    set_seed(args.seed)  # of the adapters' first values
+    set_dropout(model, 0.0)  # student and teacher are one network: at the start both have to say the same
+    try:
+        check_split(model)
+    except ValueError as error:
+        raise InputError(f"model {base.path!r} cannot be tuned by qlora-lwf: {error}") from error
+    adapted = add_adapters(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.targets)
+    adapted.generation_config.repetition_penalty = args.repetition_penalty
+    return adapted
+
+
+def check_memory(args: QloraLwfArguments, config: PreTrainedConfig) -> None:
+    """Refuse what does not fit into the GPU's memory.
+
+    Raises:
+        InputError: naming the nearest setting that fits.
+    """
+    memory_gb = find_device(args.use_cpu).memory_gb
+    check_fits(
+        None if memory_gb is None else memory_gb * GB,
+        partial(budget, args, config),
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        args.max_length,
+    )
+
+
+def budget(args: QloraLwfArguments, config: PreTrainedConfig, micro_batch: int, max_length: int) -> list[BudgetItem]:
+    """What these settings need on a GPU, with another micro-batch and length."""
+    return memory_budget(
+        config,
+        rank=args.lora_r,
+        target_modules=args.targets,
+        micro_batch=micro_batch,
+        max_length=max_length,
+        quantized=args.load_in_4bit,
+        distills=args.distills,
+        gradient_checkpointing=args.activation_checkpointing,
+    )
+
+
+def extent(args: QloraLwfArguments, mix: ExampleMix, base: BaseModel) -> str:
+    """What is trained, and for how long."""
+    examples = mix.num_new + rehearsal_per_epoch(mix, args.rehearsal_ratio)
+    bits = "4 bit" if args.load_in_4bit else "full precision"
+    return (
+        f"{base.name} in {bits}, adapters of rank {args.lora_r}: {examples:,} examples an epoch, "
+        f"{examples - mix.num_new:,} of them rehearsed; {args.updates(examples)} updates, on {args.device}."
+    )
+
+
+def qlora_lwf(args: QloraLwfArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
+    """Train adapters on a frozen model, or go on with the run that `args.output_dir` holds.
+
+    Returns:
+        The run folder: the best adapters with tokenizer and chat template, settings, metrics log, curves, model card,
+        and forgetting.json: metrics and answers before and after.
+
+    Raises:
+        InputError: bad input, before any long work.
+        TrainingInterrupted: stopped by hand; the same call continues.
+    """
+    prepared = prepare_once(args, prepare)
+    teacher, of_teacher = open_other_teacher(args, prepared)
+    identity = {
+        "stage": "qlora-lwf",
+        "base": prepared.base.identity,
+        "rehearsal_text": prepared.rehearsal.train.identity if args.rehearsal_ratio > 0 else None,
+        "general_text": prepared.rehearsal.validation.identity,
+        **of_teacher,
+    }
+    make_trainer = partial(LwfTrainer, general_documents=prepared.general, separate_teacher=teacher)
+    ours = [SaveEveryEpoch()]
+    if len(args.ranks) > 1:
+        ours.append(RankSchedule(prepared.model, args.ranks))
+    return train_run(
+        args,
+        prepared,
+        identity,
+        make_trainer,
+        (*ours, *callbacks),
+        advice=lambda results: advice(results, args.output_dir),
+        conclude=partial(conclude, prepared),
+    )
+
+
+def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[PreTrainedModel | None, dict[str, str]]:
+    """(the model that --teacher names, or None for the base itself; what a run with it is known by).
+
+    Raises:
+        InputError: it cannot be had, or has another tokenizer.
+    """
+    if args.teacher is None or not args.distills:
+        return None, {}
+    found = find_base_model(args.teacher)
+    tokenizer = open_tokenizer(found)
+    if tokenizer.backend_tokenizer.to_str() != prepared.tokenizer.backend_tokenizer.to_str():
+        raise InputError(
+            f"teacher {args.teacher!r} has another tokenizer than {prepared.base.name}; both need the same."
+        )
+    device = find_device(args.use_cpu or args.teacher_on_cpu)
+    teacher = open_base(found, args.load_in_4bit and device.kind == "cuda", device, args.compute_dtype)
+    set_dropout(teacher, 0.0)
+    return teacher, {"teacher_weights": found.identity}
+
+
+def conclude(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -> tuple[TextMetrics, dict[str, Any]]:
+    """Measure base and tuned model on both kinds of text and let both answer, write it into the run folder, and leave
+    what a chat needs to stop: the settings of generation.
+
+    Returns:
+        The tuned model's metrics on the new task, and what else belongs into the results.
+    """
+    model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
+    measured: dict[str, Any] = {}
+    tuned: dict[str, TextMetrics] = {}
+    for name, documents in (("new_task", prepared.documents), ("general_text", prepared.general)):
+        tuned[name], divergence = trainer.score_with_kl(documents)
+        with adapters_off(model):
+            before = trainer.score(documents)
+        measured[name] = {
+            "text": documents.origin,
+            "before": dataclasses.asdict(before),
+            "after": {**dataclasses.asdict(tuned[name]), "kl_to_base": divergence},
+        }
+    replies = replies_before_and_after(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS, args.repetition_penalty)
+    write_json(folder / FORGETTING_FILE, {**measured, **replies})
+    save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 4 * ANSWER_TOKENS, folder)
+    return tuned["new_task"], {
+        "forgetting": {name: change(values) for name, values in measured.items()},
+        "answers_ended": replies["ended_by_themselves"],
+    }
+
+
+def change(measured: dict[str, Any]) -> dict[str, float]:
+    """Bits per byte before and after, and the KL from the base in nats per token."""
+    return {
+        "bits_per_byte_before": measured["before"]["bits_per_byte"],
+        "bits_per_byte_after": measured["after"]["bits_per_byte"],
+        "kl_to_base": measured["after"]["kl_to_base"],
+    }
+
+
+def advice(results: dict[str, Any], folder: str) -> str:
+    """What was learned, what was forgotten, and what to do next."""
+    new, general = results["forgetting"]["new_task"], results["forgetting"]["general_text"]
+    lost = general["bits_per_byte_after"] / general["bits_per_byte_before"] - 1
+    verdict = (
+        "nothing was forgotten" if lost <= 0 else f"{lost:.1%} was forgotten (more distill_weight or rehearsal: less)"
+    )
+    return (
+        f"New task: {new['bits_per_byte_before']:.3f} -> {new['bits_per_byte_after']:.3f} bits per byte; general text: "
+        f"{general['bits_per_byte_before']:.3f} -> {general['bits_per_byte_after']:.3f}, {verdict}. Talk to it: newllm "
+        f"chat {folder}"
+    )

@@ -1,0 +1,151 @@
+"""Learning without forgetting (Li and Hoiem 2017) with adapters: the model learns a new task while its frozen base,
+seen through the same weights with the adapters switched off, holds it to what it knew."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from ..data.batches import IGNORED, EvaluationDocuments
+from ..evaluation.perplexity import TextMetrics, score_against_base
+from ..models.frozen_head import Head, split_head
+from ..training.trainer import LanguageModelTrainer
+from .lwf_loss import lwf_loss
+from .mixture import MixSampler, collate_examples
+
+
+class LwfTrainer(LanguageModelTrainer):
+    """Trains on an `ExampleMix`. The loss per supervised token is
+
+        cross-entropy + distill_weight * temperature² * KL(teacher ‖ student),
+
+    its sum over an update divided by the update's number of supervised tokens, however they fall into micro-batches.
+
+    Args:
+        separate_teacher: another model with the same tokenizer, on a device of its own or on the model's; None: the
+            model itself with its adapters off, for which nothing has to be held twice.
+    """
+
+    def __init__(
+        self,
+        model,
+        args,
+        train_rows,
+        documents,
+        tokenizer,
+        general_documents: EvaluationDocuments,
+        separate_teacher: PreTrainedModel | None = None,
+        **kwargs,
+    ):
+        self.separate_teacher = separate_teacher
+        if separate_teacher is not None:
+            self.teacher_decoder, self.teacher_head = split_head(separate_teacher.eval())
+            # The network may wait on the CPU; of its head a copy is where the loss is taken.
+            self.teacher_head = head_on(self.teacher_head, args.device)
+        self.general_documents = general_documents.sample(args.max_eval_tokens)
+        self.sums = torch.zeros(3, dtype=torch.float64)  # since the last line of the log: task, KL, tokens
+        super().__init__(model, args, train_rows, documents, tokenizer, carry_context=False, **kwargs)
+        self.data_collator = collate_examples
+        self.model_accepts_loss_kwargs = True  # the loss divides by the tokens of the update
+
+    def _get_train_sampler(self, train_dataset=None):
+        args = self.args
+        return MixSampler(self.train_dataset, args.rehearsal_ratio, args.effective_batch_size, args.seed)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # Counted here: transformers leaves out the first label, which for most models means nothing.
+        return batches, sum((batch["labels"] != IGNORED).sum() for batch in batches)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        args = self.args
+        chosen = inputs["labels"] != IGNORED
+        decoder, head = split_head(self.accelerator.unwrap_model(model))
+        hidden = decoder(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state[chosen]
+        weight = scheduled(args.distill_weight, args.distill_weight_end, self.state)
+        temperature = scheduled(args.temperature, args.temperature_end, self.state)
+        teacher_hidden = teacher_head = None
+        if weight > 0:
+            teacher_hidden, teacher_head = self._teach(model, inputs["input_ids"], chosen)
+        loss = lwf_loss(
+            hidden,
+            head,
+            inputs["labels"][chosen],
+            teacher_hidden,
+            teacher_head,
+            weight,
+            temperature,
+            args.label_smoothing_factor,
+        )
+        tokens = chosen.sum()
+        self.sums += torch.stack([loss.task.double(), loss.kl.double(), tokens.double()]).cpu()
+        total = loss.total / (tokens if num_items_in_batch is None else num_items_in_batch)
+        return (total, {"loss": total}) if return_outputs else total
+
+    @torch.no_grad()
+    def _teach(self, model: nn.Module, input_ids: torch.Tensor, chosen: torch.Tensor):
+        """(the teacher's last hidden states at the supervised tokens, its head or None for the student's)."""
+        if self.separate_teacher is None:
+            plain = self.accelerator.unwrap_model(model)
+            with plain.disable_adapter():
+                decoder, _ = split_head(plain)
+                return decoder(input_ids=input_ids, use_cache=False).last_hidden_state[chosen], None
+        there = self.separate_teacher.device
+        hidden = self.teacher_decoder(input_ids=input_ids.to(there), use_cache=False).last_hidden_state
+        return hidden[chosen.to(there)].to(input_ids.device), self.teacher_head
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs and self.sums[2] > 0:
+            task, divergence, tokens = self.sums.tolist()
+            logs |= {"task_loss": task / tokens, "kl_to_teacher": divergence / tokens}
+            self.sums.zero_()
+        super().log(logs, *args, **kwargs)
+
+    def score_with_kl(
+        self, documents: EvaluationDocuments, compare: bool = True, max_length: int | None = None
+    ) -> tuple[TextMetrics, float]:
+        """(metrics of the model as it is now, its KL from the base per scored token in nats; 0 if they are not to be
+        compared). `max_length`: tokens that are read at a time; None: as many as an example has."""
+        model = self.accelerator.unwrap_model(self.model)
+        return score_against_base(
+            model,
+            documents,
+            self.processing_class.bos_token_id,
+            max_length or self.args.max_length,
+            self.args.per_device_eval_batch_size,
+            compare,
+        )
+
+    def score(self, documents: EvaluationDocuments) -> TextMetrics:
+        return self.score_with_kl(documents, compare=False)[0]
+
+    def scores(self, documents: EvaluationDocuments) -> dict[str, Any]:
+        general, divergence = self.score_with_kl(self.general_documents)
+        return {
+            **super().scores(documents),
+            "general_bits_per_byte": general.bits_per_byte,
+            "general_kl_to_base": divergence,
+        }
+
+
+def head_on(head: Head, device: torch.device) -> Head:
+    """The head with its tensors on a device."""
+    bias = None if head.bias is None else head.bias.to(device)
+    return replace(head, weight=head.weight.to(device), bias=bias)
+
+
+def scheduled(start: float, end: float | None, state) -> float:
+    """A setting that goes in a straight line from `start` to `end` over the run; `end` None: it stays."""
+    if end is None or state.max_steps <= 1:
+        return start
+    return start + (end - start) * min(state.global_step / (state.max_steps - 1), 1.0)
+
+
+class SaveEveryEpoch(TrainerCallback):
+    """A checkpoint at the end of every epoch, beside those in between."""
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save = True
+        return control

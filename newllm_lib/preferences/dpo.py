@@ -1,0 +1,221 @@
+"""Stage 6: teach a chat model which of two answers is wanted (DPO), with adapters on it; its reference is the model
+without them."""
+
+from dataclasses import asdict, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
+
+from .. import models  # noqa: F401  registers our models with the Auto classes
+from ..adapters.base_model import find_base_model, open_base, open_tokenizer
+from ..adapters.forgetting import replies_before_and_after
+from ..adapters.lora import check_targets, save_generation_settings
+from ..adapters.merge import merge
+from ..data.batches import TextCounts
+from ..data.chat_template import learnable_template, template_for
+from ..errors import InputError
+from ..models.adjust import set_dropout
+from ..models.frozen_head import check_split
+from ..training.checkpoint import write_json
+from ..training.device import find_device
+from ..training.model_card import BaseModel
+from ..training.model_folder import check_tokens_fit
+from ..training.report import PREFERENCE_COLUMNS
+from ..training.run import PreparedRun, claim_folder, prepare_once, train_run
+from .arguments import DIALOGPT, PRESETS, DpoArguments
+from .pairs import Preferences, drop_too_long, encode_preferences, sample_pairs
+from .reference import grow, learn_answers, learn_tokens
+from .scores import PreferenceMetrics, accuracy_by_kind, preference_metrics
+
+__all__ = ["PRESETS", "DpoArguments", "dpo"]
+
+PREFERENCES_FILE = "preferences.json"
+MERGED_FOLDER = "merged"
+ANSWER_TOKENS = 80
+PROMPTS_ASKED = 5
+
+
+def prepare(args: DpoArguments) -> PreparedRun:
+    """Load the pairs and the model; trains nothing.
+
+    Raises:
+        InputError: anything about the input that would fail later.
+    """
+    check_trl()
+    splits = args.load_preferences()
+    base = find_start(args)
+    tokenizer = open_tokenizer(base)
+    remarks = [base.note]
+    if tokenizer.chat_template is None:
+        of_dialogpt = "dialogpt" in base.name.lower()
+        tokenizer.chat_template = template_for(tokenizer, "turns" if of_dialogpt else "dialogue")
+        remarks.append(f"{base.name} has no chat template: it gets {'its own turn format' if of_dialogpt else 'ours'}.")
+    if args.sft_epochs > 0:
+        tokenizer.chat_template, replaced = learnable_template(tokenizer, "dialogue")
+        remarks.append(replaced)
+        remarks.append(learn_tokens(tokenizer, splits.train, args.new_tokens, base.name))
+    skips = args.skip_bad_rows or splits.source != "file"
+    train = drop_too_long(splits.train, tokenizer, args.max_length, skips)
+    held_out = drop_too_long(splits.validation, tokenizer, args.max_length, skips)
+    model = open_start(args, base)
+    if args.sft_epochs > 0:
+        grow(model, len(tokenizer), args.seed)
+    check_tokens_fit(model, tokenizer, base.path)
+    return PreparedRun(
+        splits,
+        tokenizer,
+        train,
+        TextCounts(documents=2 * len(train.pairs)),
+        held_out,
+        model,
+        tuple(filter(None, [*remarks, *train.remarks(), *held_out.remarks()])),
+        extent(args, train, base),
+        base,
+    )
+
+
+def check_trl() -> None:
+    """Raises InputError if there is no TRL, whose trainer this stage is made of."""
+    if find_spec("trl") is None or find_spec("peft") is None:
+        raise InputError("dpo needs the packages trl and peft; run pip install 'newllm[dpo]'.")
+
+
+def find_start(args: DpoArguments) -> BaseModel:
+    """The model to start from.
+
+    Raises:
+        InputError: it is out of reach.
+    """
+    if args.model is None and args.data_source == "offline":
+        raise InputError(
+            f"model: {DIALOGPT} is on the hub only; name the folder of a chat model with --model, such as the TinyGPT2 "
+            "of newllm sft --model_type tiny-gpt2."
+        )
+    return find_base_model(args.model or DIALOGPT)
+
+
+def open_start(args: DpoArguments, base: BaseModel) -> PreTrainedModel:
+    """The model in fp32, whatever its file holds: steps of DPO are smaller than half precision can tell.
+
+    Raises:
+        InputError: it cannot be tuned so, or reads fewer than `args.max_length` tokens.
+    """
+    model = open_base(base, False, find_device(args.use_cpu), torch.float32)
+    check_window(args, base, model.config)
+    check_targets(model, args.targets)
+    set_dropout(model, 0.0)  # model and reference are one network: at the start both have to say the same
+    try:
+        check_split(model)
+    except ValueError as error:
+        raise InputError(f"model {base.path!r} cannot be tuned by dpo: {error}") from error
+    return model
+
+
+def check_window(args: DpoArguments, base: BaseModel, config: PreTrainedConfig) -> None:
+    """Raises InputError if the model reads fewer than `args.max_length` tokens."""
+    window = getattr(config, "max_position_embeddings", args.max_length)
+    if window < args.max_length:
+        raise InputError(
+            f"max_length {args.max_length} is more than the {window} tokens that {base.name} reads; choose "
+            f"--max_length {window} or less."
+        )
+
+
+def extent(args: DpoArguments, train: Preferences, base: BaseModel) -> str:
+    """What is trained, and for how long."""
+    pairs = len(train.pairs)
+    return (
+        f"{base.name}, adapters of rank {args.lora_r}: {pairs:,} pairs, {args.updates(pairs)} updates of "
+        f"{args.effective_batch_size} pairs, beta {args.beta:g}, on {args.device}."
+    )
+
+
+def dpo(args: DpoArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
+    """Tune adapters on a chat model by preferences, after it has learned the answers as such (`args.sft_epochs`), or
+    go on with the run that `args.output_dir` holds.
+
+    Returns:
+        The run folder: the best adapters with tokenizer and chat template, the model that they are on if the run has
+        made it (in `reference`), both as one model (in `merged`), settings, metrics log, curves, model card, and
+        preferences.json: metrics by kind of flaw, and answers before and after.
+
+    Raises:
+        InputError: bad input, before any long work.
+        TrainingInterrupted: stopped by hand; the same call continues.
+    """
+    prepared = prepare_once(args, prepare)
+    identity = {"stage": "dpo", "base": prepared.base.identity, "load_in_4bit": False}
+    if args.sft_epochs > 0:
+        claim_folder(args, prepared, identity)
+        prepared = on_reference(args, prepared, learn_answers(args, prepared, callbacks))
+    from .trainer import PreferenceTrainer
+
+    folder = train_run(
+        args,
+        prepared,
+        identity,
+        PreferenceTrainer,
+        callbacks,
+        advice=partial(advice, args),
+        conclude=partial(conclude, args, prepared),
+        columns=PREFERENCE_COLUMNS,
+    )
+    if args.save_merged and not (folder / MERGED_FOLDER).exists():
+        merge(folder, folder / MERGED_FOLDER)
+    return folder
+
+
+def on_reference(args: DpoArguments, prepared: PreparedRun, folder: Path) -> PreparedRun:
+    """The run as it goes on with the reference that it has made in `folder`."""
+    reference = replace(find_base_model(str(folder)), name=f"{prepared.base.name}, tuned on the answers")
+    model = open_start(args, reference)
+    return replace(prepared, model=model, base=replace(reference, licence=prepared.base.licence))
+
+
+def conclude(
+    args: DpoArguments, prepared: PreparedRun, trainer: Any, folder: Path
+) -> tuple[PreferenceMetrics, dict[str, Any]]:
+    """Measure the tuned model on all held-out pairs and on as many training pairs, by kind of flaw, and let it and its
+    reference answer held-out prompts.
+
+    Returns:
+        The metrics on held-out pairs, and what else belongs into the results.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    encoded = encode_preferences(prepared.documents.pairs, prepared.tokenizer, args.max_length)
+    held_out = sample_pairs(encoded, args.max_test_tokens)
+    scores = trainer.score_pairs(held_out)
+    metrics, kinds = preference_metrics(scores, args.beta), accuracy_by_kind(scores, held_out, args.beta)
+    on_train = preference_metrics(trainer.score_pairs(trainer.train_sample), args.beta)
+    replies = replies_before_and_after(
+        model, prepared.tokenizer, prompts_to_ask(prepared.documents), ANSWER_TOKENS, args.repetition_penalty
+    )
+    more = {"accuracy_by_kind": kinds, "train": asdict(on_train)}
+    reference = {
+        "chosen_logp": float(scores.reference_chosen.mean()),
+        "rejected_logp": float(scores.reference_rejected.mean()),
+    }
+    write_json(folder / PREFERENCES_FILE, {"held_out": asdict(metrics), "reference": reference, **more, **replies})
+    save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 2 * ANSWER_TOKENS, folder)
+    return metrics, more
+
+
+def prompts_to_ask(held_out: Preferences) -> list[str]:
+    """The first few different held-out prompts of one turn."""
+    single = (pair.prompt[0]["content"] for pair in held_out.pairs if len(pair.prompt) == 1)
+    return list(dict.fromkeys(single))[:: max(len(held_out.pairs) // PROMPTS_ASKED, 1)][:PROMPTS_ASKED]
+
+
+def advice(args: DpoArguments, results: dict[str, Any]) -> str:
+    """How good the model is at telling, what that is worth, and what to do next."""
+    weakest = min(results["accuracy_by_kind"].items(), key=lambda item: item[1], default=None)
+    of_kind = "" if weakest is None else f"; weakest on {weakest[0]}: {weakest[1]:.0%}"
+    return (
+        f"Of {results['pairs']} held-out pairs the chosen answer is preferred in {results['accuracy']:.1%}{of_kind}; "
+        f"loss {results['loss']:.3f} (0.693 at the start), {results['kl']:.3f} nats per token from the reference. Talk "
+        f"to it: newllm chat {args.output_dir}"
+    )

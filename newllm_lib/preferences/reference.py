@@ -1,0 +1,135 @@
+"""What DPO starts from and is held to: the chat model once it has learned the answers as such, so that it knows the
+kind of text that is compared (Rafailov et al. 2023, section 4, with the chosen answers only)."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
+
+from ..data.chat_template import ConversationFormat
+from ..data.conversation_rows import conversation_rows, held_out_documents
+from ..data.conversations import Conversations, ConversationSplits, NumberedConversation
+from ..data.new_tokens import new_tokens
+from ..training.arguments import StageArguments, values_for
+from ..training.checkpoint import REFERENCE_FOLDER
+from ..training.run import PreparedRun, train_run
+from ..training.trainer import LanguageModelTrainer
+from .arguments import DpoArguments
+from .pairs import Preferences, encode_preferences
+
+SMALL = 10_000_000  # parameters; larger models learn at a smaller rate
+LEARNING_RATES = (3e-3, 1e-4)
+PAIRS_READ = 10_000  # for new tokens
+UPDATE_TOKENS = 1024
+ROW_STEP = 64  # tokens; rows are a multiple of it
+
+
+@dataclass
+class ReferenceArguments(StageArguments):
+    """Settings of this first part of stage 6."""
+
+    model: str | None = None
+
+    @property
+    def model_type(self) -> str:
+        """What the run's curves and tables call the model."""
+        return "reference"
+
+
+def reference_arguments(args: DpoArguments, parameters: int, max_length: int) -> ReferenceArguments:
+    """The settings of stage 6 as they are here, for rows of `max_length` tokens."""
+    rate = args.sft_learning_rate or LEARNING_RATES[parameters >= SMALL]
+    ours = {
+        "output_dir": str(Path(args.output_dir) / REFERENCE_FOLDER),
+        "model": args.model,
+        "learning_rate": rate,
+        "num_train_epochs": args.sft_epochs,
+        "max_steps": -1,
+        "max_length": max_length,
+        "per_device_train_batch_size": max(UPDATE_TOKENS // max_length, 1),
+        "gradient_accumulation_steps": 1,
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.1,
+        "eval_steps": 0.5,
+        "save_steps": 0.5,
+        "eval_on_start": False,
+        "logging_steps": 5,
+        "metric_for_best_model": "loss",
+        "greater_is_better": None,
+    }
+    if args.auto_precision:  # what suits pairs need not suit texts
+        ours |= {"bf16": None, "fp16": None}
+    return ReferenceArguments(**{**values_for(StageArguments, args), **ours})
+
+
+def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
+    """Train all weights of the prepared model on the answers of its pairs, or go on with it.
+
+    Returns:
+        The folder of the reference, a run of its own in that of stage 6.
+
+    Raises:
+        InputError: no answer fits.
+        TrainingInterrupted: stopped by hand; the same call continues.
+    """
+    max_length = row_length(args, prepared)
+    form = ConversationFormat(max_length, too_long="cut")  # as DPO cuts them
+    splits = ConversationSplits(
+        all_answers(prepared.train_rows), all_answers(prepared.documents), prepared.splits.source, ""
+    )
+    rows, counts = conversation_rows(splits.train, prepared.tokenizer, form)
+    documents = held_out_documents(splits.validation, prepared.tokenizer, form)
+    model = prepared.model.requires_grad_(True)
+    settings = reference_arguments(args, model.num_parameters(), max_length)
+    return train_run(
+        settings,
+        dataclasses.replace(
+            prepared, splits=splits, train_rows=rows, train_counts=counts, documents=documents, extent="", base=None
+        ),
+        {"stage": "sft", "start": prepared.base.identity},
+        partial(LanguageModelTrainer, carry_context=False),
+        callbacks,
+    )
+
+
+def row_length(args: DpoArguments, prepared: PreparedRun) -> int:
+    """`args.max_length`, or as much less as loses nothing: short rows side by side are faster than few long ones."""
+    pairs = [*prepared.train_rows.pairs, *prepared.documents.pairs]
+    longest = max(pair.length for pair in encode_preferences(pairs, prepared.tokenizer, args.max_length))
+    return min(args.max_length, ROW_STEP * math.ceil(longest / ROW_STEP))
+
+
+def learn_tokens(tokenizer: PreTrainedTokenizerFast, train: Preferences, most: int, name: str) -> str:
+    """Give the tokenizer tokens for what it takes apart in the training pairs, and say how many."""
+    pairs = train.pairs[:PAIRS_READ]
+    texts = [text for pair in pairs for text in (pair.prompt[-1]["content"], pair.chosen, pair.rejected)]
+    added = tokenizer.add_tokens(new_tokens(texts, tokenizer, most))
+    return f"The tokenizer of {name} gets {added:,} new tokens for these answers." if added else ""
+
+
+def grow(model: PreTrainedModel, vocab_size: int, seed: int) -> None:
+    """Give the model as many embeddings as there are tokens, new ones drawn from the seed."""
+    if vocab_size > model.get_input_embeddings().weight.shape[0]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            # Drawn as the model's own once were: mean_resizing would draw them around the mean of what these are now.
+            model.resize_token_embeddings(vocab_size, mean_resizing=False)
+
+
+def all_answers(side: Preferences) -> Conversations:
+    """The prompts, each with its chosen and with its rejected answer: a model that knows how both are written has only
+    to learn which of them is wanted."""
+    answers = [(pair.prompt, answer) for pair in side.pairs for answer in (pair.chosen, pair.rejected)]
+
+    def read(first_row: int) -> Iterator[NumberedConversation]:
+        for number, (prompt, answer) in enumerate(answers[first_row:], start=first_row):
+            yield number, [*prompt, {"role": "assistant", "content": answer}], ""
+
+    return Conversations(
+        f"the answers of {side.origin}", side.licence, f"answers of {side.identity}/{len(side.pairs)}", read
+    )

@@ -1,0 +1,152 @@
+"""What a model prefers: how likely it and its reference find two answers, pair by pair.
+
+Dimensions: B rows (two per pair), T tokens, N scored tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from ..data.batches import IGNORED
+from ..models.frozen_head import split_head, token_scores
+from ..training.trained_model import adapters_off
+from .pairs import EncodedPreference
+
+NOTABLE_FALL = 1.0  # nats of a whole answer
+ROUNDING = 1e-3  # nats of a whole answer in fp32
+
+
+@dataclass(frozen=True)
+class PreferenceMetrics:
+    """Means over pairs. The reference is the model with its adapters off.
+
+    Attributes:
+        loss: DPO's, -log sigmoid(margin) (Rafailov et al. 2023, equation 7), whatever the loss in training.
+        accuracy: share of pairs whose chosen answer has the higher reward; a tie counts half.
+        margin: reward of the chosen answer minus that of the rejected one, the reward being
+            beta * (log-probability under the model - under the reference).
+        chosen_logp, rejected_logp: log-probability of the whole answer in nats.
+        kl: KL(model ‖ reference) per token of the chosen answers, in nats.
+        pairs: how many.
+    """
+
+    loss: float
+    accuracy: float
+    margin: float
+    chosen_logp: float
+    rejected_logp: float
+    kl: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Of every pair [P]: log-probabilities of its answers under model and reference; sums of KL, and tokens, of the
+    chosen answers."""
+
+    chosen: torch.Tensor
+    rejected: torch.Tensor
+    reference_chosen: torch.Tensor
+    reference_rejected: torch.Tensor
+    kl: torch.Tensor
+    tokens: torch.Tensor
+
+    def margins(self, beta: float) -> torch.Tensor:
+        """Rewards of the chosen answers minus those of the rejected ones, [P]."""
+        return beta * ((self.chosen - self.reference_chosen) - (self.rejected - self.reference_rejected))
+
+
+@torch.no_grad()
+def score_pairs(
+    model: PreTrainedModel, pairs: Sequence[EncodedPreference], pad_token_id: int, batch_size: int
+) -> PairScores:
+    """Both answers of every pair under the model and under the model without its adapters."""
+    was_training = model.training
+    model.eval()
+    parts = []
+    try:
+        for first in range(0, len(pairs), batch_size):
+            parts.append(_score_batch(model, pairs[first : first + batch_size], pad_token_id))
+    finally:
+        model.train(was_training)
+    return PairScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _score_batch(model: PreTrainedModel, pairs: Sequence[EncodedPreference], pad_token_id: int) -> list[torch.Tensor]:
+    decoder, head = split_head(model)
+    device = head.weight.device
+    rows = [pair.prompt + pair.chosen for pair in pairs] + [pair.prompt + pair.rejected for pair in pairs]
+    prompts = [len(pair.prompt) for pair in pairs] * 2
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad_token_id)
+    positions = torch.arange(ids.shape[1])
+    lengths, starts = torch.tensor([len(row) for row in rows])[:, None], torch.tensor(prompts)[:, None]
+    labels = ids.masked_fill((positions < starts) | (positions >= lengths), IGNORED)[:, 1:].to(device)
+    # Padding stands behind the answers, where nothing that is scored looks.
+    inputs = {"input_ids": ids.to(device), "attention_mask": (positions < lengths).long().to(device)}
+    scored = labels != IGNORED
+
+    def hidden_states() -> torch.Tensor:
+        return decoder(**inputs, use_cache=False).last_hidden_state[:, :-1][scored]
+
+    hidden = hidden_states()
+    with adapters_off(model):
+        of_reference = hidden_states()
+    nats, _, _ = token_scores(hidden, head, labels[scored])
+    reference_nats, _, divergence = token_scores(of_reference, head, labels[scored], hidden)
+    row = scored.nonzero()[:, 0].cpu()
+    sums = [
+        torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row, values.double().cpu())
+        for values in (-nats, -reference_nats, divergence, torch.ones_like(nats))
+    ]
+    (log_p, log_q, kl, tokens), half = sums, len(pairs)
+    return [log_p[:half], log_p[half:], log_q[:half], log_q[half:], kl[:half], tokens[:half]]
+
+
+def preference_metrics(scores: PairScores, beta: float) -> PreferenceMetrics:
+    """The means over all pairs."""
+    margins = scores.margins(beta)
+    return PreferenceMetrics(
+        loss=float(-functional.logsigmoid(margins).mean()),
+        accuracy=share_ahead(margins, beta),
+        margin=float(margins.mean()),
+        chosen_logp=float(scores.chosen.mean()),
+        rejected_logp=float(scores.rejected.mean()),
+        kl=float(scores.kl.sum() / scores.tokens.sum()),
+        pairs=len(margins),
+    )
+
+
+def share_ahead(margins: torch.Tensor, beta: float) -> float:
+    """Share of positive margins; one that rounding alone could have made counts half."""
+    tied = margins.abs() <= ROUNDING * beta
+    return float((margins > 0)[~tied].sum() + tied.sum() / 2) / len(margins)
+
+
+def accuracy_by_kind(scores: PairScores, pairs: Sequence[EncodedPreference], beta: float) -> dict[str, float]:
+    """Accuracy on the pairs of each kind of flaw; pairs without a label are left out."""
+    margins = scores.margins(beta)
+    found = {}
+    for kind in sorted({pair.kind for pair in pairs} - {""}):
+        found[kind] = share_ahead(margins[torch.tensor([pair.kind == kind for pair in pairs])], beta)
+    return found
+
+
+def chosen_falls(before: dict[str, float], now: dict[str, float]) -> str:
+    """A sentence if the chosen answers have become less likely while the margin has grown, else nothing.
+
+    Args:
+        before, now: evaluations as a trainer logs them.
+    """
+    fall = before["eval_chosen_logp"] - now["eval_chosen_logp"]
+    if fall < NOTABLE_FALL or now["eval_margin"] <= before["eval_margin"]:
+        return ""
+    return (
+        f"The margin grows (now {now['eval_margin']:.2f}), but the chosen answers have become less likely, too "
+        f"({before['eval_chosen_logp']:.1f} -> {now['eval_chosen_logp']:.1f} nats per answer): the model unlearns the "
+        "rejected ones more than it learns the chosen ones. A larger --beta, a smaller --learning_rate or some "
+        "--sft_weight counters that."
+    )

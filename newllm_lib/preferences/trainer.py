@@ -1,0 +1,163 @@
+"""Direct preference optimisation (Rafailov et al. 2023) with adapters: TRL's `DPOTrainer` in a run folder of ours.
+
+Importing this module imports TRL, which takes seconds.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from trl import DPOConfig, DPOTrainer
+
+from ..adapters.lora import allow_old_torchao, lora_config
+from ..training.arguments import values_for
+from ..training.length_groups import ShuffledLengthGroups
+from ..training.run_trainer import RunTrainerMixin
+from .arguments import DpoArguments
+from .pairs import EncodedPreference, Preferences, conversations, encode_preferences, sample_pairs
+from .scores import PairScores, chosen_falls, preference_metrics, score_pairs
+
+logger = logging.getLogger(__name__)
+
+
+def dpo_config(args: DpoArguments) -> DPOConfig:
+    """Our settings as TRL takes them; of its own fields it keeps the defaults but for what we name."""
+    with_sft = args.sft_weight > 0
+    return DPOConfig(
+        **values_for(TrainingArguments, args),
+        remove_unused_columns=False,
+        beta=args.beta,
+        loss_type=[args.loss_type, "sft"] if with_sft else [args.loss_type],
+        loss_weights=[1.0, args.sft_weight] if with_sft else None,
+        label_smoothing=args.label_smoothing,
+        max_length=args.max_length,
+        disable_dropout=True,
+    )
+
+
+class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
+    """Trains adapters on pairs; the reference is the model with its adapters off. The loss is TRL's as a mean over
+    the pairs of an update, however they fall into micro-batches. The metrics of an evaluation are those of
+    `preference_metrics`: exact means over pairs, on held-out pairs and on as many training pairs.
+
+    Args:
+        model: the plain model; it gets its adapters here.
+        train_pairs: pairs whose prompt fits into `args.max_length`; held_out: likewise.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: DpoArguments,
+        train_pairs: Preferences,
+        held_out: Preferences,
+        tokenizer: PreTrainedTokenizerFast,
+        callbacks: Sequence[TrainerCallback] = (),
+    ):
+        allow_old_torchao()
+        self.settings = args
+        encoded = list(encode_preferences(train_pairs.pairs, tokenizer, args.max_length))
+        self.lengths = [pair.length for pair in encoded]
+        self.train_sample = sample_pairs(encoded, args.max_eval_tokens)
+        held_out_encoded = encode_preferences(held_out.pairs, tokenizer, args.max_length)
+        self.held_out_sample = sample_pairs(held_out_encoded, args.max_eval_tokens)
+        set_seed(args.seed)  # TRL 0.29 draws the adapters before it seeds, newer ones after
+        super().__init__(
+            model=model,
+            args=dpo_config(args),
+            train_dataset=trl_rows(train_pairs, tokenizer),
+            # Evaluation is ours and does not look at it, but a Trainer that evaluates wants one.
+            eval_dataset=trl_rows(dataclasses.replace(held_out, pairs=held_out.pairs[:1]), tokenizer),
+            processing_class=tokenizer,
+            peft_config=lora_config(model, args.lora_r, args.lora_alpha, 0.0, args.targets),
+            callbacks=[*callbacks, ChosenFalls()],
+        )
+
+    def _get_train_sampler(self, train_dataset=None) -> ShuffledLengthGroups:
+        return ShuffledLengthGroups(self.settings.effective_batch_size, self.lengths, self.args.seed)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.update_counts = sum(pairs_and_tokens(batch) for batch in batches)
+        return batches, items
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """TRL's. Its loss is the mean over the micro-batch's pairs and, with `sft_weight`, over the tokens of their
+        chosen answers; the Trainer averages micro-batches. Each mean is weighed by its part of the update."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        configured = self.loss_weights
+        parts = pairs_and_tokens(inputs) / self.update_counts * self.current_gradient_accumulation_steps
+        self.loss_weights = [weight * part for weight, part in zip(configured, parts, strict=False)]
+        try:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            self.loss_weights = configured
+
+    def score_pairs(self, pairs: Sequence[EncodedPreference]) -> PairScores:
+        """Every pair under the model as it is now, and under its reference."""
+        model = self.accelerator.unwrap_model(self.model)
+        return score_pairs(model, pairs, self.processing_class.pad_token_id, self.settings.per_device_eval_batch_size)
+
+    def scores(self, held_out: Any) -> dict[str, Any]:
+        beta = self.settings.beta
+        on_held_out, on_train = (
+            preference_metrics(self.score_pairs(pairs), beta) for pairs in (self.held_out_sample, self.train_sample)
+        )
+        of_train = {f"train_{name}": value for name, value in dataclasses.asdict(on_train).items() if name != "pairs"}
+        return {**dataclasses.asdict(on_held_out), **of_train}
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if any(name.startswith("eval_") for name in logs):
+            # TRL would add to it, and forget, what it has counted since the last line about training.
+            Trainer.log(self, logs, *args, **kwargs)
+        else:
+            super().log(logs, *args, **kwargs)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """TRL's speaks of other things; the run writes its own."""
+
+
+def pairs_and_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[2]: pairs of TRL's batch, which holds all chosen answers before all rejected ones, and tokens of the former."""
+    chosen, _ = batch["completion_mask"].chunk(2)
+    return torch.stack([chosen.new_tensor(len(chosen)), chosen[:, 1:].sum()])
+
+
+class ChosenFalls(TrainerCallback):
+    """Warns, once, when the chosen answers become less likely while the margin grows."""
+
+    def __init__(self):
+        self.first: dict[str, float] | None = None
+        self.told = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        evaluations = [entry for entry in state.log_history if "eval_chosen_logp" in entry]
+        self.first = evaluations[0] if evaluations else None
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if self.first is None:
+            self.first = metrics
+        if not self.told and (sentence := chosen_falls(self.first, metrics)):
+            self.told = True
+            logger.warning("%s", sentence)
+
+
+def trl_rows(side: Preferences, tokenizer) -> Dataset:
+    """The pairs as TRL's conversational rows."""
+    rows = []
+    for pair in side.pairs:
+        prompt, with_chosen, with_rejected = conversations(pair, tokenizer)
+        rows.append({"prompt": prompt, "chosen": with_chosen[-1:], "rejected": with_rejected[-1:]})
+    return Dataset.from_list(rows)
