@@ -393,9 +393,12 @@ def damaged_run(run: Unbroken, folder: Path, seed: int) -> list[Verdict]:
     """A run that was killed finds a file of its newest checkpoint, or of its folder, damaged."""
     chance = random.Random(seed)
     argv = [*run.argv, "--output_dir", str(folder)]
-    session(argv, before=Watch(int(chance.uniform(0.5, 0.85) * run.calls), kill_self).install)
-    checkpoints = sorted(folder.rglob("checkpoint-*/complete.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not checkpoints:
+    for share in (chance.uniform(0.5, 0.85), 0.9):
+        session(argv, before=Watch(int(share * run.calls), kill_self).install)
+        checkpoints = sorted(folder.rglob("checkpoint-*/complete.json"), key=lambda path: path.stat().st_mtime_ns)
+        if checkpoints:
+            break
+    else:
         return []
     choice = [path for path in checkpoints[-1].parent.rglob("*") if path.is_file()]
     choice = choice if chance.random() < 0.8 else [path for path in folder.glob("*") if path.is_file()]
