@@ -58,9 +58,9 @@ def run_arm(args: QloraLwfArguments, base_file: Path) -> dict:
     args.eval_on_start = False
     prepared = prepare(args)
     trainer = LwfTrainer(
-        prepared.model, args, prepared.train_rows, prepared.documents, prepared.tokenizer, prepared.general
+        prepared.model, args, prepared.train_rows, prepared.held_out, prepared.tokenizer, prepared.general
     )
-    texts = dict(zip(TEXTS, (prepared.documents, prepared.general), strict=True))
+    texts = dict(zip(TEXTS, (prepared.held_out, prepared.general), strict=True))
     if not base_file.exists():
         with adapters_off(prepared.model):
             write_json(base_file, {name: scores(trainer, text, compare=False) for name, text in texts.items()})

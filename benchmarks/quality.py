@@ -19,7 +19,6 @@ import json
 import statistics
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,7 +30,7 @@ from newllm_lib.models import build_config, build_model, count_parameters
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, prepare
 from newllm_lib.training.checkpoint import read_results, write_json
 from newllm_lib.training.device import autocast_dtype, find_device, freed_memory_kept
-from newllm_lib.training.run import train_run
+from newllm_lib.training.run import opened_run
 from newllm_lib.training.trainer import LanguageModelTrainer
 from newllm_lib.training.update import timed_update
 
@@ -145,8 +144,19 @@ def train(options: argparse.Namespace, point: Point) -> None:
         torch.manual_seed(args.seed)
         model = multiplicative_lstm_of_size(prepared.model.config, options.num_parameters)
         prepared = dataclasses.replace(prepared, model=model)
-    make_trainer = partial(LanguageModelTrainer, carry_context=args.carry_context)
-    train_run(args, prepared, {"stage": "quality", "model": point.model}, make_trainer)
+    with opened_run(args, prepared, {"stage": "quality", "model": point.model}) as run:
+        if not run.is_finished:
+            trainer = LanguageModelTrainer(
+                prepared.model,
+                args,
+                prepared.train_rows,
+                prepared.held_out,
+                prepared.tokenizer,
+                carry_context=args.carry_context,
+                callbacks=run.callbacks(),
+            )
+            run.train(trainer)
+            run.finish(trainer.scores(prepared.held_out))
 
 
 def result(options: argparse.Namespace, point: Point) -> dict | None:

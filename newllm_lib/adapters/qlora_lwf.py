@@ -14,14 +14,13 @@ from ..data.chat_template import ConversationFormat, learnable_template
 from ..data.conversation_rows import held_out_documents
 from ..data.text import TextSplits, load_text
 from ..errors import InputError
-from ..evaluation.perplexity import TextMetrics
 from ..models.adjust import set_dropout
 from ..models.frozen_head import check_split
 from ..training.checkpoint import write_json
 from ..training.device import find_device
 from ..training.model_card import BaseModel
 from ..training.model_folder import check_tokens_fit
-from ..training.run import PreparedRun, prepare_once, train_run
+from ..training.run import PreparedRun, opened_run, prepare_once
 from ..training.trained_model import adapters_off
 from .arguments import PRESETS, QloraLwfArguments
 from .base_model import base_config, find_base_model, open_base, open_tokenizer
@@ -178,19 +177,23 @@ def qlora_lwf(args: QloraLwfArguments, callbacks: tuple[TrainerCallback, ...] = 
         "general_text": prepared.rehearsal.validation.identity,
         **of_teacher,
     }
-    make_trainer = partial(LwfTrainer, general_documents=prepared.general, separate_teacher=teacher)
-    ours = [SaveEveryEpoch()]
-    if len(args.ranks) > 1:
-        ours.append(RankSchedule(prepared.model, args.ranks))
-    return train_run(
-        args,
-        prepared,
-        identity,
-        make_trainer,
-        (*ours, *callbacks),
-        advice=lambda results: advice(results, args.output_dir),
-        conclude=partial(conclude, prepared),
-    )
+    with opened_run(args, prepared, identity) as run:
+        if not run.is_finished:
+            growing = [RankSchedule(prepared.model, args.ranks)] if len(args.ranks) > 1 else []
+            trainer = LwfTrainer(
+                prepared.model,
+                args,
+                prepared.train_rows,
+                prepared.held_out,
+                prepared.tokenizer,
+                general_documents=prepared.general,
+                separate_teacher=teacher,
+                callbacks=run.callbacks([SaveEveryEpoch(), *growing, *callbacks]),
+            )
+            run.train(trainer)
+            metrics, more = before_and_after(prepared, trainer, run.folder)
+            run.finish(metrics, more, advice(more, args.output_dir))
+    return run.folder
 
 
 def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[PreTrainedModel | None, dict[str, str]]:
@@ -213,7 +216,7 @@ def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[
     return teacher, {"teacher_weights": found.identity}
 
 
-def conclude(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -> tuple[TextMetrics, dict[str, Any]]:
+def before_and_after(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure base and tuned model on both kinds of text and let both answer, write it into the run folder, and leave
     what a chat needs to stop: the settings of generation.
 
@@ -222,20 +225,20 @@ def conclude(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -> tuple[
     """
     model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
     measured: dict[str, Any] = {}
-    tuned: dict[str, TextMetrics] = {}
-    for name, documents in (("new_task", prepared.documents), ("general_text", prepared.general)):
-        tuned[name], divergence = trainer.score_with_kl(documents)
+    for name, documents in (("new_task", prepared.held_out), ("general_text", prepared.general)):
+        tuned, divergence = trainer.score_with_kl(documents)
         with adapters_off(model):
             before = trainer.score(documents)
         measured[name] = {
             "text": documents.origin,
             "before": dataclasses.asdict(before),
-            "after": {**dataclasses.asdict(tuned[name]), "kl_to_base": divergence},
+            "after": {**dataclasses.asdict(tuned), "kl_to_base": divergence},
         }
     replies = replies_before_and_after(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS, args.repetition_penalty)
     write_json(folder / FORGETTING_FILE, {**measured, **replies})
     save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 4 * ANSWER_TOKENS, folder)
-    return tuned["new_task"], {
+    of_new_task = {name: value for name, value in measured["new_task"]["after"].items() if name != "kl_to_base"}
+    return of_new_task, {
         "forgetting": {name: change(values) for name, values in measured.items()},
         "answers_ended": replies["ended_by_themselves"],
     }

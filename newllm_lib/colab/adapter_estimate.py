@@ -30,7 +30,6 @@ from .estimate import (
 from .languages import text
 from .notices import escape
 
-PROBE_VOCABULARY = 1024
 SAMPLED_PAIRS = 1000
 
 
@@ -74,10 +73,12 @@ def lwf_phrases(arguments: dict[str, QloraLwfArguments], measured: dict[str, Mea
 
 
 def lwf_measure(arguments: dict[str, QloraLwfArguments]) -> dict[str, MeasuredUpdate]:
-    """An update of one block of the base with its adapters, under its teacher: the base itself is too large."""
+    """An update of one block of the base with its share of the vocabulary, its adapters and teacher: all of the base
+    is too large."""
     ((model, args),) = arguments.items()
     config = copy.deepcopy(config_of(base_of(args)))
-    config.num_hidden_layers, config.vocab_size = 1, PROBE_VOCABULARY
+    config.vocab_size //= config.num_hidden_layers
+    config.num_hidden_layers, config.pad_token_id = 1, None  # its padding may lie beyond this vocabulary
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:1]
     block = add_adapters(build_model(config), args.lora_r, args.lora_alpha, 0.0, args.targets)

@@ -57,13 +57,13 @@ def sample_conversations(prepared: PreparedRun) -> list[list[Message]]:
 def counts_html(prepared: PreparedRun) -> str:
     """Where the conversations are from, how many there are, and how many did not fit."""
     train, validation, counts = prepared.splits.train, prepared.splits.validation, prepared.train_counts
-    held_out = prepared.documents.counts
+    held_out = prepared.held_out.counts
     conversations = counts.documents + counts.too_long
     rows = [
         ["", "<b>for training</b>", "<b>held out</b>"],
         ["data", escape(train.origin), escape(validation.origin)],
         ["licence", escape(train.licence), escape(validation.licence)],
-        ["conversations", f"{counts.documents:,}", f"{len(prepared.documents.documents):,}"],
+        ["conversations", f"{counts.documents:,}", f"{len(prepared.held_out.documents):,}"],
         ["tokens", f"{counts.all_tokens:,}", ""],
         ["of them learned", f"{counts.tokens:,} ({counts.tokens / counts.all_tokens:.0%})", f"{held_out.tokens:,}"],
         ["words learned", f"{counts.words:,}", f"{held_out.words:,}"],

@@ -51,7 +51,7 @@ def sample_texts(prepared: PreparedRun) -> list[str]:
 def counts_html(prepared: PreparedRun) -> str:
     """Where the text is from, and how much of it there is."""
     train, validation, counts = prepared.splits.train, prepared.splits.validation, prepared.train_counts
-    held_out = prepared.documents.counts
+    held_out = prepared.held_out.counts
     rows = [
         ["", "<b>for training</b>", "<b>held out</b>"],
         ["text", escape(train.origin), escape(validation.origin)],

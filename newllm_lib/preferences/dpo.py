@@ -2,10 +2,9 @@
 without them."""
 
 from dataclasses import asdict, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
@@ -25,11 +24,14 @@ from ..training.device import find_device
 from ..training.model_card import BaseModel
 from ..training.model_folder import check_tokens_fit
 from ..training.report import PREFERENCE_COLUMNS
-from ..training.run import PreparedRun, claim_folder, prepare_once, train_run
+from ..training.run import PreparedRun, claim_folder, opened_run, prepare_once
 from .arguments import DIALOGPT, PRESETS, DpoArguments
 from .pairs import Preferences, drop_too_long, encode_preferences, sample_pairs
 from .reference import grow, learn_answers, learn_tokens
-from .scores import PreferenceMetrics, accuracy_by_kind, preference_metrics
+from .scores import accuracy_by_kind, preference_metrics
+
+if TYPE_CHECKING:  # it needs TRL
+    from .trainer import PreferenceTrainer
 
 __all__ = ["PRESETS", "DpoArguments", "dpo"]
 
@@ -154,19 +156,22 @@ def dpo(args: DpoArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
         prepared = on_reference(args, prepared, learn_answers(args, prepared, callbacks))
     from .trainer import PreferenceTrainer
 
-    folder = train_run(
-        args,
-        prepared,
-        identity,
-        PreferenceTrainer,
-        callbacks,
-        advice=partial(advice, args),
-        conclude=partial(conclude, args, prepared),
-        columns=PREFERENCE_COLUMNS,
-    )
-    if args.save_merged and not (folder / MERGED_FOLDER).exists():
-        merge(folder, folder / MERGED_FOLDER)
-    return folder
+    with opened_run(args, prepared, identity) as run:
+        if not run.is_finished:
+            trainer = PreferenceTrainer(
+                prepared.model,
+                args,
+                prepared.train_rows,
+                prepared.held_out,
+                prepared.tokenizer,
+                callbacks=run.callbacks(callbacks, PREFERENCE_COLUMNS),
+            )
+            run.train(trainer)
+            metrics, more = preferred(args, prepared, trainer, run.folder)
+            run.finish(metrics, more, advice(args, {**metrics, **more}))
+    if args.save_merged and not (run.folder / MERGED_FOLDER).exists():
+        merge(run.folder, run.folder / MERGED_FOLDER)
+    return run.folder
 
 
 def on_reference(args: DpoArguments, prepared: PreparedRun, folder: Path) -> PreparedRun:
@@ -176,9 +181,9 @@ def on_reference(args: DpoArguments, prepared: PreparedRun, folder: Path) -> Pre
     return replace(prepared, model=model, base=replace(reference, licence=prepared.base.licence))
 
 
-def conclude(
-    args: DpoArguments, prepared: PreparedRun, trainer: Any, folder: Path
-) -> tuple[PreferenceMetrics, dict[str, Any]]:
+def preferred(
+    args: DpoArguments, prepared: PreparedRun, trainer: "PreferenceTrainer", folder: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure the tuned model on all held-out pairs and on as many training pairs, by kind of flaw, and let it and its
     reference answer held-out prompts.
 
@@ -186,13 +191,13 @@ def conclude(
         The metrics on held-out pairs, and what else belongs into the results.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    encoded = encode_preferences(prepared.documents.pairs, prepared.tokenizer, args.max_length)
+    encoded = encode_preferences(prepared.held_out.pairs, prepared.tokenizer, args.max_length)
     held_out = sample_pairs(encoded, args.max_test_tokens)
     scores = trainer.score_pairs(held_out)
     metrics, kinds = preference_metrics(scores, args.beta), accuracy_by_kind(scores, held_out, args.beta)
     on_train = preference_metrics(trainer.score_pairs(trainer.train_sample), args.beta)
     replies = replies_before_and_after(
-        model, prepared.tokenizer, prompts_to_ask(prepared.documents), ANSWER_TOKENS, args.repetition_penalty
+        model, prepared.tokenizer, prompts_to_ask(prepared.held_out), ANSWER_TOKENS, args.repetition_penalty
     )
     more = {"accuracy_by_kind": kinds, "train": asdict(on_train)}
     reference = {
@@ -201,7 +206,7 @@ def conclude(
     }
     write_json(folder / PREFERENCES_FILE, {"held_out": asdict(metrics), "reference": reference, **more, **replies})
     save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 2 * ANSWER_TOKENS, folder)
-    return metrics, more
+    return asdict(metrics), more
 
 
 def prompts_to_ask(held_out: Preferences) -> list[str]:

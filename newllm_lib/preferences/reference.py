@@ -5,7 +5,6 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from ..data.conversations import Conversations, ConversationSplits, NumberedConv
 from ..data.new_tokens import new_tokens
 from ..training.arguments import StageArguments, values_for
 from ..training.checkpoint import REFERENCE_FOLDER
-from ..training.run import PreparedRun, train_run
+from ..training.run import PreparedRun, opened_run
 from ..training.trainer import LanguageModelTrainer
 from .arguments import DpoArguments
 from .pairs import Preferences, encode_preferences
@@ -80,26 +79,29 @@ def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[Tr
     max_length = row_length(args, prepared)
     form = ConversationFormat(max_length, too_long="cut")  # as DPO cuts them
     splits = ConversationSplits(
-        all_answers(prepared.train_rows), all_answers(prepared.documents), prepared.splits.source, ""
+        all_answers(prepared.train_rows), all_answers(prepared.held_out), prepared.splits.source, ""
     )
     rows, counts = conversation_rows(splits.train, prepared.tokenizer, form)
     documents = held_out_documents(splits.validation, prepared.tokenizer, form)
     model = prepared.model.requires_grad_(True)
     settings = reference_arguments(args, model.num_parameters(), max_length)
-    return train_run(
-        settings,
-        dataclasses.replace(
-            prepared, splits=splits, train_rows=rows, train_counts=counts, documents=documents, extent="", base=None
-        ),
-        {"stage": "sft", "start": prepared.base.identity},
-        partial(LanguageModelTrainer, carry_context=False),
-        callbacks,
+    identity = {"stage": "sft", "start": prepared.base.identity}
+    prepared = dataclasses.replace(
+        prepared, splits=splits, train_rows=rows, train_counts=counts, held_out=documents, extent="", base=None
     )
+    with opened_run(settings, prepared, identity) as run:
+        if not run.is_finished:
+            trainer = LanguageModelTrainer(
+                model, settings, rows, documents, prepared.tokenizer, False, callbacks=run.callbacks(callbacks)
+            )
+            run.train(trainer)
+            run.finish(trainer.scores(documents))
+    return run.folder
 
 
 def row_length(args: DpoArguments, prepared: PreparedRun) -> int:
     """`args.max_length`, or as much less as loses nothing: short rows side by side are faster than few long ones."""
-    pairs = [*prepared.train_rows.pairs, *prepared.documents.pairs]
+    pairs = [*prepared.train_rows.pairs, *prepared.held_out.pairs]
     longest = max(pair.length for pair in encode_preferences(pairs, prepared.tokenizer, args.max_length))
     return min(args.max_length, ROW_STEP * math.ceil(longest / ROW_STEP))
 

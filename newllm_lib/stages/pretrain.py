@@ -1,7 +1,6 @@
 """Stage 1: train New-LLM, or a baseline of the same size, from scratch on text."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from ..data.tokenizer import build_tokenizer
 from ..errors import InputError
 from ..training.arguments import ModelArguments, setting
 from ..training.new_model import check_size, new_model
-from ..training.run import PreparedRun, prepare_once, train_run
+from ..training.run import PreparedRun, opened_run, prepare_once
 from ..training.trained_model import open_teacher
 from ..training.trainer import LanguageModelTrainer
 from ..training.trainer_fields import check_metric_of
@@ -120,5 +119,18 @@ def pretrain(args: PretrainArguments, callbacks: tuple[TrainerCallback, ...] = (
     prepared = prepare_once(args, prepare)
     teacher, weights = open_teacher(args, prepared.tokenizer)
     identity = {"stage": "pretrain", **weights}
-    make_trainer = partial(LanguageModelTrainer, carry_context=args.carry_context, teacher=teacher)
-    return train_run(args, prepared, identity, make_trainer, callbacks)
+    with opened_run(args, prepared, identity) as run:
+        if not run.is_finished:
+            trainer = LanguageModelTrainer(
+                prepared.model,
+                args,
+                prepared.train_rows,
+                prepared.held_out,
+                prepared.tokenizer,
+                carry_context=args.carry_context,
+                teacher=teacher,
+                callbacks=run.callbacks(callbacks),
+            )
+            run.train(trainer)
+            run.finish(trainer.scores(prepared.held_out))
+    return run.folder

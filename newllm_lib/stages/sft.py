@@ -1,7 +1,6 @@
 """Stages 2 to 4: teach a pretrained model, or a new one, to talk: conversations and instructions."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..training.arguments import ModelArguments, setting
 from ..training.checkpoint import has_adapters
 from ..training.conversation_arguments import ConversationArguments
 from ..training.new_model import check_size, new_model
-from ..training.run import PreparedRun, prepare_once, train_run
+from ..training.run import PreparedRun, opened_run, prepare_once
 from ..training.trained_model import open_model, open_teacher, weights_hash
 from ..training.trainer import LanguageModelTrainer
 from ..training.trainer_fields import check_metric_of
@@ -164,14 +163,22 @@ def sft(args: SftArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
     prepared = prepare_once(args, prepare)
     teacher, weights = open_teacher(args, prepared.tokenizer)
     identity = {"stage": "sft", "start": None if args.model is None else weights_hash(args.model), **weights}
-    return train_run(
-        args,
-        prepared,
-        identity,
-        partial(LanguageModelTrainer, carry_context=False, teacher=teacher),
-        callbacks,
-        advice=partial(advice, args),
-    )
+    with opened_run(args, prepared, identity) as run:
+        if not run.is_finished:
+            trainer = LanguageModelTrainer(
+                prepared.model,
+                args,
+                prepared.train_rows,
+                prepared.held_out,
+                prepared.tokenizer,
+                carry_context=False,
+                teacher=teacher,
+                callbacks=run.callbacks(callbacks),
+            )
+            run.train(trainer)
+            metrics = trainer.scores(prepared.held_out)
+            run.finish(metrics, advice=advice(args, metrics))
+    return run.folder
 
 
 def advice(args: SftArguments, metrics: dict[str, Any]) -> str:

@@ -1,19 +1,23 @@
 """A run from its prepared data to its finished folder; what stages of one model have in common."""
 
-import dataclasses
 import logging
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    TrainerCallback,
+)
 
-from ..data.batches import EvaluationDocuments, TextCounts
+from ..data.batches import TextCounts
 from ..errors import InputError
-from ..evaluation.perplexity import TextMetrics
 from .arguments import ModelArguments
 from .checkpoint import RESULTS_FILE, check_place, open_run, read_results, write_json
 from .disk import saying
@@ -21,22 +25,44 @@ from .model_card import BaseModel, write_model_card
 from .report import LANGUAGE_COLUMNS, Column, EvaluateAtEnd, RunLog, SaveByMinutes, SaveOnInterrupt, TrainingInterrupted
 from .rotation import remove_aside, rotate
 from .run_lock import in_use
-from .trainer import LanguageModelTrainer, count_training_tokens
+from .run_trainer import RunTrainerMixin
+from .trainer import count_training_tokens
 
 logger = logging.getLogger(__name__)
 
 
+class HeldOut(Protocol):
+    """Held-out documents or pairs, which say where they are from."""
+
+    origin: str
+
+
+class Splits(Protocol):
+    """What a stage has loaded: `train` and `validation` with their origin, licence and identity."""
+
+    train: Any
+    validation: Any
+    source: str
+    note: str
+
+
 @dataclass(frozen=True)
 class PreparedRun:
-    """All that is known before training starts. `splits` has `train` and `validation` with their origin, licence and
-    identity, `source` and `note`; `remarks` are what the user should know about the data, `extent` a sentence on
-    the model and its training where a stage has one of its own, `base` what adapters are trained on."""
+    """All that is known before training starts.
 
-    splits: Any
-    tokenizer: Any
+    Attributes:
+        train_rows: what the stage's trainer takes: rows of tokens, a mix of examples, or pairs.
+        held_out: documents to score, or pairs.
+        remarks: what the user should know about the data.
+        extent: a sentence on the model and its training, where a stage has one of its own.
+        base: what adapters are trained on.
+    """
+
+    splits: Splits
+    tokenizer: PreTrainedTokenizerFast
     train_rows: Any
     train_counts: TextCounts
-    documents: EvaluationDocuments
+    held_out: HeldOut
     model: PreTrainedModel
     remarks: tuple[str, ...] = ()
     extent: str = ""
@@ -60,105 +86,127 @@ def prepare_once(args: ModelArguments, prepare: Callable[[ModelArguments], Prepa
     return prepared
 
 
-def train_run(
-    args: ModelArguments,
-    prepared: PreparedRun,
-    identity: dict[str, Any],
-    make_trainer: Callable[..., LanguageModelTrainer],
-    callbacks: tuple[TrainerCallback, ...] = (),
-    advice: Callable[[dict[str, Any]], str] = lambda metrics: "",
-    conclude: Callable[[LanguageModelTrainer, Path], tuple[TextMetrics, dict[str, Any]]] | None = None,
-    columns: Sequence[Column] = LANGUAGE_COLUMNS,
-) -> Path:
-    """Train the prepared model, or go on with the run that `args.output_dir` holds; score it and write its folder.
+class Run:
+    """A run in its folder, which no other process works on until `opened_run` ends.
+
+    Attributes:
+        folder: of the run.
+        is_finished: its results are there, and there is nothing left to do.
+    """
+
+    def __init__(self, args: ModelArguments, prepared: PreparedRun):
+        self.args, self.prepared = args, prepared
+        self.folder = Path(args.output_dir)
+        self.is_main = args.process_index == 0
+        results = read_results(self.folder)
+        self.is_finished = results is not None
+        self.trainer: RunTrainerMixin | None = None  # once it has trained
+        if self.is_finished:
+            self._say(f"This run is finished: loss {results['loss']:.4f}. Choose another --output_dir for a new one.")
+        elif self.is_main:
+            if (self.folder / RESULTS_FILE).exists():
+                logger.warning("The results of this run are damaged, or its weights are gone: they are made again.")
+            _introduce(args, prepared)
+
+    def callbacks(
+        self, callbacks: Sequence[TrainerCallback] = (), columns: Sequence[Column] = LANGUAGE_COLUMNS
+    ) -> list[TrainerCallback]:
+        """What a trainer of this run is called back by, and `callbacks` last.
+
+        Args:
+            columns: what the log tells of an evaluation.
+        """
+        args = self.args
+        self._log, self._interrupt = RunLog(args.model_type, columns), SaveOnInterrupt()
+        ours = [EvaluateAtEnd(), self._log, self._interrupt]
+        if args.early_stopping_patience:
+            ours.insert(0, EarlyStoppingCallback(args.early_stopping_patience))
+        if args.save_minutes and args.save_strategy != "no":
+            ours.append(SaveByMinutes(args.save_minutes))
+        return [*ours, *callbacks]
+
+    def train(self, trainer: RunTrainerMixin) -> None:
+        """Train, or go on from the newest checkpoint, and save the model that is the result.
+
+        Args:
+            trainer: made with `self.callbacks(...)`.
+
+        Raises:
+            InputError: the disk does not take the result.
+            TrainingInterrupted: stopped by hand; the same command continues.
+        """
+        trainer.remove_callback(PrinterCallback)
+        try:
+            trainer.resume_or_start()
+            self._log.write_all(self.args, trainer.state)
+        finally:
+            self._interrupt.restore()
+        if self._interrupt.interrupted and trainer.state.global_step < trainer.state.max_steps:
+            stopped = f"Stopped at update {trainer.state.global_step} of {trainer.state.max_steps}"
+            if trainer.saved_step == trainer.state.global_step:
+                stopped += f"; everything is saved in {self.folder}. The same command continues from there."
+            else:
+                stopped += f", which could not be saved. The same command continues from update {trainer.saved_step}."
+            raise TrainingInterrupted(stopped)
+        trainer.check_weights()
+        self.trainer = trainer
+        if self.is_main:  # no results beside weights that are not all there
+            (self.folder / RESULTS_FILE).unlink(missing_ok=True)
+        trainer.save_model(str(self.folder))
+
+    def finish(self, metrics: dict[str, Any], more: dict[str, Any] | None = None, advice: str = "") -> None:
+        """Write the model card and the results, which say that the run is finished.
+
+        Args:
+            metrics: of the trained model; more: what else belongs into the results.
+            advice: what the user is told in the end.
+        """
+        if not self.is_main:
+            return
+        prepared, state = self.prepared, self.trainer.state
+        card = (prepared.splits, prepared.model, prepared.tokenizer, metrics, state, prepared.base)
+        write_model_card(self.folder, self.args, *card)
+        size = {"parameters": prepared.model.num_parameters(), "updates": state.global_step}
+        write_json(self.folder / RESULTS_FILE, {**metrics, **(more or {}), **size})
+        # A process that was killed while it did so has left some.
+        best = state.best_model_checkpoint
+        rotate(self.folder, self.trainer.saved_step, self.args.save_total_limit, best and Path(best).name)
+        remove_aside(self.folder, math.inf)
+        self._say(advice)
+        self._say(f"Finished: everything is in {self.folder}.")
+
+    def _say(self, sentence: str) -> None:
+        if sentence and self.is_main:
+            logger.info("%s", sentence)
+
+
+@contextmanager
+def opened_run(args: ModelArguments, prepared: PreparedRun, identity: dict[str, Any]) -> Iterator[Run]:
+    """The run that `args.output_dir` holds, or a new one there.
 
     Args:
         identity: what makes the run this run beside its settings and its data.
-        make_trainer: (model, args, rows, documents, tokenizer, callbacks=...) -> the trainer.
-        advice: final metrics -> what to do next, told at the end.
-        conclude: (trainer, folder) -> (metrics on `prepared.documents`, what else belongs into the results); called
-            when the model is trained and saved. None: the metrics alone.
-        columns: what is told at every evaluation.
 
     Raises:
         InputError: the folder holds something else, another process works on it, or the disk does not take the result.
-        TrainingInterrupted: stopped by hand; the same call continues.
     """
-    folder = Path(args.output_dir)
-    is_main = args.process_index == 0
     claim_folder(args, prepared, identity)
-    with in_use(folder) if is_main else nullcontext():
-        if (results := read_results(folder)) is None:
-            _train_and_finish(args, prepared, make_trainer, callbacks, advice, conclude, columns)
-        elif is_main:
-            logger.info("This run is finished: loss %.4f. Choose another --output_dir for a new one.", results["loss"])
-    return folder
-
-
-def _train_and_finish(args, prepared, make_trainer, callbacks, advice, conclude, columns) -> None:
-    """As `train_run`, in a folder that is claimed."""
-    folder = Path(args.output_dir)
-    is_main = args.process_index == 0
-    if is_main and (folder / RESULTS_FILE).exists():
-        logger.warning("The results of this finished run are damaged, or its weights are gone: they are made again.")
-    if is_main:
-        _introduce(args, prepared)
-    interrupt = SaveOnInterrupt()
-    stoppers = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
-    timed = [SaveByMinutes(args.save_minutes)] if args.save_minutes and args.save_strategy != "no" else []
-    trainer = make_trainer(
-        prepared.model,
-        args,
-        prepared.train_rows,
-        prepared.documents,
-        prepared.tokenizer,
-        callbacks=[*stoppers, EvaluateAtEnd(), log := RunLog(args.model_type, columns), interrupt, *timed, *callbacks],
-    )
-    trainer.remove_callback(PrinterCallback)
-    try:
-        trainer.resume_or_start()
-        log.write_all(args, trainer.state)
-    finally:
-        interrupt.restore()
-    if interrupt.interrupted and trainer.state.global_step < trainer.state.max_steps:
-        stopped = f"Stopped at update {trainer.state.global_step} of {trainer.state.max_steps}"
-        if trainer.saved_step == trainer.state.global_step:
-            stopped += f"; everything is saved in {folder}. The same command continues from there."
-        else:
-            stopped += f", which could not be saved. The same command continues from update {trainer.saved_step}."
-        raise TrainingInterrupted(stopped)
-    trainer.check_weights()
-    with saying(
-        f"the result of the run could not be written to {str(folder)!r}",
-        f"the same command writes it when the disk can take it (saved up to update {trainer.saved_step})",
-    ):
-        if is_main:  # no results beside weights that are not all there
-            (folder / RESULTS_FILE).unlink(missing_ok=True)
-        trainer.save_model(str(folder))
-        scored, more = conclude(trainer, folder) if conclude else (trainer.score(prepared.documents), {})
-        if is_main:
-            _finish(args, prepared, trainer, dataclasses.asdict(scored), more)
-    if is_main:
-        for line in (advice({**dataclasses.asdict(scored), **more}), f"Finished: everything is in {folder}."):
-            if line:
-                logger.info("%s", line)
-
-
-def _finish(args: ModelArguments, prepared: PreparedRun, trainer: Any, metrics: dict[str, Any], more: dict) -> None:
-    folder = Path(args.output_dir)
-    card = (prepared.splits, prepared.model, prepared.tokenizer, metrics, trainer.state, prepared.base)
-    write_model_card(folder, args, *card)
-    size = {"parameters": prepared.model.num_parameters(), "updates": trainer.state.global_step}
-    # Last: its presence says that the run is finished.
-    write_json(folder / RESULTS_FILE, {**metrics, **more, **size})
-    # A process that was killed while it did so has left some.
-    best = trainer.state.best_model_checkpoint
-    rotate(folder, trainer.saved_step, args.save_total_limit, best and Path(best).name)
-    remove_aside(folder, math.inf)
+    with in_use(Path(args.output_dir)) if args.process_index == 0 else nullcontext():
+        run = Run(args, prepared)
+        try:
+            yield run
+        except Exception:
+            if run.trainer is None:
+                raise
+            with saying(
+                f"the result of the run could not be written to {str(run.folder)!r}",
+                f"the same command writes it when the disk can take it (saved up to update {run.trainer.saved_step})",
+            ):
+                raise
 
 
 def claim_folder(args: ModelArguments, prepared: PreparedRun, identity: dict[str, Any]) -> None:
-    """Open `args.output_dir` for the run; `identity` as in `train_run`.
+    """Open `args.output_dir` for the run; `identity` as in `opened_run`.
 
     Raises:
         InputError: it holds something else.
@@ -177,7 +225,7 @@ def claim_folder(args: ModelArguments, prepared: PreparedRun, identity: dict[str
 def _introduce(args: ModelArguments, prepared: PreparedRun) -> None:
     """Tell what is trained on what."""
     counts = prepared.train_counts
-    origins = f"Text: {prepared.splits.train.origin}; held out: {prepared.documents.origin}."
+    origins = f"Text: {prepared.splits.train.origin}; held out: {prepared.held_out.origin}."
     for line in (prepared.splits.note, origins, *prepared.remarks, prepared.extent or _extent(args, prepared)):
         if line:
             logger.info("%s", line)

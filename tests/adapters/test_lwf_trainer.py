@@ -22,7 +22,7 @@ def trainer_of(args, teacher=None, moved: bool = True):
         prepared.model,
         args,
         prepared.train_rows,
-        prepared.documents,
+        prepared.held_out,
         prepared.tokenizer,
         general_documents=prepared.general,
         separate_teacher=teacher,

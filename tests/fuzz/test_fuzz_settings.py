@@ -125,7 +125,7 @@ def talker(tmp_path_factory):
 COMMANDS = {  # command -> what stands before the flags, and these
     "generate": (["{model}"], ["prompt", "max_new_tokens", "temperature", "top_p", "seed", "base"]),
     "chat": (["{model}"], ["max_new_tokens", "temperature", "top_p", "seed", "repetition_penalty", "base"]),
-    "evaluate": (["{model}"], ["data", "max_length", "batch_size", "json", "limit", "base"]),
+    "evaluate": (["{model}", "--data", "text.txt"], ["data", "max_length", "batch_size", "json", "limit", "base"]),
     "compare": (["{model}", "--data", "text.txt"], ["data", "prompt", "json", "picture"]),
     "data": ([], ["data", "data_source", "max_length", "max_samples", "skip_bad_rows", "template", "model"]),
     "merge": (["{model}"], ["output_dir", "base"]),

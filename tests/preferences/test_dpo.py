@@ -137,7 +137,7 @@ def test_first_the_answers_are_learned_and_what_comes_of_it_is_the_reference(tmp
 def test_answers_are_learned_in_rows_as_short_as_they_allow(tmp_path, max_length, expected):
     args = dpo_arguments(tmp_path, model_type="newllm", max_length=max_length, sft_epochs=1.0)
     prepared = prepare(args)
-    pairs = [*prepared.train_rows.pairs, *prepared.documents.pairs]
+    pairs = [*prepared.train_rows.pairs, *prepared.held_out.pairs]
     encoded = encode_preferences(pairs, prepared.tokenizer, max_length)
     assert 50 < max(len(pair.prompt + pair.chosen) for pair in encoded) < 60
     assert row_length(args, prepared) == expected
@@ -161,8 +161,8 @@ def test_a_run_that_was_stopped_in_its_first_part_goes_on(tmp_path, monkeypatch)
 def test_generated_pairs_are_the_default(tmp_path):
     args = dpo_arguments(tmp_path, data=None, held_out_share=None, pairs=100, max_length=128, data_source="offline")
     prepared = prepare(args)
-    assert len(prepared.train_rows.pairs) + len(prepared.documents.pairs) <= 100
-    assert "generated Japanese pairs" in prepared.documents.origin and "updates of 4 pairs" in prepared.extent
+    assert len(prepared.train_rows.pairs) + len(prepared.held_out.pairs) <= 100
+    assert "generated Japanese pairs" in prepared.held_out.origin and "updates of 4 pairs" in prepared.extent
 
 
 @pytest.mark.parametrize("model_type", ["tiny-gpt2", "newllm"])

@@ -20,7 +20,7 @@ from newllm_lib.preferences.trainer import ChosenFalls, PreferenceTrainer, chose
 def trainer_of(args, **fields):
     prepared = prepare(args)
     rows = prepared.train_rows
-    return PreferenceTrainer(prepared.model, args, rows, prepared.documents, prepared.tokenizer, **fields), rows
+    return PreferenceTrainer(prepared.model, args, rows, prepared.held_out, prepared.tokenizer, **fields), rows
 
 
 def test_our_settings_reach_trl(tmp_path):
