@@ -74,7 +74,7 @@ def test_forbidden_constructs(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_are_short_and_well_named(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
     assert path.stem not in {"utils", "helpers", "common", "misc", "manager"}
     if path.name != "__main__.py" and path.stat().st_size:
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), "a file says what it is for"

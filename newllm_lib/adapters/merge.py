@@ -9,9 +9,8 @@ import torch
 
 from ..errors import InputError
 from ..training.checkpoint import RESULTS_FILE, SETTINGS_FILE, has_adapters
-from ..training.disk import saying
+from ..training.disk import PARTIAL, discard, saying, temporary
 from ..training.trained_model import open_model, run_folder
-from ..training.verified_copy import PARTIAL, discard, temporary
 
 KEPT_FILES = (SETTINGS_FILE, RESULTS_FILE, "README.md", "generation_config.json")
 

@@ -13,8 +13,8 @@ from ..errors import InputError
 from ..evaluation.generation import reply_to
 from ..training.model_folder import read_tokenizer
 from ..training.trained_model import open_model
-from .notices import FAINT, escape, in_one_sentence, say, table_html
-from .panel import SettingsPanel
+from .page.notices import FAINT, escape, in_one_sentence, say, table_html
+from .panel.settings_panel import SettingsPanel
 
 MAX_NEW_TOKENS = 60
 

@@ -4,9 +4,9 @@ from IPython.display import HTML, display
 
 from ..adapters import offline_gemma
 from ..training.model_card import BaseModel
-from .base_lookup import base_of, count_trainable
-from .notices import GRID, escape, in_one_sentence, quiet_notebook, say
-from .panel import SettingsPanel
+from .page.notices import GRID, escape, in_one_sentence, quiet_notebook, say
+from .panel.base_lookup import base_of, count_trainable
+from .panel.settings_panel import SettingsPanel
 
 
 @in_one_sentence

@@ -8,6 +8,7 @@ and is stopped as a cell is.
 
 import asyncio
 import contextlib
+import datetime
 import sys
 import time
 import warnings
@@ -20,14 +21,12 @@ from IPython.display import display
 
 from ..chat import Chat
 from ..training.trained_model import open_model
-from .bubbles import columns_html, one_exchange
 from .chat_memory import MemoryControls, memory_html, memory_note, pictures_html
 from .chat_sampling import SamplingSliders
-from .download import download_html
-from .failures import code_and_sentence
-from .notices import GRID, in_one_sentence, quiet_notebook, say, sentence_html
+from .page.bubbles import columns_html, one_exchange
+from .page.failures import code_and_sentence
+from .page.notices import GRID, download_html, in_one_sentence, quiet_notebook, say, sentence_html
 from .storage import on_colab
-from .transcript import TRANSCRIPT_FILE, transcript_text
 
 INTERVAL_SECONDS = 0.1  # between two updates of the page
 LONG_REPLY, SHORT_REPLY = 200, 100  # tokens; the short one for two replies of a large model on a CPU
@@ -37,6 +36,8 @@ DISCLAIMER = (
     "cannot look anything up and does not know you. What it says may be wrong or senseless, and is nobody's opinion."
 )
 STOP_ON_COLAB = "To stop a reply: Runtime > Interrupt execution."
+TRANSCRIPT_FILE = "newllm-conversation.txt"
+REMARK = "Written by small language models; not to be relied on."
 
 
 class ChatBox:
@@ -298,3 +299,22 @@ def _open(box: ChatBox, opening: str) -> ChatBox:
         box.open_chats()  # raises where `send` would only show the sentence
         box.say_and_wait(opening)
     return box
+
+
+def transcript_text(chats: Mapping[str, Chat], drawn: str) -> str:
+    """Every model's conversation, one after the other.
+
+    Args:
+        drawn: how replies are drawn, in words.
+    """
+    now = datetime.datetime.now(datetime.timezone.utc)
+    blocks = [f"A conversation of {now:%Y-%m-%d %H:%M} UTC ({drawn}). {REMARK}"]
+    for name, chat in chats.items():
+        lines = [f"== {name}"]
+        if chat.memory is not None:
+            lines.append(f"[goes on from a memory of {chat.memory.tokens:,} tokens]")
+        for message in chat.messages:
+            speaker = "You" if message["role"] == "user" else name
+            lines.append(f"{speaker}: {message['content']}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"

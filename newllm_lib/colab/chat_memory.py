@@ -12,8 +12,8 @@ from ..errors import InputError
 from ..evaluation.memory_file import read_memory
 from ..training.checkpoint import write_bytes
 from .context_picture import context_picture
-from .failures import code_and_sentence
-from .notices import escape, sentence_html
+from .page.failures import code_and_sentence
+from .page.notices import escape, sentence_html
 
 SUFFIX = ".safetensors"
 MOST_COUNTS = 6  # replies whose bytes are told

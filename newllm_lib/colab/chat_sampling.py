@@ -3,7 +3,7 @@
 import ipywidgets as widgets
 
 from ..chat import Chat
-from .notices import escape
+from .page.notices import escape
 
 AS_TRAINED = 0.0  # stands for None, which ipywidgets would take for no step at all
 PENALTIES = [("as trained", AS_TRAINED), ("1 (none)", 1.0), *((f"{1 + k / 20:g}", 1 + k / 20) for k in range(1, 21))]

@@ -5,7 +5,7 @@ from pathlib import Path
 from IPython.display import HTML, display
 
 from ..doctor import Finding, doctor
-from .notices import code_html, escape, mark_html, quiet_notebook, say, table_html
+from .page.notices import code_html, escape, mark_html, quiet_notebook, say, table_html
 
 
 def show_check_up(folder: str | Path = ".", adapters: bool = False, preferences: bool = False) -> None:

@@ -22,7 +22,7 @@ from ..models import NewLLMForCausalLM
 from ..models.context_cache import RecurrentGenerationMixin
 from ..training.curves import as_label, in_the_font
 from ..training.trained_model import open_model
-from .notices import in_one_sentence, picture_html, quiet_notebook, say
+from .page.notices import in_one_sentence, picture_html, quiet_notebook, say
 
 MOST_TOKENS = 48  # more would not be legible side by side
 LONGEST_TOKEN = 12  # characters of its label

@@ -13,9 +13,9 @@ from ..data.rendering import plain_messages, render
 from ..data.turns import Message
 from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
-from .bubbles import bubbles_html
-from .notices import GRID, escape, in_one_sentence, say, table_html
-from .panel import SettingsPanel
+from .page.bubbles import bubbles_html
+from .page.notices import GRID, escape, in_one_sentence, say, table_html
+from .panel.settings_panel import SettingsPanel
 
 NUM_SAMPLES = 3
 SKIPPED = 20  # conversations between samples: neighbours are often alike

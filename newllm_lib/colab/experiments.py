@@ -20,12 +20,11 @@ from ..preferences.sweep import (
 )
 from ..training.checkpoint import SETTINGS_FILE, read_results
 from ..training.report import TrainingInterrupted
-from .controls import LABELS
-from .drive_copy import wait_for_drive
-from .earlier_runs import fetch_sentences
+from .drive.drive_copy import wait_for_drive
+from .drive.earlier_runs import fetch_sentences
 from .experiment_pictures import coordinates_figure, margins_figure
 from .live_trials import FORMS, LiveTrials, trial_cells
-from .notices import (
+from .page.notices import (
     CellStopped,
     error_html,
     in_one_sentence,
@@ -36,10 +35,11 @@ from .notices import (
     table_html,
     warnings_in_the_plot,
 )
-from .preference_panel import PreferencePanel, SweepPanel
+from .panel.controls import LABELS
+from .panel.preference_panel import PreferencePanel, SweepPanel
+from .panel.stage import PREFERENCES
 from .preference_results import standard_error
 from .results import copied, size_html
-from .stage import PREFERENCES
 from .storage import drive_copier
 
 PICTURES = {

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..adapters.qlora_lwf import ANSWER_TOKENS, FORGETTING_FILE
 from .answers import read_measured, show_before_and_after
-from .notices import escape, in_one_sentence, picture_html, say, table_html
+from .page.notices import escape, in_one_sentence, picture_html, say, table_html
 
 PICTURE_FILE = "forgetting.png"
 KINDS = {"new_task": "new task", "general_text": "general text"}

@@ -16,7 +16,7 @@ from ..models import NewLLMForCausalLM, build_model
 from ..stages.evaluate import held_out_documents, held_out_text
 from ..training.curves import COLOURS
 from ..training.trained_model import open_model
-from .notices import in_one_sentence, picture_html, quiet_notebook, say
+from .page.notices import in_one_sentence, picture_html, quiet_notebook, say
 
 MOST_TOKENS = 4096  # held-out tokens that the forget gates are measured on
 LAYERS_IN_A_ROW = 4

@@ -23,9 +23,9 @@ from ..training.arguments import StageArguments
 from ..training.curves import COLOURS, curves_figure
 from ..training.device import find_device, memory_in_use, size
 from ..training.report import METRICS_FILE
-from .controls import in_the_panels_words
-from .copy_status import CopyStatus, span
-from .notices import GRID, escape, mark_html, picture_html, sentence_html
+from .drive.copy_status import CopyStatus, span
+from .page.notices import GRID, escape, mark_html, picture_html, sentence_html
+from .panel.controls import in_the_panels_words
 
 INTERVAL_SECONDS = 2.0
 DRAWING_SHARE = 0.005  # of the time, at most, goes into drawing the picture

@@ -13,7 +13,7 @@ from ..preferences.reference import ReferenceArguments
 from ..preferences.sweep import best_trial, margin_histories, read_trials
 from .experiment_pictures import SEARCHED, margins_figure
 from .live_plot import INTERVAL_SECONDS, LEARNS_ANSWERS, LivePicture
-from .notices import escape, mark_html, picture_html, table_html
+from .page.notices import escape, mark_html, picture_html, table_html
 
 FORMS = {"beta": ".3g", "learning_rate": ".2g", "accuracy": ".1%", "margin": ".2f", "kl": ".3f"}
 METRICS = {"accuracy": "accuracy", "margin": "margin", "kl": "KL"}  # on held-out pairs

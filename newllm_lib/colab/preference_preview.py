@@ -10,8 +10,8 @@ from ..preferences.generator import KINDS
 from ..preferences.pairs import Preferences, PreferenceSplits
 from ..preferences.rows import Preference
 from ..preferences.shortcuts import CLASSIFIERS, held_out_accuracy
-from .notices import FAINT, escape, in_one_sentence, say, table_html
-from .preference_panel import PreferencePanel
+from .page.notices import FAINT, escape, in_one_sentence, say, table_html
+from .panel.preference_panel import PreferencePanel
 
 # kind -> what is wrong with the rejected answer
 FLAWS = {

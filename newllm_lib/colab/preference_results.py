@@ -17,9 +17,9 @@ from ..preferences.generator import KINDS
 from ..preferences.scores import chosen_falls
 from ..training.curves import COLOURS, as_label
 from .answers import read_measured, show_before_and_after
-from .controls import in_the_panels_words
-from .notices import in_one_sentence, picture_html, say, table_html
-from .preference_panel import PreferencePanel
+from .page.notices import in_one_sentence, picture_html, say, table_html
+from .panel.controls import in_the_panels_words
+from .panel.preference_panel import PreferencePanel
 from .preference_preview import BAG, shortcut_accuracies, title
 
 PICTURE_FILE = "preferences.png"

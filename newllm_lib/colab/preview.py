@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerFast
 from ..data.tokenizer import text_backend
 from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
-from .notices import FAINT, escape, in_one_sentence, say, table_html
-from .panel import SettingsPanel
+from .page.notices import FAINT, escape, in_one_sentence, say, table_html
+from .panel.settings_panel import SettingsPanel
 
 NUM_SAMPLES = 3
 SAMPLE_CHARACTERS = 280

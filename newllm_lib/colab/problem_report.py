@@ -28,12 +28,11 @@ from ..doctor import TESTED, doctor
 from ..errors import CODES, InputError
 from ..preferences.arguments import LOSS_TYPES
 from ..training.report import METRICS_FILE
-from . import stage
-from .download import download_html
-from .failures import causes, code_and_sentence
 from .live_plot import FACTS
-from .notices import FAINT, GRID, CellStopped, escape, in_one_sentence, say, table_html
-from .panel import SettingsPanel
+from .page.failures import causes, code_and_sentence
+from .page.notices import FAINT, GRID, CellStopped, download_html, escape, in_one_sentence, say, table_html
+from .panel import stage
+from .panel.settings_panel import SettingsPanel
 from .storage import on_colab
 
 REPORT_FILE = "newllm-report.txt"

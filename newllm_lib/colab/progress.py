@@ -9,8 +9,8 @@ from IPython.display import HTML, display
 from ..stages.evaluate import held_out_documents, held_out_text, score
 from ..training.checkpoint import check_model_folder, read_results
 from ..training.trained_model import open_model
-from .notices import escape, in_one_sentence, say, table_html
-from .panel import SettingsPanel
+from .page.notices import escape, in_one_sentence, say, table_html
+from .panel.settings_panel import SettingsPanel
 
 
 @in_one_sentence

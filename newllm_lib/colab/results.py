@@ -27,7 +27,7 @@ from ..training.device import autocast_dtype, find_device, size
 from ..training.report import CURVES_FILE, METRICS_FILE
 from ..training.trained_model import open_model
 from ..training.update import timed_update
-from .notices import FAINT, escape, in_one_sentence, picture_html, say, table_html
+from .page.notices import FAINT, escape, in_one_sentence, picture_html, say, table_html
 from .storage import drive_copier
 
 COMPARISON_FILE = "comparison.json"

@@ -15,12 +15,12 @@ from IPython.display import HTML, FileLink, display
 from ..errors import InputError
 from ..training.checkpoint import CHECKPOINT_NAME, check_model_folder, read_results
 from ..training.device import size
+from ..training.disk import PARTIAL, temporary
 from ..training.model_card import CardFacts, read_card
-from ..training.verified_copy import PARTIAL, temporary
 from .chat_box import ChatBox
-from .drive_copy import wait_for_drive
-from .hub_push import push_to_hub
-from .notices import escape, in_one_sentence, say, sentence_html, table_html
+from .drive.drive_copy import wait_for_drive
+from .drive.hub_push import push_to_hub
+from .page.notices import escape, in_one_sentence, say, sentence_html, table_html
 from .storage import drive_copier, on_colab
 
 STORED = {".safetensors", ".png"}  # what does not get smaller by being packed

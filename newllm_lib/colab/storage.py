@@ -9,10 +9,10 @@ from pathlib import Path
 from IPython.display import HTML, display
 
 from ..training.device import size
-from .copy_status import problem_of
-from .drive_copy import DriveCopier
-from .earlier_runs import Returned, bring_back_runs, is_finished, newest_run, run_sentence
-from .notices import in_one_sentence, say, sentence_html
+from .drive.copy_status import problem_of
+from .drive.drive_copy import DriveCopier
+from .drive.earlier_runs import Returned, bring_back_runs, is_finished, newest_run, run_sentence
+from .page.notices import in_one_sentence, say, sentence_html
 
 MOUNT_POINT = Path("/content/drive")
 DRIVE_FOLDER = MOUNT_POINT / "MyDrive" / "New-LLM"

@@ -8,11 +8,11 @@ from accelerate.utils.memory import clear_device_cache
 from ..errors import InputError, TrainingDiverged
 from ..training.checkpoint import newest_checkpoint, read_results
 from ..training.report import TrainingInterrupted
-from .drive_copy import wait_for_drive
-from .earlier_runs import fetch_sentences
+from .drive.drive_copy import wait_for_drive
+from .drive.earlier_runs import fetch_sentences
 from .live_plot import LivePlot
-from .notices import CellStopped, in_one_sentence, quiet_notebook, say, warnings_in_the_plot
-from .panel import SettingsPanel
+from .page.notices import CellStopped, in_one_sentence, quiet_notebook, say, warnings_in_the_plot
+from .panel.settings_panel import SettingsPanel
 from .storage import drive_copier
 
 

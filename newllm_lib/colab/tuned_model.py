@@ -1,10 +1,10 @@
 """The cell that says which chat model is tuned by preferences, and trains a small one where there is none."""
 
 from ..stages.sft import sft
-from .base_lookup import base_of
-from .chat_models import chat_models, name_of, small_chat_model
-from .notices import in_one_sentence, quiet_notebook, say
-from .preference_panel import PreferencePanel
+from .page.notices import in_one_sentence, quiet_notebook, say
+from .panel.base_lookup import base_of
+from .panel.chat_models import chat_models, name_of, small_chat_model
+from .panel.preference_panel import PreferencePanel
 from .storage import drive_copier
 
 

@@ -9,8 +9,8 @@ from google_colab import StandIn
 from lwf_runs import train_adapters
 
 from newllm_lib.colab import storage
-from newllm_lib.colab.panel import SettingsPanel
-from newllm_lib.colab.stage import PRETRAIN
+from newllm_lib.colab.panel.settings_panel import SettingsPanel
+from newllm_lib.colab.panel.stage import PRETRAIN
 
 
 @pytest.fixture

@@ -17,10 +17,11 @@ from types import SimpleNamespace
 
 from google_colab import install
 
-from newllm_lib.colab import earlier_runs, storage
+from newllm_lib.colab import storage
+from newllm_lib.colab.drive import earlier_runs
+from newllm_lib.colab.drive.run_copy import progress_of_copy
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.training import report
-from newllm_lib.training.run_copy import progress_of_copy
 
 RUN = ("01_pretrain", "run-1", "newllm")
 

@@ -13,10 +13,11 @@ from newllm_lib.adapters import offline_gemma, qlora_lwf
 from newllm_lib.adapters.lora import trainable
 from newllm_lib.adapters.memory_budget import GEMMA_2B_CONFIG
 from newllm_lib.adapters.qlora_lwf import prepare
-from newllm_lib.colab import adapter_estimate, base_lookup, base_model, conversation_preview, estimate
-from newllm_lib.colab.estimate import DataSize
-from newllm_lib.colab.panel import SettingsPanel
-from newllm_lib.colab.stage import ADAPTER
+from newllm_lib.colab import base_model, conversation_preview
+from newllm_lib.colab.panel import adapter_estimate, base_lookup, estimate
+from newllm_lib.colab.panel.estimate import DataSize
+from newllm_lib.colab.panel.settings_panel import SettingsPanel
+from newllm_lib.colab.panel.stage import ADAPTER
 from newllm_lib.errors import InputError
 from newllm_lib.training.device import KB, MB, Device
 from newllm_lib.training.model_card import BaseModel

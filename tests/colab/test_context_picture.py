@@ -8,7 +8,7 @@ import torch
 
 from newllm_lib.colab import context_picture
 from newllm_lib.colab.context_picture import MOST_ROWS, MOST_TOKENS, context_figure, label, show_context
-from newllm_lib.colab.notices import CellStopped
+from newllm_lib.colab.page.notices import CellStopped
 
 TOKENS = ["User", ":", " $1$", "日本", "\n"]
 

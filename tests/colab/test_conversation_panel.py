@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from chats import write_conversations
 
-from newllm_lib.colab import answers, conversation_preview, progress, stage, text_source, training
+from newllm_lib.colab import answers, conversation_preview, progress, training
 from newllm_lib.colab.live_plot import LivePlot
-from newllm_lib.colab.panel import SettingsPanel
-from newllm_lib.colab.start_models import finished_runs, start_sentence
+from newllm_lib.colab.panel import stage, text_source
+from newllm_lib.colab.panel.settings_panel import SettingsPanel
+from newllm_lib.colab.panel.start_models import finished_runs, start_sentence
 from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain

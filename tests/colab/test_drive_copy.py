@@ -11,12 +11,11 @@ from types import SimpleNamespace
 import pytest
 from run_folders import contents, make_checkpoint, make_run
 
-from newllm_lib.colab import drive_copy
-from newllm_lib.colab.copy_status import CopyStatus, problem_of, span
-from newllm_lib.colab.drive_copy import STAGING, DriveCopier, wait_for_drive
-from newllm_lib.training import verified_copy
-from newllm_lib.training.run_copy import bring_back
-from newllm_lib.training.verified_copy import MANIFEST_FILE, DamagedCopy
+from newllm_lib.colab.drive import drive_copy, verified_copy
+from newllm_lib.colab.drive.copy_status import CopyStatus, problem_of, span
+from newllm_lib.colab.drive.drive_copy import STAGING, DriveCopier, wait_for_drive
+from newllm_lib.colab.drive.run_copy import bring_back
+from newllm_lib.colab.drive.verified_copy import MANIFEST_FILE, DamagedCopy
 
 
 class Clock:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from run_folders import contents, make_earlier_model, make_run
 
-from newllm_lib.colab.drive_copy import DriveCopier
-from newllm_lib.colab.earlier_runs import bring_back_runs, fetch_sentences, is_finished, newest_run, run_sentence
-from newllm_lib.colab.start_models import finished_runs
-from newllm_lib.training import verified_copy
-from newllm_lib.training.verified_copy import MANIFEST_FILE
+from newllm_lib.colab.drive import verified_copy
+from newllm_lib.colab.drive.drive_copy import DriveCopier
+from newllm_lib.colab.drive.earlier_runs import bring_back_runs, fetch_sentences, is_finished, newest_run, run_sentence
+from newllm_lib.colab.drive.verified_copy import MANIFEST_FILE
+from newllm_lib.colab.panel.start_models import finished_runs
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from newllm_lib.colab import estimate
-from newllm_lib.colab.estimate import DATA_SIZES, MeasuredUpdate, bytes_per_token, gpu_phrase, measured_update
-from newllm_lib.colab.stage import DIALOGUE
+from newllm_lib.colab.panel import estimate
+from newllm_lib.colab.panel.estimate import DATA_SIZES, MeasuredUpdate, bytes_per_token, gpu_phrase, measured_update
+from newllm_lib.colab.panel.stage import DIALOGUE
 from newllm_lib.data.conversations import load_conversations
 from newllm_lib.data.text import chitchat_splits
 from newllm_lib.models import build_config, build_model

@@ -15,13 +15,13 @@ pytest.importorskip("trl")
 pytest.importorskip("optuna")
 
 from newllm_lib.colab import experiments, live_trials
-from newllm_lib.colab.drive_copy import DriveCopier
-from newllm_lib.colab.earlier_runs import bring_back_runs, is_finished, run_sentence
+from newllm_lib.colab.drive.drive_copy import DriveCopier
+from newllm_lib.colab.drive.earlier_runs import bring_back_runs, is_finished, run_sentence
 from newllm_lib.colab.experiment_pictures import coordinates_figure, margins_figure
 from newllm_lib.colab.live_trials import LiveTrials, trial_cells
-from newllm_lib.colab.notices import CellStopped
-from newllm_lib.colab.preference_panel import PreferencePanel, SweepPanel
-from newllm_lib.colab.stage import EXPERIMENTS, PREFERENCES
+from newllm_lib.colab.page.notices import CellStopped
+from newllm_lib.colab.panel.preference_panel import PreferencePanel, SweepPanel
+from newllm_lib.colab.panel.stage import EXPERIMENTS, PREFERENCES
 from newllm_lib.preferences.reference import ReferenceArguments
 from newllm_lib.preferences.sweep import SweepArguments, read_trials, sweep, sweep_settings
 

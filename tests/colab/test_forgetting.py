@@ -7,7 +7,7 @@ import pytest
 
 from newllm_lib.colab import answers, forgetting, results
 from newllm_lib.colab.live_plot import LivePlot, read_history
-from newllm_lib.colab.notices import CellStopped
+from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.training.curves import curves_figure
 
 

@@ -8,8 +8,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from run_folders import make_run
 
-from newllm_lib.colab import hub_push
-from newllm_lib.colab.hub_push import find_token, push_to_hub
+from newllm_lib.colab.drive import hub_push
+from newllm_lib.colab.drive.hub_push import find_token, push_to_hub
 from newllm_lib.errors import InputError
 
 

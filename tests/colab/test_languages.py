@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from newllm_lib.colab import controls, languages, stage
-from newllm_lib.colab.controls import help_of, label_of, metadata_of, settings_fields
-from newllm_lib.colab.languages import japanese, text, use_language
-from newllm_lib.colab.panel_file import last_language, read_panel_file
-from newllm_lib.colab.preference_panel import PreferencePanel
+from newllm_lib.colab.page import languages
+from newllm_lib.colab.page.languages import japanese, text, use_language
+from newllm_lib.colab.panel import controls, stage
+from newllm_lib.colab.panel.controls import help_of, label_of, metadata_of, settings_fields
+from newllm_lib.colab.panel.preference_panel import PreferencePanel
+from newllm_lib.colab.panel.settings_panel import last_language, read_panel_file
 from newllm_lib.errors import InputError
 
 COLAB = Path(languages.__file__).parent

@@ -8,11 +8,11 @@ from pathlib import Path
 import ipywidgets as widgets
 import pytest
 
-from newllm_lib.colab import panel as panel_module
-from newllm_lib.colab import text_source
-from newllm_lib.colab.estimate import MeasuredUpdate
-from newllm_lib.colab.notices import CellStopped
-from newllm_lib.colab.panel import PANEL_FILE
+from newllm_lib.colab.page.notices import CellStopped
+from newllm_lib.colab.panel import settings_panel as panel_module
+from newllm_lib.colab.panel import text_source
+from newllm_lib.colab.panel.estimate import MeasuredUpdate
+from newllm_lib.colab.panel.settings_panel import PANEL_FILE
 from newllm_lib.errors import InputError
 from newllm_lib.models import build_config, count_parameters
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments

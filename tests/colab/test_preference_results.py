@@ -11,7 +11,7 @@ pytest.importorskip("trl")
 
 from newllm_lib.colab import answers, live_plot, preference_preview, preference_results, results
 from newllm_lib.colab.live_plot import LivePlot
-from newllm_lib.colab.notices import CellStopped
+from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.colab.preference_preview import BAG, pairs_to_show, shortcut_accuracies
 from newllm_lib.preferences.dpo import dpo
 from newllm_lib.preferences.generator import KINDS

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from newllm_lib.colab import problem_report as report
-from newllm_lib.colab.notices import in_one_sentence
+from newllm_lib.colab.page.notices import in_one_sentence
 from newllm_lib.colab.problem_report import codes_html, report_text, show_report
 from newllm_lib.doctor import Finding
 from newllm_lib.errors import CODES

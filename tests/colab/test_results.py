@@ -7,7 +7,7 @@ import pytest
 
 from newllm_lib.colab import preview, results, training
 from newllm_lib.colab.live_plot import LivePlot
-from newllm_lib.colab.notices import CellStopped
+from newllm_lib.colab.page.notices import CellStopped
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from google_colab import MessageError
 from run_folders import contents, make_checkpoint, make_run
 
 from newllm_lib.colab import storage
-from newllm_lib.colab.drive_copy import DriveCopier
+from newllm_lib.colab.drive.drive_copy import DriveCopier
 
 
 @pytest.fixture(autouse=True)

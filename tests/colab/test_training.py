@@ -16,12 +16,12 @@ from run_files import StopAt
 from safetensors.torch import load_file
 
 from newllm_lib.colab import live_plot, storage, training
-from newllm_lib.colab.notices import CellStopped
-from newllm_lib.colab.panel import SettingsPanel
-from newllm_lib.colab.stage import PRETRAIN
+from newllm_lib.colab.drive.verified_copy import MANIFEST_FILE
+from newllm_lib.colab.page.notices import CellStopped
+from newllm_lib.colab.panel.settings_panel import SettingsPanel
+from newllm_lib.colab.panel.stage import PRETRAIN
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.training import report
-from newllm_lib.training.verified_copy import MANIFEST_FILE
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_drive_that_fills_up_costs_a_remark(colab, page, text_file, monkeypatc
     def copy_checked(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("newllm_lib.training.verified_copy.copy_checked", copy_checked)
+    monkeypatch.setattr("newllm_lib.colab.drive.verified_copy.copy_checked", copy_checked)
     (folder,) = training.train_models(open_panel(text_file, runs))
     assert (folder / "results.json").is_file()
     assert "Drive is full: the last copy is not on Drive yet" in page.said[-1]

@@ -250,7 +250,7 @@ def test_notebook_07_repeats_no_trial(session):
 def stage_of(path: Path):
     """What a notebook says it trains."""
     name = re.search(r"Panel\((\w+), runs\)", path.read_text(encoding="utf-8"))[1]
-    return getattr(importlib.import_module("newllm_lib.colab.stage"), name)
+    return getattr(importlib.import_module("newllm_lib.colab.panel.stage"), name)
 
 
 @pytest.mark.slow

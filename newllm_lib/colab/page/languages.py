@@ -4,7 +4,7 @@ import functools
 import json
 from importlib.resources import files
 
-from ..errors import InputError
+from ...errors import InputError
 
 LANGUAGES = {"en": "English", "ja": "日本語"}
 

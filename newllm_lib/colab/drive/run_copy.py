@@ -12,24 +12,28 @@ from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 
-from .checkpoint import CHECKPOINT_NAME, RESULTS_FILE, SETTINGS_FILE, is_complete, numbered_checkpoints, read_results
-from .report import CURVES_FILE, METRICS_FILE
+from ...training.checkpoint import (
+    CHECKPOINT_NAME,
+    RESULTS_FILE,
+    SETTINGS_FILE,
+    is_complete,
+    numbered_checkpoints,
+    read_results,
+)
+from ...training.disk import OLD, PARTIAL, discard, temporary
+from ...training.report import CURVES_FILE, METRICS_FILE
 from .verified_copy import (
     MANIFEST_FILE,
     NAME,
-    OLD,
-    PARTIAL,
     DamagedCopy,
     Report,
     bring_folder,
     copy_checked,
     copy_folder,
-    discard,
     holds_copy_of,
     plain_file,
     read_manifest,
     replace_folder,
-    temporary,
     tidy,
     update_files,
 )

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
-from ..data.cache import FULL
-from ..errors import CODES, InputError
+from ...data.cache import FULL
+from ...errors import CODES, InputError
 
 FAULT = "NL-901"
 # Words in messages of libraries that raise their own types for what an OSError with a number would say.

@@ -9,11 +9,11 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from ..adapters.qlora_lwf import FORGETTING_FILE
-from ..errors import InputError
-from ..training.checkpoint import ADAPTER_CONFIG, RESULTS_FILE, SETTINGS_FILE
-from ..training.model_card import CARD_FILE
-from ..training.report import CURVES_FILE, METRICS_FILE
+from ...adapters.qlora_lwf import FORGETTING_FILE
+from ...errors import InputError
+from ...training.checkpoint import ADAPTER_CONFIG, RESULTS_FILE, SETTINGS_FILE
+from ...training.model_card import CARD_FILE
+from ...training.report import CURVES_FILE, METRICS_FILE
 
 SECRET = "HF_TOKEN"
 # What is uploaded of a model's folder; checkpoints lie in folders below it, which no pattern reaches.

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from ..data.cache import FULL
-from ..preferences.sweep import TRIALS_FILE
-from ..training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE
-from ..training.run_copy import BroughtBack, best_beside, bring_back, copy_checkpoints, progress_here, progress_of_copy
-from ..training.verified_copy import MANIFEST_FILE, files_of, update_files
+from ...data.cache import FULL
+from ...preferences.sweep import TRIALS_FILE
+from ...training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE
+from ..page.failures import GONE
 from .copy_status import CopyStatus, problem_of
-from .failures import GONE
+from .run_copy import BroughtBack, best_beside, bring_back, copy_checkpoints, progress_here, progress_of_copy
+from .verified_copy import MANIFEST_FILE, files_of, update_files
 
 STAGING = ".to-drive"  # in the local folder: checkpoints that wait, as links, so that they outlive their deletion
 PAUSE_SECONDS = 15.0  # between two looks at what has changed

@@ -4,17 +4,19 @@ weights are not opened to draw a panel."""
 import copy
 import functools
 
-from ..adapters.base_model import open_tokenizer
-from ..adapters.lora import add_adapters
-from ..adapters.memory_budget import total_bytes
-from ..adapters.qlora_lwf import QloraLwfArguments, budget
-from ..models import build_model, count_parameters
-from ..preferences.arguments import DpoArguments
-from ..preferences.pairs import GENERATED, GENERATED_SHARE, load_preferences
-from ..preferences.reference import UPDATE_TOKENS, learn_tokens, reference_arguments
-from ..preferences.sweep import SweepArguments
-from ..training.device import find_device
-from ..training.model_card import BaseModel
+from ...adapters.base_model import open_tokenizer
+from ...adapters.lora import add_adapters
+from ...adapters.memory_budget import total_bytes
+from ...adapters.qlora_lwf import QloraLwfArguments, budget
+from ...models import build_model, count_parameters
+from ...preferences.arguments import DpoArguments
+from ...preferences.pairs import GENERATED, GENERATED_SHARE, load_preferences
+from ...preferences.reference import UPDATE_TOKENS, learn_tokens, reference_arguments
+from ...preferences.sweep import SweepArguments
+from ...training.device import find_device
+from ...training.model_card import BaseModel
+from ..page.languages import text
+from ..page.notices import escape
 from .base_lookup import base_of, config_of, count_trainable, sizes_of
 from .estimate import (
     BYTES_PER_TOKEN,
@@ -27,8 +29,6 @@ from .estimate import (
     saved_bytes,
     taken_conversations,
 )
-from .languages import text
-from .notices import escape
 
 SAMPLED_PAIRS = 1000
 

@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets as widgets
 
-from ..errors import InputError
-from .languages import text
-from .notices import escape
+from ...errors import InputError
+from ..page.languages import text
+from ..page.notices import escape
 
 # What the panel calls a field where its own name would not tell a student; also the order of the panel.
 LABELS = {

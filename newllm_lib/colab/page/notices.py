@@ -15,8 +15,8 @@ from typing import TypeVar
 
 from IPython.display import HTML, display
 
-from ..errors import InputError
-from ..quiet import quiet_libraries
+from ...errors import InputError
+from ...quiet import quiet_libraries
 from .failures import FAULT, code_and_sentence
 
 # status -> mark, colour of its badge (white text on it is readable on any page)
@@ -150,3 +150,18 @@ def warnings_in_the_plot() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def download_html(name: str, content: bytes | str, label: str, kind: str = "text/plain") -> str:
+    """A link that looks like a button.
+
+    Args:
+        name: of the file.
+        kind: its MIME type.
+    """
+    content = content.encode() if isinstance(content, str) else content
+    return (
+        f'<a download="{escape(name)}" href="data:{kind};base64,{base64.b64encode(content).decode()}" '
+        f'style="display:inline-block;border:1px solid {GRID};border-radius:6px;padding:2px 10px;margin:4px 8px 4px 0;'
+        f'font-size:13px;color:inherit;text-decoration:none">↓ {escape(label)}</a>'
+    )

@@ -11,19 +11,17 @@ import json
 import math
 import os
 import re
-import shutil
-import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_json
+from ...training.checkpoint import write_json
+from ...training.disk import OLD, PARTIAL, discard, temporary
 
 MANIFEST_FILE = "manifest.json"
 CHUNK_BYTES = 2**22
-PARTIAL, OLD = ".partial", ".old"
 NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")  # of a file in its folder, and of no other
 LARGEST = 2**62  # bytes, or nanoseconds
 
@@ -256,29 +254,6 @@ def tidy(folder: Path, untouched_seconds: float = 0.0) -> None:
         if path.name.endswith(OLD) and not os.path.lexists(target):
             os.rename(path, target)
         discard(path)
-
-
-def discard(path: Path) -> None:
-    """Remove a file or a folder; of a link the link alone. Google Drive moves what is removed into its bin, where it
-    goes on taking room: files are emptied first. Errors are not told: what is left is hidden, and `tidy` tries again.
-    """
-    is_folder = path.is_dir() and not path.is_symlink()
-    for file in sorted(path.rglob("*")) if is_folder else [path]:
-        try:
-            status = file.lstat()
-            if stat.S_ISDIR(status.st_mode):
-                continue
-            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:  # the other name of a link keeps its content
-                os.truncate(file, 0)
-            file.unlink()
-        except OSError:
-            continue
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def temporary(path: Path, ending: str) -> Path:
-    """The hidden name beside `path` under which a copy is written (PARTIAL) or what it replaces waits (OLD)."""
-    return path.with_name(f".{path.name}{ending}")
 
 
 def files_of(folder: Path) -> Iterator[Path]:

@@ -6,16 +6,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..preferences.sweep import TRIALS_FILE, read_trials
-from ..training.checkpoint import (
+from ...preferences.sweep import TRIALS_FILE, read_trials
+from ...training.checkpoint import (
     COMPLETE_FILE,
     RESULTS_FILE,
     SETTINGS_FILE,
     is_of_earlier_version,
     numbered_checkpoints,
 )
-from ..training.device import GB
-from ..training.run_copy import (
+from ...training.device import GB
+from .copy_status import problem_of
+from .drive_copy import DriveCopier
+from .run_copy import (
     FINISHED,
     NOTHING,
     bring_missing_files,
@@ -24,9 +26,7 @@ from ..training.run_copy import (
     size_of_copy,
     training_state,
 )
-from ..training.verified_copy import MANIFEST_FILE, read_manifest, tidy
-from .copy_status import problem_of
-from .drive_copy import DriveCopier
+from .verified_copy import MANIFEST_FILE, read_manifest, tidy
 
 # The newest models are brought back at once, as many as take a minute or less; others when they are trained on.
 BUDGET_BYTES = GB

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from run_folders import contents
 
-from newllm_lib.training import verified_copy
-from newllm_lib.training.verified_copy import (
+from newllm_lib.colab.drive import verified_copy
+from newllm_lib.colab.drive.verified_copy import (
     MANIFEST_FILE,
     DamagedCopy,
     bring_folder,
@@ -21,10 +21,10 @@ from newllm_lib.training.verified_copy import (
     holds_copy_of,
     read_manifest,
     replace_folder,
-    temporary,
     tidy,
     update_files,
 )
+from newllm_lib.training.disk import temporary
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_manifest_reaches_no_other_folder(tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from newllm_lib.training import verified_copy
+from newllm_lib.colab.drive import verified_copy
 verified_copy.CHUNK_BYTES = 20_000
 def slowly(size):
     print("chunk", flush=True)

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from ..data.cache import FULL
-from ..training.verified_copy import DamagedCopy
-from .failures import GONE
+from ...data.cache import FULL
+from ..page.failures import GONE
+from .verified_copy import DamagedCopy
 
 
 @dataclass(frozen=True)

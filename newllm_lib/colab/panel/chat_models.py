@@ -4,9 +4,9 @@ there is neither, a small one that is trained for it."""
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError
-from ..preferences.arguments import DIALOGPT
-from ..stages.sft import SftArguments
+from ...errors import InputError
+from ...preferences.arguments import DIALOGPT
+from ...stages.sft import SftArguments
 from .base_lookup import base_named
 from .stage import CHAT_PRESETS
 from .start_models import finished_runs

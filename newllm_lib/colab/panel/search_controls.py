@@ -6,8 +6,8 @@ from typing import Any
 import ipywidgets as widgets
 import traitlets
 
-from ..errors import InputError
-from ..preferences.arguments import LOSS_TYPES
+from ...errors import InputError
+from ...preferences.arguments import LOSS_TYPES
 from .controls import Control, labelled, log_steps
 
 RANGES = {"search_beta": (0.01, 1.0), "search_learning_rate": (1e-6, 1e-2)}

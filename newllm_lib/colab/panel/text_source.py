@@ -5,12 +5,12 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..data.catalogue import DATASETS
-from ..data.documentation import documentation_identity
-from ..data.files import check_file, content_hash, read_rows
-from ..data.hub import code_of, first_answering
-from ..data.text import chitchat_release
-from ..errors import InputError
+from ...data.catalogue import DATASETS
+from ...data.documentation import documentation_identity
+from ...data.files import check_file, content_hash, read_rows
+from ...data.hub import code_of, first_answering
+from ...data.text import chitchat_release
+from ...errors import InputError
 
 STAND_INS = {"chitchat": "the ChitChat conversations", "documentation": "Python's own documentation"}
 

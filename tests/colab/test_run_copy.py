@@ -7,9 +7,8 @@ import shutil
 import pytest
 from run_folders import contents, make_checkpoint, make_run
 
-from newllm_lib.training import run_copy, verified_copy
-from newllm_lib.training.checkpoint import newest_checkpoint
-from newllm_lib.training.run_copy import (
+from newllm_lib.colab.drive import run_copy, verified_copy
+from newllm_lib.colab.drive.run_copy import (
     FINISHED,
     NOTHING,
     bring_back,
@@ -19,7 +18,8 @@ from newllm_lib.training.run_copy import (
     progress_of_copy,
     size_of_copy,
 )
-from newllm_lib.training.verified_copy import MANIFEST_FILE, update_files
+from newllm_lib.colab.drive.verified_copy import MANIFEST_FILE, update_files
+from newllm_lib.training.checkpoint import newest_checkpoint
 
 
 @pytest.fixture

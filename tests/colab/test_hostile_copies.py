@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from run_folders import contents, make_checkpoint, make_run
 
-from newllm_lib.training.run_copy import (
+from newllm_lib.colab.drive.run_copy import (
     FINISHED,
     NOTHING,
     best_beside,
@@ -20,12 +20,11 @@ from newllm_lib.training.run_copy import (
     progress_of_copy,
     size_of_copy,
 )
-from newllm_lib.training.verified_copy import (
+from newllm_lib.colab.drive.verified_copy import (
     MANIFEST_FILE,
     DamagedCopy,
     bring_folder,
     copy_checked,
-    discard,
     fingerprint,
     read_manifest,
     replace_folder,
@@ -33,6 +32,7 @@ from newllm_lib.training.verified_copy import (
     update_files,
     write_manifest,
 )
+from newllm_lib.training.disk import discard
 
 DEEP = "[" * 100_000
 # What a name in a file may be, and none of which is the name of a checkpoint.

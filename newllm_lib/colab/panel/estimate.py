@@ -11,18 +11,18 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..data.text import HELD_OUT_SHARE
-from ..data.tokenizer import DEFAULT_VOCAB_SIZE
-from ..errors import InputError
-from ..models import build_config, build_model, count_parameters
-from ..training.arguments import ModelArguments, StageArguments
-from ..training.checkpoint import read_results
-from ..training.device import GB, find_device, freed_memory_kept, size
-from ..training.model_folder import read_config
-from ..training.new_model import BYTES_PER_PARAMETER, FEWEST_TYPES
-from ..training.trainer import count_training_tokens
-from ..training.update import timed_update
-from .languages import text
+from ...data.text import HELD_OUT_SHARE
+from ...data.tokenizer import DEFAULT_VOCAB_SIZE
+from ...errors import InputError
+from ...models import build_config, build_model, count_parameters
+from ...training.arguments import ModelArguments, StageArguments
+from ...training.checkpoint import read_results
+from ...training.device import GB, find_device, freed_memory_kept, size
+from ...training.model_folder import read_config
+from ...training.new_model import BYTES_PER_PARAMETER, FEWEST_TYPES
+from ...training.trainer import count_training_tokens
+from ...training.update import timed_update
+from ..page.languages import text
 
 BYTES_PER_TOKEN = {"byte": 1.0, "bpe": 3.7, "word": 5.2, "gpt2": 4.2}  # of English text
 PROBE_TOKENS, PROBE_SECONDS = 128, 0.4  # what takes less is measured again, on four times as many tokens

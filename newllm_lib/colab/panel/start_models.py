@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..training.checkpoint import RESULTS_FILE, is_of_earlier_version
-from .languages import text
+from ...training.checkpoint import RESULTS_FILE, is_of_earlier_version
+from ..page.languages import text
 
 
 def finished_runs(runs: str | Path, folders: Sequence[str], models: Sequence[str]) -> list[Path]:

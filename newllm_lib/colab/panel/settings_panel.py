@@ -10,18 +10,16 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import display
 
-from ..data.tokenizer import DEFAULT_VOCAB_SIZE, TOKENIZERS
-from ..errors import InputError
-from ..stages.sft import OF_THE_MODEL
-from ..training.checkpoint import write_json
-from ..training.device import find_device
+from ...data.tokenizer import DEFAULT_VOCAB_SIZE, TOKENIZERS
+from ...errors import InputError
+from ...stages.sft import OF_THE_MODEL
+from ...training.checkpoint import write_json
+from ...training.device import find_device
+from ..page.languages import LANGUAGES, text, use_language
+from ..page.notices import error_html, escape, in_one_sentence, say
 from .controls import PRESET_TITLES, Control, in_the_panels_words, make_control, settings_fields
 from .estimate import MeasuredUpdate, count_model
-from .languages import LANGUAGES, text, use_language
-from .live_line import folder_phrase, live_line_html, run_state
-from .notices import error_html, escape, in_one_sentence, say
-from .panel_file import PANEL_FILE, last_language, read_panel_file
-from .panel_layout import columns, group_html, panel_box
+from .layout import columns, folder_phrase, group_html, live_line_html, panel_box, run_state
 from .stage import NotebookStage
 from .start_models import finished_runs, start_sentence
 from .text_source import data_identity, dataset_of_file, file_identity, resolve_source
@@ -34,6 +32,7 @@ NOT_OF_A_PRESET = (
 )  # fmt: skip
 FIXED_VOCABULARIES = set(TOKENIZERS) - DEFAULT_VOCAB_SIZE.keys()
 FROM_SCRATCH = ""  # where a start model's run folder stands otherwise
+PANEL_FILE = "settings-panel.json"
 
 
 class SettingsPanel:
@@ -294,3 +293,20 @@ class SettingsPanel:
 def _start_title(run: str) -> str:
     """A run of an earlier notebook as the drop-down names it."""
     return text("nothing: train new models") if run == FROM_SCRATCH else "/".join(Path(run).parts[-2:])
+
+
+def read_panel_file(folder: Path) -> dict[str, Any]:
+    """{"preset", "values", "language", maybe "start"}; {} if there is none yet, or none of ours: it is written anew at
+    the next change."""
+    try:
+        saved = json.loads((folder / PANEL_FILE).read_text(encoding="utf-8"))
+        return saved if isinstance(saved["values"], dict) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def last_language(runs: Path) -> str:
+    """The language of the panel that was used last, in whichever notebook; at first English."""
+    files = sorted(runs.glob(f"*/{PANEL_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = (read_panel_file(path.parent).get("language") for path in files)
+    return next((language for language in found if language in LANGUAGES), "en")

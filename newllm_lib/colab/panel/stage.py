@@ -6,16 +6,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapters import qlora_lwf
-from ..adapters.forgetting import PROMPTS
-from ..data.catalogue import DATASETS, Dataset
-from ..preferences import dpo, sweep
-from ..stages import pretrain, sft
-from ..training.run import PreparedRun
-from . import prompts
+from ...adapters import qlora_lwf
+from ...adapters.forgetting import PROMPTS
+from ...data.catalogue import DATASETS, Dataset
+from ...preferences import dpo, sweep
+from ...stages import pretrain, sft
+from ...training.run import PreparedRun
 from .adapter_estimate import lwf_measure, lwf_phrases, pair_measure, pair_phrases, trial_phrases
 from .base_lookup import check_lwf, check_pairs, resolve_lwf, resolve_pairs
 from .estimate import MeasuredUpdate, count_model, measure, phrases
+
+DIALOGUE = (
+    "Hello! How are you?",
+    "What did you do today?",
+    "What is your name?",
+    "Do you like music?",
+    "What are you going to do at the weekend?",
+    "I am so tired.",
+    "Can you help me, please?",
+    "What would you like to eat?",
+    "It is raining again.",
+    "Goodbye, see you tomorrow!",
+)
+INSTRUCTIONS = (
+    "What is the Python module json for?",
+    "What does os.path.join do in Python?",
+    "Explain the Python class collections.Counter.",
+    "Describe the Python module random.",
+    "Name three animals that live in the sea.",
+    "What is the capital of France?",
+    "Why is the sky blue?",
+    "Give me one tip for learning a language.",
+    "Write a sentence about a cat.",
+    "What is a computer?",
+)
+# For a model that has learned both to converse and to follow instructions.
+CONVERSATION = (*DIALOGUE[:5], *INSTRUCTIONS[5:])
 
 
 @dataclass(frozen=True)
@@ -88,7 +114,7 @@ DIALOGUE = NotebookStage(
     models=("newllm", "tiny-gpt2"),
     dataset="dailydialog",
     continues=("01_pretrain",),
-    prompts=prompts.DIALOGUE,
+    prompts=DIALOGUE,
 )
 INSTRUCTIONS = dataclasses.replace(
     DIALOGUE,
@@ -96,7 +122,7 @@ INSTRUCTIONS = dataclasses.replace(
     models=("newllm",),
     dataset="dolly",
     continues=("02_dailydialog", "01_pretrain"),
-    prompts=prompts.INSTRUCTIONS,
+    prompts=INSTRUCTIONS,
 )
 # Its 208,000 conversations take minutes to turn into tokens: the shorter presets take the first ones.
 CONVERSATION = dataclasses.replace(
@@ -111,7 +137,7 @@ CONVERSATION = dataclasses.replace(
     },
     dataset="ultrachat",
     continues=("03_dolly", "02_dailydialog", "01_pretrain"),
-    prompts=prompts.CONVERSATION,
+    prompts=CONVERSATION,
 )
 ADAPTER = NotebookStage(
     folder="05_qlora_lwf",

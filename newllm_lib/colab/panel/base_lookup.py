@@ -6,16 +6,16 @@ from pathlib import Path
 
 from transformers import Gemma3TextConfig, PreTrainedConfig
 
-from ..adapters import offline_gemma
-from ..adapters.arguments import AdapterArguments
-from ..adapters.base_model import base_config, find_base_model
-from ..adapters.memory_budget import ModelSizes, is_target, model_sizes
-from ..adapters.qlora_lwf import QloraLwfArguments, check_memory
-from ..errors import InputError
-from ..preferences.arguments import DpoArguments
-from ..preferences.dpo import check_window
-from ..training.device import find_device
-from ..training.model_card import BaseModel
+from ...adapters import offline_gemma
+from ...adapters.arguments import AdapterArguments
+from ...adapters.base_model import base_config, find_base_model
+from ...adapters.memory_budget import ModelSizes, is_target, model_sizes
+from ...adapters.qlora_lwf import QloraLwfArguments, check_memory
+from ...errors import InputError
+from ...preferences.arguments import DpoArguments
+from ...preferences.dpo import check_window
+from ...training.device import find_device
+from ...training.model_card import BaseModel
 from .text_source import file_identity
 
 # The package's model before it is converted for the first time; afterwards its own config is read.

@@ -5,19 +5,19 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ..data.catalogue import find_dataset
-from ..errors import InputError
-from ..preferences.dpo import check_trl
-from ..preferences.generator import generator_identity
-from ..preferences.pairs import GENERATED
-from ..preferences.sweep import TRIALS_FILE, SweepArguments, check_optuna, read_trials
+from ...data.catalogue import find_dataset
+from ...errors import InputError
+from ...preferences.dpo import check_trl
+from ...preferences.generator import generator_identity
+from ...preferences.pairs import GENERATED
+from ...preferences.sweep import TRIALS_FILE, SweepArguments, check_optuna, read_trials
+from ..page.languages import text
 from .adapter_estimate import is_generated
 from .chat_models import ModelChoice, chat_models, choose_model
 from .controls import PRESET_TITLES, Control, make_control
-from .languages import text
-from .live_line import live_line_html
-from .panel import SettingsPanel
+from .layout import live_line_html
 from .search_controls import search_control
+from .settings_panel import SettingsPanel
 from .text_source import file_identity, resolve_source
 
 NO_CHAT_MODEL = "No chat model is there yet: the cell below trains a small one first, in about a minute."
