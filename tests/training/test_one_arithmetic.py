@@ -37,7 +37,7 @@ def of_dpo(folder, text_file, name):
 
 def of_qlora_lwf(folder, text_file, name):
     pytest.importorskip("peft")
-    return qlora_lwf, lwf_arguments(folder, name, max_eval_tokens=10**6, max_test_tokens=10**6)
+    return qlora_lwf, lwf_arguments(folder, name, bf16=True, max_eval_tokens=10**6, max_test_tokens=10**6)
 
 
 class Killed(RuntimeError):
@@ -59,7 +59,8 @@ def results(folder):
              of_dpo, of_qlora_lwf],
     ids=["newllm", "newllm-reference", "tiny-gpt2", "lstm", "dpo", "qlora-lwf"],
 )  # fmt: skip
-def test_the_figures_of_a_model_are_one(tmp_path, text_file, make):
+def test_the_figures_of_a_model_are_one(tmp_path, text_file, make, monkeypatch):
+    monkeypatch.setattr("newllm_lib.training.device.cpu_multiplies_bf16", lambda: True)
     stage, args = make(tmp_path, text_file, "whole")
     whole = stage(args)
     stage, args = make(tmp_path, text_file, "killed")
