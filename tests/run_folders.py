@@ -4,7 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from newllm_lib.training.checkpoint import RESULTS_FILE, SETTINGS_FILE, seal_checkpoint, write_json
+from newllm_lib.training.checkpoint import RESULTS_FILE, SETTINGS_FILE, seal_checkpoint
+from newllm_lib.training.disk import write_json
 
 MAX_STEPS = 300
 

@@ -41,8 +41,10 @@ def figures(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("line", commands(*READMES))
-def test_every_command_parses(line, monkeypatch):
+def test_every_command_parses(line, tmp_path, monkeypatch):
     """The command line is read in full; only the work itself is left out."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
     calls = []
 
     def record(*args, **kwargs):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from newllm_lib.chat import Chat
-from newllm_lib.colab.chat_memory import MemoryControls, memory_html, memory_note, memory_sentence, spoken_name
+from newllm_lib.colab.chat_controls import MemoryControls, memory_html, memory_note, memory_sentence, spoken_name
 from newllm_lib.errors import InputError
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from newllm_lib.colab.chat_sampling import PENALTIES, SamplingSliders
+from newllm_lib.colab.chat_controls import PENALTIES, SamplingSliders
 from newllm_lib.evaluation.token_stream import check_sampling
 
 

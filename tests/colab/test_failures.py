@@ -6,7 +6,7 @@ import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 
-from newllm_lib.colab.page.failures import code_and_sentence
+from newllm_lib.colab.page.notices import code_and_sentence
 from newllm_lib.colab.page.notices import CellFailed, CellStopped, in_one_sentence
 from newllm_lib.errors import CODES, InputError
 

@@ -7,7 +7,7 @@ import torch
 from sample_text import make_text
 
 from newllm_lib.colab import half_life_picture
-from newllm_lib.colab.half_life_picture import half_life_figure, show_half_lives
+from newllm_lib.colab.context_picture import half_life_figure, show_half_lives
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 
 

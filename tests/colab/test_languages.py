@@ -14,7 +14,7 @@ from newllm_lib.colab.panel.preference_panel import PreferencePanel
 from newllm_lib.colab.panel.settings_panel import last_language, read_panel_file
 from newllm_lib.errors import InputError
 
-COLAB = Path(languages.__file__).parent
+COLAB = Path(languages.__file__).parents[1]
 STAGES = [found for found in vars(stage).values() if isinstance(found, stage.NotebookStage)]
 JAPANESE = re.compile("[ぁ-んァ-ヶ一-龠]")
 

@@ -17,10 +17,10 @@ from newllm_lib.adapters.lora import add_adapters, trainable
 from newllm_lib.colab import tuned_model
 from newllm_lib.colab.panel import chat_models
 from newllm_lib.colab.panel.adapter_estimate import generated_for_training
-from newllm_lib.colab.panel.chat_models import chat_models as found_models
-from newllm_lib.colab.panel.chat_models import choose_model
+from newllm_lib.colab.panel.start_models import chat_models as found_models
+from newllm_lib.colab.panel.start_models import choose_model
 from newllm_lib.colab.panel.preference_panel import PreferencePanel, SweepPanel
-from newllm_lib.colab.panel.search_controls import Ticks
+from newllm_lib.colab.panel.preference_panel import Ticks
 from newllm_lib.colab.panel.stage import EXPERIMENTS, PREFERENCES
 from newllm_lib.errors import InputError
 from newllm_lib.preferences.dpo import prepare

@@ -19,7 +19,7 @@ from newllm_lib.adapters.base_model import find_base_model
 from newllm_lib.chat import Chat
 from newllm_lib.cli import main, parse_stage
 from newllm_lib.colab import problem_report as report
-from newllm_lib.colab.page.failures import causes
+from newllm_lib.colab.page.notices import causes
 from newllm_lib.colab.page.notices import in_one_sentence
 from newllm_lib.colab.problem_report import kind_of, report_text
 from newllm_lib.data.catalogue import find_dataset

@@ -58,10 +58,10 @@ def test_the_zip_holds_the_run_without_its_checkpoints(folders, page, tmp_path):
 
 def test_on_colab_it_goes_to_the_browser(colab, folders, page, tmp_path):
     share.save_and_share(folders)
-    assert colab.page.noticess == [str(tmp_path / "02_dailydialog-demo-1.zip")]
+    assert colab.downloads == [str(tmp_path / "02_dailydialog-demo-1.zip")]
     share.save_and_share(folders, download=False)
-    assert len(colab.page.noticess) == 1
-    colab.page.notices_error = RuntimeError("no browser")
+    assert len(colab.downloads) == 1
+    colab.download_error = RuntimeError("no browser")
     share.save_and_share(folders)
     assert page.said[-2][0] == "note" and "no browser" in page.said[-2][1]
 

@@ -16,8 +16,8 @@ from newllm_lib.training.checkpoint import (
     read_results,
     read_settings,
     seal_checkpoint,
-    write_json,
 )
+from newllm_lib.training.disk import write_json
 from newllm_lib.training.trained_model import open_model
 
 

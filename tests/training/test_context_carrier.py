@@ -2,7 +2,8 @@ import itertools
 
 import torch
 
-from newllm_lib.training.context_carrier import ContextCarrier, LaneSampler
+from newllm_lib.training.samplers import LaneSampler
+from newllm_lib.training.trainer import ContextCarrier
 
 
 def test_every_update_takes_the_next_row_of_every_lane():

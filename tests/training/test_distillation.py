@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from newllm_lib.training.distillation import distillation_loss
+from newllm_lib.training.trainer import distillation_loss
 
 
 def some_logits(seed: int, requires_grad: bool = False) -> torch.Tensor:

@@ -7,8 +7,14 @@ import time
 import pytest
 from run_folders import contents, make_checkpoint
 
-from newllm_lib.training.checkpoint import COMPLETE_FILE, is_complete, numbered_checkpoints
-from newllm_lib.training.rotation import best_beside, resume_point, rotate
+from newllm_lib.training.checkpoint import (
+    COMPLETE_FILE,
+    best_beside,
+    is_complete,
+    numbered_checkpoints,
+    resume_point,
+    rotate,
+)
 
 
 def names(folder):

@@ -11,7 +11,7 @@ import pytest
 from run_folders import make_run
 
 from newllm_lib.errors import InputError
-from newllm_lib.training.run_lock import OWNER_FILE, in_use
+from newllm_lib.training.disk import OWNER_FILE, in_use
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from torch.utils.data import BatchSampler
 from newllm_lib.models import build_config, build_model
 from newllm_lib.models.language_model_head import loss_only
 from newllm_lib.training.checkpoint import newest_checkpoint
-from newllm_lib.training.context_carrier import ContextCarrier, LaneSampler
-from newllm_lib.training.even_rows import NO_ROW, EvenSampler, RowsAndBlank
+from newllm_lib.training.samplers import NO_ROW, EvenSampler, LaneSampler, RowsAndBlank
+from newllm_lib.training.trainer import ContextCarrier
 
 ROOT = Path(__file__).parents[2]
 
