@@ -19,13 +19,13 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from newllm_lib.models.context_cache import RecurrentGenerationMixin
-from newllm_lib.training.checkpoint import write_json
+from newllm_lib.training.disk import write_json
 from newllm_lib.training.trained_model import open_model
 
 STRETCH = 4096
 CHUNK = 64
 DISTANCES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-WORDS, PLACES = 20, 2  # rare words, and how often each is tried
+WORDS, PLACES = 40, 4  # rare words, and how often each is tried
 
 
 @torch.no_grad()
