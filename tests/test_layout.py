@@ -84,3 +84,16 @@ def test_each_test_file_has_a_name_of_its_own():
     """tests/ is no package: pytest would take two files of one name for the same module, and run neither."""
     names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_no_module_imports_itself_by_a_detour():
+    modules = {".".join(["newllm_lib", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in FILES}
+    graph = {name: [target for target in imports(path) if target in modules] for name, path in modules.items()}
+
+    def walk(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way[way.index(name) :], name))
+        for target in graph.pop(name, ()):
+            walk(target, (*way, name))
+
+    for name in modules:
+        walk(name, ())
