@@ -19,7 +19,7 @@ from newllm_lib.adapters.qlora_lwf import PRESETS, QloraLwfArguments, prepare
 from newllm_lib.adapters.trainer import LwfTrainer
 from newllm_lib.cli import parse_stage, set_up_output
 from newllm_lib.data.batches import EvaluationDocuments
-from newllm_lib.training.checkpoint import write_json
+from newllm_lib.training.disk import write_json
 from newllm_lib.training.trained_model import adapters_off
 
 ARMS = {"SFT": (False, False), "+ rehearsal": (False, True), "+ LwF": (True, False), "+ both": (True, True)}

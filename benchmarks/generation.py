@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from newllm_lib.evaluation.generation import token_cost
 from newllm_lib.evaluation.token_stream import TokenStream
 from newllm_lib.models import build_config, build_model
-from newllm_lib.training.checkpoint import write_json
+from newllm_lib.training.disk import write_json
 
 MODELS = ("newllm", "lstm", "tiny-gpt2")
 

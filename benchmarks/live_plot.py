@@ -18,7 +18,7 @@ from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.page.notices import quiet_notebook, warnings_in_the_plot
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.colab.panel.stage import PRETRAIN
-from newllm_lib.training.checkpoint import write_json
+from newllm_lib.training.disk import write_json
 
 TIMES_FILE = "live_plot.json"
 CELL = "import live_plot; live_plot.measure({folder!r}, {pairs})"

@@ -17,9 +17,9 @@ import torch
 from matplotlib.figure import Figure
 
 from newllm_lib.models import build_config, build_model
-from newllm_lib.training.checkpoint import write_json
 from newllm_lib.training.device import MB
-from newllm_lib.training.update import timed_update
+from newllm_lib.training.disk import write_json
+from newllm_lib.training.trainer import timed_update
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from newllm_lib.data.chat_template import ConversationFormat, render, template_for
 from newllm_lib.data.conversation_rows import CONVERSATIONS_PER_CALL, conversation_rows
 from newllm_lib.data.conversations import load_conversations
-from newllm_lib.data.documentation import documentation_rows
+from newllm_lib.data.sources import documentation_rows
 from newllm_lib.data.tokenizer import build_tokenizer
-from newllm_lib.training.checkpoint import write_json
 from newllm_lib.training.device import MB
+from newllm_lib.training.disk import write_json
 
 BASELINE_CONVERSATIONS = 20_000  # encode_batch's speed does not depend on how many there are
 

@@ -17,7 +17,7 @@ from .evaluation.generation import state_bytes
 from .evaluation.memory_file import Memory, read_memory
 from .evaluation.token_stream import TokenStream, check_prompt, check_sampling, document_ids
 from .models.context_cache import RecurrentGenerationMixin
-from .training.checkpoint import write_bytes
+from .training.disk import write_bytes
 from .training.trained_model import TrainedModel, adapters_off, open_model, weights_hash
 
 
@@ -127,15 +127,11 @@ class Chat:
 
     @functools.cached_property
     def weights(self) -> str:
-        """What the model is known by."""
+        """The hash of the model's weights."""
         return weights_hash(self.trained.folder)
 
     def memory_file(self, with_words: bool = False) -> bytes:
-        """What `save_memory` writes (see evaluation/memory_file.py).
-
-        Raises:
-            InputError: there is no such memory.
-        """
+        """What `save_memory` writes (see evaluation/memory_file.py). Raises InputError: there is no such memory."""
         if not self.is_recurrent:
             raise InputError(
                 f"{self.trained.name} has no memory of fixed size: only that of a New-LLM can be saved.", "NL-405"
@@ -164,26 +160,20 @@ class Chat:
 
     def load_memory(self, path: str | Path) -> Memory:
         """Go on from what `save_memory` has written, in place of the conversation so far; the repetition penalty knows
-        only what is said from now on.
-
-        Raises:
-            InputError: no such file, damaged, or of another model; the conversation is then as it was.
-        """
+        only what is said from now on. Raises InputError: no such file, damaged, or of another model; the conversation
+        is then as it was."""
         memory = read_memory(path)
         name = Path(path).name
+        problem = ""
         if not self.is_recurrent or memory.weights != self.weights:
-            raise InputError(
-                f"memory {name!r} was made by another model ({memory.model}, weights {memory.weights}) and means "
-                f"nothing to this one ({self.trained.name}, weights {self.weights}); load it with the model that made "
-                "it.",
-                "NL-405",
+            problem = (
+                f"was made by another model ({memory.model}, weights {memory.weights}) and means nothing to this one "
+                f"({self.trained.name}, weights {self.weights}); load it with the model that made it."
             )
-        if memory.state.shape[1] != (size := self._state_numbers):
-            raise InputError(
-                f"memory {name!r} holds {memory.state.shape[1]} numbers, but this model's state has {size}; the file "
-                "is damaged: save it again.",
-                "NL-405",
-            )
+        elif (numbers := memory.state.shape[1]) != (size := self._state_numbers):
+            problem = f"holds {numbers} numbers, but this model's state has {size}; it is damaged: save it again."
+        if problem:
+            raise InputError(f"memory {name!r} {problem}", "NL-405")
         self.messages = list(memory.messages)
         self.memory = memory
         self.stream.begin(memory.state, memory.tokens)
@@ -191,10 +181,7 @@ class Chat:
 
     def context_trace(self, last: int = 48) -> tuple[list[str], torch.Tensor]:
         """(the last T = `last` tokens that have been read, as text; [T + 1, N] the context before them and after each)
-
-        Raises:
-            InputError: nothing has been read since the conversation began, or the model has no context.
-        """
+        Raises InputError: nothing has been read since the conversation began, or the model has no context."""
         if not self.is_recurrent or not self.stream.read:
             raise InputError("there is no context to show: nothing has been said, or the model has none.")
         read = self.stream.read

@@ -1,23 +1,23 @@
 """The command `newllm <stage> --field value`: one function per command word, modules imported only when used."""
 
 import argparse
+import dataclasses
+import difflib
 import errno
 import io
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import __version__
-from .errors import InputError
-from .training.flags import SentenceParser, nearest, parse_stage
+from .errors import REFUSED, InputError
 from .wings import wing
 
-OF_THE_DISK = frozenset((
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR
-))  # fmt: skip
+OF_THE_DISK = REFUSED | {errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,17 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in OF_THE_DISK:
             raise
         where = f" for {error.filename}" if error.filename else ""
-        told = InputError(
+        sentence = InputError(
             f"the disk refuses{where}: {error.strerror}; make room, or name another folder, and give the same command "
             "again. Nothing that was saved is lost."
         )
-        print(f"newllm: {told}", file=sys.stderr)
+        print(f"newllm: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(
-            f"newllm: {error if error.args else 'Interrupted; nothing that was saved is lost.'}",
-            file=sys.stderr,
-        )
+        print(f"newllm: {error if error.args else 'Interrupted; nothing that was saved is lost.'}", file=sys.stderr)
         return 130
     return 0
 
@@ -64,7 +61,7 @@ def usage() -> str:
 
 
 def accept_every_character() -> None:
-    """Of what a terminal without UTF-8 cannot show, print the code; read what is not in its encoding as a mark."""
+    """Print the code of a character that a terminal cannot show; read what is not in its encoding as a mark."""
     for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):  # in a notebook it is another
             stream.reconfigure(errors=errors)
@@ -111,14 +108,8 @@ def run_data(argv: Sequence[str]) -> None:
     parser.add_argument("--model", help="finished run whose tokenizer and chat template to use")
     parser.add_argument("--max_length", type=int, default=256, help="tokens per row in training")
     parser.add_argument("--max_samples", type=int, help="rows to look at, the first ones")
-    parser.add_argument(
-        "--skip_bad_rows",
-        nargs="?",
-        const=True,
-        default=False,
-        type=string_to_bool,
-        help="count rows that do not fit, and leave them out",
-    )
+    flag = {"nargs": "?", "const": True, "default": False, "type": string_to_bool}
+    parser.add_argument("--skip_bad_rows", **flag, help="count rows that do not fit, and leave them out")
     parser.add_argument("--template", choices=["instruction", "preference"], help="print rows to write your own after")
     fields = parser.parse(argv)
     from .stages import data
@@ -128,15 +119,8 @@ def run_data(argv: Sequence[str]) -> None:
     elif fields.name is None and fields.data is None:
         print(data.catalogue_text())
     else:
-        report = data.inspect_dataset(
-            fields.name,
-            fields.data_source,
-            fields.data,
-            fields.model,
-            fields.max_length,
-            fields.max_samples,
-            fields.skip_bad_rows,
-        )
+        source = fields.name, fields.data_source, fields.data, fields.model
+        report = data.inspect_dataset(*source, fields.max_length, fields.max_samples, fields.skip_bad_rows)
         print(data.report_text(report))
 
 
@@ -153,16 +137,12 @@ def run_evaluate(argv: Sequence[str]) -> None:
         value = getattr(fields, name)
         if value is not None and value < 1:
             raise InputError(f"{name} has to be at least 1, got {value}.")
+    from .stages.evaluate import evaluate, evaluate_tasks
+
     if fields.tasks is not None:
-        from .stages.evaluate_tasks import evaluate_tasks
-
-        results = evaluate_tasks(
-            fields.model, fields.tasks.split(","), fields.batch_size or 32, fields.limit, fields.base
-        )
-        print(json.dumps(results, indent=2))
+        asked = fields.tasks.split(","), fields.batch_size or 32, fields.limit
+        print(json.dumps(evaluate_tasks(fields.model, *asked, fields.base), indent=2))
         return
-    from .stages.evaluate import evaluate
-
     metrics = evaluate(fields.model, fields.data, fields.max_length, fields.batch_size, fields.base)
     if fields.json:
         print(json.dumps(metrics))
@@ -213,14 +193,8 @@ def run_chat(argv: Sequence[str]) -> None:
     from .chat import Chat
     from .training.trained_model import open_model
 
-    chat = Chat(
-        open_model(fields.model, fields.base),
-        fields.max_new_tokens,
-        fields.temperature,
-        fields.top_p,
-        fields.repetition_penalty,
-        fields.seed,
-    )
+    sampling = fields.max_new_tokens, fields.temperature, fields.top_p, fields.repetition_penalty
+    chat = Chat(open_model(fields.model, fields.base), *sampling, fields.seed)
     for line in iter(read_line, ""):
         for piece in chat.reply(line):
             print(piece, end="", flush=True)
@@ -248,6 +222,70 @@ def run_doctor(argv: Sequence[str]) -> None:
         print(f"{marks[finding.status]} {finding.subject:<14} {finding.value:<34} {finding.advice}".rstrip())
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """', did you mean X?' or nothing."""
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+class SentenceParser(argparse.ArgumentParser):
+    """argparse whose complaint is one InputError in place of the usage and an exit."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str):
+        raise InputError(f"{message}; {self.prog} --help lists the fields.")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse all of `argv`; an unknown flag is named with the nearest known one."""
+        namespace, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [option for action in self._actions for option in action.option_strings]
+            word = unknown[0].split("=")[0]
+            raise InputError(f"unknown argument {word!r}{nearest(word, flags)}; {self.prog} --help lists the fields.")
+        return namespace
+
+
+def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog: str, argv: Sequence[str]) -> Any:
+    """Flags -> the stage's dataclass, one flag per field; a preset's values are defaults, flags win. Raises InputError:
+    unknown flag or preset, or a value the field refuses."""
+    from transformers import HfArgumentParser
+
+    from .training.arguments import SETTING_KEYS
+    from .training.trainer_fields import NO_EFFECT
+
+    class StageParser(SentenceParser, HfArgumentParser):
+        def add_argument(self, *names, **options):
+            # A field's metadata reaches argparse whole; the slider's part means nothing to it.
+            options = {key: value for key, value in options.items() if key not in SETTING_KEYS}
+            name = names[0].removeprefix("--")
+            if name in arguments_class.refused:
+                options["help"] = f"cannot be used here: {arguments_class.refused[name]}."
+            elif name in NO_EFFECT:
+                options["help"] = f"has no effect here: {NO_EFFECT[name]}."
+            return super().add_argument(*names, **options)
+
+    fields = dataclasses.fields(arguments_class)
+    types = [field.type for field in fields]
+    parser = StageParser(arguments_class, prog=prog)
+    # HfArgumentParser rewrites the dataclass's own field types (`str | None` to `str`); other readers need them whole.
+    for field, kind in zip(fields, types, strict=True):
+        field.type = kind
+    preset = parser.parse_known_args(argv)[0].preset
+    if preset is not None:
+        if preset not in presets:
+            raise InputError(f"preset has to be one of {', '.join(presets)}, got {preset!r}{nearest(preset, presets)}.")
+        parser.set_defaults(**presets[preset])
+    values = vars(parser.parse(argv))
+    try:
+        return arguments_class(**values)
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
 def add_model_field(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder of a finished run")
     parser.add_argument("--base", help="of adapters: the folder of the model they were trained on, if it has moved")
@@ -265,20 +303,14 @@ def add_sampling_fields(parser: argparse.ArgumentParser, max_new_tokens: int) ->
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
-    "pretrain": (
-        training_command("stages.pretrain", "PretrainArguments"),
-        "train New-LLM or a baseline from scratch on text",
-    ),
+    "pretrain": (training_command("stages.pretrain", "PretrainArguments"),
+                 "train New-LLM or a baseline from scratch on text"),
     "sft": (training_command("stages.sft", "SftArguments"), "teach a model to talk: conversations, instructions"),
-    "qlora-lwf": (
-        training_command("adapters.qlora_lwf", "QloraLwfArguments"),
-        "teach a large model in 4 bit a new task, keeping what it knew",
-    ),
+    "qlora-lwf": (training_command("adapters.qlora_lwf", "QloraLwfArguments"),
+                  "teach a large model in 4 bit a new task, keeping what it knew"),
     "dpo": (training_command("preferences.dpo", "DpoArguments"), "teach a chat model which of two answers is wanted"),
-    "sweep": (
-        training_command("preferences.sweep", "SweepArguments"),
-        "look for good settings of dpo: many short runs, one table",
-    ),
+    "sweep": (training_command("preferences.sweep", "SweepArguments"),
+              "look for good settings of dpo: many short runs, one table"),
     "merge": (run_merge, "adapters and their base into one plain model"),
     "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates"),
     "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),
@@ -286,4 +318,4 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "generate": (run_generate, "continue a prompt"),
     "chat": (run_chat, "talk to a model"),
     "doctor": (run_doctor, "what this machine is and what will run on it"),
-}
+}  # fmt: skip

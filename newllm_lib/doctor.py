@@ -5,26 +5,21 @@ import platform
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
 from packaging.version import Version
 
-from .data.hub import code_of, hub_problem
-from .data.text import WIKITEXT
+from .data.catalogue import DATASETS
+from .data.sources import has_chitchat, hub_problem
 from .training.device import GB, Device, choose_precision, find_device, size
 
 # package -> what it is for
 PACKAGES = {
-    "torch": "all stages",
-    "transformers": "all stages",
-    "datasets": "all stages",
-    "accelerate": "all stages",
-    "matplotlib": "curves",
-    "ipywidgets": "notebooks",
-}
+    **dict.fromkeys(("torch", "transformers", "datasets", "accelerate"), "all stages"),
+    "matplotlib": "curves", "ipywidgets": "notebooks",
+}  # fmt: skip
 # What only some stages need; without it a remark is all that the others are due.
 # package -> (what it is for, the stages, the extra that brings it)
 OF_SOME_STAGES = {
@@ -34,17 +29,11 @@ OF_SOME_STAGES = {
 }
 # name -> (the least that setup.py asks for, "" for any; the newest this release was tested with: constraints.txt)
 TESTED = {
-    "Python": ("3.10", "3.13"),
-    "torch": ("2.6", "2.13.0"),
-    "transformers": ("5.0", "5.23.0"),
-    "datasets": ("4.0", "5.2.0"),
-    "accelerate": ("1.4", "1.15.0"),
-    "matplotlib": ("", "3.11.2"),
-    "ipywidgets": ("7.7.1", "8.1.9"),
-    "peft": ("", "0.21.2"),
-    "bitsandbytes": ("", "0.50.2"),
+    "Python": ("3.10", "3.13"), "torch": ("2.6", "2.13.0"), "transformers": ("5.0", "5.23.0"),
+    "datasets": ("4.0", "5.2.0"), "accelerate": ("1.4", "1.15.0"), "matplotlib": ("", "3.11.2"),
+    "ipywidgets": ("7.7.1", "8.1.9"), "peft": ("", "0.21.2"), "bitsandbytes": ("", "0.50.2"),
     "trl": ("0.29.1", "1.16.0"),
-}
+}  # fmt: skip
 FREE_DISK_GB = 2.0
 FREE_MEMORY_GB = 2.0
 
@@ -68,31 +57,22 @@ def doctor(folder: str | Path = ".", adapters: bool = False, preferences: bool =
         folder: where runs would be saved.
         adapters: stage 5 is to run, and what only it needs has to be there; preferences: likewise for stage 6.
     """
-    return [
-        *of_the_device(find_device()),
-        of_memory(psutil.virtual_memory()),
-        of_the_disk(Path(folder).absolute()),
-        of_version("Python", platform.python_version()),
-        *of_packages({5: adapters, 6: preferences}),
-        *of_data(),
-    ]
+    machine = of_memory(psutil.virtual_memory()), of_the_disk(Path(folder).absolute())
+    packages = of_version("Python", platform.python_version()), *of_packages({5: adapters, 6: preferences})
+    return [*of_the_device(find_device()), *machine, *packages, *of_data()]
 
 
 def of_the_device(device: Device) -> list[Finding]:
     """GPU or CPU, and the precision that follows from it."""
     precision, why = choose_precision(device)
-    findings = [Finding("CPU", f"{os.cpu_count()} cores, {device.threads} threads for torch", "ok")]
+    advice = "Small presets run on the CPU. On Colab: Runtime > Change runtime type > T4."
+    findings = [Finding("GPU", "none", "note", advice, "NL-101")]
     if device.kind == "cuda":
+        findings = [Finding("GPU", device.name, "ok"), Finding("GPU memory", f"{device.memory_gb:.1f} GB", "ok")]
         capability = ".".join(map(str, device.capability))
-        findings[:0] = [
-            Finding("GPU", device.name, "ok"),
-            Finding("GPU memory", f"{device.memory_gb:.1f} GB", "ok"),
-            Finding("Compute capability", capability, "ok", "bf16 arithmetic needs 8.0 or more."),
-        ]
-    else:
-        advice = "Small presets run on the CPU. On Colab: Runtime > Change runtime type > T4."
-        findings.insert(0, Finding("GPU", "none", "note", advice, "NL-101"))
-    return [*findings, Finding("Precision", precision, "ok", why)]
+        findings.append(Finding("Compute capability", capability, "ok", "bf16 arithmetic needs 8.0 or more."))
+    cpu = Finding("CPU", f"{os.cpu_count()} cores, {device.threads} threads for torch", "ok")
+    return [*findings, cpu, Finding("Precision", precision, "ok", why)]
 
 
 def of_memory(memory: Any) -> Finding:
@@ -147,11 +127,11 @@ def of_version(name: str, found: str) -> Finding:
 
 def of_data() -> list[Finding]:
     """Where data can come from."""
-    problem = hub_problem(WIKITEXT.sources[0])
-    offline = find_spec("chitchat_dataset") is not None
+    problem = hub_problem(DATASETS["wikitext"].sources[0])
+    offline = has_chitchat()
     hub = Finding("Hub", "reached", "ok")
     if problem is not None:
         advice = "The offline data will be used." if offline else "pip install 'newllm[offline]', or your own file."
-        hub = Finding("Hub", f"not reached: {problem}", "note" if offline else "fail", advice, code_of(problem))
+        hub = Finding("Hub", f"not reached: {problem}", "note" if offline else "fail", advice, problem.code)
     status = "ok" if offline or problem is None else "fail"
     return [hub, Finding("Offline data", "installed" if offline else "not installed", status)]

@@ -11,7 +11,7 @@ def quiet_libraries() -> None:
     """No warnings and no progress bars of transformers and datasets, nor of what one library calls by an old name in
     another; nor of bitsandbytes, which on a CPU with bf16 misses a package when it is imported."""
     warnings.filterwarnings("ignore", r".* is deprecated and will be removed in v6", FutureWarning)
-    # Of checkpoints that follow each other quickly; their numbers tell their order as well.
+    # Checkpoints may follow each other quickly; their numbers show their order as well.
     warnings.filterwarnings("ignore", "mtime may not be reliable")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -9,11 +9,8 @@ from .errors import InputError
 
 
 def wing(name: str) -> ModuleType:
-    """The module `name` of a wing, such as "preferences.dpo".
-
-    Raises:
-        InputError: this copy of the library lacks the wing.
-    """
+    """The module `name` of a wing, such as "preferences.dpo". Raises InputError: this copy of the library lacks the
+    wing."""
     package = f"{__package__}.{name.split('.')[0]}"
     try:
         return import_module(f"{__package__}.{name}")

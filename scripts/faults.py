@@ -44,7 +44,8 @@ from sample_text import make_text  # noqa: E402
 from tiny_gemma import tiny_gemma_folder  # noqa: E402
 
 from newllm_lib import cli  # noqa: E402
-from newllm_lib.stages import pretrain, sft, sweep  # noqa: E402, F401  imported once, for all sessions
+from newllm_lib.preferences import sweep  # noqa: E402, F401  imported once, for all sessions
+from newllm_lib.stages import pretrain, sft  # noqa: E402, F401
 
 COUNTS = {"kills": 300, "two processes": 6, "storage": 30, "damaged": 60, "hostile": 40}
 SECONDS = 120  # that a session may take

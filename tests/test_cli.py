@@ -244,7 +244,7 @@ def test_unknown_command_and_flags(capsys, trained):
 
 
 def test_no_network_and_no_offline_data(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("newllm_lib.data.text.find_spec", lambda name: None)
+    monkeypatch.setattr("newllm_lib.data.sources.find_spec", lambda name: None)
     assert "newllm[offline]" in complaint_of(capsys, "pretrain", "--output_dir", tmp_path / "run", *SMALL)
 
 

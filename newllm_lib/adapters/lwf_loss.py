@@ -61,7 +61,7 @@ def lwf_loss(
 
     Args:
         hidden: [N, H] of the student.
-        labels: [N], every one scored.
+        labels: [N], every one supervised.
         teacher_hidden: [N, H of the teacher's head]; None: no teacher.
         teacher_head: None: the student's.
         temperature: of both models in the KL; the cross-entropy's is 1.
@@ -110,7 +110,7 @@ def loss_of_chunk(
     label_smoothing: float = 0.0,
     trains: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Of every token: cross-entropy [n], KL [n], and, if it trains, the gradient of total by hidden [n, H]."""
+    """For every token: cross-entropy [n], KL [n], and, if it trains, the gradient of total by hidden [n, H]."""
     count = tokens.stop - tokens.start
     head, dtype = models[0].head, models[0].dtype
     labels = padded(labels[tokens], models)

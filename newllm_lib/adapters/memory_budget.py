@@ -10,7 +10,7 @@ Dimensions: B rows (the micro-batch), T tokens, H hidden, L layers.
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from ..models.frozen_head import CHUNK_ELEMENTS
 from ..training.device import GB
 
 FP32 = 4  # bytes
-USABLE_SHARE = 0.9  # of the device; the rest is for what nobody counted
+USABLE_SHARE = 0.9  # of the device; the rest is for what is not counted
 SHORTEST = 64  # tokens per row; below it there is little left to learn from
 
 BLOCK = 64  # weights that share a scale in NF4 ...
@@ -36,30 +36,21 @@ WIDE_IN_FLIGHT = 2  # gradients as wide as the MLP at a time, beside what waits 
 SCORES_IN_FLIGHT = 3  # attention scores at a time: raw, masked, softmax; backward, two gradients
 
 GEMMA_2B_CONFIG = {  # google/gemma-2b, config.json; for GemmaConfig
-    "vocab_size": 256_000,
-    "hidden_size": 2048,
-    "intermediate_size": 16_384,
-    "num_hidden_layers": 18,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 1,
-    "head_dim": 256,
-    "max_position_embeddings": 8192,
+    "vocab_size": 256_000, "hidden_size": 2048, "intermediate_size": 16_384, "num_hidden_layers": 18,
+    "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256, "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
-}
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class BudgetItem:
+class BudgetItem(NamedTuple):
+    """What takes so many bytes; `how`: one phrase on how the figure comes about."""
+
     name: str
     bytes: int
-    how: str  # one phrase: how the figure comes about
+    how: str
 
 
-Row = tuple[str, int, str]  # a BudgetItem to be
-
-
-@dataclass(frozen=True)
-class LinearSize:
+class LinearSize(NamedTuple):
     """A linear layer that is not the head; `block` is its decoder layer's name, "" outside of all."""
 
     name: str
@@ -72,15 +63,11 @@ class LinearSize:
         return self.inputs * self.outputs
 
 
-@dataclass(frozen=True)
-class ModelSizes:
+class ModelSizes(NamedTuple):
     linear: list[LinearSize]
     blocks: list[str]
     norms: int  # in one block
     other_parameters: int  # embeddings, a head of its own, norms, biases
-
-    def of_block(self, block: str) -> list[LinearSize]:
-        return [layer for layer in self.linear if layer.block == block]
 
 
 def model_sizes(config: PreTrainedConfig) -> ModelSizes:
@@ -131,17 +118,22 @@ def memory_budget(
     targets = [layer for layer in sizes.linear if is_target(layer.name, target_modules)]
     adapters = rank * sum(layer.inputs + layer.outputs for layer in targets)
 
+    weights = sum(layer.weights for layer in sizes.linear)
+    name, size = "linear layers", compute_bytes * weights
+    if quantized:
+        name, size = "linear layers in NF4", sum(nf4_bytes(layer.weights) for layer in sizes.linear)
     rows = [
-        _linear_weights(sizes, quantized, compute_bytes),
+        (name, size, f"{size / weights:.3f} bytes x {weights:,}, {len(sizes.linear)} layers"),
         ("embeddings, norms, biases", sizes.other_parameters * compute_bytes, "all other parameters; a tied head once"),
         ("adapters", FP32 * adapters, f"fp32 x {adapters:,}: rank {rank} on {len(targets)} layers"),
         ("adapters' gradients", FP32 * adapters, "fp32"),
         ("AdamW's moments", 2 * FP32 * adapters, "fp32, two per adapter weight"),
         ("adapters for autocast", compute_bytes * adapters, f"{compute_bytes} bytes each, kept in its cache"),
     ]
+    of_blocks = ([layer for layer in sizes.linear if layer.block == block] for block in sizes.blocks)
     in_blocks = [
-        _block_activations(sizes.of_block(block), targets, sizes.norms, config, rank, tokens, scores, compute_bytes)
-        for block in sizes.blocks
+        _block_activations(layers, targets, sizes.norms, config, rank, tokens, scores, compute_bytes)
+        for layers in of_blocks
     ]
     if gradient_checkpointing:
         rows.append(("layer inputs", len(in_blocks) * hidden, f"B x T x H of {len(in_blocks)} checkpointed layers"))
@@ -183,18 +175,10 @@ def is_target(name: str, target_modules: str | Sequence[str]) -> bool:
 
 
 def nf4_bytes(weights: int) -> int:
-    """Of one linear layer in NF4 with double quantisation: half a byte per weight, a byte per block of weights, an fp32
-    number per block of those, and the tables (bitsandbytes' QuantState)."""
+    """Bytes of one linear layer in NF4 with double quantisation: half a byte per weight, a byte per block of weights,
+    an fp32 number per block of those, and the tables (bitsandbytes' QuantState)."""
     blocks = math.ceil(weights / BLOCK)
     return math.ceil(weights / 2) + blocks + FP32 * math.ceil(blocks / SCALES_PER_BLOCK) + NF4_TABLES
-
-
-def _linear_weights(sizes: ModelSizes, quantized: bool, compute_bytes: int) -> Row:
-    weights = sum(layer.weights for layer in sizes.linear)
-    if not quantized:
-        return "linear layers", weights * compute_bytes, f"{compute_bytes} bytes x {weights:,}"
-    size = sum(nf4_bytes(layer.weights) for layer in sizes.linear)
-    return "linear layers in NF4", size, f"{size / weights:.3f} bytes x {weights:,}, {len(sizes.linear)} layers"
 
 
 def _block_activations(
@@ -206,7 +190,7 @@ def _block_activations(
     tokens: int,
     scores: int,
     compute_bytes: int,
-) -> list[Row]:
+) -> list[tuple[str, int, str]]:
     """What one decoder layer keeps for its backward pass.
 
     A frozen weight keeps no input, but the adapter beside it does. Attention is counted as torch's plain kernel
@@ -276,22 +260,17 @@ def check_fits(
     max_length: int,
 ) -> None:
     """Refuse a setting that does not fit into `memory_bytes` of the device; None is a CPU, where nothing is refused.
-
-    Raises:
-        InputError: naming the setting, what it needs, what there is, and the nearest setting that fits.
-    """
+    Raises InputError: naming the setting, what it needs, what there is, and the nearest setting that fits."""
     if memory_bytes is None:
         return
     usable, needed = USABLE_SHARE * memory_bytes, total_bytes(budget_of(micro_batch, max_length))
     if needed <= usable:
         return
     nearest = nearest_that_fits(usable, budget_of, micro_batch, accumulation, max_length)
-    remedy = (
-        "the nearest setting that fits is --per_device_train_batch_size {} --gradient_accumulation_steps {} "
-        "--max_length {}.".format(*nearest)
-        if nearest
-        else f"not even one row of {min(max_length, SHORTEST)} tokens fits; choose a smaller --model."
-    )
+    remedy = f"not even one row of {min(max_length, SHORTEST)} tokens fits; choose a smaller --model."
+    if nearest:
+        flags = "--per_device_train_batch_size {} --gradient_accumulation_steps {} --max_length {}".format(*nearest)
+        remedy = f"the nearest setting that fits is {flags}."
     raise InputError(
         f"per_device_train_batch_size {micro_batch} with gradient_accumulation_steps {accumulation} and max_length "
         f"{max_length} needs about {needed / GB:.1f} GB, but {usable / GB:.1f} of the device's {memory_bytes / GB:.1f} "

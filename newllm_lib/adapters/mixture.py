@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets.arrow_writer import ArrowWriter
 from torch.utils.data import Dataset, Sampler
@@ -20,8 +21,7 @@ from ..data.cache import cache_path, kept
 from ..data.chat_template import ConversationFormat
 from ..data.conversation_rows import ConversationCounts, encoded_blocks
 from ..data.conversations import Conversations
-from ..data.pieces import TextPiece
-from ..data.text import Text
+from ..data.text import Text, TextPiece
 from ..errors import InputError
 
 PARAGRAPH_CHARACTERS = 400
@@ -34,12 +34,9 @@ FEATURES = datasets.Features(
 def conversation_examples(
     conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
 ) -> tuple[datasets.Dataset, ConversationCounts]:
-    """Every conversation as one example: `input_ids` [N] and `supervised` [N], the tokens that are learned. Written
-    once per data, tokenizer and format under the cache folder.
-
-    Raises:
-        InputError: a bad row in the user's file, or no conversation at all.
-    """
+    """Every conversation as one example: `input_ids` [N] and which of them are `supervised` [N]. Written once per data,
+    tokenizer and format under the cache folder. Raises InputError: a bad row in the user's file, or no conversation at
+    all."""
     key = (conversations.identity, conversations.read_as, tokenizer.chat_template, form)
 
     def examples(counts: ConversationCounts) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -59,12 +56,8 @@ def conversation_examples(
 def text_examples(
     text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int
 ) -> tuple[datasets.Dataset, TextCounts]:
-    """Running text in stretches of at most `max_length` tokens, each after a beginning-of-text token and learned whole.
-    A stretch never goes over the end of a document.
-
-    Raises:
-        InputError: there is no text.
-    """
+    """Running text in stretches of at most `max_length` tokens, each after a beginning-of-text token and supervised
+    whole. A stretch never goes over the end of a document. Raises InputError: there is no text."""
 
     def examples(counts: TextCounts) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         begin = np.asarray([tokenizer.bos_token_id], dtype=np.int32)
@@ -120,7 +113,7 @@ class ExampleMix(Dataset):
         self.parts = [new] if rehearsal is None else [new, rehearsal]
         self.num_new = len(new)
         self.num_rehearsal = 0 if rehearsal is None else len(rehearsal)
-        self.lengths = np.concatenate([_lengths(part) for part in self.parts])
+        self.lengths = np.concatenate([pc.list_value_length(part.data.column("input_ids")) for part in self.parts])
 
     def __len__(self) -> int:
         return self.num_new + self.num_rehearsal
@@ -129,11 +122,6 @@ class ExampleMix(Dataset):
         part = self.parts[0] if index < self.num_new else self.parts[1]
         row = part[int(index if index < self.num_new else index - self.num_new)]
         return {**row, "is_new": index < self.num_new}
-
-
-def _lengths(rows: datasets.Dataset) -> np.ndarray:
-    column = rows.data.column("input_ids").combine_chunks()
-    return np.diff(np.asarray(column.offsets if hasattr(column, "offsets") else column.chunk(0).offsets))
 
 
 class MixSampler(Sampler[int]):
@@ -173,10 +161,8 @@ class MixSampler(Sampler[int]):
             return np.empty(0, dtype=np.int64)
         first, count = self.epoch * self.per_epoch, self.mix.num_rehearsal
         passes = range(first // count, (first + self.per_epoch - 1) // count + 1)
-        sequence = np.concatenate(
-            [np.random.default_rng((self.seed, number, 1)).permutation(count) for number in passes]
-        )
-        return sequence[first - passes.start * count :][: self.per_epoch]
+        orders = [np.random.default_rng((self.seed, number, 1)).permutation(count) for number in passes]
+        return np.concatenate(orders)[first - passes.start * count :][: self.per_epoch]
 
 
 def rehearsal_per_epoch(mix: ExampleMix, ratio: float) -> int:
@@ -186,8 +172,8 @@ def rehearsal_per_epoch(mix: ExampleMix, ratio: float) -> int:
 
 def collate_examples(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     """Examples -> `input_ids` and `labels` [B, T], padded to the longest, and `is_new` [B]. labels[t] is what follows
-    input_ids[t], or IGNORED where it is not learned. Padding stands on the right, where attention does not look, and no
-    label is there: there is no need for an attention mask."""
+    input_ids[t], or IGNORED where that is not supervised. Padding stands on the right, where attention does not look
+    and no label is: no attention mask is needed."""
     length = max(len(row["input_ids"]) for row in rows) - 1
     input_ids = np.zeros((len(rows), length), dtype=np.int64)
     labels = np.full((len(rows), length), IGNORED, dtype=np.int64)

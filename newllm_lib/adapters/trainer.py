@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.batches import IGNORED, EvaluationDocuments
 from ..evaluation.perplexity import TextMetrics, score_against_base
-from ..models.frozen_head import Head, split_head
+from ..models.frozen_head import split_head
 from ..training.trainer import LanguageModelTrainer
 from .lwf_loss import lwf_loss
 from .mixture import MixSampler, collate_examples
@@ -42,8 +42,10 @@ class LwfTrainer(LanguageModelTrainer):
         self.separate_teacher = separate_teacher
         if separate_teacher is not None:
             self.teacher_decoder, self.teacher_head = split_head(separate_teacher.eval())
-            # The network may wait on the CPU; of its head a copy is where the loss is taken.
-            self.teacher_head = head_on(self.teacher_head, args.device)
+            # The network may wait on the CPU; a copy of its head is where the loss is taken.
+            bias = None if self.teacher_head.bias is None else self.teacher_head.bias.to(args.device)
+            weight = self.teacher_head.weight.to(args.device)
+            self.teacher_head = replace(self.teacher_head, weight=weight, bias=bias)
         self.general_documents = general_documents.sample(args.max_eval_tokens)
         self.sums = torch.zeros(3, dtype=torch.float64)  # since the last line of the log: task, KL, tokens
         super().__init__(model, args, train_rows, documents, tokenizer, carry_context=False, **kwargs)
@@ -61,40 +63,32 @@ class LwfTrainer(LanguageModelTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args = self.args
-        chosen = inputs["labels"] != IGNORED
+        supervised = inputs["labels"] != IGNORED
         decoder, head = split_head(self.accelerator.unwrap_model(model))
-        hidden = decoder(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state[chosen]
+        hidden = decoder(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state[supervised]
         weight = scheduled(args.distill_weight, args.distill_weight_end, self.state)
         temperature = scheduled(args.temperature, args.temperature_end, self.state)
         teacher_hidden = teacher_head = None
         if weight > 0:
-            teacher_hidden, teacher_head = self._teach(model, inputs["input_ids"], chosen)
-        loss = lwf_loss(
-            hidden,
-            head,
-            inputs["labels"][chosen],
-            teacher_hidden,
-            teacher_head,
-            weight,
-            temperature,
-            args.label_smoothing_factor,
-        )
-        tokens = chosen.sum()
+            teacher_hidden, teacher_head = self._teach(model, inputs["input_ids"], supervised)
+        options = weight, temperature, args.label_smoothing_factor
+        loss = lwf_loss(hidden, head, inputs["labels"][supervised], teacher_hidden, teacher_head, *options)
+        tokens = supervised.sum()
         self.sums += torch.stack([loss.task.double(), loss.kl.double(), tokens.double()]).cpu()
         total = loss.total / (tokens if num_items_in_batch is None else num_items_in_batch)
         return (total, {"loss": total}) if return_outputs else total
 
     @torch.no_grad()
-    def _teach(self, model: nn.Module, input_ids: torch.Tensor, chosen: torch.Tensor):
+    def _teach(self, model: nn.Module, input_ids: torch.Tensor, supervised: torch.Tensor):
         """(the teacher's last hidden states at the supervised tokens, its head or None for the student's)."""
         if self.separate_teacher is None:
             plain = self.accelerator.unwrap_model(model)
             with plain.disable_adapter():
                 decoder, _ = split_head(plain)
-                return decoder(input_ids=input_ids, use_cache=False).last_hidden_state[chosen], None
+                return decoder(input_ids=input_ids, use_cache=False).last_hidden_state[supervised], None
         there = self.separate_teacher.device
         hidden = self.teacher_decoder(input_ids=input_ids.to(there), use_cache=False).last_hidden_state
-        return hidden[chosen.to(there)].to(input_ids.device), self.teacher_head
+        return hidden[supervised.to(there)].to(input_ids.device), self.teacher_head
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs and self.sums[2] > 0:
@@ -106,34 +100,16 @@ class LwfTrainer(LanguageModelTrainer):
     def score_with_kl(
         self, documents: EvaluationDocuments, compare: bool = True, max_length: int | None = None
     ) -> tuple[TextMetrics, float]:
-        """(metrics of the model as it is now, its KL from the base per scored token in nats; 0 if they are not to be
-        compared). `max_length`: tokens that are read at a time; None: as many as an example has."""
-        model = self.accelerator.unwrap_model(self.model)
-        return score_against_base(
-            model,
-            documents,
-            self.processing_class.bos_token_id,
-            max_length or self.args.max_length,
-            self.args.per_device_eval_batch_size,
-            compare,
-        )
-
-    def score(self, documents: EvaluationDocuments) -> TextMetrics:
-        return self.score_with_kl(documents, compare=False)[0]
+        """(metrics of the model as it is now, its KL from the base per supervised token in nats; 0 if they are not to
+        be compared). `max_length`: tokens that are read at a time; None: as many as an example has."""
+        model, start = self.accelerator.unwrap_model(self.model), self.processing_class.bos_token_id
+        shape = max_length or self.args.max_length, self.args.per_device_eval_batch_size
+        return score_against_base(model, documents, start, *shape, compare)
 
     def scores(self, documents: EvaluationDocuments) -> dict[str, Any]:
         general, divergence = self.score_with_kl(self.general_documents)
-        return {
-            **super().scores(documents),
-            "general_bits_per_byte": general.bits_per_byte,
-            "general_kl_to_base": divergence,
-        }
-
-
-def head_on(head: Head, device: torch.device) -> Head:
-    """The head with its tensors on a device."""
-    bias = None if head.bias is None else head.bias.to(device)
-    return replace(head, weight=head.weight.to(device), bias=bias)
+        measured = {"general_bits_per_byte": general.bits_per_byte, "general_kl_to_base": divergence}
+        return {**super().scores(documents), **measured}
 
 
 def scheduled(start: float, end: float | None, state) -> float:

@@ -21,11 +21,19 @@ from IPython.display import display
 
 from ..chat import Chat
 from ..training.trained_model import open_model
-from .chat_memory import MemoryControls, memory_html, memory_note, pictures_html
-from .chat_sampling import SamplingSliders
+from .chat_controls import MemoryControls, SamplingSliders, memory_html, memory_note, pictures_html
 from .page.bubbles import columns_html, one_exchange
-from .page.failures import code_and_sentence
-from .page.notices import GRID, download_html, in_one_sentence, quiet_notebook, say, sentence_html
+from .page.notices import (
+    GRID,
+    download_html,
+    error_html,
+    html_widget,
+    in_one_sentence,
+    quiet_notebook,
+    say,
+    small_html,
+    wrapping_row,
+)
 from .storage import on_colab
 
 INTERVAL_SECONDS = 0.1  # between two updates of the page
@@ -42,12 +50,8 @@ REMARK = "Written by small language models; not to be relied on."
 
 class ChatBox:
     """Text field, Send, Stop and Reset under the conversation; with several models, a choice of one or two that hear
-    what is said, each with a conversation of its own.
-
-    Args:
-        folders: the folders of the trained models, or name -> folder.
-        seed: of what is drawn; None: other replies every time.
-    """
+    what is said, each with a conversation of its own. `folders` are those of the trained models, or name -> folder;
+    without a `seed` replies are drawn otherwise every time."""
 
     max_new_tokens = LONG_REPLY
 
@@ -61,36 +65,29 @@ class ChatBox:
         self.is_busy = self.is_stopped = False
         self.task: asyncio.Task | None = None
         names = list(self.folders)
-        self.first = widgets.Dropdown(options=names, layout=widgets.Layout(width="150px"))
-        self.second = widgets.Dropdown(
-            options=[NOBODY, *names], value=[*names, NOBODY][1], layout=widgets.Layout(width="150px")
-        )
+        narrow, wide = ({"layout": widgets.Layout(width=width)} for width in ("80px", "150px"))
+        self.first = widgets.Dropdown(options=names, **wide)
+        self.second = widgets.Dropdown(options=[NOBODY, *names], value=[*names, NOBODY][1], **wide)
         self.text = widgets.Text(placeholder="Say something", layout=widgets.Layout(width="auto", flex="1 1 240px"))
-        self.send_button = widgets.Button(description="Send", layout=widgets.Layout(width="80px"))
+        self.send_button = widgets.Button(description="Send", **narrow)
         self.stop_button = widgets.Button(description="Stop", disabled=True, layout=widgets.Layout(width="80px"))
-        self.reset_button = widgets.Button(description="Reset", layout=widgets.Layout(width="80px"))
-        self.output, self.notice, self.remembered, self.picture, self.links = (
-            widgets.HTML(layout=widgets.Layout(width="auto")) for _ in range(5)
-        )
+        self.reset_button = widgets.Button(description="Reset", **narrow)
+        self.output, self.notice, self.remembered, self.picture, self.links = (html_widget() for _ in range(5))
         self.sampling = SamplingSliders(self.max_new_tokens)
-        self.memory = MemoryControls(
-            Path(next(iter(self.folders.values()))).parent / "memories", self.open_chats, self._conversation_changed
-        )
+        memories = Path(next(iter(self.folders.values()))).parent / "memories"
+        self.memory = MemoryControls(memories, self.open_chats, self._conversation_changed)
         self.box = self._lay_out()
         self._listen()
         self._show()
 
     def _lay_out(self) -> widgets.Widget:
-        row = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
-        self.choice = widgets.HBox(
-            [widgets.HTML("<b>A</b>"), self.first, widgets.HTML("<b>B</b>"), self.second],
-            layout=widgets.Layout(**row, display=None if len(self.folders) > 1 else "none"),
-        )
+        self.choice = wrapping_row(widgets.HTML("<b>A</b>"), self.first, widgets.HTML("<b>B</b>"), self.second)
+        self.choice.layout.display = None if len(self.folders) > 1 else "none"
         buttons = [self.send_button, self.stop_button, self.reset_button]
         if on_colab():
             self.stop_button.layout.display = "none"
-            buttons.append(widgets.HTML(f'<span style="opacity:.75;font-size:12px">{STOP_ON_COLAB}</span>'))
-        line = widgets.HBox([self.text, *buttons], layout=widgets.Layout(**row))
+            buttons.append(widgets.HTML(small_html(STOP_ON_COLAB)))
+        line = wrapping_row(self.text, *buttons)
         self.panes = widgets.Accordion([self.sampling.box, self.memory.box], selected_index=None)
         self.panes.set_title(0, "How replies are drawn")
         self.panes.set_title(1, "Memory: save it, go on from it")
@@ -148,10 +145,9 @@ class ChatBox:
             yield from self._stream(chats, said)
         except KeyboardInterrupt:
             self.notice.value = ""  # the conversation keeps what has been said so far
-        except Exception as error:  # inside a callback nobody else would show it
+        except Exception as error:  # inside a callback no other code would show it
             sys.last_value = error  # where the report looks for it
-            code, sentence = code_and_sentence(error)
-            self.notice.value = sentence_html(sentence, "fail", code)
+            self.notice.value = error_html(error)
         finally:
             try:
                 self._show()
@@ -172,12 +168,8 @@ class ChatBox:
                     else:
                         texts[name] += piece
                 if going and time.monotonic() - shown_at >= INTERVAL_SECONDS:
-                    self._show_turns(
-                        {
-                            name: [*before[name], *one_exchange(said, text, name in going)]
-                            for name, text in texts.items()
-                        }
-                    )
+                    so_far = {name: one_exchange(said, text, name in going) for name, text in texts.items()}
+                    self._show_turns({name: [*before[name], *turns] for name, turns in so_far.items()})
                     shown_at = time.monotonic()
                 yield
         finally:
@@ -233,7 +225,7 @@ class ChatBox:
             shown = columns_html(conversations, notes)
         self.output.value = (
             f'<div style="border:1px solid {GRID};border-radius:8px;padding:6px 10px">'
-            f'<div style="opacity:.75;font-size:12px;line-height:1.4">{DISCLAIMER}</div>{shown}</div>'
+            f"{small_html(DISCLAIMER, 'line-height:1.4')}{shown}</div>"
         )
 
 
@@ -271,11 +263,8 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 @in_one_sentence
 def show_chat(folders: Sequence[str | Path], opening: str = "", before: Path | None = None) -> ChatBox:
     """Display the box, with one exchange already made if `opening` says something: so the cell has something to show,
-    and a model that cannot be loaded is known at once.
-
-    Args:
-        before: the run that was gone on from: its models can be heard beside those of `folders`.
-    """
+    and a model that cannot be loaded is known at once. `before`: the run that was gone on from: its models can be heard
+    beside those of `folders`."""
     named = {Path(folder).name: folder for folder in folders}
     if before is not None:
         named |= {f"{name} before": before / name for name in list(named)}
@@ -302,11 +291,7 @@ def _open(box: ChatBox, opening: str) -> ChatBox:
 
 
 def transcript_text(chats: Mapping[str, Chat], drawn: str) -> str:
-    """Every model's conversation, one after the other.
-
-    Args:
-        drawn: how replies are drawn, in words.
-    """
+    """Every model's conversation, one after the other; `drawn` says how replies are drawn."""
     now = datetime.datetime.now(datetime.timezone.utc)
     blocks = [f"A conversation of {now:%Y-%m-%d %H:%M} UTC ({drawn}). {REMARK}"]
     for name, chat in chats.items():
@@ -314,7 +299,6 @@ def transcript_text(chats: Mapping[str, Chat], drawn: str) -> str:
         if chat.memory is not None:
             lines.append(f"[goes on from a memory of {chat.memory.tokens:,} tokens]")
         for message in chat.messages:
-            speaker = "You" if message["role"] == "user" else name
-            lines.append(f"{speaker}: {message['content']}")
+            lines.append(f"{'You' if message['role'] == 'user' else name}: {message['content']}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"

@@ -9,11 +9,8 @@ from .page.notices import code_html, escape, mark_html, quiet_notebook, say, tab
 
 
 def show_check_up(folder: str | Path = ".", adapters: bool = False, preferences: bool = False) -> None:
-    """Examine the machine, show every finding, and sum them up in a sentence.
-
-    Args:
-        adapters: with what only stage 5 needs; preferences: with what only stage 6 needs.
-    """
+    """Examine the machine, show every finding, and sum them up in a sentence. `adapters`: with what only stage 5 needs;
+    preferences: with what only stage 6 needs."""
     quiet_notebook()
     findings = doctor(folder, adapters, preferences)
     display(HTML(check_up_html(findings)))
@@ -22,12 +19,11 @@ def show_check_up(folder: str | Path = ".", adapters: bool = False, preferences:
 
 def check_up_html(findings: list[Finding]) -> str:
     """One row per finding: mark, subject, value, advice and its code."""
-    return table_html(
-        [
-            [mark_html(f.status), f"<b>{escape(f.subject)}</b>", escape(f.value), escape(f.advice) + code_html(f.code)]
-            for f in findings
-        ]
-    )
+    rows = []
+    for f in findings:
+        advice = escape(f.advice) + code_html(f.code)
+        rows.append([mark_html(f.status), f"<b>{escape(f.subject)}</b>", escape(f.value), advice])
+    return table_html(rows)
 
 
 def verdict(findings: list[Finding]) -> tuple[str, str]:

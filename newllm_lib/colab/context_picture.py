@@ -1,42 +1,45 @@
-"""A picture of the context vector as it changes token by token: what a New-LLM remembers of a text, beside the last
-token.
+"""Pictures of what a New-LLM remembers: of its context vector as it changes token by token, and of how long its
+channels remember, before and after its training.
 
 Dimensions: L layers, C channels of the context of one layer; N = L * C numbers of the context vector; T tokens.
 """
 
-import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from IPython.display import HTML, display
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from ..evaluation.context_trace import trace_context
-from ..evaluation.half_life import half_lives_of_biases
+from ..evaluation.context_trace import half_lives_of_biases, measured_half_lives, trace_context
+from ..evaluation.perplexity import token_sequence
 from ..evaluation.token_stream import document_ids
-from ..models import NewLLMForCausalLM
+from ..models import NewLLMForCausalLM, build_model
 from ..models.context_cache import RecurrentGenerationMixin
-from ..training.curves import as_label, in_the_font
+from ..stages.evaluate import held_out_documents, held_out_text
+from ..training.curves import COLOURS, as_label, in_the_font
 from ..training.trained_model import open_model
-from .page.notices import in_one_sentence, picture_html, quiet_notebook, say
+from .page.notices import figure_html, in_one_sentence, quiet_notebook, say
 
 MOST_TOKENS = 48  # more would not be legible side by side
 LONGEST_TOKEN = 12  # characters of its label
 MOST_ROWS = 192  # more would be thinner than a line of pixels and a half
-COLOURS = "RdBu_r"  # blue below zero, white at zero, red above: told apart by every kind of colour vision
+DIVERGING = "RdBu_r"  # blue below zero, white at zero, red above: every kind of colour vision can tell them apart
 WITHIN_COLOURS = 0.9  # share of the values; a few are so large that all others would be white beside them
 DPI = 100
+MOST_MEASURED = 4096  # held-out tokens that the forget gates are measured on
+LAYERS_IN_A_ROW = 4
 
 
 def context_figure(
     tokens: Sequence[str], contexts: torch.Tensor, half_lives: torch.Tensor | None = None, title: str = ""
 ) -> Figure:
     """Below, a column for each token and rows of channels, quick ones above slow ones, one layer below the other;
-    above, how far each token has moved the whole vector. Of many channels evenly spaced ones are shown.
+    above, how far each token has moved the whole vector. Evenly spaced ones of many channels are shown.
 
     Args:
         tokens: T texts.
@@ -56,14 +59,15 @@ def context_figure(
     values = contexts[1:, order.flatten()].T  # [rows, T], the first row on top
     bound = max(float(values.abs().quantile(WITHIN_COLOURS)), 1e-6)
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, height_ratios=(1, 3.6), sharex=True)
     positions = range(len(tokens))
     above.bar(positions, moved.numpy(), color="#57606a", width=0.8)
     above.set(ylabel="moved by")
     above.spines[["top", "right"]].set_visible(False)
     above.tick_params(axis="x", length=0, labelbottom=False)
-    image = below.imshow(values.numpy(), aspect="auto", interpolation="nearest", cmap=COLOURS, vmin=-bound, vmax=bound)
+    image = below.imshow(
+        values.numpy(), aspect="auto", interpolation="nearest", cmap=DIVERGING, vmin=-bound, vmax=bound
+    )
     for layer in range(1, layers):
         below.axhline(layer * shown - 0.5, color="#24292f", linewidth=1.2)
     # parse_math: what stands between two dollar signs is no formula here.
@@ -85,9 +89,8 @@ def context_picture(
 ) -> str:
     """`context_figure` as HTML; of a New-LLM `model` the channels are ordered by the biases of their forget gates."""
     half_lives = half_lives_of_biases(model) if isinstance(model, NewLLMForCausalLM) else None
-    buffer = io.BytesIO()
-    context_figure(tokens, contexts, half_lives, title).savefig(buffer, format="png", dpi=DPI)
-    return picture_html(buffer.getvalue(), "the context vector after each token, as colours")
+    figure = context_figure(tokens, contexts, half_lives, title)
+    return figure_html(figure, "the context vector after each token, as colours", dpi=DPI)
 
 
 def label(token: str) -> str:
@@ -100,11 +103,8 @@ def label(token: str) -> str:
 
 @in_one_sentence
 def show_context(folder: str | Path, text: str) -> None:
-    """Let a trained New-LLM read `text`, and show its context after each token.
-
-    Raises:
-        CellStopped: no such model, or one without a context; or there is no text.
-    """
+    """Let a trained New-LLM read `text`, and show its context after each token. Raises CellStopped: no such model, or
+    one without a context; or there is no text."""
     quiet_notebook()
     trained = open_model(folder)
     if not isinstance(trained.model, RecurrentGenerationMixin):
@@ -120,4 +120,57 @@ def show_context(folder: str | Path, text: str) -> None:
     say(
         f"{trained.name} has read {len(token_ids):,} tokens, one column each, and keeps of them the last column, "
         f"{size} numbers ({4 * size:,} bytes), and the last token. It would keep no more after a million tokens."
+    )
+
+
+def half_life_figure(before: torch.Tensor, after: torch.Tensor) -> Figure:
+    """A plot for each layer: the half-lives of its channels, from the quickest to the slowest. before, after: [L, C] in
+    tokens, before training and after it."""
+    layers, channels = before.shape
+    columns = min(layers, LAYERS_IN_A_ROW)
+    rows = math.ceil(layers / columns)
+    figure = Figure(figsize=(max(2.8 * columns, 4.5), 2.8 * rows), layout="constrained")
+    plots = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    for axes in plots[layers:]:
+        axes.remove()
+    for number, axes in enumerate(plots[:layers]):
+        for colour, name, half_lives in zip(COLOURS, ("before", "after"), (before, after), strict=False):
+            axes.plot(range(1, channels + 1), half_lives[number].sort().values, color=colour, label=name, linewidth=1.6)
+        axes.set(title=f"layer {number + 1}", xlabel="channels, sorted", yscale="log")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in plots[:layers:columns]:
+        axes.set_ylabel("half-life (tokens)")
+    plots[0].yaxis.set_major_formatter("{x:g}")
+    plots[0].legend(frameon=False, title="training")
+    return figure
+
+
+@in_one_sentence
+def show_half_lives(folder: str | Path) -> None:
+    """Show how long the channels of a trained New-LLM remember on held-out text, beside those of a new one of its kind.
+    Raises CellStopped: no such model, or its held-out text is out of reach."""
+    quiet_notebook()
+    trained = open_model(folder)
+    if not isinstance(trained.model, NewLLMForCausalLM):
+        say(f"{trained.name} is no New-LLM: it has no channels with a half-life to show.", "note")
+        return
+    documents = held_out_documents(trained, held_out_text(trained)).sample(MOST_MEASURED).documents
+    read = [token_sequence(document, trained.tokenizer.bos_token_id)[0] for document in documents]
+    token_ids = np.concatenate(read)[:MOST_MEASURED].tolist()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        new = build_model(trained.model.config).to(trained.model.device)
+    before, after = (measured_half_lives(model, token_ids) for model in (new, trained.model))
+
+    def middle(half_lives: torch.Tensor) -> str:
+        """The range of all but the quickest and the slowest tenth."""
+        low, high = half_lives.flatten().quantile(torch.tensor([0.1, 0.9])).tolist()
+        return f"{low:.2g} to {high:,.0f}" if high >= 10 else f"{low:.2g} to {high:.2g}"
+
+    words = "the half-life of every channel, before and after training"
+    display(HTML(figure_html(half_life_figure(before, after), words, dpi=DPI)))
+    say(
+        f"Half of what a channel of {trained.name} holds is gone after {middle(after)} tokens, in four of five "
+        f"channels; before training it was {middle(before)}. Measured on {len(token_ids):,} held-out tokens."
     )

@@ -1,4 +1,4 @@
-"""The cells of notebook 7: look for good settings, see what came of them, and have notebook 6 take the best."""
+"""The cells of notebook 7: look for good settings, see their results, and have notebook 6 take the best."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,24 +11,23 @@ from ..errors import InputError
 from ..preferences.sweep import (
     BEST_FILE,
     TRIALS_FILE,
-    SweepArguments,
     best_trial,
     margin_histories,
     read_trials,
     sweep_settings,
     trial_folder,
 )
+from ..training.callbacks import TrainingInterrupted
 from ..training.checkpoint import SETTINGS_FILE, read_results
-from ..training.report import TrainingInterrupted
 from .drive.drive_copy import wait_for_drive
 from .drive.earlier_runs import fetch_sentences
-from .experiment_pictures import coordinates_figure, margins_figure
-from .live_trials import FORMS, LiveTrials, trial_cells
+from .live_trials import FORMS, LiveTrials, coordinates_figure, margins_figure, trial_cells
 from .page.notices import (
     CellStopped,
+    button_box,
     error_html,
+    figure_html,
     in_one_sentence,
-    picture_html,
     quiet_notebook,
     say,
     sentence_html,
@@ -38,7 +37,7 @@ from .page.notices import (
 from .panel.controls import LABELS
 from .panel.preference_panel import PreferencePanel, SweepPanel
 from .panel.stage import PREFERENCES
-from .preference_results import standard_error
+from .preferences import standard_error
 from .results import copied, size_html
 from .storage import drive_copier
 
@@ -57,11 +56,8 @@ CARRIED = ("lora_alpha", "sft_epochs", "sft_weight", "max_length")  # settings o
 
 @in_one_sentence
 def run_experiments(panel: SweepPanel) -> Path:
-    """Run the trials that are missing; finished ones are never repeated.
-
-    Returns:
-        The folder of the sweep, for the cells below.
-    """
+    """Run the trials that are missing; finished ones are never repeated. Returns the folder of the sweep, for the cells
+    below."""
     quiet_notebook()
     args = panel.arguments(panel.models[0])
     folder = Path(args.output_dir)
@@ -96,23 +92,17 @@ def stopped(stop: KeyboardInterrupt, rows: Sequence[dict[str, Any]]) -> str:
 
 @in_one_sentence
 def show_experiments(panel: SweepPanel, folder: str | Path) -> Path:
-    """All trials by how good they are, two pictures, and a verdict.
-
-    Returns:
-        The folder of the best trial, for the cells below.
-    """
+    """All trials by how good they are, two pictures, and a verdict. Returns the folder of the best trial, for the cells
+    below."""
     folder = Path(folder)
     rows = read_trials(folder)
     best = best_trial(rows)
     if best is None:
         raise InputError(f"no trial in {folder.name} is finished: run the cell above again.", "NL-404")
-    figures = (
-        coordinates_figure(panel.arguments(panel.models[0]), rows),
-        margins_figure(rows, margin_histories(folder, rows)),
-    )
+    margins = margins_figure(rows, margin_histories(folder, rows))
+    figures = coordinates_figure(panel.arguments(panel.models[0]), rows), margins
     for figure, (name, what) in zip(figures, PICTURES.items(), strict=True):
-        figure.savefig(folder / name, dpi=110)
-        display(HTML(picture_html((folder / name).read_bytes(), what)))
+        display(HTML(figure_html(figure, what, folder / name)))
     display(HTML(table_html(trial_cells(by_merit(rows)), header=True)))
     say(verdict(rows, read_results(trial_folder(folder, best["trial"]))["pairs"]))
     return trial_folder(folder, best["trial"])
@@ -125,60 +115,44 @@ def by_merit(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def verdict(rows: Sequence[dict[str, Any]], pairs: int) -> str:
-    """Which trial is best, and how much of that is chance.
-
-    Args:
-        pairs: how many every trial was scored on.
-    """
+    """Which trial is best, and how much of that is chance. `pairs`: how many every trial was scored on."""
     best = best_trial(rows)
     error = standard_error(best["accuracy"], pairs)
     others = [row for row in rows if row["state"] == "finished" and row is not best]
     near = sum(best["accuracy"] - row["accuracy"] <= error for row in others)
-    told = {0: "no other is", 1: "another one is"}.get(near, f"{near} others are")
+    others_are = {0: "no other is", 1: "another one is"}.get(near, f"{near} others are")
     failed = sum(row["state"] == "failed" for row in rows)
     share = f"{best['accuracy']:.1%} of {pairs:,} held-out pairs (± {error:.1%})"
     return (
-        f"Best of {len(rows)}: trial {best['trial']}, {share}; "
-        f"{told} within that error. The same pairs have chosen it: on others expect a little less."
-        + (f" {failed} failed." if failed else "")
+        f"Best of {len(rows)}: trial {best['trial']}, {share}; {others_are} within that error. The same pairs have "
+        f"chosen it: on others expect a little less.{f' {failed} failed.' if failed else ''}"
     )
 
 
 @in_one_sentence
 def offer_best(panel: SweepPanel, folder: str | Path) -> widgets.Widget:
     """Display a button that gives the best settings to notebook 6; Run all does not press it."""
-    settings = best_settings(panel.arguments(panel.models[0]), folder)
-    button = widgets.Button(description="Use in notebook 6", layout=widgets.Layout(width="180px"))
-    line = widgets.HTML(layout=widgets.Layout(width="auto"))
+    settings = sweep_settings(folder)
+    args = panel.arguments(panel.models[0])
+    settings |= {name: getattr(args, name) for name in CARRIED}  # without them the others would mean something else
 
-    def press(_) -> None:
+    def press() -> str:
         try:
-            line.value = sentence_html(apply_settings(settings, panel.runs))
+            return sentence_html(apply_settings(settings, panel.runs))
         except InputError as error:
-            line.value = error_html(error)
+            return error_html(error)
 
-    button.on_click(press)
-    box = widgets.VBox([button, line])
+    box = button_box("Use in notebook 6", press)
     display(box)
-    say(f"The best settings: {in_words(settings)}. The button sets notebook 6's sliders to them.")
+    forms = {name: FORMS.get(name, "g" if isinstance(value, float) else "") for name, value in settings.items()}
+    words = ", ".join(f"{LABELS[name]} {format(value, forms[name])}" for name, value in settings.items())
+    say(f"The best settings: {words}. The button sets notebook 6's sliders to them.")
     return box
 
 
-def best_settings(args: SweepArguments, folder: str | Path) -> dict[str, Any]:
-    """The settings of the best trial, with those of all trials without which they would mean something else.
-
-    Raises:
-        InputError: no trial is finished.
-    """
-    return sweep_settings(folder) | {name: getattr(args, name) for name in CARRIED}
-
-
 def apply_settings(settings: dict[str, Any], runs: str | Path) -> str:
-    """Set notebook 6's panel, as it is kept in the storage, to the settings; says what was done.
-
-    Raises:
-        InputError: the panel cannot have them.
-    """
+    """Set notebook 6's panel, as it is kept in the storage, to the settings; says what was done. Raises InputError: the
+    panel cannot have them."""
     panel = PreferencePanel(PREFERENCES, runs)
     for name, value in settings.items():
         panel.controls[name].set(value)
@@ -187,15 +161,6 @@ def apply_settings(settings: dict[str, Any], runs: str | Path) -> str:
         f"Notebook 6 has them now; its model, its pairs and how long it trains are its own (preset "
         f"{panel.preset.value}). Open it and press Run all; where it is open, run its settings cell again."
     )
-
-
-def in_words(settings: dict[str, Any]) -> str:
-    """Settings under the names that the panel gives them."""
-    words = []
-    for name, value in settings.items():
-        form = FORMS.get(name, "g" if isinstance(value, float) else "")
-        words.append(f"{LABELS[name]} {format(value, form)}")
-    return ", ".join(words)
 
 
 @in_one_sentence

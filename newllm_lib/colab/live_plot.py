@@ -4,13 +4,13 @@ Each update replaces the whole content of the display: a line per model, then th
 from background threads nor widgets that wait for the kernel, so everything happens in the trainer's own callbacks.
 """
 
-import io
+import contextlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
@@ -20,11 +20,11 @@ from ..adapters.arguments import QloraLwfArguments
 from ..preferences.reference import ReferenceArguments
 from ..preferences.scores import chosen_falls
 from ..training.arguments import StageArguments
+from ..training.callbacks import METRICS_FILE
 from ..training.curves import COLOURS, curves_figure
 from ..training.device import find_device, memory_in_use, size
-from ..training.report import METRICS_FILE
-from .drive.copy_status import CopyStatus, span
-from .page.notices import GRID, escape, mark_html, picture_html, sentence_html
+from .drive.drive_copy import CopyStatus, span
+from .page.notices import GRID, escape, mark_html, picture_html, png_of, sentence_html, small_html
 from .panel.controls import in_the_panels_words
 
 INTERVAL_SECONDS = 2.0
@@ -64,12 +64,7 @@ class ModelProgress:
 
 
 class LivePicture:
-    """A picture that is drawn anew while models train, for DRAWING_SHARE of the time at most.
-
-    Args:
-        make_figure: what it shows.
-        clock: seconds, rising.
-    """
+    """A picture of `make_figure()` that is drawn anew while models train, for DRAWING_SHARE of the time at most."""
 
     def __init__(self, make_figure: Callable, clock: Callable[[], float]):
         self.make_figure, self.clock = make_figure, clock
@@ -77,9 +72,7 @@ class LivePicture:
 
     def draw(self) -> None:
         started = self.clock()
-        buffer = io.BytesIO()
-        self.make_figure().savefig(buffer, format="png", dpi=DPI, pil_kwargs=PNG)
-        self.png = buffer.getvalue()
+        self.png = png_of(self.make_figure(), DPI, pil_kwargs=PNG)
         self.drawn_at = self.clock()
         self.drawing_seconds = self.drawn_at - started
 
@@ -89,14 +82,9 @@ class LivePicture:
 
 
 class LivePlot:
-    """One display for the training of several models.
-
-    Args:
-        names: the models, in the order in which they are trained.
-        interval_seconds: least time between two updates, but for those at an evaluation.
-        clock: seconds, rising.
-        show: displays an object and returns a handle with `update`.
-    """
+    """One display for the training of several models, named in the order in which they are trained. Two updates are
+    `interval_seconds` apart at least, but for those at an evaluation; `clock` gives seconds, rising; `show` displays an
+    object and returns a handle with `update`."""
 
     def __init__(
         self,
@@ -163,16 +151,15 @@ class LivePlot:
         return sum(len(model.history) for model in self.models.values())
 
     def _content(self) -> HTML:
-        lines = "".join(
-            self._line(model, COLOURS[number % len(COLOURS)]) for number, model in enumerate(self.models.values())
-        )
-        hint = ""
+        lines, hint = "".join(map(self._line, self.models.values(), itertools.cycle(COLOURS))), ""
         if any(model.state in TRAINS for model in self.models.values()):
             hint = "To stop, interrupt the cell (■): the update is finished and saved, and the next run continues."
-        lines += "".join(sentence_html(warning, "note") for warning in map(_warning, self.models.values()) if warning)
+        for model in self.models.values():  # those that learn preferences
+            evaluations = [entry for entry in model.history if "eval_chosen_logp" in entry]
+            if evaluations and (warning := chosen_falls(evaluations[0], evaluations[-1])):
+                lines += sentence_html(in_the_panels_words(warning), "note")
         return HTML(
-            f'<div style="font-size:14px;line-height:1.5">{lines}'
-            f'<div style="opacity:.75;font-size:12px;margin:2px 0 4px">{hint}</div></div>'
+            f'<div style="font-size:14px;line-height:1.5">{lines}{small_html(hint, "margin:2px 0 4px")}</div>'
             f"{picture_html(self.picture.png, 'learning curves') if self.picture.png else ''}"
         )
 
@@ -205,16 +192,13 @@ class LivePlot:
             facts.append(f"{model.seconds_left / 60:.1f} minutes left")
         if (memory := memory_in_use(self.device)) is not None:
             facts.append(f"{size(memory)} of memory")
-        return facts + self._saves(model)
-
-    def _saves(self, model: ModelProgress) -> list[str]:
-        if model.saved_at is None:
-            return []
-        here = f"saved {span(self.clock() - model.saved_at)} ago ✓"
-        if model.on_drive is None:
-            return [here]
-        status = model.on_drive()
-        return [status.sentence()] if status.is_current else [here, status.sentence()]
+        if model.saved_at is not None:
+            copy = None if model.on_drive is None else model.on_drive()
+            if copy is None or not copy.is_current:
+                facts.append(f"saved {span(self.clock() - model.saved_at)} ago ✓")
+            if copy is not None:
+                facts.append(copy.sentence())
+        return facts
 
 
 class LiveCallback(TrainerCallback):
@@ -228,9 +212,8 @@ class LiveCallback(TrainerCallback):
         self.started, self.first_update = self.plot.clock(), state.global_step
         self.evaluation_seconds = 0.0
         self.model.history, self.model.updates = state.log_history, state.max_steps
-        self.model.update, self.model.state = state.global_step, "training"
-        if isinstance(args, ReferenceArguments):
-            self.model.state = LEARNS_ANSWERS
+        learns_answers = isinstance(args, ReferenceArguments)
+        self.model.update, self.model.state = state.global_step, LEARNS_ANSWERS if learns_answers else "training"
         if isinstance(args, TrainingArguments) and not isinstance(args, StageArguments):  # TRL's, for preferences
             self.model.unit = "pairs"
             self.per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps
@@ -269,20 +252,11 @@ def read_history(folder: Path) -> list[dict]:
     """The metrics log of a run folder, but for lines that a disk has damaged."""
     path = folder / METRICS_FILE
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    return [entry for entry in map(_entry, lines) if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
-
-
-def _entry(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _warning(model: ModelProgress) -> str:
-    """What the newest evaluation of a model that learns preferences gives reason to."""
-    evaluations = [entry for entry in model.history if "eval_chosen_logp" in entry]
-    return in_the_panels_words(chosen_falls(evaluations[0], evaluations[-1])) if evaluations else ""
+    entries = []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            entries.append(json.loads(line))
+    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
 
 
 def _newest(history: list[dict], key: str) -> float | None:

@@ -1,21 +1,31 @@
-"""A look at the text before training on it: origin, licence, counts, samples, and one sample cut into its tokens."""
+"""A look at the data before training on them: origin, licence, counts, samples, and one sample cut into its tokens;
+of conversations with those marked that are learned."""
 
 import itertools
+from collections.abc import Iterable
 
 from IPython.display import HTML, display
 from transformers import PreTrainedTokenizerFast
 
+from ..adapters.qlora_lwf import PreparedLwf
+from ..data.chat_template import ConversationFormat, encode_conversations, plain_messages, render
+from ..data.examples import Message
 from ..data.tokenizer import text_backend
 from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
-from .page.notices import FAINT, escape, in_one_sentence, say, table_html
+from .page.bubbles import bubbles_html
+from .page.notices import AS_WRITTEN, FAINT, GRID, beside_html, escape, in_one_sentence, say, small_html, table_html
 from .panel.settings_panel import SettingsPanel
 
 NUM_SAMPLES = 3
-SAMPLE_CHARACTERS = 280
+SKIPPED = 20  # documents or conversations between samples: neighbours are often alike
 LEAST_CHARACTERS = 80  # a sample of one short line shows little
-SKIPPED_DOCUMENTS = 20  # between samples, so that they are not one text
-TINTS = ("rgba(31,111,235,.30)", "rgba(209,73,91,.28)", "rgba(42,157,143,.32)")
+MOST_CHARACTERS = 280  # of a sample, or of a turn
+MOST_TURNS, MOST_TOKENS = 6, 150  # shown of a conversation
+# What a token's patch looks like, in turn.
+TINTS = ("background:rgba(31,111,235,.30)", "background:rgba(209,73,91,.28)", "background:rgba(42,157,143,.32)")
+LEARNED = tuple(f"background:rgba(42,157,143,{share});text-decoration:underline" for share in (".45", ".28"))
+GIVEN = ("background:rgba(128,128,128,.24)", "background:rgba(128,128,128,.12)")
 
 
 @in_one_sentence
@@ -23,15 +33,34 @@ def preview_data(panel: SettingsPanel) -> None:
     """Load the text as the panel says, learn the tokenizer, and show what training will see."""
     args = panel.arguments(panel.models[0])
     prepared = panel.stage.prepare(args)
-    samples = sample_texts(prepared)
-    display(HTML(counts_html(prepared) + samples_html(samples) + tokens_html(samples[0], prepared.tokenizer)))
+    counts, samples = prepared.train_counts, sample_texts(prepared)
+    display(HTML(text_table(prepared) + samples_html(samples) + tokens_html(samples[0], prepared.tokenizer)))
     updates, tokens = count_training_tokens(args, len(prepared.train_rows))
-    passes = tokens / prepared.train_counts.tokens
+    passes = tokens / counts.tokens
     extent = f"{passes:.1f} passes over the text" if passes >= 1 else f"{passes:.1%} of the text"
-    say(
-        f"{prepared.train_counts.tokens:,} tokens are ready; training takes {updates:,} updates over {tokens:,} "
-        f"tokens, {extent}."
-    )
+    say(f"{counts.tokens:,} tokens are ready; training takes {updates:,} updates over {tokens:,} tokens, {extent}.")
+
+
+@in_one_sentence
+def preview_conversations(panel: SettingsPanel) -> None:
+    """Load the conversations as the panel says and show what training will see."""
+    args = panel.arguments(panel.models[0])
+    prepared = panel.stage.prepare(args)
+    form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
+    samples = list(itertools.islice(prepared.splits.train, 0, NUM_SAMPLES * SKIPPED, SKIPPED))
+    if len(samples) < NUM_SAMPLES:
+        samples = list(itertools.islice(prepared.splits.train, NUM_SAMPLES))
+    tokens = learned_html(samples, prepared.tokenizer, form)
+    display(HTML(conversations_table(prepared) + conversations_html(samples) + tokens))
+    ready = f"{prepared.train_counts.documents:,} conversations are ready"
+    if prepared.extent:
+        say(f"{ready}. {prepared.extent}")
+        return
+    rows = len(prepared.train_rows)
+    updates, tokens = count_training_tokens(args, rows)
+    passes = tokens / (rows * args.max_length)
+    extent = f"{passes:.1f} passes over them" if passes >= 1 else f"{passes:.1%} of them"
+    say(f"{ready}, in {rows:,} rows of {args.max_length} tokens; training takes {updates:,} updates, {extent}.")
 
 
 def sample_texts(prepared: PreparedRun) -> list[str]:
@@ -39,67 +68,121 @@ def sample_texts(prepared: PreparedRun) -> list[str]:
     stretches from the beginning and further on."""
     texts = (piece.text.strip() for piece in prepared.splits.train.read() if piece.starts_document)
     long_enough = (text for text in texts if len(text) >= LEAST_CHARACTERS)
-    chosen = list(itertools.islice(long_enough, 0, NUM_SAMPLES * SKIPPED_DOCUMENTS, SKIPPED_DOCUMENTS))
+    chosen = list(itertools.islice(long_enough, 0, NUM_SAMPLES * SKIPPED, SKIPPED))
     if len(chosen) < NUM_SAMPLES:
         text = next(iter(prepared.splits.train.strings()))
         third = len(text) // NUM_SAMPLES
         starts = [0, *(text.find("\n", number * third) + 1 for number in range(1, NUM_SAMPLES))]
         chosen = [text[start:].strip() for start in dict.fromkeys(starts)]
-    return [text[:SAMPLE_CHARACTERS] + (" …" if len(text) > SAMPLE_CHARACTERS else "") for text in chosen if text]
+    return [text[:MOST_CHARACTERS] + (" …" if len(text) > MOST_CHARACTERS else "") for text in chosen if text]
 
 
-def counts_html(prepared: PreparedRun) -> str:
-    """Where the text is from, and how much of it there is."""
-    train, validation, counts = prepared.splits.train, prepared.splits.validation, prepared.train_counts
+def origin_rows(what: str, prepared: PreparedRun) -> list[list[str]]:
+    """The head of a table of counts: where both splits are from."""
+    sides = prepared.splits.train, prepared.splits.validation
+    origins, licences = ([escape(getattr(side, name)) for side in sides] for name in ("origin", "licence"))
+    return [["", "<b>for training</b>", "<b>held out</b>"], [what, *origins], ["licence", *licences]]
+
+
+def tokenizer_row(prepared: PreparedRun) -> list[str]:
+    """The size of the vocabulary, and how much text a token stands for."""
     held_out = prepared.held_out.counts
-    rows = [
-        ["", "<b>for training</b>", "<b>held out</b>"],
-        ["text", escape(train.origin), escape(validation.origin)],
-        ["licence", escape(train.licence), escape(validation.licence)],
-        ["documents", f"{counts.documents:,}", f"{held_out.documents:,}"],
-        ["bytes", f"{counts.bytes:,}", f"{held_out.bytes:,}"],
-        ["words", f"{counts.words:,}", f"{held_out.words:,}"],
-        ["tokens", f"{counts.tokens:,}", f"{held_out.tokens:,}"],
-    ]
+    return ["tokenizer", f"{len(prepared.tokenizer):,} types", f"{held_out.bytes / held_out.tokens:.2f} bytes a token"]
+
+
+def text_table(prepared: PreparedRun) -> str:
+    """Where the text is from, and how much of it there is."""
+    sides = prepared.train_counts, prepared.held_out.counts
+    rows = origin_rows("text", prepared)
+    rows += [[n, *(f"{getattr(c, n):,}" for c in sides)] for n in ("documents", "bytes", "words", "tokens")]
     if prepared.train_counts.unknown_tokens:
-        shares = [f"{c.unknown_tokens / c.tokens:.1%} of the tokens" for c in (counts, held_out)]
-        rows.append(["unknown words", *shares])
-    rows.append(
-        ["tokenizer", f"{len(prepared.tokenizer):,} types", f"{held_out.bytes / held_out.tokens:.2f} bytes a token"]
-    )
+        rows.append(["unknown words", *(f"{c.unknown_tokens / c.tokens:.1%} of the tokens" for c in sides)])
+    return table_html([*rows, tokenizer_row(prepared)])
+
+
+def conversations_table(prepared: PreparedRun) -> str:
+    """Where the conversations are from, how many there are, and how many did not fit."""
+    counts, held_out = prepared.train_counts, prepared.held_out.counts
+    conversations = counts.documents + counts.too_long
+    rows = [
+        *origin_rows("data", prepared),
+        ["conversations", f"{counts.documents:,}", f"{len(prepared.held_out.documents):,}"],
+        ["tokens", f"{counts.all_tokens:,}", ""],
+        ["of them learned", f"{counts.tokens:,} ({counts.tokens / counts.all_tokens:.0%})", f"{held_out.tokens:,}"],
+        ["words learned", f"{counts.words:,}", f"{held_out.words:,}"],
+        ["shortened", f"{counts.shortened:,} ({counts.shortened / conversations:.1%}) lost their last turns", ""],
+        ["left out", f"{counts.too_long:,} ({counts.too_long / conversations:.1%}): no answer fits into a row", ""],
+        tokenizer_row(prepared),
+    ]
+    if counts.bad_rows:
+        rows.append(["no conversation", f"{counts.bad_rows:,} rows left out; {escape(counts.complaints[0])}", ""])
+    if prepared.splits.note:
+        rows.append(["remark", escape(prepared.splits.note), ""])
+    if isinstance(prepared, PreparedLwf):
+        other = (prepared.rehearsal.train, prepared.rehearsal.validation)
+        rows.append(["general text", *(escape(text.origin) for text in other)])
+        rows.append(["its licence", *(escape(text.licence) for text in other)])
+        rows += [["remark", escape(remark), ""] for remark in prepared.remarks]
     return table_html(rows)
 
 
 def samples_html(samples: list[str]) -> str:
     """Samples one under the other, line breaks kept."""
-    blocks = [
-        f'<div style="white-space:pre-wrap;overflow-wrap:anywhere;background:{FAINT};padding:6px 10px;margin:6px 0;'
-        f'font-size:13px;line-height:1.4">{escape(text)}</div>'
-        for text in samples
-    ]
+    style = f"{AS_WRITTEN};background:{FAINT};padding:6px 10px;margin:6px 0;font-size:13px;line-height:1.4"
     title = f"{len(samples)} samples" if len(samples) > 1 else "A sample"
-    return f"<b>{title}</b>{''.join(blocks)}"
+    return f"<b>{title}</b>" + "".join(f'<div style="{style}">{escape(text)}</div>' for text in samples)
+
+
+def conversations_html(samples: list[list[Message]]) -> str:
+    """Conversations side by side where there is room, the first turns of each."""
+    style = f"flex:1 1 280px;min-width:240px;border:1px solid {GRID};border-radius:8px;padding:6px 10px"
+    cards = []
+    for messages in samples:
+        more = len(messages) - MOST_TURNS
+        rest = small_html(f"and {more} more turns") if more > 0 else ""
+        cards.append(f'<div style="{style}">{bubbles_html(messages[:MOST_TURNS], MOST_CHARACTERS)}{rest}</div>')
+    title = f"{len(samples)} conversations" if len(samples) > 1 else "A conversation"
+    return f"<b>{title}</b>{beside_html(cards, align='flex-start')}"
 
 
 def tokens_html(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
-    """The text with every token tinted; tokens that share one character (parts of its bytes) are one patch."""
+    """The text with every token tinted."""
     encoding = text_backend(tokenizer).encode(text, add_special_tokens=False)
-    patches, position = [], 0
-    for begin, end in encoding.offsets:
+    patches, end = tinted(text, ((offsets, TINTS) for offsets in encoding.offsets))
+    return _as_tokens(f"The first sample as its {len(encoding.ids):,} tokens", patches + escape(text[end:]))
+
+
+def learned_html(samples: list[list[Message]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat) -> str:
+    """The beginning of the first of the samples that fits into a row as its tokens, the learned ones underlined."""
+    samples = [plain_messages(messages, tokenizer) for messages in samples]  # as `render` shows them
+    for messages, encoded in zip(samples, encode_conversations(samples, tokenizer, form), strict=True):
+        if encoded is None:
+            continue
+        supervised = encoded.supervised
+        (text,), _ = render([messages], tokenizer)
+        offsets = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets[: len(supervised)]
+        styles = (LEARNED if learned else GIVEN for learned in supervised[:MOST_TOKENS])
+        patches, _ = tinted(text, zip(offsets, styles, strict=False))
+        title = (
+            f"One of them as {len(supervised):,} tokens; the {int(supervised.sum()):,} that are learned are underlined"
+        )
+        return _as_tokens(title, patches + (" …" if len(offsets) > MOST_TOKENS else ""))
+    return ""
+
+
+def tinted(text: str, tokens: Iterable[tuple[tuple[int, int], tuple[str, ...]]]) -> tuple[str, int]:
+    """(the text up to the last token as HTML, how many characters that is). Tokens that share one character (parts of
+    its bytes) are one patch. `tokens`: (begin and end in the text, what its patch looks like: one of these in turn)."""
+    spans, position, number = [], 0, 0
+    for (begin, end), styles in tokens:
         if end <= position:
             continue
-        if begin > position:
-            patches.append((text[position:begin], False))
-        patches.append((text[max(begin, position) : end], True))
-        position = end
-    patches.append((text[position:], False))
-    spans, number = [], 0
-    for patch, is_token in patches:
-        tint = f' style="background:{TINTS[number % len(TINTS)]};border-radius:3px"' if is_token else ""
-        spans.append(f"<span{tint}>{escape(patch)}</span>")
-        number += is_token
-    return (
-        f"<b>The first sample as its {len(encoding.ids):,} tokens</b>"
-        f'<div style="white-space:pre-wrap;overflow-wrap:anywhere;font-size:14px;line-height:1.9;margin:6px 0">'
-        f"{''.join(spans)}</div>"
-    )
+        patch = escape(text[max(begin, position) : end])
+        style = f"border-radius:3px;{styles[number % len(styles)]}"
+        spans.append(f'{escape(text[position:begin])}<span style="{style}">{patch}</span>')
+        position, number = end, number + 1
+    return "".join(spans), position
+
+
+def _as_tokens(title: str, patches: str) -> str:
+    return f'<b>{title}</b><div style="{AS_WRITTEN};font-size:14px;line-height:1.9;margin:6px 0">{patches}</div>'

@@ -27,10 +27,21 @@ from ..data.catalogue import DATASETS
 from ..doctor import TESTED, doctor
 from ..errors import CODES, InputError
 from ..preferences.arguments import LOSS_TYPES
-from ..training.report import METRICS_FILE
-from .live_plot import FACTS
-from .page.failures import causes, code_and_sentence
-from .page.notices import FAINT, GRID, CellStopped, download_html, escape, in_one_sentence, say, table_html
+from .live_plot import FACTS, read_history
+from .page.notices import (
+    AS_WRITTEN,
+    FAINT,
+    GRID,
+    CellStopped,
+    button_box,
+    causes,
+    code_and_sentence,
+    download_html,
+    escape,
+    in_one_sentence,
+    say,
+    table_html,
+)
 from .panel import stage
 from .panel.settings_panel import SettingsPanel
 from .storage import on_colab
@@ -44,18 +55,7 @@ METRICS = {"step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss", *
 STAGES = [value for value in vars(stage).values() if isinstance(value, stage.NotebookStage)]
 FIELDS = {field.name for known in STAGES for field in dataclasses.fields(known.arguments)}
 # Modules whose names, and those of what is in them, are public.
-PUBLIC = {
-    __name__.split(".")[0],
-    "IPython",
-    "PIL",
-    "fsspec",
-    "httpx",
-    "jinja2",
-    "numpy",
-    "pandas",
-    "psutil",
-    "requests",
-}
+PUBLIC = {"newllm_lib", "IPython", "PIL", "fsspec", "httpx", "jinja2", "numpy", "pandas", "psutil", "requests"}
 PUBLIC |= {name for name in (*TESTED, *MORE_PACKAGES) if name != "Python"} | sys.stdlib_module_names
 LEAVES_OUT = (
     "The report has versions, the check-up, the settings, the last lines of the metrics log, and the code and place of "
@@ -66,42 +66,25 @@ LEAVES_OUT = (
 
 @in_one_sentence
 def show_report(panel: SettingsPanel | None = None) -> widgets.Widget:
-    """Display the codes, and a button that makes the report and shows it before it can be downloaded.
+    """Display the codes, and a button that makes the report and shows it before it can be downloaded. `panel`: of the
+    notebook, if it got that far."""
+    rows = [["code", "what happened", "what to do"]]
+    rows += [[f"<b>{code}</b>", escape(happened), escape(remedy)] for code, (happened, remedy) in CODES.items()]
+    summary = "<summary>The codes and what to do</summary>"
+    display(HTML(f'<details style="padding-left:8px">{summary}{table_html(rows, header=True)}</details>'))
 
-    Args:
-        panel: of the notebook, if it got that far.
-    """
-    button = widgets.Button(description="Make a report", layout=widgets.Layout(width="140px"))
-    shown = widgets.HTML(layout=widgets.Layout(width="auto"))
+    def make() -> str:
+        text = report_text(panel)
+        style = f"max-height:360px;overflow:auto;{AS_WRITTEN};background:{FAINT};border:1px solid {GRID};color:inherit;"
+        style += "border-radius:6px;padding:6px 10px;font-size:12px;line-height:1.4"
+        link = download_html(REPORT_FILE, text, "Download this report")
+        leaves_out = f'<div style="line-height:1.5;margin:6px 0">{LEAVES_OUT}</div>'
+        return f'{leaves_out}<pre style="{style}">{escape(text)}</pre>{link}'
 
-    def make(_) -> None:
-        shown.value = '<div style="opacity:.75">Looking at this machine …</div>'
-        shown.value = report_html(report_text(panel))
-
-    button.on_click(make)
-    box = widgets.VBox([button, shown], layout=widgets.Layout(width="100%"))
-    display(HTML(codes_html()))
+    box = button_box("Make a report", make, wait='<div style="opacity:.75">Looking at this machine …</div>')
     display(box)
     say("If a cell ended with ✗, look its code up above; if that does not help, make a report. It stays with you.")
     return box
-
-
-def codes_html() -> str:
-    """All codes in a table that opens with a click."""
-    rows = [["code", "what happened", "what to do"]]
-    rows += [[f"<b>{code}</b>", escape(happened), escape(remedy)] for code, (happened, remedy) in CODES.items()]
-    table = table_html(rows, header=True)
-    return f'<details style="padding-left:8px"><summary>The codes and what to do</summary>{table}</details>'
-
-
-def report_html(text: str) -> str:
-    """The report as it will be downloaded, what it leaves out, and the link."""
-    return (
-        f'<div style="line-height:1.5;margin:6px 0">{LEAVES_OUT}</div>'
-        f'<pre style="max-height:360px;overflow:auto;white-space:pre-wrap;overflow-wrap:anywhere;background:{FAINT};'
-        f'border:1px solid {GRID};border-radius:6px;padding:6px 10px;font-size:12px;line-height:1.4;color:inherit">'
-        f"{escape(text)}</pre>{download_html(REPORT_FILE, text, 'Download this report')}"
-    )
 
 
 def report_text(panel: SettingsPanel | None = None) -> str:
@@ -149,11 +132,8 @@ def settings_lines(panel: SettingsPanel | None) -> list[str]:
 
 
 def is_plain(name: str, value: Any, ours: Collection[Any]) -> bool:
-    """True for a value that says nothing of its user.
-
-    Args:
-        ours: values of this setting that the library itself has words for.
-    """
+    """True for a value that says nothing of its user. `ours`: values of this setting that the library itself has words
+    for."""
     if value is None or isinstance(value, int | float):
         return True
     if not isinstance(value, str):
@@ -168,29 +148,20 @@ def metrics_lines(panel: SettingsPanel | None) -> list[str]:
     lines = []
     for model in panel.models if panel is not None else ():
         try:
-            path = Path(panel.arguments(model).output_dir) / METRICS_FILE
-            newest = path.read_text(encoding="utf-8").splitlines()[-METRICS_LINES:]
+            log = read_history(Path(panel.arguments(model).output_dir))
         except (ValueError, OSError) as error:
             lines.append(f"{model}: there is no log ({kind_of(error)})")
             continue
-        lines.append(f"{model}:")
-        lines += [json.dumps(_numbers(line)) for line in newest]
+        lines.append(f"{model}:" if log else f"{model}: there is no log")
+        for entry in log[-METRICS_LINES:]:
+            known = sorted(METRICS & entry.keys())
+            lines.append(json.dumps({name: entry[name] for name in known if isinstance(entry[name], int | float)}))
     return lines or ["There is no run in this session."]
-
-
-def _numbers(line: str) -> dict[str, float]:
-    """The metrics in a line of the log; of one that was cut off while it was written, nothing."""
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    known = METRICS & entry.keys() if isinstance(entry, dict) else ()
-    return {name: entry[name] for name in sorted(known) if isinstance(entry[name], int | float)}
 
 
 def error_lines(error: BaseException | None) -> list[str]:
     """The error that IPython showed last and what it came from, the newest first: kinds, codes, the setting, and places
-    in the code, which tell the sentence to whoever has the code."""
+    in the code, in which a reader of the code finds the sentence."""
     if error is None:
         return ["None."]
     if isinstance(error, CellStopped) and error.__context__ is not None:

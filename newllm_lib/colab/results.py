@@ -11,6 +11,7 @@ from ..adapters.qlora_lwf import FORGETTING_FILE
 from ..preferences.dpo import MERGED_FOLDER, PREFERENCES_FILE
 from ..stages.compare import compare, comparison_cells, comparison_figure
 from ..stages.generate import generate
+from ..training.callbacks import CURVES_FILE, METRICS_FILE
 from ..training.checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -18,16 +19,14 @@ from ..training.checkpoint import (
     REFERENCE_FOLDER,
     RESULTS_FILE,
     has_adapters,
-    read_json,
     read_results,
     read_settings,
-    write_json,
 )
 from ..training.device import autocast_dtype, find_device, size
-from ..training.report import CURVES_FILE, METRICS_FILE
+from ..training.disk import read_json, write_json
 from ..training.trained_model import open_model
-from ..training.update import timed_update
-from .page.notices import FAINT, escape, in_one_sentence, picture_html, say, table_html
+from ..training.trainer import timed_update
+from .page.notices import AS_WRITTEN, FAINT, beside_html, escape, figure_html, in_one_sentence, say, table_html
 from .storage import drive_copier
 
 COMPARISON_FILE = "comparison.json"
@@ -61,11 +60,10 @@ def show_comparison(folders: Sequence[Path]) -> None:
     """Measure the trained models on the held-out text, side by side, and say which is better."""
     rows = measured_rows(folders)
     picture = Path(folders[0]).parent / PICTURE_FILE
-    comparison_figure(rows).savefig(picture, dpi=110)
     lines = [*comparison_cells(rows), batch_time_cells([row.get("batch_time") for row in rows])]
     cells = [[escape(cell) for cell in line] for line in lines]
     display(HTML(f"<div>Held-out text: {escape(rows[0]['text'])}</div>{table_html(cells, header=True, numbers=True)}"))
-    display(HTML(picture_html(picture.read_bytes(), "comparison")))
+    display(HTML(figure_html(comparison_figure(rows), "comparison", picture)))
     samples = {prompt: {row["name"]: row["samples"][prompt] for row in rows} for prompt in rows[0]["samples"]}
     is_chat = read_settings(Path(folders[0]))["run"]["stage"] == "sft"
     display(HTML(samples_html(samples, between="\n" if is_chat else "")))
@@ -114,10 +112,8 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
     second = others[0]
     less = 1 - best[key] / second[key]
     if less < 0.005:
-        return (
-            f"No clear winner: {best['name']} {best[key]:.3f}, {second['name']} {second[key]:.3f} {words}, less than "
-            "half a per cent apart."
-        )
+        both = f"{best['name']} {best[key]:.3f}, {second['name']} {second[key]:.3f} {words}"
+        return f"No clear winner: {both}, less than half a per cent apart."
     return (
         f"{best['name']} predicts the held-out text better: {best[key]:.3f} against {second[key]:.3f} {words} of "
         f"{second['name']}, {less:.1%} less. One run with one seed: another seed moves both a little."
@@ -133,21 +129,17 @@ def show_samples(folders: Sequence[Path], prompt: str, max_new_tokens: int = 60,
 
 
 def samples_html(samples: dict[str, dict[str, str]], between: str = "") -> str:
-    """prompt -> model -> continuation, the models of one prompt side by side where there is room.
-
-    Args:
-        between: what stands between a prompt and what follows it.
-    """
+    """prompt -> model -> continuation, the models of one prompt side by side where there is room. `between`: what
+    stands between a prompt and what follows it."""
+    style = f"flex:1 1 260px;min-width:240px;max-height:240px;overflow-y:auto;background:{FAINT};padding:6px 10px;"
+    style += f"{AS_WRITTEN};font-size:13px;line-height:1.45"
     blocks = []
     for prompt, continuations in samples.items():
-        cards = [
-            f'<div style="flex:1 1 260px;min-width:240px;max-height:240px;overflow-y:auto;background:{FAINT};'
-            f'padding:6px 10px;white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px;line-height:1.45">'
-            f'<div style="opacity:.75">{escape(model)}</div>'
-            f"<b>{escape(prompt)}</b>{between}{escape(text.strip() if between else text)}</div>"
-            for model, text in continuations.items()
-        ]
-        blocks.append(f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin:6px 0">{"".join(cards)}</div>')
+        cards = []
+        for model, text in continuations.items():
+            written = f"<b>{escape(prompt)}</b>{between}{escape(text.strip() if between else text)}"
+            cards.append(f'<div style="{style}"><div style="opacity:.75">{escape(model)}</div>{written}</div>')
+        blocks.append(beside_html(cards))
     return "".join(blocks)
 
 
@@ -161,24 +153,20 @@ def show_saved_files(folders: Sequence[Path]) -> None:
         left = {name: purpose for name, purpose in OF_A_STAGE.items() if (folders[0] / name).exists()}
         others = {name: PURPOSES[name] for name in PURPOSES if name not in MODEL_FILES}
         purposes = {**OF_ADAPTERS, **left, **others}
-    rows = [
-        [
-            "<b>file</b>",
-            *(f'<b style="white-space:nowrap">{escape(folder.name)}</b>' for folder in folders),
-            "<b>what it is</b>",
-        ]
-    ]
+    names = (f'<b style="white-space:nowrap">{escape(folder.name)}</b>' for folder in folders)
+    rows = [["<b>file</b>", *names, "<b>what it is</b>"]]
     rows += [[name, *(size_html(folder / name) for folder in folders), purpose] for name, purpose in purposes.items()]
     display(HTML(table_html(rows)))
     unfinished = [folder.name for folder in folders if read_results(folder) is None]
     if unfinished:
         say(f"{', '.join(unfinished)} is not finished: run the training cell again.", "note")
-    elif (folders[0] / MERGED_FOLDER).exists():
-        say(f"Everything is in {run}; {MERGED_FOLDER} holds the same as one plain model.{copied(run)}")
-    elif adapters:
-        say(f"Everything is in {run}; newllm merge makes one plain model of the adapters and their base.{copied(run)}")
-    else:
-        say(f"Everything is in {run}, the comparison too; later notebooks continue from there.{copied(run)}")
+        return
+    more = "the comparison too; later notebooks continue from there"
+    if adapters:
+        more = "newllm merge makes one plain model of the adapters and their base"
+    if (folders[0] / MERGED_FOLDER).exists():
+        more = f"{MERGED_FOLDER} holds the same as one plain model"
+    say(f"Everything is in {run}{';' if adapters else ','} {more}.{copied(run)}")
 
 
 def copied(run: Path) -> str:

@@ -1,28 +1,46 @@
-"""Save and share: the finished run as a zip for the browser and, if its owner says so, on the hub; and the GPU's memory
-given back."""
+"""Save and share: the finished run as a zip for the browser and, if its owner says so, on the Hugging Face hub, private
+unless said otherwise, with a token that is looked up and never asked for; and the GPU's memory given back."""
 
+import os
 import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import ipywidgets as widgets
 import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from IPython.display import HTML, FileLink, display
 
+from ..adapters.qlora_lwf import FORGETTING_FILE
 from ..errors import InputError
-from ..training.checkpoint import CHECKPOINT_NAME, check_model_folder, read_results
+from ..training.callbacks import CURVES_FILE, METRICS_FILE
+from ..training.checkpoint import (
+    ADAPTER_CONFIG,
+    CHECKPOINT_NAME,
+    RESULTS_FILE,
+    SETTINGS_FILE,
+    check_model_folder,
+    read_results,
+)
 from ..training.device import size
 from ..training.disk import PARTIAL, temporary
-from ..training.model_card import CardFacts, read_card
+from ..training.model_card import CARD_FILE, read_card
 from .chat_box import ChatBox
 from .drive.drive_copy import wait_for_drive
-from .drive.hub_push import push_to_hub
-from .page.notices import escape, in_one_sentence, say, sentence_html, table_html
+from .page.notices import button_box, escape, in_one_sentence, say, sentence_html, table_html
 from .storage import drive_copier, on_colab
 
+SECRET = "HF_TOKEN"
+# What is uploaded of a model's folder; checkpoints lie in folders below it, which no pattern reaches.
+UPLOADED = (
+    CARD_FILE, SETTINGS_FILE, RESULTS_FILE, METRICS_FILE, CURVES_FILE, FORGETTING_FILE, ADAPTER_CONFIG, "config.json",
+    "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+NEVER = ("checkpoint-*", "*/*", ".*")
 STORED = {".safetensors", ".png"}  # what does not get smaller by being packed
 OF_AN_ERROR = ("last_type", "last_value", "last_traceback", "last_exc")  # kept by Python for debuggers
 
@@ -35,13 +53,18 @@ def save_and_share(
 
     Args:
         hub_repository: "name" or "owner/name" on the Hugging Face hub to put the models in, too; "": nowhere.
-        private: nobody else can see a repository that is made now.
+        private: only its owner can see a repository that is made now.
     """
     folders = [check_model_folder(folder) for folder in folders]
     unfinished = [folder.name for folder in folders if read_results(folder) is None]
     if unfinished:
         raise InputError(f"{', '.join(unfinished)} is not finished: run the training cell again.", "NL-404")
-    display(HTML(cards_html({folder.name: read_card(folder) for folder in folders})))
+    cards = [read_card(folder) for folder in folders]
+    facts = [{**card.texts, **card.metrics} for card in cards]
+    rows = [["model card", *(f"<b>{escape(folder.name)}</b>" for folder in folders)]]
+    for name in dict.fromkeys(name for model in facts for name in model):
+        rows.append([escape(name.replace("_", " ")), *(escape(model.get(name, "-")) for model in facts)])
+    display(HTML(table_html(rows, header=True)))
     run = folders[0].parent
     archive = write_zip(run, Path.cwd() / f"{run.parent.name}-{run.name}.zip")
     if download:
@@ -54,21 +77,9 @@ def save_and_share(
         say(f"On the hub, {'private' if private else 'public'}, without checkpoints: {', '.join(addresses)}.")
 
 
-def cards_html(cards: dict[str, CardFacts]) -> str:
-    """What the models' cards say, side by side."""
-    facts = [{**card.texts, **card.metrics} for card in cards.values()]
-    rows = [["model card", *(f"<b>{escape(name)}</b>" for name in cards)]]
-    for name in dict.fromkeys(name for model in facts for name in model):
-        rows.append([escape(name.replace("_", " ")), *(escape(model.get(name, "-")) for model in facts)])
-    return table_html(rows, header=True)
-
-
 def write_zip(run: Path, archive: Path) -> Path:
     """Pack all files of a run folder but checkpoints and what is hidden; an older archive is replaced as a whole.
-
-    Raises:
-        OSError: the disk is full; an older archive is still there.
-    """
+    Raises OSError: the disk is full; an older archive is still there."""
     partial = temporary(archive, PARTIAL)
     try:
         with zipfile.ZipFile(partial, "w", strict_timestamps=False) as packed:
@@ -82,12 +93,89 @@ def write_zip(run: Path, archive: Path) -> Path:
 
 def kept_files(run: Path) -> list[Path]:
     """The files of a run that are of use when it is finished."""
-    paths = [path for path in sorted(run.rglob("*")) if path.is_file()]
-    return [
-        path
-        for path in paths
-        if not any(part.startswith(".") or CHECKPOINT_NAME.fullmatch(part) for part in path.relative_to(run).parts)
-    ]
+
+    def is_kept(path: Path) -> bool:
+        parts = path.relative_to(run).parts
+        return path.is_file() and not any(part[0] == "." or CHECKPOINT_NAME.fullmatch(part) for part in parts)
+
+    return list(filter(is_kept, sorted(run.rglob("*"))))
+
+
+def push_to_hub(folders: Sequence[Path], repository: str, private: bool = True) -> list[str]:
+    """Upload each model to a repository of its own; returns their addresses.
+
+    Args:
+        repository: "name" or "owner/name"; of several models each adds its own name.
+        private: only its owner can see what is made now; one that is public already is refused.
+
+    Raises:
+        InputError: no token, or a name or a token that the hub refuses.
+    """
+    token = find_token()
+    api = HfApi(token=token)
+    addresses = []
+    try:
+        name = repository.strip().strip("/")
+        if "/" not in name:
+            name = f"{api.whoami()['name']}/{name}"
+        for folder in folders:
+            target = name if len(folders) == 1 else f"{name}-{folder.name}"
+            addresses.append(str(api.create_repo(target, private=private, exist_ok=True)))
+            if private and not api.model_info(target).private:
+                raise InputError(f"hub_repository {target!r} is public: untick private, or choose another name.")
+            api.upload_folder(
+                folder_path=folder,
+                repo_id=target,
+                allow_patterns=list(UPLOADED),
+                ignore_patterns=list(NEVER),
+                commit_message="Upload from New-LLM",
+            )
+    except HFValidationError as error:
+        raise InputError(f"hub_repository {repository!r} is no name for a repository: {error}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise InputError(
+                f"the hub refuses the token for {repository!r}: make one with the right to write, at "
+                "huggingface.co/settings/tokens.",
+                "NL-302",
+            ) from error
+        raise InputError(f"the hub did not take {repository!r} (HTTP {status}): try again later.", "NL-301") from error
+    return addresses
+
+
+def find_token() -> str:
+    """The hub token among Colab's secrets, else the one in the environment, else that of huggingface_hub's own login.
+    Raises InputError: there is none; says how to give one without typing it into the notebook."""
+    token, problem = _colab_secret()
+    if not token:
+        token = os.environ.get(SECRET, "").strip()
+    if not token:
+        stored = Path(constants.HF_TOKEN_PATH)  # get_token() would ask Colab once more, and wait for an answer
+        token = stored.read_text(encoding="utf-8").strip() if stored.is_file() else ""
+    if not token:
+        raise InputError(problem, "NL-302")
+    return token
+
+
+def _colab_secret() -> tuple[str, str]:
+    """(the token or "", what to do if there is no other either)."""
+    if "google.colab" not in sys.modules:
+        return "", (
+            f"nothing was put on the hub, for there is no token: set {SECRET} in the environment, or run "
+            "hf auth login in a terminal."
+        )
+    from google.colab import userdata
+
+    try:
+        return userdata.get(SECRET).strip(), f"nothing was put on the hub, for the secret {SECRET} is empty."
+    except userdata.NotebookAccessError:
+        problem = f"this notebook may not read the secret {SECRET}: click the key on the left and allow it"
+    except userdata.SecretNotFoundError:
+        problem = f"there is no secret {SECRET}: click the key on the left, add it, and allow this notebook to read it"
+    except Exception as error:  # a time-out, whose class not all of Colab's images have
+        problem = f"Colab did not give the secret {SECRET} ({type(error).__name__}): run this cell again"
+    return "", f"nothing was put on the hub: {problem}."
 
 
 def offer(file: Path) -> None:
@@ -106,20 +194,13 @@ def offer(file: Path) -> None:
 @in_one_sentence
 def offer_release(*boxes: ChatBox) -> None:
     """Display a button that gives the memory back which the page's models take; Run all does not press it."""
-    button = widgets.Button(description="Release the memory", layout=widgets.Layout(width="180px"))
-    line = widgets.HTML(layout=widgets.Layout(width="auto"))
-
-    def press(_) -> None:
-        line.value = sentence_html(release(boxes))
-
-    button.on_click(press)
-    display(widgets.VBox([button, line]))
+    display(button_box("Release the memory", lambda: sentence_html(release(boxes))))
     say(f"{memory_sentence()} The button gives back what the models of this page take.")
 
 
 def release(boxes: Sequence[ChatBox] = ()) -> str:
     """Let go of the models that the page holds; says how much memory is free. A chat box loads its model anew when
-    somebody writes into it."""
+    a user writes into it."""
     for box in boxes:
         box.chats.clear()
     for name in OF_AN_ERROR:  # the frames of a training that was stopped hold its model

@@ -9,8 +9,7 @@ from pathlib import Path
 from IPython.display import HTML, display
 
 from ..training.device import size
-from .drive.copy_status import problem_of
-from .drive.drive_copy import DriveCopier
+from .drive.drive_copy import DriveCopier, problem_of
 from .drive.earlier_runs import Returned, bring_back_runs, is_finished, newest_run, run_sentence
 from .page.notices import in_one_sentence, say, sentence_html
 
@@ -72,7 +71,9 @@ def mount_drive() -> str:
     except KeyboardInterrupt:
         return "mounting was stopped by hand"
     except Exception as error:  # Colab raises ValueError, NotImplementedError and a MessageError of its own
-        return _remedy(error)
+        message = str(error)
+        otherwise = f"it could not be mounted ({message or type(error).__name__})"
+        return next((remedy for part, remedy in REMEDIES if part in message.lower()), otherwise)
     return ""
 
 
@@ -89,9 +90,13 @@ def is_only_on_drive(folder: Path) -> bool:
 
 def _open_drive(folder: Path) -> Returned:
     """Bring back what is further on Drive than here, then begin to copy what is further here."""
-    if problem := _write_problem():
+    try:
+        DRIVE_FOLDER.mkdir(exist_ok=True)
+        (DRIVE_FOLDER / ".write-test").write_text("New-LLM")
+        (DRIVE_FOLDER / ".write-test").unlink()
+    except OSError as error:
         meanwhile = "it is tried again from time to time, and until then runs are on this machine alone"
-        say(f"{problem}: {meanwhile}.", "note", "NL-202")
+        say(f"{problem_of(error)}: {meanwhile}.", "note", "NL-202")
     copier = _copiers.get(folder)
     is_new = copier is None
     if is_new:
@@ -116,23 +121,3 @@ def _open_drive(folder: Path) -> Returned:
     else:
         copier.try_again()
     return returned
-
-
-def _write_problem() -> str:
-    """Why Drive cannot be written to, "" if it can."""
-    probe = DRIVE_FOLDER / ".write-test"
-    try:
-        DRIVE_FOLDER.mkdir(exist_ok=True)
-        probe.write_text("New-LLM")
-        probe.unlink()
-    except OSError as error:
-        return problem_of(error)
-    return ""
-
-
-def _remedy(error: Exception) -> str:
-    message = str(error)
-    for part, remedy in REMEDIES:
-        if part in message.lower():
-            return remedy
-    return f"it could not be mounted ({message or type(error).__name__})"

@@ -6,8 +6,8 @@ from pathlib import Path
 from accelerate.utils.memory import clear_device_cache
 
 from ..errors import InputError, TrainingDiverged
+from ..training.callbacks import TrainingInterrupted
 from ..training.checkpoint import newest_checkpoint, read_results
-from ..training.report import TrainingInterrupted
 from .drive.drive_copy import wait_for_drive
 from .drive.earlier_runs import fetch_sentences
 from .live_plot import LivePlot
@@ -18,11 +18,8 @@ from .storage import drive_copier
 
 @in_one_sentence
 def train_models(panel: SettingsPanel) -> list[Path]:
-    """Train the panel's models one after the other, or go on where an earlier session stopped.
-
-    Returns:
-        The models' folders, for the cells below.
-    """
+    """Train the panel's models one after the other, or go on where an earlier session stopped. Returns the models'
+    folders, for the cells below."""
     quiet_notebook()
     arguments = {model: panel.arguments(model) for model in panel.models}
     folders = [Path(args.output_dir) for args in arguments.values()]

@@ -4,7 +4,7 @@ Dimensions: B rows, T = max_length tokens.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,12 +17,11 @@ from transformers import PreTrainedTokenizerFast
 from ..errors import InputError
 from ..models.chunked_loss import IGNORED
 from .cache import cache_path, kept
-from .pieces import TextPiece
-from .text import Text
+from .text import Text, TextPiece
 from .tokenizer import text_backend
 
 PIECES_PER_CALL = 1000
-CHARACTERS_PER_CALL = 1 << 21  # as tokens they take some hundred times as many bytes
+CHARACTERS_PER_CALL = 1 << 21  # their tokens take some hundred times as many bytes
 FORMAT_VERSION = 2  # part of the cache key: raise it when rows are laid out otherwise
 
 
@@ -47,7 +46,7 @@ class Document:
 
     token_ids: np.ndarray  # int32, [tokens]
     counts: TextCounts
-    supervised: np.ndarray | None = None  # bool, [tokens]: those that are scored; None is all
+    supervised: np.ndarray | None = None  # bool, [tokens]; None is all
 
 
 @dataclass
@@ -78,19 +77,21 @@ def tokenized_pieces(
         encodings = text_backend(tokenizer).encode_batch_fast([piece.text for piece in block], add_special_tokens=False)
         for piece, encoding in zip(block, encodings, strict=True):
             token_ids = np.asarray(encoding.ids, dtype=np.int32)
-            unknown = 0 if tokenizer.unk_token_id is None else int((token_ids == tokenizer.unk_token_id).sum())
-            counts = TextCounts(
-                documents=int(piece.starts_document),
-                tokens=len(token_ids),
-                bytes=len(piece.text.encode("utf-8")),
-                words=len(piece.text.split()),
-                unknown_tokens=unknown,
-            )
+            counts = count_text([piece.text], token_ids, tokenizer, documents=int(piece.starts_document))
             yield token_ids, piece.starts_document, counts
 
 
+def count_text(
+    texts: Sequence[str], token_ids: np.ndarray, tokenizer: PreTrainedTokenizerFast, documents: int = 1
+) -> TextCounts:
+    """The counts of texts, whose tokens are `token_ids`."""
+    unknown = 0 if tokenizer.unk_token_id is None else int((token_ids == tokenizer.unk_token_id).sum())
+    num_bytes, words = sum(len(text.encode()) for text in texts), sum(len(text.split()) for text in texts)
+    return TextCounts(documents, len(token_ids), num_bytes, words, unknown)
+
+
 def _blocks(pieces: Iterable[TextPiece]) -> Iterator[list[TextPiece]]:
-    """The pieces, as many at a time as are encoded together."""
+    """The pieces in blocks that are encoded together."""
     block: list[TextPiece] = []
     characters = 0
     for piece in pieces:
@@ -130,7 +131,18 @@ def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int)
     arrow_path = cache_path(
         "rows", ".arrow", FORMAT_VERSION, text.identity, tokenizer.backend_tokenizer.to_str(), max_length
     )
-    counts = TextCounts(**kept(arrow_path, lambda path: asdict(_write_rows(text, tokenizer, max_length, path))))
+
+    def write(path: Path) -> dict[str, int]:
+        counts = TextCounts()
+        column = datasets.Sequence(datasets.Value("int32"), length=max_length)
+        features = dict.fromkeys(("input_ids", "labels", "position_ids"), column) | {"row": datasets.Value("int64")}
+        with ArrowWriter(path=str(path), features=datasets.Features(features)) as writer:
+            for number, row in enumerate(_rows(text, tokenizer, max_length, counts)):
+                writer.write({**row, "row": number})
+            writer.finalize()
+        return asdict(counts)
+
+    counts = TextCounts(**kept(arrow_path, write))
     if counts.tokens < max_length:
         raise InputError(
             f"{text.origin} gives {counts.tokens} tokens, fewer than one row of max_length {max_length}; give more "
@@ -138,19 +150,6 @@ def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int)
             "NL-403",
         )
     return datasets.Dataset.from_file(str(arrow_path)).with_format("numpy"), counts
-
-
-def _write_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int, path: Path) -> TextCounts:
-    counts = TextCounts()
-    column = datasets.Sequence(datasets.Value("int32"), length=max_length)
-    features = datasets.Features(
-        {"input_ids": column, "labels": column, "position_ids": column, "row": datasets.Value("int64")}
-    )
-    with ArrowWriter(path=str(path), features=features) as writer:
-        for number, row in enumerate(_rows(text, tokenizer, max_length, counts)):
-            writer.write({**row, "row": number})
-        writer.finalize()
-    return counts
 
 
 def _rows(
@@ -167,18 +166,13 @@ def _rows(
             next_position = 0
             token_ids = np.concatenate([end_of_text, token_ids])
         tokens = np.concatenate([tokens, token_ids])
-        positions = np.concatenate(
-            [positions, np.arange(next_position, next_position + len(token_ids), dtype=np.int32)]
-        )
+        positions = np.concatenate([positions, next_position + np.arange(len(token_ids), dtype=np.int32)])
         next_position += len(token_ids)
         full = (len(tokens) - 1) // max_length  # a row needs one token more, for its last target
         for begin in range(0, full * max_length, max_length):
             end = begin + max_length
-            yield {
-                "input_ids": tokens[begin:end],
-                "labels": tokens[begin + 1 : end + 1],
-                "position_ids": positions[begin:end],
-            }
+            inputs, labels = tokens[begin:end], tokens[begin + 1 : end + 1]
+            yield {"input_ids": inputs, "labels": labels, "position_ids": positions[begin:end]}
         tokens, positions = tokens[full * max_length :], positions[full * max_length :]
     if len(tokens):
         missing = max_length - len(tokens)

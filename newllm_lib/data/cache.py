@@ -1,11 +1,9 @@
-"""What is prepared once and found again: where it is kept, under which name, and how much of it. Whatever becomes of it
-costs the time to prepare it again, and nothing else.
+"""The cache folder: its files are prepared once and found again. A lost one costs the time to prepare it again.
 
-Each file of the cache has a seal beside it, which states its hash and what its maker said of it. What does not match
-its seal is made anew.
+Each file of the cache has a seal beside it, with the file's hash and a note by the function that made it. A file that
+does not match its seal is made anew.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -19,13 +17,11 @@ from typing import Any
 
 import psutil
 
-from ..errors import InputError
+from ..errors import FULL, REFUSED, InputError
 from .files import content_hash
 
-LARGEST_BYTES = 20 * 2**30  # of the whole cache; what was used longest ago gives way
-ENTRY = re.compile(r"\.?([\w-]+-[0-9a-f]{32})(\..*)?")  # what we name so is ours to remove
-FULL = {errno.ENOSPC, errno.EDQUOT}
-REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, *FULL}
+LARGEST_BYTES = 20 * 2**30  # of the whole cache; the entries used longest ago are removed
+ENTRY = re.compile(r"\.?([\w-]+-[0-9a-f]{32})(\..*)?")  # only files with such names are removed
 
 
 def cache_folder() -> Path:
@@ -41,53 +37,53 @@ def cache_path(kind: str, suffix: str, *contents: object) -> Path:
 
 
 def kept(path: Path, make: Callable[[Path], Any]) -> Any:
-    """What `make` has said of the file `path`, which it writes if there is none, or a damaged one.
+    """The note about the file `path`, which `make` writes if it is missing or damaged.
 
     Args:
-        make: writes the file that it is given the path of, and returns something that JSON can hold, not None.
+        make: writes a file to the path it is given, and returns a note that JSON can hold, not None.
 
     Raises:
         InputError: the cache cannot be written to.
     """
-    if (said := known(path)) is None:
+    if (note := known(path)) is None:
         with writing(path) as temporary:
-            said = make(temporary)
-        seal(path, said)
-    return said
+            note = make(temporary)
+        seal(path, note)
+    return note
 
 
 def known(path: Path) -> Any:
-    """What the seal of a file says of it; None if there is none that is as it was sealed."""
-    stated = path.with_suffix(".json")
+    """The note in the seal of a file; None if there is no file that matches its seal."""
+    sealed = path.with_suffix(".json")
     try:
-        content = json.loads(stated.read_bytes())
-        if content["sha256"] != _digest(path, content["said"]):
+        content = json.loads(sealed.read_bytes())
+        if content["sha256"] != _digest(path, content["note"]):
             return None
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    with suppress(OSError):  # a cache that may only be read
-        os.utime(stated)
-    return content["said"]
+    with suppress(OSError):  # the cache may be read-only
+        os.utime(sealed)
+    return content["note"]
 
 
-def seal(path: Path, said: Any) -> None:
-    """State what the file `path` is, or that there is none, and what its maker says of it.
+def seal(path: Path, note: Any) -> None:
+    """Seal the file `path`, or its absence, with a note.
 
     Raises:
         InputError: the cache cannot be written to.
     """
     with writing(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps({"sha256": _digest(path, said), "said": said}), encoding="utf-8")
+        temporary.write_text(json.dumps({"sha256": _digest(path, note), "note": note}), encoding="utf-8")
 
 
-def _digest(path: Path, said: Any) -> str:
+def _digest(path: Path, note: Any) -> str:
     content = content_hash(path) if path.exists() else ""
-    return hashlib.sha256(f"{content} {json.dumps(said)}".encode()).hexdigest()
+    return hashlib.sha256(f"{content} {json.dumps(note)}".encode()).hexdigest()
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary path for a file or a folder, which becomes `path` if something is there in the end.
+    """A temporary path for a file or a folder, which is moved to `path` if it exists in the end.
 
     Raises:
         InputError: the cache cannot be written to.
@@ -114,7 +110,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def _is_of(folder: Path, error: OSError) -> bool:
-    """True if it is the cache that refuses: whoever makes a thing for it reads other files, and from the network."""
+    """True if the cache refuses: the code that makes a file for it reads other files, and from the network."""
     if error.filename is None:
         return error.errno in REFUSED
     path = Path(os.fsdecode(error.filename))
@@ -122,8 +118,8 @@ def _is_of(folder: Path, error: OSError) -> bool:
 
 
 def _make_room(folder: Path, needed: Path) -> None:
-    """Remove what killed processes have left, then, as long as there is more than LARGEST_BYTES, the entry that was
-    used longest ago, but for the one that `needed` is in."""
+    """Remove temporary files of killed processes and then, while the cache is larger than LARGEST_BYTES, the entry used
+    longest ago, except the entry of `needed`."""
     entries: dict[str, list[Path]] = defaultdict(list)
     for path in folder.iterdir():
         if not (match := ENTRY.fullmatch(path.name)):
@@ -144,7 +140,7 @@ def _make_room(folder: Path, needed: Path) -> None:
 
 
 def _is_being_written(temporary: Path) -> bool:
-    """True if the process that a temporary path names lives, and is no later one of the same number."""
+    """True if the process that the temporary path names is alive, and not a later one of the same number."""
     try:
         writer = psutil.Process(int(temporary.suffixes[-2][1:]))
         return writer.create_time() <= temporary.stat().st_mtime
@@ -156,5 +152,5 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with suppress(OSError):  # somebody else was quicker, or it may only be read
+        with suppress(OSError):  # another process was quicker, or the cache is read-only
             path.unlink(missing_ok=True)

@@ -1,11 +1,13 @@
 """The datasets we know, one entry each: where the hub keeps them, their columns, licence and size, and what stands
 in for them where there is no hub."""
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ..errors import InputError
-from . import rows
+
+HELD_OUT_SHARE = 0.05  # held out for evaluation where the data have no validation split
 
 
 @dataclass(frozen=True)
@@ -13,9 +15,9 @@ class HubSource:
     """A dataset on the hub. A branch in the place of a commit is pinned when it is opened: the run names the commit.
 
     Attributes:
-        splits: our name of a split -> the hub's; what is not there is held out of "train".
+        splits: our name of a split -> the hub's; a split that is missing here is held out of "train".
         rows: expected rows of our splits, as far as they are known.
-        regroup: what has to be done to this mirror's rows before they have the columns of the entry.
+        regroup: turns this mirror's rows into rows with the columns of the entry.
     """
 
     hub_id: str
@@ -31,10 +33,10 @@ class Dataset:
     """One entry of the catalogue.
 
     Attributes:
-        sources: the first that answers and has the expected number of rows is taken.
+        sources: the first one that answers and has the expected number of rows is taken.
         columns: what a row has to have; "text" alone is running text.
         template: the chat template that a model without one gets, of TEMPLATES.
-        offline: what stands in for it with no hub: "chitchat", "documentation" or None.
+        offline: the stand-in where there is no hub: "chitchat", "documentation" or None.
         streamed: too large to download whole: rows are read as they come.
     """
 
@@ -46,118 +48,81 @@ class Dataset:
     streamed: bool = False
 
 
-THREE_SPLITS = {"train": "train", "validation": "validation", "test": "test"}
+def dialogues_of_utterances(rows: Iterable[dict]) -> Iterator[dict]:
+    """Rows of one utterance each with the `dialog_id` they belong to -> rows of DailyDialog."""
+    for _, group in itertools.groupby(rows, key=lambda row: row["dialog_id"]):
+        yield {"dialog": [row["utterance"] for row in group]}
 
+
+def utterances_as_dialogue(rows: Iterable[dict]) -> Iterator[dict]:
+    """{"utterances": [...]} -> rows of DailyDialog."""
+    return ({"dialog": row["utterances"]} for row in rows)
+
+
+THREE_SPLITS = {"train": "train", "validation": "validation", "test": "test"}
+WIKITEXT_ROWS = {"train": 36_718, "validation": 3_760}
+DIALOGUES = {"train": 11_118, "validation": 1_000}
+TEST_IS_VALIDATION = {"train": "train", "validation": "test"}
+SFT_SPLITS = {"train": "train_sft", "validation": "test_sft"}
+ALPACA = ("instruction", "input", "output")
+# fmt: off
 DATASETS: dict[str, Dataset] = {
     "wikitext": Dataset(
-        licence="CC BY-SA 3.0 and GFDL",
-        sources=(
-            HubSource(
-                "Salesforce/wikitext",
-                "b08601e04326c79dfdd32d625aee71d232d685c3",
-                config="wikitext-2-raw-v1",
-                splits=THREE_SPLITS,
-                rows={"train": 36_718, "validation": 3_760},
-            ),
-        ),
-        columns=("text",),
-        offline="chitchat",
+        "CC BY-SA 3.0 and GFDL",
+        (HubSource("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3", "wikitext-2-raw-v1",
+                   THREE_SPLITS, WIKITEXT_ROWS),),
+        ("text",), offline="chitchat",
     ),
     "dailydialog": Dataset(
-        licence="CC BY-NC-SA 4.0",
-        sources=(
-            HubSource("OpenRL/daily_dialog", "main", splits=THREE_SPLITS, rows={"train": 11_118, "validation": 1_000}),
-            HubSource(
-                "pixelsandpointers/better_daily_dialog",
-                "main",
-                splits=THREE_SPLITS,
-                regroup=rows.dialogues_of_utterances,
-            ),
-            HubSource(
-                "roskoN/dailydialog",
-                "refs/convert/parquet",
-                config="full",
-                splits=THREE_SPLITS,
-                rows={"train": 11_118, "validation": 1_000},
-                regroup=rows.utterances_as_dialogue,
-            ),
-        ),
-        columns=("dialog",),
-        offline="chitchat",
+        "CC BY-NC-SA 4.0",
+        (HubSource("OpenRL/daily_dialog", "main", None, THREE_SPLITS, DIALOGUES),
+         HubSource("pixelsandpointers/better_daily_dialog", "main", None, THREE_SPLITS,
+                   regroup=dialogues_of_utterances),
+         HubSource("roskoN/dailydialog", "refs/convert/parquet", "full", THREE_SPLITS, DIALOGUES,
+                   utterances_as_dialogue)),
+        ("dialog",), offline="chitchat",
     ),
     "dolly": Dataset(
-        licence="CC BY-SA 3.0",
-        sources=(
-            HubSource(
-                "databricks/databricks-dolly-15k", "bdd27f4d94b9c1f951818a7da7fd7aeea5dbff1a", rows={"train": 15_011}
-            ),
-        ),
-        columns=("instruction", "context", "response"),
-        template="instruction",
-        offline="documentation",
+        "CC BY-SA 3.0",
+        (HubSource("databricks/databricks-dolly-15k", "bdd27f4d94b9c1f951818a7da7fd7aeea5dbff1a",
+                   rows={"train": 15_011}),),
+        ("instruction", "context", "response"), "instruction", "documentation",
     ),
     "dolly-ja": Dataset(
-        licence="CC BY-SA 3.0",
-        sources=(HubSource("kunishou/databricks-dolly-15k-ja", "main"),),
-        columns=("instruction", "input", "output"),
-        template="instruction",
+        "CC BY-SA 3.0", (HubSource("kunishou/databricks-dolly-15k-ja", "main"),), ALPACA, "instruction"
     ),
     "ultrachat": Dataset(
-        licence="MIT",
-        sources=(
-            HubSource(
-                "HuggingFaceH4/ultrachat_200k",
-                "8049631c405ae6576f93f445c6b8166f76f5505a",
-                splits={"train": "train_sft", "validation": "test_sft"},
-                rows={"train": 207_865, "validation": 23_110},
-            ),
-        ),
-        columns=("messages",),
-        offline="chitchat",
+        "MIT",
+        (HubSource("HuggingFaceH4/ultrachat_200k", "8049631c405ae6576f93f445c6b8166f76f5505a", None, SFT_SPLITS,
+                   {"train": 207_865, "validation": 23_110}),),
+        ("messages",), offline="chitchat",
     ),
     "ultrachat-full": Dataset(
-        licence="MIT by its card, CC BY-NC 4.0 by its project's README",
-        sources=(HubSource("openbmb/UltraChat", "main"), HubSource("stingning/ultrachat", "main")),
-        columns=("data",),
-        offline="chitchat",
-        streamed=True,
+        "MIT by its card, CC BY-NC 4.0 by its project's README",
+        (HubSource("openbmb/UltraChat", "main"), HubSource("stingning/ultrachat", "main")),
+        ("data",), offline="chitchat", streamed=True,
     ),
     "hh-rlhf": Dataset(
-        licence="MIT",
-        sources=(
-            HubSource(
-                "Anthropic/hh-rlhf",
-                "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa",
-                splits={"train": "train", "validation": "test"},
-                rows={"train": 160_800, "validation": 8_552},
-            ),
-        ),
-        columns=("chosen", "rejected"),
-        offline="chitchat",
+        "MIT",
+        (HubSource("Anthropic/hh-rlhf", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa", None, TEST_IS_VALIDATION,
+                   {"train": 160_800, "validation": 8_552}),),
+        ("chosen", "rejected"), offline="chitchat",
     ),
     "alpaca": Dataset(
-        licence="CC BY-NC 4.0",
-        sources=(
-            HubSource("yahma/alpaca-cleaned", "12567cabf869d7c92e573c7c783905fc160e9639", rows={"train": 51_760}),
-        ),
-        columns=("instruction", "input", "output"),
-        template="instruction",
-        offline="documentation",
+        "CC BY-NC 4.0",
+        (HubSource("yahma/alpaca-cleaned", "12567cabf869d7c92e573c7c783905fc160e9639", rows={"train": 51_760}),),
+        ALPACA, "instruction", "documentation",
     ),
     "alpaca-ja": Dataset(
-        licence="see the card of fujiki/japanese_alpaca_data",
-        sources=(HubSource("fujiki/japanese_alpaca_data", "main"),),
-        columns=("instruction", "input", "output"),
-        template="instruction",
+        "see the card of fujiki/japanese_alpaca_data", (HubSource("fujiki/japanese_alpaca_data", "main"),),
+        ALPACA, "instruction",
     ),
     "codealpaca": Dataset(
-        licence="CC BY 4.0",
-        sources=(HubSource("sahil2801/CodeAlpaca-20k", "main", rows={"train": 20_022}),),
-        columns=("instruction", "input", "output"),
-        template="instruction",
-        offline="documentation",
+        "CC BY 4.0", (HubSource("sahil2801/CodeAlpaca-20k", "main", rows={"train": 20_022}),),
+        ALPACA, "instruction", "documentation",
     ),
 }
+# fmt: on
 CONVERSATION_DATASETS = tuple(name for name, entry in DATASETS.items() if entry.columns != ("text",))
 
 

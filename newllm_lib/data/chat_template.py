@@ -1,22 +1,32 @@
 """Conversations as tokens, by the chat template that is saved with the tokenizer.
 
 A tokenizer with role tokens writes each role as one token and ends an answer with another. Others get a template of
-role words; what a template marks as generated is what a model learns to write.
+role words; the model learns to write what a template marks as generated. A template may come from anywhere: it has a
+time limit, and no text of a conversation becomes one of the tokens that steer the model.
 """
 
+import functools
 import itertools
-from collections.abc import Callable, Sequence
+import re
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
-from .batches import TextCounts
+from ..errors import InputError
+from .batches import TextCounts, count_text
 from .conversations import Conversations
-from .rendering import marks_answers, render, rendered_ids
+from .examples import Message
 from .tokenizer import END_OF_TURN, ROLE_TOKENS, build_tokenizer, has_role_tokens, text_backend
-from .turns import Message
+
+RENDER_SECONDS = 10  # for one conversation; a template takes some thousandths
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 # The space makes the first word of a turn the token that it is inside running text: fewer tokens, and known ones after
 # pretraining. A role token ends the turn before it, so that only answers need an end of turn.
@@ -30,20 +40,16 @@ ROLE_TEMPLATE = (
 
 # Without role tokens: a turn a line, an answer closed by the end-of-text token. Every turn begins with its role word
 # and a space, so that what is generated after "Assistant:" begins at a token's beginning whatever the tokenizer.
-TEMPLATE = (
-    "{{{{ bos_token }}}}{{% for message in messages %}}"
-    "{{% if message.role == 'assistant' %}}"
-    "{assistant}:{{% generation %}}{{{{ ' ' + message.content + eos_token }}}}{{% endgeneration %}}"
-    "{{% else %}}"
-    "{{{{ {{'system': '{system}', 'user': '{user}', 'context': '{context}'}}[message.role] }}}}"
-    ": {{{{ message.content }}}}"
-    "{{% endif %}}"
-    "{{% if message.role != 'assistant' or not loop.last %}}{{{{ '\\n' }}}}{{% endif %}}{{% endfor %}}"
-    "{{% if add_generation_prompt %}}{{{{ '{assistant}:' }}}}{{% endif %}}"
+DIALOGUE = (
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'assistant' %}"
+    "Assistant:{% generation %}{{ ' ' + message.content + eos_token }}{% endgeneration %}"
+    "{% else %}{{ {'system': 'System', 'user': 'User', 'context': 'Context'}[message.role] }}: {{ message.content }}"
+    "{% endif %}{% if message.role != 'assistant' or not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 TEMPLATES = {
-    "dialogue": TEMPLATE.format(system="System", user="User", context="Context", assistant="Assistant"),
-    "instruction": TEMPLATE.format(system="System", user="Instruction", context="Context", assistant="Response"),
+    "dialogue": DIALOGUE,
+    "instruction": DIALOGUE.replace("Assistant:", "Response:").replace("'User'", "'Instruction'"),
     # DialoGPT's (Zhang et al. 2019): turn after turn, each closed by the end-of-text token, no word for who speaks.
     "turns": (
         "{% for message in messages %}{% if message.role == 'assistant' %}"
@@ -56,7 +62,8 @@ TEMPLATES = {
 def learned_tokenizer(
     conversations: Conversations, template: str, kind: str, vocab_size: int | None
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer learned from what is said, role words left out, with the chat template of `template_for`.
+    """A tokenizer learned from the contents of the turns, role words left out, with the chat template of
+    `template_for`.
 
     Raises:
         InputError: as `build_tokenizer`.
@@ -73,9 +80,15 @@ def template_for(tokenizer: PreTrainedTokenizerFast, name: str) -> str:
     return ROLE_TEMPLATE if has_role_tokens(tokenizer) else TEMPLATES[name]
 
 
+def marks_answers(template: str | None) -> bool:
+    """True for a chat template that marks the part of a conversation that the model writes, so that it can be
+    learned."""
+    return template is not None and GENERATION.search(template) is not None
+
+
 def learnable_template(tokenizer: PreTrainedTokenizerFast, name: str) -> tuple[str, str]:
-    """(the tokenizer's own chat template, or that of `template_for` where it has none of which answers can be learned;
-    a remark if its own gives way)."""
+    """(the tokenizer's own chat template, or that of `template_for` where its own marks no answers; a remark if its own
+    is replaced)."""
     own = tokenizer.chat_template
     if marks_answers(own):
         return own, ""
@@ -84,19 +97,19 @@ def learnable_template(tokenizer: PreTrainedTokenizerFast, name: str) -> tuple[s
 
 
 def borrowed_template(tokenizer: PreTrainedTokenizerFast, lender: PreTrainedTokenizerFast) -> str:
-    """The chat template of `lender` for a tokenizer that has none, or what `template_for` gives where it writes roles
-    as tokens."""
+    """The chat template of `lender` for a tokenizer that has none, or that of `template_for` where the lender writes
+    roles as tokens."""
     return template_for(tokenizer, "dialogue") if _writes_role_tokens(lender) else lender.chat_template
 
 
 @dataclass(frozen=True)
 class ConversationFormat:
-    """What becomes of a conversation.
+    """How a conversation becomes tokens.
 
     Attributes:
         loss_on: "assistant": its words and the end of its turns; "all": every token after the first.
-        too_long: what happens to a conversation of more than `max_length` tokens. "turns": whole turns are kept, up to
-            the last answer that fits; "cut": the first `max_length` tokens, as in the published runs.
+        too_long: for a conversation of more than `max_length` tokens. "turns" keeps whole turns, up to the last answer
+            that fits; "cut" the first `max_length` tokens, as in the published runs.
     """
 
     max_length: int
@@ -106,7 +119,7 @@ class ConversationFormat:
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """Tokens [N] int32, which of them are learned [N] bool, and the counts of the learned text."""
+    """Tokens [N] int32, which of them are supervised [N] bool, and the counts of the supervised text."""
 
     token_ids: np.ndarray
     supervised: np.ndarray
@@ -117,7 +130,7 @@ class EncodedConversation:
 def encode_conversations(
     conversations: Sequence[list[Message]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
 ) -> list[EncodedConversation | None]:
-    """Conversations as tokens, in parallel; None for one of which nothing that is learned fits."""
+    """Conversations as tokens, in parallel; None where no supervised token fits."""
     return encoding_of(conversations, tokenizer, form)()
 
 
@@ -128,8 +141,8 @@ def encoding_of(
     render a template."""
     conversations = [messages[: form.max_length] for messages in conversations]  # a turn is a token at least
     if _writes_role_tokens(tokenizer):
-        return partial(_encode_with_roles, conversations, tokenizer, form)
-    return partial(_encode_rendered, *render(conversations, tokenizer), tokenizer, form)
+        return functools.partial(_encode_with_roles, conversations, tokenizer, form)
+    return functools.partial(_encode_rendered, *render(conversations, tokenizer), tokenizer, form)
 
 
 def conversation_ids(
@@ -139,12 +152,23 @@ def conversation_ids(
 
     Args:
         is_turn_open: it is the model's turn.
+
+    Raises:
+        InputError: the template fails, takes too long, or writes nothing.
     """
-    if not _writes_role_tokens(tokenizer):
-        return rendered_ids(messages, tokenizer, is_turn_open)
-    (turns,) = _turn_ids([messages], tokenizer)
-    role = [tokenizer.convert_tokens_to_ids(ROLE_TOKENS["assistant"])] if is_turn_open else []
-    return [tokenizer.bos_token_id, *itertools.chain.from_iterable(turns), *role]
+    if _writes_role_tokens(tokenizer):
+        (turns,) = _turn_ids([messages], tokenizer)
+        role = [tokenizer.convert_tokens_to_ids(ROLE_TOKENS["assistant"])] if is_turn_open else []
+        return [tokenizer.bos_token_id, *itertools.chain.from_iterable(turns), *role]
+    token_ids = _in_time(
+        tokenizer.apply_chat_template,
+        conversation=plain_messages(messages, tokenizer),
+        add_generation_prompt=is_turn_open,
+        return_dict=False,
+    )
+    if not token_ids:
+        raise InputError("chat_template of this model writes nothing; name a model with another one.")
+    return token_ids
 
 
 def _writes_role_tokens(tokenizer: PreTrainedTokenizerFast) -> bool:
@@ -152,8 +176,8 @@ def _writes_role_tokens(tokenizer: PreTrainedTokenizerFast) -> bool:
 
 
 def _turn_ids(conversations: Sequence[Sequence[Message]], tokenizer: PreTrainedTokenizerFast) -> list[list[list[int]]]:
-    """The tokens of every turn of every conversation, as ROLE_TEMPLATE has them: role, what is said and, after an
-    answer, the end of turn. What is said is encoded apart, so that no text is a role."""
+    """The tokens of every turn of every conversation, as ROLE_TEMPLATE has them: role, content and, after an answer,
+    the end of turn. The content is encoded apart, so that no text is a role."""
     contents = [" " + message["content"] for messages in conversations for message in messages]
     encodings = iter(text_backend(tokenizer).encode_batch_fast(contents, add_special_tokens=False))
     begins = {role: tokenizer.convert_tokens_to_ids(token) for role, token in ROLE_TOKENS.items()}
@@ -167,51 +191,40 @@ def _turn_ids(conversations: Sequence[Sequence[Message]], tokenizer: PreTrainedT
 def _encode_with_roles(
     conversations: Sequence[list[Message]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
 ) -> list[EncodedConversation | None]:
-    return [
-        _joined(messages, turns, tokenizer, form)
-        for messages, turns in zip(conversations, _turn_ids(conversations, tokenizer), strict=True)
-    ]
-
-
-def _joined(
-    messages: list[Message], turns: list[list[int]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
-) -> EncodedConversation | None:
-    joined, end, left_out = [tokenizer.bos_token_id], 0, 0
-    learned: list[tuple[int, int, str]] = []  # [begin, end) of what follows a role token, and what is said there
-    for message, turn in zip(messages, turns, strict=True):
-        begin = len(joined) + 1
-        joined += turn
-        is_answer = message["role"] == "assistant" and message.get("train", True)
-        if is_answer or form.loss_on == "all":
-            learned.append((begin, len(joined), message["content"]))
-        if is_answer:
-            left_out += len(joined) > form.max_length
-            if form.too_long == "cut" or len(joined) <= form.max_length:
-                end = len(joined)
-    token_ids = np.asarray(joined[: min(end, form.max_length)], dtype=np.int32)
-    supervised = np.zeros(len(token_ids), dtype=bool)
-    if form.loss_on == "all":
-        supervised[1:] = True  # the beginning is given
-    texts = []
-    for begin, stop, content in learned:
-        if begin < len(token_ids):
-            supervised[begin:stop] = True
-            texts.append(content if stop <= len(token_ids) else tokenizer.decode(token_ids[begin:]).strip())
-    return _counted(token_ids, supervised, texts, left_out, tokenizer) if supervised.any() else None
+    encoded = []
+    for messages, turns in zip(conversations, _turn_ids(conversations, tokenizer), strict=True):
+        joined, end, left_out = [tokenizer.bos_token_id], 0, 0
+        spans: list[tuple[int, int, str]] = []  # supervised: [begin, end) after a role token, and the content
+        for message, turn in zip(messages, turns, strict=True):
+            begin = len(joined) + 1
+            joined += turn
+            is_answer = message["role"] == "assistant" and message.get("train", True)
+            if is_answer or form.loss_on == "all":
+                spans.append((begin, len(joined), message["content"]))
+            if is_answer:
+                left_out += len(joined) > form.max_length
+                if form.too_long == "cut" or len(joined) <= form.max_length:
+                    end = len(joined)
+        token_ids = np.asarray(joined[: min(end, form.max_length)], dtype=np.int32)
+        supervised = np.zeros(len(token_ids), dtype=bool)
+        if form.loss_on == "all":
+            supervised[1:] = True  # the beginning is given
+        texts = []
+        for begin, stop, content in spans:
+            if begin < len(token_ids):
+                supervised[begin:stop] = True
+                texts.append(content if stop <= len(token_ids) else tokenizer.decode(token_ids[begin:]).strip())
+        counts = count_text(texts, token_ids[supervised], tokenizer)
+        encoded.append(EncodedConversation(token_ids, supervised, counts, left_out) if counts.tokens else None)
+    return encoded
 
 
 def _encode_rendered(
-    texts: list[str],
-    spans: list[list[tuple[int, int]]],
-    tokenizer: PreTrainedTokenizerFast,
-    form: ConversationFormat,
+    texts: list[str], spans: list[list[tuple[int, int]]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
 ) -> list[EncodedConversation | None]:
-    """What `render` gives as tokens."""
+    """The texts and spans of `render` as tokens."""
     encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-    return [
-        _encoded(text, answers, encoding, tokenizer, form)
-        for text, answers, encoding in zip(texts, spans, encodings, strict=True)
-    ]
+    return [_encoded(*item, tokenizer, form) for item in zip(texts, spans, encodings, strict=True)]
 
 
 def _encoded(text, answers, encoding, tokenizer, form: ConversationFormat) -> EncodedConversation | None:
@@ -223,7 +236,8 @@ def _encoded(text, answers, encoding, tokenizer, form: ConversationFormat) -> En
         left_out += after > form.max_length
         if form.too_long == "turns" and after > form.max_length:
             continue
-        supervised[_token_at(encoding, begin) : after] = True
+        tokens = map(encoding.char_to_token, range(begin, stop))
+        supervised[next(token for token in tokens if token is not None) : after] = True  # white space may have none
         kept.append(text[begin:stop].removesuffix(tokenizer.eos_token).removeprefix(" ").rstrip())
         end = after
     if not kept:
@@ -238,28 +252,110 @@ def _encoded(text, answers, encoding, tokenizer, form: ConversationFormat) -> En
         kept = [whole]
     elif not supervised.any():
         return None  # the cut lies before the first answer
-    elif end > form.max_length:  # cut in the middle of an answer: what is learned of it is not known by characters
+    elif end > form.max_length:  # cut in the middle of an answer: its supervised characters are not known
         kept = [tokenizer.decode(token_ids[supervised], skip_special_tokens=True).strip()]
-    return _counted(token_ids, supervised, kept, left_out, tokenizer)
+    return EncodedConversation(token_ids, supervised, count_text(kept, token_ids[supervised], tokenizer), left_out)
 
 
-def _counted(
-    token_ids: np.ndarray, supervised: np.ndarray, learned: list[str], left_out: int, tokenizer: PreTrainedTokenizerFast
-) -> EncodedConversation:
-    """The conversation with the counts of the texts that are learned of it."""
-    unknown = 0 if tokenizer.unk_token_id is None else int((token_ids[supervised] == tokenizer.unk_token_id).sum())
-    counts = TextCounts(
-        documents=1,
-        tokens=int(supervised.sum()),
-        bytes=sum(len(part.encode()) for part in learned),
-        words=sum(len(part.split()) for part in learned),
-        unknown_tokens=unknown,
-    )
-    return EncodedConversation(token_ids, supervised, counts, left_out)
+def render(
+    conversations: Sequence[list[Message]], tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[str], list[list[tuple[int, int]]]]:
+    """(texts, for each the [begin, end) characters of its supervised answers, end of turn included).
+
+    Raises:
+        InputError: the template fails, or takes too long.
+    """
+    texts, supervised = [], []
+    for messages in conversations:
+        (text,), (spans,) = _in_time(
+            render_jinja_template,
+            conversations=[plain_messages(messages, tokenizer)],
+            chat_template=tokenizer.chat_template,
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
+        answers = (turn for turn in messages if turn["role"] == "assistant")
+        texts.append(text)
+        supervised.append([span for span, turn in zip(spans, answers, strict=False) if turn.get("train", True)])
+    return texts, supervised
 
 
-def _token_at(encoding, character: int) -> int:
-    """The first token at or after a character; some tokenizers leave white space out."""
-    while (token := encoding.char_to_token(character)) is None:
-        character += 1
-    return token
+class TooSlow(Exception):
+    """A template does not end in time."""
+
+
+def _in_time(rendering: Callable[..., Any], **arguments: Any) -> Any:
+    """The result of `rendering`, within RENDER_SECONDS. A template is compiled to Python, whose every line can be
+    watched in this thread alone; another clock would need a process of its own."""
+    end = time.monotonic() + RENDER_SECONDS
+
+    def watch(frame, event, argument):
+        if time.monotonic() > end:
+            raise TooSlow
+        return watch
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        return rendering(**arguments)
+    except TooSlow:
+        raise InputError(
+            f"chat_template of this model does not end within {RENDER_SECONDS} seconds; name a model with another one, "
+            "or shorten the conversation."
+        ) from None
+    except Exception as error:  # templates are programs: they raise what they like
+        sentence = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"chat_template of this model refuses a conversation ({type(error).__name__}: {sentence}); name a model "
+            "with another one, or change the conversation."
+        ) from error
+    finally:
+        sys.settrace(before)
+
+
+def plain_messages(messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast) -> Sequence[Message]:
+    """The conversation with a space in place of every token of control that its texts spell out: in a rendered template
+    it would end a turn in its middle, or begin another speaker's."""
+    control, first_signs = _control_tokens(tokenizer, len(tokenizer), tokenizer.chat_template)
+    plain = []
+    for message in messages:
+        text = _folded(message["content"])
+        if any(sign in text for sign in first_signs) and any(spelling in text for spelling in control.values()):
+            message = {**message, "content": _plain(message["content"], tokenizer, control)}
+        plain.append(message)
+    return plain
+
+
+def _plain(content: str, tokenizer: PreTrainedTokenizerFast, control: Container[int]) -> str:
+    """The tokenizer itself decides what is a token of control, in whatever spelling."""
+    while True:  # the text around a removed token may spell another
+        encoding = tokenizer.backend_tokenizer.encode(content, add_special_tokens=False)
+        before = content
+        for token_id, (begin, end) in zip(reversed(encoding.ids), reversed(encoding.offsets), strict=True):
+            if token_id in control:
+                content = f"{content[:begin]} {content[end:]}"
+        if content == before:
+            return content
+
+
+@functools.lru_cache(maxsize=8)
+def _control_tokens(
+    tokenizer: PreTrainedTokenizerFast, num_types: int, template: str | None
+) -> tuple[dict[int, str], frozenset[str]]:
+    """(id -> spelling of the special tokens and of other added tokens in the template, the signs they begin with);
+    computed again when `num_types` says that tokens were added. The unknown token is none: it steers nothing."""
+    control = {
+        token_id: _folded(token.content.strip())
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token.content.strip()
+        and token_id != tokenizer.unk_token_id
+        and (token.special or token.content in (template or ""))
+    }
+    return control, frozenset(spelling[0] for spelling in control.values())
+
+
+def _folded(text: str) -> str:
+    """The part of a text that every normalisation of a tokenizer keeps."""
+    if not text.isascii():
+        text = "".join(sign for sign in unicodedata.normalize("NFKD", text) if not unicodedata.combining(sign))
+    return text.casefold()

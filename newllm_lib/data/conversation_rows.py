@@ -6,8 +6,8 @@ Dimensions: N tokens of a conversation, T = max_length tokens of a row.
 
 import collections
 import itertools
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from ..errors import InputError
 from .batches import IGNORED, Document, EvaluationDocuments, TextCounts
 from .cache import cache_path, known, seal, writing
 from .chat_template import ConversationFormat, EncodedConversation, encoding_of
-from .conversations import Conversations
+from .conversations import Conversations, NumberedConversation
 
 FORMAT_VERSION = 4  # part of the cache key: raise it when rows are laid out otherwise
 CONVERSATIONS_PER_CALL = 500
@@ -33,9 +33,9 @@ COMPLETE = "complete"  # sealed when the data have ended
 
 @dataclass
 class ConversationCounts(TextCounts):
-    """What was read. tokens, bytes and words are of what is learned; `documents` are the conversations kept."""
+    """What was read. tokens, bytes and words count supervised text; `documents` are the conversations kept."""
 
-    all_tokens: int = 0  # learned or not
+    all_tokens: int = 0  # supervised or not
     rows_read: int = 0
     bad_rows: int = 0
     too_long: int = 0  # not even the first answer fits into a row
@@ -49,23 +49,20 @@ class ConversationCounts(TextCounts):
 
     def remarks(self, max_length: int) -> list[str]:
         """What the user should know about rows that were left out or shortened, a sentence each."""
-        sentences = []
-        if self.bad_rows:
-            sentences.append(f"{self.bad_rows:,} rows are no conversations and were left out ({self.complaints[0]}).")
-        if self.too_long:
-            sentences.append(
-                f"{self.too_long:,} conversations have no answer within {max_length} tokens and were left out; a "
-                "larger --max_length takes more of them."
-            )
-        if self.shortened:
-            sentences.append(f"{self.shortened:,} conversations were shortened to {max_length} tokens.")
-        return sentences
+        complaint = "".join(self.complaints[:1])
+        too_long = f"{self.too_long:,} conversations have no answer within {max_length} tokens and were left out"
+        sentences = (
+            (self.bad_rows, f"{self.bad_rows:,} rows are no conversations and were left out ({complaint})."),
+            (self.too_long, f"{too_long}; a larger --max_length takes more of them."),
+            (self.shortened, f"{self.shortened:,} conversations were shortened to {max_length} tokens."),
+        )
+        return [sentence for count, sentence in sentences if count]
 
 
 def conversation_rows(
     conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
 ) -> tuple[datasets.Dataset, ConversationCounts]:
-    """Training rows on disk with the columns of `packed_rows`: `input_ids`, `labels` (shifted; only what is learned),
+    """Training rows on disk with the columns of `packed_rows`: `input_ids`, `labels` (shifted; supervised ones only),
     `position_ids` (0 where a conversation begins), [T] each, and `row`.
 
     Written once per data, tokenizer and format under the cache folder. A preparation that was cut off goes on after
@@ -91,84 +88,70 @@ def conversation_rows(
 
 def conversation_documents(
     conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
-) -> tuple[EvaluationDocuments, ConversationCounts]:
-    """Held-out conversations, cut as for training, in memory."""
-    counts = ConversationCounts()
-    documents = []
-    for _, block, found in encoded_blocks(conversations, tokenizer, form, 0):
-        counts.add(found)
-        # The first token is the one that every document is read after.
-        documents += [Document(item.token_ids[1:], item.counts, item.supervised[1:]) for item in block]
-    return EvaluationDocuments(documents, conversations.origin), counts
-
-
-def held_out_documents(
-    conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
 ) -> EvaluationDocuments:
-    """Held-out conversations to evaluate on, of which there have to be some.
+    """Held-out conversations to evaluate on, cut as for training, in memory.
 
     Raises:
-        InputError: there are none.
+        InputError: a bad row in the user's file, or no conversation at all.
     """
-    documents, counts = conversation_documents(conversations, tokenizer, form)
-    if not documents.documents:
+    counts, documents = ConversationCounts(), []
+    for _, block, found in encoded_blocks(conversations, tokenizer, form, 0):
+        counts.add(found)
+        # Every document is read after a first token: that of the conversation.
+        documents += [Document(item.token_ids[1:], item.counts, item.supervised[1:]) for item in block]
+    if not documents:
         raise InputError(
-            f"{documents.origin} holds no conversation to evaluate on; "
+            f"{conversations.origin} holds no conversation to evaluate on; "
             f"{' '.join(counts.remarks(form.max_length)) or 'give --eval_data or a larger --held_out_share.'}",
             "NL-403",
         )
-    return documents
+    return EvaluationDocuments(documents, conversations.origin)
 
 
 def encoded_blocks(
     conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat, first_row: int
 ) -> Iterator[tuple[int, list[EncodedConversation], ConversationCounts]]:
-    """(number of the row after the block, its conversations as tokens, what was counted)."""
+    """(number of the row after the block, its conversations as tokens, their counts)."""
     numbered = conversations.read(first_row)
     blocks = iter(lambda: list(itertools.islice(numbered, CONVERSATIONS_PER_CALL)), [])
-    waiting = collections.deque()
     # While one block is with the tokenizer, which takes every core and leaves Python alone, others are rendered here or
     # unpacked in the other thread.
     with ThreadPoolExecutor(2) as executor:
-        for block in itertools.chain(blocks, [None] * BLOCKS_AHEAD):
-            future = None
-            if block is not None:
-                told = [messages for _, messages, _ in block if messages is not None]
-                future = executor.submit(encoding_of(told, tokenizer, form))
-            waiting.append((block, future))
-            if len(waiting) <= BLOCKS_AHEAD:
-                continue
+
+        def start(rows: list[NumberedConversation]) -> tuple[list[NumberedConversation], Future]:
+            talks = [messages for _, messages, _ in rows if messages is not None]
+            return rows, executor.submit(encoding_of(talks, tokenizer, form))
+
+        started = map(start, blocks)
+        waiting = collections.deque(itertools.islice(started, BLOCKS_AHEAD))
+        while waiting:
+            waiting.extend(itertools.islice(started, 1))
             rows, future = waiting.popleft()
-            if rows is not None:
-                encoded = future.result()
-                kept = [item for item in encoded if item is not None]
-                yield rows[-1][0] + 1, kept, _count(rows, encoded, kept)
-
-
-def _count(rows, encoded: list[EncodedConversation | None], kept: list[EncodedConversation]) -> ConversationCounts:
-    complaints = [complaint for _, messages, complaint in rows if messages is None]
-    counts = ConversationCounts(
-        all_tokens=sum(len(item.token_ids) for item in kept),
-        rows_read=len(rows),
-        bad_rows=len(complaints),
-        too_long=len(encoded) - len(kept),
-        shortened=sum(item.turns_left_out > 0 for item in kept),
-        complaints=complaints,
-    )
-    for item in kept:
-        TextCounts.add(counts, item.counts)
-    return counts
+            encoded = future.result()
+            kept = [item for item in encoded if item is not None]
+            complaints = [complaint for _, messages, complaint in rows if messages is None]
+            counts = ConversationCounts(
+                all_tokens=sum(len(item.token_ids) for item in kept),
+                rows_read=len(rows),
+                bad_rows=len(complaints),
+                too_long=len(encoded) - len(kept),
+                shortened=sum(item.turns_left_out > 0 for item in kept),
+                complaints=complaints,
+            )
+            for item in kept:
+                TextCounts.add(counts, item.counts)
+            yield rows[-1][0] + 1, kept, counts
 
 
 def _prepare(
     conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat, folder: Path
 ) -> tuple[ConversationCounts, list[Path]]:
     """Write shards until the data end, after the last whole one; each is sealed with the number of the row after it and
-    what was counted. Returns all that was counted, and the shards."""
+    its counts. Returns the counts of all shards, and the shards."""
     total, next_row, shards = ConversationCounts(), 0, []
-    while (said := known(shard := folder / f"shard-{len(shards):05d}.arrow")) is not None:
-        total.add(ConversationCounts(**said["counts"]))
-        next_row = said["next_row"]
+    while (note := known(shard := folder / f"shard-{len(shards):05d}.arrow")) is not None:
+        total.add(ConversationCounts(**note["counts"]))
+        next_row = note["next_row"]
         shards.append(shard)
     if known(folder / COMPLETE) == asdict(total):
         return total, shards
@@ -187,9 +170,8 @@ def _prepare(
 
 
 def _write_shard(blocks, tokenizer, max_length: int, first_number: int, path: Path) -> tuple[ConversationCounts, int]:
-    """(what was counted, number of the row after the shard); writes nothing if the data have ended."""
+    """(its counts, number of the row after the shard); writes nothing if the data have ended."""
     counts, next_row = ConversationCounts(), 0
-    packer = RowPacker(max_length)
     token_type = "uint16" if len(tokenizer) <= 2**16 else "int32"
     columns = {"input_ids": token_type, "supervised": "bool", "starts": "bool"}
     features = datasets.Features(
@@ -197,20 +179,21 @@ def _write_shard(blocks, tokenizer, max_length: int, first_number: int, path: Pa
         | {"row": datasets.Value("int64")}
     )
 
-    def write(packed: list[list[EncodedConversation]]) -> None:
-        if packed:
-            columns = _columns(packed, max_length, tokenizer.pad_token_id)
-            writer.write_batch(columns | {"row": first_number + counts.packed_rows + np.arange(len(packed))})
-            counts.packed_rows += len(packed)
-
-    with ArrowWriter(path=str(path), features=features) as writer:
+    def items() -> Iterator[EncodedConversation]:
+        nonlocal next_row
         for row_after, block, found in blocks:
             next_row = row_after
             counts.add(found)
-            write(list(packer.add(block)))
+            yield from block
             if counts.rows_read >= ROWS_PER_SHARD:
-                break
-        write(packer.rows)
+                return
+
+    rows = _packed(items(), max_length)
+    with ArrowWriter(path=str(path), features=features) as writer:
+        while packed := list(itertools.islice(rows, CONVERSATIONS_PER_CALL)):
+            numbers = first_number + counts.packed_rows + np.arange(len(packed))
+            writer.write_batch(_columns(packed, max_length, tokenizer.pad_token_id) | {"row": numbers})
+            counts.packed_rows += len(packed)
         if counts.packed_rows:
             writer.finalize()
     if not counts.packed_rows:
@@ -218,29 +201,26 @@ def _write_shard(blocks, tokenizer, max_length: int, first_number: int, path: Pa
     return counts, next_row
 
 
-class RowPacker:
-    """Lays conversations into rows: each into the fullest open row that has room for it."""
-
-    def __init__(self, max_length: int):
-        self.max_length = max_length
-        self.rows: list[list[EncodedConversation]] = []
-        self.lengths: list[int] = []
-
-    def add(self, items: list[EncodedConversation]) -> Iterator[list[EncodedConversation]]:
-        """Gives the rows that are closed: the fullest, when there are too many open ones."""
-        for item in items:
-            room = [i for i, length in enumerate(self.lengths) if length + len(item.token_ids) <= self.max_length]
-            if room:
-                chosen = max(room, key=self.lengths.__getitem__)
-                self.rows[chosen].append(item)
-                self.lengths[chosen] += len(item.token_ids)
-                continue
-            if len(self.rows) == OPEN_ROWS:
-                fullest = self.lengths.index(max(self.lengths))
-                del self.lengths[fullest]
-                yield self.rows.pop(fullest)
-            self.rows.append([item])
-            self.lengths.append(len(item.token_ids))
+def _packed(items: Iterable[EncodedConversation], max_length: int) -> Iterator[list[EncodedConversation]]:
+    """Rows of conversations: each goes into the fullest open row that has room for it. With too many open rows, the
+    fullest is closed."""
+    rows: list[list[EncodedConversation]] = []
+    lengths: list[int] = []
+    for item in items:
+        size = len(item.token_ids)
+        room = [index for index, length in enumerate(lengths) if length + size <= max_length]
+        if not room:
+            if len(rows) == OPEN_ROWS:
+                fullest = lengths.index(max(lengths))
+                del lengths[fullest]
+                yield rows.pop(fullest)
+            rows.append([])
+            lengths.append(0)
+            room = [len(rows) - 1]
+        fullest = max(room, key=lengths.__getitem__)
+        rows[fullest].append(item)
+        lengths[fullest] += size
+    yield from rows
 
 
 def _columns(packed: list[list[EncodedConversation]], max_length: int, pad_token_id: int) -> dict[str, np.ndarray]:
@@ -260,7 +240,7 @@ def _columns(packed: list[list[EncodedConversation]], max_length: int, pad_token
 
 def _training_columns(rows: dict[str, list]) -> dict[str, np.ndarray]:
     """Columns as they are kept, [rows, T], -> columns as the trainer takes them. Positions run on over the padding,
-    which nobody reads."""
+    which the model never reads."""
     input_ids = np.asarray(rows["input_ids"], dtype=np.int32)
     supervised, starts = np.asarray(rows["supervised"], dtype=bool), np.asarray(rows["starts"], dtype=bool)
     labels = np.where(supervised, input_ids, IGNORED)

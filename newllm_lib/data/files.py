@@ -1,4 +1,4 @@
-"""Read text from the user's own file: .txt, .jsonl, .json, .csv or .parquet, each line checked."""
+"""The user's own file: .txt, .jsonl, .json, .csv or .parquet, read as lines or as rows, each checked."""
 
 import codecs
 import csv
@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..errors import InputError
-from .pieces import PIECE_CHARACTERS, TextPiece, pieces_of_lines, pieces_of_row
-from .rows import BadRow, checked_row, text_of
-from .turns import RowError, is_missing
+from .examples import RowError, is_missing
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 DELIMITERS = ",;\t|"
@@ -27,8 +25,15 @@ MARKS = {
 }
 
 
-def check_file(path: str | Path, field: str) -> Path:
+def _refusal(path: str | Path, field: str, what: str) -> InputError:
+    return InputError(f"{field} {str(path)!r} {what}.", "NL-402")
+
+
+def check_file(path: str | Path, field: str, rows_of: str | None = None) -> Path:
     """The path, once it is known to be a readable file of a format we know.
+
+    Args:
+        rows_of: what its rows are to be, such as "conversations": running text has none.
 
     Raises:
         InputError: missing, a folder, empty, of another format, or out of reach.
@@ -37,66 +42,46 @@ def check_file(path: str | Path, field: str) -> Path:
         path = Path(path).expanduser()
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{field} {str(path)!r} does not exist; check the path.", "NL-402") from error
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a zero byte, of nobody's home
-        raise InputError(f"{field} {str(path)!r} cannot be read ({error}); check the path.", "NL-402") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"{field} {str(path)!r} is a folder; name one file in it.", "NL-402")
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{field} {str(path)!r} has to end in one of {', '.join(SUFFIXES)}.", "NL-402")
-    if not stat.S_ISREG(status.st_mode) or not os.access(path, os.R_OK):
-        raise InputError(f"{field} {str(path)!r} cannot be read; name a file that you may open.", "NL-402")
-    if status.st_size == 0:
-        raise InputError(f"{field} {str(path)!r} is empty; name a file with text in it.", "NL-402")
+        raise _refusal(path, field, "does not exist; check the path") from error
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a zero byte, of an unknown user's home
+        raise _refusal(path, field, f"cannot be read ({error}); check the path") from error
+    is_file = stat.S_ISREG(status.st_mode)
+    kind = path.suffix.lower()
+    for is_wrong, what in (
+        (stat.S_ISDIR(status.st_mode), "is a folder; name one file in it"),
+        (kind not in SUFFIXES, f"has to end in one of {', '.join(SUFFIXES)}"),
+        (not is_file or not os.access(path, os.R_OK), "cannot be read; name a file that you may open"),
+        (status.st_size == 0, "is empty; name a file with text in it"),
+        (rows_of and kind == ".txt", f"is running text; {rows_of} come as .jsonl, .json, .csv or .parquet"),
+    ):
+        if is_wrong:
+            raise _refusal(path, field, what)
     return path
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of the file's bytes, as hex: what caches and saved settings know a file by."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
-
-
-def _digest(stream) -> str:
-    """hashlib.file_digest for Python 3.10."""
+    """SHA-256 of the file's bytes, as hex: caches and saved settings identify a file by it."""
     digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
-def read_pieces(path: Path, field: str, on_bad_row: Callable[[str], None] | None = None) -> Iterator[TextPiece]:
-    """The file's text in order, as pieces of documents; in row formats each row's `text` is a document.
+def refuser(path: Path, field: str, skips: bool) -> Callable[[str, RowError], None]:
+    """A function of (place, error) that refuses a row of the user's file, or with `skips` lets it be left out."""
 
-    Args:
-        on_bad_row: called with the complaint about a row without a string `text`, which is then left out; None
-            raises the complaint instead.
+    def refuse(place: str, error: RowError) -> None:
+        if not skips:
+            what = f"{field} {str(path)!r}, {place}: {error}; --skip_bad_rows leaves such rows out."
+            raise InputError(what, "NL-402") from error
 
-    Raises:
-        InputError: no text, binary, or a bad row; names the line.
-    """
-    if path.suffix.lower() == ".txt":
-        yield from pieces_of_lines(_lines(path, field, PIECE_CHARACTERS))
-        return
-    for place, row in read_rows(path, field):
-        try:
-            text = text_of(checked_row(row), "text")
-        except RowError as error:
-            if on_bad_row is None:
-                raise bad_row(path, field, place, error) from error
-            on_bad_row(f"{place}: {error}")
-        else:
-            yield from pieces_of_row(text)
-
-
-def bad_row(path: Path, field: str, place: str, error: RowError) -> InputError:
-    """The complaint about a row of the user's file."""
-    return InputError(f"{field} {str(path)!r}, {place}: {error}; --skip_bad_rows leaves such rows out.", "NL-402")
+    return refuse
 
 
 def read_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
-    """(place, row) for every row of a .jsonl, .json, .csv or .parquet file. A row that is not written as it should be
-    is a BadRow; one of missing values alone is none.
+    """(place, row) for every row of a .jsonl, .json, .csv or .parquet file. A RowError stands for a row that is not
+    written as it should be; a row of missing values alone is left out.
 
     Raises:
         InputError: the file as a whole is not of its format.
@@ -108,8 +93,8 @@ def read_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
 
 
 def _json_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
-    """Rows of a list, or of a line each, whichever the name says: which it is shows."""
-    numbered = enumerate(_lines(path, field), start=1)
+    """Rows of a list, or of a line each: the content decides, not the name."""
+    numbered = enumerate(read_lines(path, field), start=1)
     lines = list(itertools.islice(itertools.dropwhile(lambda item: not item[1].strip(), numbered), 1))
     if lines and (lines[0][1].lstrip().startswith("[") or path.suffix.lower() == ".json"):
         lines += numbered
@@ -117,9 +102,9 @@ def _json_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
         if isinstance(whole, list):
             yield from ((f"row {number}", row) for number, row in enumerate(whole, start=1))
             return
-        if path.suffix.lower() == ".json" and isinstance(_parse_json(lines[0][1]), BadRow):
-            what = whole.complaint if isinstance(whole, BadRow) else "one JSON object"
-            raise InputError(f"{field} {str(path)!r} is {what}; give a JSON list of rows, or a row a line.", "NL-402")
+        if path.suffix.lower() == ".json" and isinstance(_parse_json(lines[0][1]), RowError):
+            what = whole if isinstance(whole, RowError) else "one JSON object"
+            raise _refusal(path, field, f"is {what}; give a JSON list of rows, or a row a line")
     for number, line in itertools.chain(lines, numbered):
         if line.strip():
             yield f"line {number}", _parse_json(line)
@@ -129,7 +114,7 @@ def _parse_json(text: str) -> object:
     try:
         return JSON.decode(text)
     except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
-        return BadRow(f"not JSON: {error}")
+        return RowError(f"not JSON: {error}")
 
 
 def _json_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -148,8 +133,8 @@ def _first_double(names: Iterable[str]) -> str | None:
 
 
 def _csv_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
-    """Rows under the header, whose commonest sign of DELIMITERS is the one between cells."""
-    lines = _lines(path, field)
+    """Rows under the header; the commonest sign of DELIMITERS in the header separates cells."""
+    lines = read_lines(path, field)
     first = next(lines, "")
     delimiter = max(DELIMITERS, key=first.count)
     csv.field_size_limit(2**31 - 1)  # a column may hold a whole document; the default is 128 KiB
@@ -172,14 +157,14 @@ def _csv_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
             _check_columns(filter(None, columns), path, field)
         elif any(map(str.strip, cells[len(columns) :])):
             complaint = f"{len(cells)} cells under {len(columns)} names; write a text with {delimiter!r} between quotes"
-            yield place, BadRow(complaint)
+            yield place, RowError(complaint)
         elif any(map(str.strip, cells)):
             yield place, {name: cell for name, cell in itertools.zip_longest(columns, cells[: len(columns)]) if name}
 
 
 def _check_columns(names: Iterable[str], path: Path, field: str) -> None:
     if (double := _first_double(names)) is not None:
-        raise InputError(f"{field} {str(path)!r} has two columns {double!r}; rename one of them.", "NL-402")
+        raise _refusal(path, field, f"has two columns {double!r}; rename one of them")
 
 
 def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
@@ -197,14 +182,16 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: text that is no UTF-8
         why = " ".join(str(error).split())[:200].rstrip(".")
-        raise InputError(
-            f"{field} {str(path)!r} cannot be read as Parquet after row {number}: {why}.", "NL-402"
-        ) from error
+        raise _refusal(path, field, f"cannot be read as Parquet after row {number}: {why}") from error
 
 
-def _lines(path: Path, field: str, most: int = -1) -> Iterator[str]:
-    """The lines, each with its end as "\\n" whatever the file ends lines with; of a line of more than `most` characters
-    its parts. Without the byte order mark that some spreadsheets begin a file with; UTF-16 only with it."""
+def read_lines(path: Path, field: str, most: int = -1) -> Iterator[str]:
+    """The lines, each ending in "\\n" whatever the file ends lines with; a line of more than `most` characters comes in
+    parts. A byte order mark, which some spreadsheets write, is left out; UTF-16 is read only with it.
+
+    Raises:
+        InputError: binary, or not Unicode.
+    """
     with path.open("rb") as stream:
         begin = stream.read(4)
     encoding = next((name for mark, name in MARKS.items() if begin.startswith(mark)), "utf-8")
@@ -213,22 +200,18 @@ def _lines(path: Path, field: str, most: int = -1) -> Iterator[str]:
         try:
             while line := stream.readline(most):
                 if "\0" in line:
-                    raise _no_text(path, field, f"a binary file (a zero byte in line {number}); give plain text")
+                    what = f"is a binary file (a zero byte in line {number}); give plain text"
+                    raise _refusal(path, field, what)
                 yield line
                 number += line.endswith("\n")
         except UnicodeError as error:
             where = _undecodable(path) if encoding.startswith("utf-8") else f"after line {number - 1}"
-            raise _no_text(
-                path, field, f"not {encoding.removesuffix('-sig').upper()} text ({where}); save it as UTF-8"
-            ) from error
-
-
-def _no_text(path: Path, field: str, what: str) -> InputError:
-    return InputError(f"{field} {str(path)!r} is {what}.", "NL-402")
+            name = encoding.removesuffix("-sig").upper()
+            raise _refusal(path, field, f"is not {name} text ({where}); save it as UTF-8") from error
 
 
 def _undecodable(path: Path) -> str:
-    """Where the first byte is that is no UTF-8."""
+    """The place of the first byte that is no UTF-8."""
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             try:

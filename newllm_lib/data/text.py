@@ -1,22 +1,29 @@
-"""Where a run's running text comes from: the hub, a package, or the user's file."""
+"""Running text: documents in pieces, so that memory stays flat, and where a run takes them from."""
 
 import hashlib
-import random
+import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import InputError
-from .catalogue import DATASETS, Dataset, HubSource
-from .files import check_file, content_hash, read_pieces
-from .hub import code_of, first_answering, open_hub_split
-from .pieces import DOCUMENT_MARK, TextPiece, piece_of_conversation, pieces_of_lines
+from .catalogue import DATASETS, HELD_OUT_SHARE
+from .examples import RowError, checked_row, text_of
+from .files import check_file, content_hash, read_lines, read_rows, refuser
+from .sources import Splits, chitchat_conversations, chitchat_names, find_data
 
-DATA_SOURCES = ("auto", "hub", "offline", "file")
-HELD_OUT_SHARE = 0.05
-WIKITEXT = DATASETS["wikitext"]
+WIKITEXT_TITLE = re.compile(r" = [^=\s](.*[^=\s])? = \n?")
+DOCUMENT_MARK = "<|endoftext|>"  # separates documents in GPT-2's corpora
+PIECE_CHARACTERS = 1 << 16
+
+
+class TextPiece(NamedTuple):
+    """A stretch of a document; a long document comes as several."""
+
+    text: str
+    starts_document: bool
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,8 @@ class Text:
     Attributes:
         origin: what it is and where it came from, for plots, model cards and saved settings.
         licence: its licence, or how the user can know.
-        read: starts a new pass over its pieces.
         identity: changes when the text does.
+        read: starts a new pass over its pieces.
     """
 
     origin: str
@@ -39,12 +46,68 @@ class Text:
         return (piece.text for piece in self.read())
 
 
-@dataclass(frozen=True)
-class TextSplits:
-    train: Text
-    validation: Text
-    source: str  # "hub", "offline" or "file": what "auto" came to
-    note: str = ""  # what the user should know about how the source was chosen
+def pieces_of_lines(lines: Iterable[str]) -> Iterator[TextPiece]:
+    """Lines of running text (ends kept), or parts of long ones, -> pieces. A WikiText article title starts a new
+    document, and so does what follows a DOCUMENT_MARK; text without either is one document. Joined, the pieces are the
+    lines without the marks."""
+    held: list[str] = []
+    held_characters = 0
+    starts_document = True
+    half_mark = ""  # the beginning of a mark at the end of a part
+    for line in itertools.chain(lines, [""]):
+        *ended, line = (half_mark + line).split(DOCUMENT_MARK)
+        for text in ended:
+            if text := "".join([*held, text]):
+                yield TextPiece(text, starts_document)
+            held, held_characters, starts_document = [], 0, True
+        cut = line.rfind("<", -len(DOCUMENT_MARK))
+        half_mark = line[cut:] if cut >= 0 and DOCUMENT_MARK.startswith(line[cut:]) else ""
+        line = line.removesuffix(half_mark)
+        is_title = WIKITEXT_TITLE.fullmatch(line) is not None
+        if held and (is_title or held_characters >= PIECE_CHARACTERS):
+            yield TextPiece("".join(held), starts_document)
+            held, held_characters, starts_document = [], 0, False
+        starts_document = starts_document or is_title
+        if line:
+            held.append(line)
+        held_characters += len(line)
+    if text := "".join([*held, half_mark]):
+        yield TextPiece(text, starts_document)
+
+
+def pieces_of_row(text: str) -> Iterator[TextPiece]:
+    """The text of a row -> pieces: a document, or several with a DOCUMENT_MARK between them."""
+    for document in filter(None, text.split(DOCUMENT_MARK)):
+        for begin in range(0, len(document), PIECE_CHARACTERS):
+            yield TextPiece(document[begin : begin + PIECE_CHARACTERS], begin == 0)
+
+
+def piece_of_conversation(turns: Iterable[str]) -> TextPiece:
+    """Utterances of one conversation -> one document, an utterance a line."""
+    return TextPiece("".join(turn.strip() + "\n" for turn in turns), True)
+
+
+def read_pieces(path: Path, field: str, refuse: Callable[[str, RowError], None] | None = None) -> Iterator[TextPiece]:
+    """A file's text in order, as pieces of documents; in row formats each row's `text` is a document.
+
+    Args:
+        refuse: called with the place of a row without a string `text`, and the error; the row is then left out. None:
+            raise the error.
+
+    Raises:
+        InputError: no text, binary, or a bad row; names the line.
+    """
+    refuse = refuse or refuser(path, field, False)
+    if path.suffix.lower() == ".txt":
+        yield from pieces_of_lines(read_lines(path, field, PIECE_CHARACTERS))
+        return
+    for place, row in read_rows(path, field):
+        try:
+            text = text_of(checked_row(row), "text")
+        except RowError as error:
+            refuse(place, error)
+        else:
+            yield from pieces_of_row(text)
 
 
 def load_text(
@@ -53,7 +116,7 @@ def load_text(
     eval_data: str | None = None,
     skip_bad_rows: bool = False,
     names: tuple[str, str] = ("data", "eval_data"),
-) -> TextSplits:
+) -> Splits[Text]:
     """The text to train on and the text to evaluate on.
 
     Args:
@@ -65,109 +128,23 @@ def load_text(
     Raises:
         InputError: bad file, unknown source, hub out of reach, or the offline package missing.
     """
-    check_source(data_source, data)
-    if data is not None:
-        splits = _file_splits(data, eval_data, skip_bad_rows, names)
-    elif data_source == "offline":
-        splits = chitchat_splits()
-    else:
-        source, problem = first_answering(WIKITEXT)
-        if source is not None:
-            splits = hub_splits(WIKITEXT, source)
-        elif data_source == "hub":
-            raise InputError(
-                f"data_source 'hub': {WIKITEXT.sources[0].hub_id} could not be reached ({problem}); check the network, "
-                "or choose --data_source offline.",
-                code_of(problem),
+    found = find_data("wikitext", DATASETS["wikitext"], data_source, data)
+    if found.source == "file":
+        return _file_splits(data, eval_data, skip_bad_rows, names)
+
+    def side(name: str) -> Text:
+        if found.source == "hub":
+            rows, licence = found.on_hub[name], DATASETS["wikitext"].licence
+            return Text(
+                rows.origin, licence, rows.identity, lambda: pieces_of_lines(row["text"] for row in rows.read())
             )
-        elif find_spec("chitchat_dataset") is None:
-            raise InputError(
-                f"data_source 'auto': the hub could not be reached ({problem}) and no offline data are installed; "
-                "run pip install 'newllm[offline]', or give a file with --data.",
-                code_of(problem),
-            )
-        else:
-            splits = chitchat_splits(note=f"The hub could not be reached ({problem}): the offline text is used.")
-    if eval_data is not None and data is None:
-        splits = replace(splits, validation=_file_text(eval_data, names[1], skip_bad_rows)[0])
-    return splits
+        held_out = name == "validation"
+        return Text(*chitchat_names(name), lambda: map(piece_of_conversation, chitchat_conversations(held_out)))
 
-
-def hub_splits(entry: Dataset, source: HubSource) -> TextSplits:
-    """Plain text as the hub serves it."""
-
-    def split_text(split: str) -> Text:
-        rows = open_hub_split(entry, source, split)
-        return Text(
-            origin=rows.origin,
-            licence=entry.licence,
-            identity=rows.identity,
-            read=lambda: pieces_of_lines(row["text"] for row in rows.read()),
-        )
-
-    return TextSplits(split_text("train"), split_text("validation"), "hub")
-
-
-def check_source(data_source: str, data: str | None) -> None:
-    """Raises InputError for a source that we do not know, or that does not go with the user's file."""
-    if data_source not in DATA_SOURCES:
-        raise InputError(f"data_source has to be one of {', '.join(DATA_SOURCES)}, got {data_source!r}.")
-    if data is not None and data_source not in ("auto", "file"):
-        raise InputError(f"data {data!r} contradicts data_source {data_source!r}; leave one of them out.")
-    if data is None and data_source == "file":
-        raise InputError("data_source 'file' needs the path of the file; add --data PATH.")
-
-
-def chitchat_splits(note: str = "") -> TextSplits:
-    """7,168 real conversations from the package `chitchat-dataset` (MIT), every twentieth held out.
-
-    Raises:
-        InputError: the package is not installed.
-    """
-
-    def read(held_out: bool) -> Iterator[TextPiece]:
-        return (piece_of_conversation(turns) for turns in chitchat_conversations(held_out))
-
-    def split_text(name: str, held_out: bool) -> Text:
-        return Text(*chitchat_names(name), read=lambda: read(held_out))
-
-    return TextSplits(split_text("train", False), split_text("validation", True), "offline", note)
-
-
-def chitchat_names(split: str) -> tuple[str, str, str]:
-    """(origin, licence, identity) of a split.
-
-    Raises:
-        InputError: the package is not installed.
-    """
-    release = chitchat_release()
-    origin = f"ChitChat conversations, {split} (package chitchat-dataset {release})"
-    return origin, "MIT", f"chitchat-dataset/{release}/{split}"
-
-
-def chitchat_release() -> str:
-    """The installed release of the package `chitchat-dataset`.
-
-    Raises:
-        InputError: the package is not installed.
-    """
-    if find_spec("chitchat_dataset") is None:
-        raise InputError(
-            "data_source 'offline' needs the package chitchat-dataset; run pip install 'newllm[offline]'.", "NL-102"
-        )
-    return version("chitchat-dataset")
-
-
-def chitchat_conversations(held_out: bool) -> Iterator[list[str]]:
-    """Its conversations in an order of our own, every twentieth held out."""
-    from chitchat_dataset import ConversationDataset
-
-    conversations = [list(turns) for turns in ConversationDataset()]
-    random.Random(0).shuffle(conversations)
-    every = round(1 / HELD_OUT_SHARE)
-    for index, turns in enumerate(conversations):
-        if (index % every == 0) == held_out and any(turn.strip() for turn in turns):
-            yield turns
+    train, validation = side("train"), side("validation")
+    if eval_data is not None:
+        validation = _file_text(eval_data, names[1], skip_bad_rows)[0]
+    return Splits(train, validation, found.source, found.note)
 
 
 def same_file_note(train: str, validation: str, names: tuple[str, str] = ("data", "eval_data")) -> str:
@@ -177,34 +154,28 @@ def same_file_note(train: str, validation: str, names: tuple[str, str] = ("data"
     return f"{names[1]} holds what {names[0]} holds: the figures tell what is remembered, not what is learned."
 
 
-def _file_splits(data: str, eval_data: str | None, skip_bad_rows: bool, names: tuple[str, str]) -> TextSplits:
+def _file_splits(data: str, eval_data: str | None, skip_bad_rows: bool, names: tuple[str, str]) -> Splits[Text]:
     train, characters, documents = _file_text(data, names[0], skip_bad_rows)
+    file = Path(data)
     notes = []
-    if documents > 1 and Path(data).suffix.lower() == ".txt":
-        notes.append(f"{Path(data).name} is {documents:,} documents: {DOCUMENT_MARK} or a WikiText title begins one.")
+    if documents > 1 and file.suffix.lower() == ".txt":
+        notes.append(f"{file.name} is {documents:,} documents: {DOCUMENT_MARK} or a WikiText title begins one.")
     if eval_data is not None:
         validation = _file_text(eval_data, names[1], skip_bad_rows)[0]
         notes.append(same_file_note(train.identity, validation.identity, names))
-        return TextSplits(train, validation, "file", " ".join(filter(None, notes)))
-    notes.append(
-        f"No {names[1]} given: the last {HELD_OUT_SHARE:.0%} of {Path(data).name} are held out for evaluation."
-    )
+        return Splits(train, validation, "file", " ".join(filter(None, notes)))
+    notes.append(f"No {names[1]} given: the last {HELD_OUT_SHARE:.0%} of {file.name} are held out for evaluation.")
     held_out_from = int(characters * (1 - HELD_OUT_SHARE))
 
     def part(name: str, held_out: bool) -> Text:
-        return Text(
+        return replace(
+            train,
             origin=f"{train.origin}, {'last' if held_out else 'first'} part ({name})",
-            licence=train.licence,
             identity=f"{train.identity}/{name}",
             read=lambda: _part_of(train.read(), held_out_from, held_out),
         )
 
-    return TextSplits(
-        part("train", False),
-        part("validation", True),
-        "file",
-        " ".join(notes),
-    )
+    return Splits(part("train", False), part("validation", True), "file", " ".join(notes))
 
 
 def _part_of(pieces: Iterable[TextPiece], boundary: int, after: bool) -> Iterator[TextPiece]:
@@ -212,39 +183,39 @@ def _part_of(pieces: Iterable[TextPiece], boundary: int, after: bool) -> Iterato
     there is one."""
     position = 0
     for piece in pieces:
-        end = position + len(piece.text)
-        if end <= boundary:
-            cut = len(piece.text)
-        elif position >= boundary:
-            cut = 0
-        else:
-            cut = piece.text.find(" ", boundary - position)
-            cut = boundary - position if cut < 0 else cut
+        cut = min(max(boundary - position, 0), len(piece.text))
+        if 0 < cut < len(piece.text) and (space := piece.text.find(" ", cut)) >= 0:
+            cut = space
         if after and cut < len(piece.text):
             yield TextPiece(piece.text[cut:], piece.starts_document or cut > 0)
         elif not after and cut > 0:
             yield TextPiece(piece.text[:cut], piece.starts_document)
-        position = end
+        position += len(piece.text)
 
 
 def _file_text(path: str, name: str, skip_bad_rows: bool) -> tuple[Text, int, int]:
     """The text of a file, and how many characters and documents it has."""
     file = check_file(path, name)
-    complaints: list[str] = []
-    characters, documents, is_text, said = 0, 0, False, hashlib.sha256()
-    # One whole pass now, so that a bad row at the end is told before any long work.
-    for piece in read_pieces(file, name, complaints.append if skip_bad_rows else None):
+    refuse, bad_rows = refuser(file, name, skip_bad_rows), []
+
+    def count(place: str, error: RowError) -> None:
+        refuse(place, error)
+        bad_rows.append(place)
+
+    characters, documents, is_text, digest = 0, 0, False, hashlib.sha256()
+    # One whole pass now, so that a bad row at the end is reported before any long work.
+    for piece in read_pieces(file, name, count):
         characters += len(piece.text)
         documents += piece.starts_document
         is_text = is_text or not piece.text.isspace()
-        said.update(piece.text.encode("utf-8"))
+        digest.update(piece.text.encode("utf-8"))
     if not is_text:
         raise InputError(f"{name} {path!r} holds no text; name a file with text in it.", "NL-402")
     text = Text(
-        origin=f"file {file.name}" + (f" without {len(complaints)} bad rows" if complaints else ""),
+        origin=f"file {file.name}" + (f" without {len(bad_rows)} bad rows" if bad_rows else ""),
         licence="as the file's owner says",
-        # Of running text what is read of it: line ends and marks of every kind are read as one.
-        identity=f"file/{said.hexdigest() if file.suffix.lower() == '.txt' else content_hash(file)}",
-        read=lambda: read_pieces(file, name, (lambda complaint: None) if skip_bad_rows else None),
+        # The text that is read identifies running text: line ends and marks of every kind are read as one.
+        identity=f"file/{digest.hexdigest() if file.suffix.lower() == '.txt' else content_hash(file)}",
+        read=lambda: read_pieces(file, name, refuse),
     )
     return text, characters, documents

@@ -6,7 +6,8 @@ text can spell; `word` is the published setting: lower-cased words with `<unk>`.
 
 import functools
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,9 +17,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..errors import InputError
 from .cache import cache_path, kept
-from .pieces import short_words
-from .turns import ROLES
+from .examples import ROLES
 
+LONG_WORD = re.compile(r"\S{256}|\s{256}")
 TOKENIZERS = ("bpe", "byte", "word", "gpt2")
 DEFAULT_VOCAB_SIZE = {"bpe": 4096, "word": 1000}
 END_OF_TEXT = "<|endoftext|>"
@@ -26,8 +27,9 @@ PAD = "<|pad|>"
 UNKNOWN = "<unk>"
 ROLE_TOKENS = {role: f"<|{role}|>" for role in ROLES}
 END_OF_TURN = "<|end|>"
+ROLE_SPECIAL = [*ROLE_TOKENS.values(), END_OF_TURN]
 # `bpe` and `byte` have all of them from the start: a pretrained model learns to talk with the vocabulary it has.
-SPECIAL_TOKENS = (END_OF_TEXT, PAD, *ROLE_TOKENS.values(), END_OF_TURN)
+SPECIAL_TOKENS = (END_OF_TEXT, PAD, *ROLE_SPECIAL)
 GPT2_HUB_ID = "openai-community/gpt2"
 GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 
@@ -38,7 +40,7 @@ def build_tokenizer(
     """A tokenizer of `kind`, one of TOKENIZERS, learned from `texts` where it learns at all.
 
     Args:
-        text_identity: what `texts` are, whole; with it, the tokenizer is learned once and kept in the cache folder.
+        text_identity: changes when `texts` do; with it, the tokenizer is learned once and kept in the cache folder.
         vocab_size: number of types, special ones included; None takes up to 4,096 (bpe) or 1,000 (word).
 
     Raises:
@@ -59,7 +61,8 @@ def build_tokenizer(
         path = cache_path("tokenizer", ".tokenizer", version("tokenizers"), text_identity, kind, wanted, *special)
         kept(path, lambda target: target.write_text(train(texts, wanted).to_str(), encoding="utf-8"))
         learned = Tokenizer.from_file(str(path))
-    tokenizer = _wrap(learned, unk_token=UNKNOWN) if kind == "word" else _wrap_with_roles(learned)
+    special_tokens = {"unk_token": UNKNOWN} if kind == "word" else {"extra_special_tokens": ROLE_SPECIAL}
+    tokenizer = _wrap(learned, **special_tokens)
     if vocab_size is not None and len(tokenizer) < vocab_size:
         raise InputError(
             f"vocab_size {vocab_size} is more than this text supports with the {kind} tokenizer, which finds "
@@ -69,19 +72,13 @@ def build_tokenizer(
     return tokenizer
 
 
-def keeps_every_byte(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """True if decoding gives the text back exactly, so that bits per byte can be stated."""
-    return tokenizer.unk_token is None
-
-
 def has_role_tokens(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """True if every role and the end of a turn are special tokens of their own, as in a `bpe` or `byte` tokenizer made
-    here; hub tokenizers, `word` and those of earlier runs have none."""
-    return {*ROLE_TOKENS.values(), END_OF_TURN} <= set(tokenizer.all_special_tokens)
+    """True if every role and the end of a turn are special tokens of their own, as in our `bpe` and `byte`."""
+    return set(ROLE_SPECIAL) <= set(tokenizer.all_special_tokens)
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """The tokens at which generation stops: the end of the text and, where it is another one, the end of a turn."""
+    """The tokens at which generation stops: the end of the text and, if there is one, the end of a turn."""
     end_of_turn = [tokenizer.convert_tokens_to_ids(END_OF_TURN)] if has_role_tokens(tokenizer) else []
     return [tokenizer.eos_token_id, *end_of_turn]
 
@@ -93,8 +90,8 @@ def text_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
 
 @functools.lru_cache(maxsize=8)
 def _text_only(tokenizer: PreTrainedTokenizerFast, num_types: int) -> Tokenizer:
-    """A copy, made again when `num_types` says that tokens were added: `encode_special_tokens` is one switch for all
-    threads, and transformers sets it at every call."""
+    """A copy, made again after tokens were added: `encode_special_tokens` is one switch for all threads, and
+    transformers sets it at every call."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     looks_up_words = state["model"]["type"] == "WordLevel"
     if looks_up_words:  # and would find a special token as one: under a name with a space, which no word has, it cannot
@@ -109,19 +106,9 @@ def _text_only(tokenizer: PreTrainedTokenizerFast, num_types: int) -> Tokenizer:
     return backend
 
 
-def _wrap_with_roles(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    return _wrap(tokenizer, extra_special_tokens=[*ROLE_TOKENS.values(), END_OF_TURN])
-
-
-def _wrap(tokenizer: Tokenizer, pad_token: str = PAD, **special_tokens: str | list[str]) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=pad_token,
-        clean_up_tokenization_spaces=False,
-        **special_tokens,
-    )
+def _wrap(tokenizer: Tokenizer, **special_tokens: str | list[str]) -> PreTrainedTokenizerFast:
+    special_tokens = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD} | special_tokens
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special_tokens)
 
 
 def _byte_level(model: models.BPE) -> Tokenizer:
@@ -141,25 +128,31 @@ def _train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         )
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=alphabet,
-        show_progress=False,
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(short_words(texts), trainer)
     return tokenizer
 
 
+def short_words(texts: Iterable[str]) -> Iterator[str]:
+    """The texts with words cut that are too long to be words: learning byte pairs takes time with a word's square."""
+    for text in texts:
+        begin = 0
+        for word in LONG_WORD.finditer(text):
+            yield text[begin : word.end()]
+            begin = word.end()
+        yield text[begin:]
+
+
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
+    vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = _byte_level(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         # Without merges a word is never looked up whole; splitting further only keeps the pieces short.
         [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Split(Regex("."), "isolated")]
     )
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    return _wrap_with_roles(tokenizer)
+    return _wrap(tokenizer, extra_special_tokens=ROLE_SPECIAL)
 
 
 def _train_word(texts: Iterable[str], vocab_size: int) -> Tokenizer:

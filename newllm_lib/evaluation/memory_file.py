@@ -33,7 +33,7 @@ class Memory:
     Attributes:
         state: [1, S] fp32.
         tokens: how many it is of.
-        model, weights: the name of the model whose it is, and what its weights are known by.
+        model, weights: the name of the model whose it is, and the hash of its weights.
         messages: what was said, for people to read; the model needs none of it. Empty unless it was saved, too.
     """
 
@@ -55,11 +55,7 @@ class Memory:
 
 
 def read_memory(path: str | Path) -> Memory:
-    """What `Memory.file` has written.
-
-    Raises:
-        InputError: no such file, or not one of ours.
-    """
+    """What `Memory.file` has written. Raises InputError: no such file, or not one of ours."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"memory {str(path)!r} does not exist; name a file that a chat has saved.", "NL-405")

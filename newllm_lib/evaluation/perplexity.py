@@ -24,7 +24,7 @@ from ..models.frozen_head import plain_model, split_head, token_scores
 class TextMetrics:
     """The metrics of one model on one text. Those that an incomplete tokenizer would flatter are None for it."""
 
-    loss: float  # nats per scored token
+    loss: float  # nats per supervised token
     perplexity: float  # exp(loss)
     token_accuracy: float  # share of tokens that were the most likely one
     bits_per_byte: float | None  # of the UTF-8 text; the only figure comparable across tokenizers
@@ -82,7 +82,7 @@ def score_against_base(
     batch_size: int,
     compare: bool = True,
 ) -> tuple[TextMetrics, float]:
-    """(metrics as of `score_documents`, mean KL(base ‖ model) per scored token in nats).
+    """(metrics as of `score_documents`, mean KL(base ‖ model) per supervised token in nats).
 
     The one arithmetic of every figure that is reported: that of the weights as they are, without the autocast that a
     trainer puts around `model.forward`, and never with the logits of a whole batch.
@@ -105,14 +105,14 @@ def score_against_base(
 
     def hidden_states(side: str) -> torch.Tensor:
         state = {"past_key_values": caches[side], "use_cache": True} if is_recurrent else {"use_cache": False}
-        # Windows begin at position 0 and are padded on the right: there is nothing to be told.
+        # Windows begin at position 0 and are padded on the right: no position has to be given.
         positions = {"position_ids": position_ids} if is_recurrent else {}
-        return decoder(input_ids=input_ids, **positions, **state).last_hidden_state[chosen]
+        return decoder(input_ids=input_ids, **positions, **state).last_hidden_state[supervised]
 
     try:
         for *tensors, continues in batches:
             input_ids, labels, position_ids = (tensor.to(head.weight.device) for tensor in tensors)
-            chosen = labels != IGNORED
+            supervised = labels != IGNORED
             if continues:
                 for cache in caches.values():
                     cache.batch_select_indices(torch.arange(len(input_ids)))
@@ -122,7 +122,7 @@ def score_against_base(
             if compare:
                 with model.disable_adapter():
                     of_base = hidden_states("base")
-            losses, hits, divergences = token_scores(hidden, head, labels[chosen], of_base)
+            losses, hits, divergences = token_scores(hidden, head, labels[supervised], of_base)
             nats += float(losses.double().sum())
             divergence += float(divergences.double().sum())
             correct += int(hits.sum())
@@ -153,7 +153,7 @@ def _carried_batches(sequences: list[tuple], max_length: int, batch_size: int) -
         lengths[shortest] += len(sequence[0])
     total = max(lengths)
     lanes = [lanes[lane] for lane in np.argsort(lengths)[::-1]]
-    # Beyond a lane's end: token 0 with position 1, read by nobody.
+    # Beyond a lane's end: token 0 with position 1, which has no effect.
     input_ids = np.zeros((len(lanes), total), dtype=np.int64)
     labels = np.full((len(lanes), total), IGNORED, dtype=np.int64)
     position_ids = np.ones((len(lanes), total), dtype=np.int64)

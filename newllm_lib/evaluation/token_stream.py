@@ -1,4 +1,4 @@
-"""Generate token by token for somebody who watches: the tokens that transformers' `generate` gives, without its
+"""Generate token by token for a reader who watches: the tokens that transformers' `generate` gives, without its
 bookkeeping, and with a state that outlives the reply, so that a conversation is never read twice.
 
 Dimensions: V vocabulary.
@@ -17,8 +17,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ..data.examples import is_unicode
 from ..data.tokenizer import text_backend
-from ..data.turns import is_unicode
 from ..errors import InputError
 from ..models.context_cache import ContextCache
 
@@ -65,8 +65,8 @@ class TokenStream:
             self.warpers.append(TopPLogitsWarper(top_p))
 
     def begin(self, start: torch.Tensor | None = None, tokens: int = 0) -> None:
-        """Forget everything; a recurrent model may begin with the state `start` [1, S], which is of `tokens` tokens
-        that nobody need know."""
+        """Forget everything; a recurrent model may begin with the state `start` [1, S], which is of `tokens`
+        tokens, unknown here."""
         self.start = None if start is None else start.to(self.model.device)
         self.start_tokens = tokens
         self._forget()

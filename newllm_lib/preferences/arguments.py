@@ -1,17 +1,38 @@
 """The settings of stage 6, what they may be, and named sets of them."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from ..adapters.arguments import AdapterArguments
+from ..data.sources import Splits
 from ..errors import InputError
 from ..training.arguments import check_intervals, setting
 from ..training.device import Device
-from .pairs import PreferenceSplits, load_preferences
+from .pairs import Preferences, load_preferences
 
 DIALOGPT = "microsoft/DialoGPT-small"
 METRICS = {  # of an evaluation: name -> True if more of it is better
     "loss": False, "accuracy": True, "margin": True, "chosen_logp": True, "rejected_logp": False, "kl": False
+}  # fmt: skip
+Loss = Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero"]
+LOSS_TYPES: tuple[str, ...] = get_args(Loss)
+INTERVALS = (
+    ("beta", 1e-4, 100.0), ("sft_epochs", 0.0, 1000.0), ("sft_learning_rate", 1e-7, 1.0), ("new_tokens", 0, 50_000),
+    ("sft_weight", 0.0, 100.0), ("label_smoothing", 0.0, 0.49),
+)  # fmt: skip
+# Named sets of values. `published` is the usual recipe; `standard` and `long` suit a model as large as DialoGPT-small,
+# on a GPU.
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {"max_steps": 12, "sft_epochs": 0.5, "pairs": 120, "max_eval_tokens": 1_000, "eval_steps": 0.5,
+              "save_steps": 0.5, "logging_steps": 2},
+    "demo": {"max_steps": 100, "sft_epochs": 1.0, "max_eval_tokens": 2_000, "eval_steps": 0.25, "save_steps": 0.25,
+             "logging_steps": 2},
+    "quick": {"num_train_epochs": 1.5, "max_eval_tokens": 4_000, "eval_steps": 0.5, "save_steps": 0.5},
+    "standard": {"learning_rate": 1e-4},
+    "long": {"learning_rate": 1e-4, "num_train_epochs": 8.0},
+    "published": {"num_train_epochs": 1.0, "sft_epochs": 0.0, "per_device_train_batch_size": 1,
+                  "gradient_accumulation_steps": 4, "learning_rate": 5e-6, "max_length": 128, "beta": 0.1,
+                  "sft_weight": 0.0, "lora_r": 8, "lora_alpha": 16.0, "lora_target_modules": "c_attn,c_proj"},
 }  # fmt: skip
 
 
@@ -48,11 +69,11 @@ class DpoArguments(AdapterArguments):
         0.3, "How strongly the model is held to its reference; less: further away.", group="Preference",
         low=0.01, high=1.0, log=True,
     )  # fmt: skip
-    loss_type: Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero"] = setting(
+    loss_type: Loss = setting(  # noqa: RUF009  a field
         "sigmoid", "DPO's own loss (sigmoid), or one of TRL's others.", group="Preference"
     )
     sft_epochs: float = setting(
-        2.5, "First passes over all answers, wanted or not, so that the model knows such text; what comes of it is the "
+        2.5, "First passes over all answers, wanted or not, so that the model knows such text; the result is the "
         "reference. 0: none.",
         group="Preference", low=0.0, high=10.0,
     )  # fmt: skip
@@ -70,7 +91,7 @@ class DpoArguments(AdapterArguments):
     )  # fmt: skip
     label_smoothing: float = setting(0.0, "With loss_type robust: share of pairs that are labelled wrongly.")
 
-    save_merged: bool = setting(True, "Write the model with its adapters merged into it, too.")
+    save_merged: bool = setting(True, "Write the model with its adapters merged into it, too.", session=True)
     max_length: int = setting(256, "Tokens of prompt and answer at most.", group="Data", low=64, high=1024, log=True)
     output_dir: str = setting("runs/dpo", "Folder of the run: settings, adapters, checkpoints, curves.")
     lora_r: int = setting(16, "Rank of the adapters: how much they can learn.", group="Model", low=2, high=64, log=True)
@@ -106,68 +127,12 @@ class DpoArguments(AdapterArguments):
         keep code of their own. That took twice the memory and was no faster."""
         return "fp32" if device.kind == "cpu" else super().precision_on(device)
 
-    def load_preferences(self) -> PreferenceSplits:
+    def load_preferences(self) -> Splits[Preferences]:
         """The pairs these settings name.
 
         Raises:
             InputError: bad file or row, unknown dataset or source, or data out of reach.
         """
-        return load_preferences(
-            self.dataset,
-            self.data_source,
-            self.data,
-            self.eval_data,
-            self.skip_bad_rows,
-            self.pairs,
-            self.pairs_seed,
-            self.held_out_share,
-            self.max_samples,
-        )
-
-
-LOSS_TYPES = ("sigmoid", "hinge", "ipo", "robust", "apo_zero")
-INTERVALS = (
-    ("beta", 1e-4, 100.0),
-    ("sft_epochs", 0.0, 1000.0),
-    ("sft_learning_rate", 1e-7, 1.0),
-    ("new_tokens", 0, 50_000),
-    ("sft_weight", 0.0, 100.0),
-    ("label_smoothing", 0.0, 0.49),
-)
-# Named sets of values. `published` is the usual recipe.
-PRESETS: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "max_steps": 12,
-        "sft_epochs": 0.5,
-        "pairs": 120,
-        "max_eval_tokens": 1_000,
-        "eval_steps": 0.5,
-        "save_steps": 0.5,
-        "logging_steps": 2,
-    },
-    "demo": {
-        "max_steps": 100,
-        "sft_epochs": 1.0,
-        "max_eval_tokens": 2_000,
-        "eval_steps": 0.25,
-        "save_steps": 0.25,
-        "logging_steps": 2,
-    },
-    "quick": {"num_train_epochs": 1.5, "max_eval_tokens": 4_000, "eval_steps": 0.5, "save_steps": 0.5},
-    # For a model as large as DialoGPT-small, on a GPU.
-    "standard": {"learning_rate": 1e-4},
-    "long": {"learning_rate": 1e-4, "num_train_epochs": 8.0},
-    "published": {
-        "num_train_epochs": 1.0,
-        "sft_epochs": 0.0,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 4,
-        "learning_rate": 5e-6,
-        "max_length": 128,
-        "beta": 0.1,
-        "sft_weight": 0.0,
-        "lora_r": 8,
-        "lora_alpha": 16.0,
-        "lora_target_modules": "c_attn,c_proj",
-    },
-}
+        names = ("dataset", "data_source", "data", "eval_data", "skip_bad_rows", "pairs", "pairs_seed",
+                 "held_out_share", "max_samples")  # fmt: skip
+        return load_preferences(**{name: getattr(self, name) for name in names})

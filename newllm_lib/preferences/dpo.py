@@ -19,11 +19,11 @@ from ..data.chat_template import learnable_template, template_for
 from ..errors import InputError
 from ..models.adjust import set_dropout
 from ..models.frozen_head import check_split
-from ..training.checkpoint import write_json
+from ..training.callbacks import PREFERENCE_COLUMNS
 from ..training.device import find_device
+from ..training.disk import write_json
 from ..training.model_card import BaseModel
 from ..training.model_folder import check_tokens_fit
-from ..training.report import PREFERENCE_COLUMNS
 from ..training.run import PreparedRun, claim_folder, opened_run, prepare_once
 from .arguments import DIALOGPT, PRESETS, DpoArguments
 from .pairs import Preferences, drop_too_long, encode_preferences, sample_pairs
@@ -49,7 +49,12 @@ def prepare(args: DpoArguments) -> PreparedRun:
     """
     check_trl()
     splits = args.load_preferences()
-    base = find_start(args)
+    if args.model is None and args.data_source == "offline":
+        raise InputError(
+            f"model: {DIALOGPT} is on the hub only; name the folder of a chat model with --model, such as the TinyGPT2 "
+            "of newllm sft --model_type tiny-gpt2."
+        )
+    base = find_base_model(args.model or DIALOGPT)
     tokenizer = open_tokenizer(base)
     remarks = [base.note]
     if tokenizer.chat_template is None:
@@ -67,37 +72,20 @@ def prepare(args: DpoArguments) -> PreparedRun:
     if args.sft_epochs > 0:
         grow(model, len(tokenizer), args.seed)
     check_tokens_fit(model, tokenizer, base.path)
-    return PreparedRun(
-        splits,
-        tokenizer,
-        train,
-        TextCounts(documents=2 * len(train.pairs)),
-        held_out,
-        model,
-        tuple(filter(None, [*remarks, *train.remarks(), *held_out.remarks()])),
-        extent(args, train, base),
-        base,
+    pairs = len(train.pairs)
+    extent = (
+        f"{base.name}, adapters of rank {args.lora_r}: {pairs:,} pairs, {args.updates(pairs)} updates of "
+        f"{args.effective_batch_size} pairs, beta {args.beta:g}, on {args.device}."
     )
+    remarks = tuple(filter(None, [*remarks, *train.remarks(), *held_out.remarks()]))
+    counts = TextCounts(documents=2 * pairs)
+    return PreparedRun(splits, tokenizer, train, counts, held_out, model, remarks, extent, base)
 
 
 def check_trl() -> None:
-    """Raises InputError if there is no TRL, whose trainer this stage is made of."""
+    """Raises InputError if there is no TRL, whose trainer this stage uses."""
     if find_spec("trl") is None or find_spec("peft") is None:
         raise InputError("dpo needs the packages trl and peft; run pip install 'newllm[dpo]'.")
-
-
-def find_start(args: DpoArguments) -> BaseModel:
-    """The model to start from.
-
-    Raises:
-        InputError: it is out of reach.
-    """
-    if args.model is None and args.data_source == "offline":
-        raise InputError(
-            f"model: {DIALOGPT} is on the hub only; name the folder of a chat model with --model, such as the TinyGPT2 "
-            "of newllm sft --model_type tiny-gpt2."
-        )
-    return find_base_model(args.model or DIALOGPT)
 
 
 def open_start(args: DpoArguments, base: BaseModel) -> PreTrainedModel:
@@ -127,15 +115,6 @@ def check_window(args: DpoArguments, base: BaseModel, config: PreTrainedConfig) 
         )
 
 
-def extent(args: DpoArguments, train: Preferences, base: BaseModel) -> str:
-    """What is trained, and for how long."""
-    pairs = len(train.pairs)
-    return (
-        f"{base.name}, adapters of rank {args.lora_r}: {pairs:,} pairs, {args.updates(pairs)} updates of "
-        f"{args.effective_batch_size} pairs, beta {args.beta:g}, on {args.device}."
-    )
-
-
 def dpo(args: DpoArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
     """Tune adapters on a chat model by preferences, after it has learned the answers as such (`args.sft_epochs`), or
     go on with the run that `args.output_dir` holds.
@@ -153,18 +132,17 @@ def dpo(args: DpoArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
     identity = {"stage": "dpo", "base": prepared.base.identity, "load_in_4bit": False}
     if args.sft_epochs > 0:
         claim_folder(args, prepared, identity)
-        prepared = on_reference(args, prepared, learn_answers(args, prepared, callbacks))
+        folder = learn_answers(args, prepared, callbacks)
+        name, licence = f"{prepared.base.name}, tuned on the answers", prepared.base.licence
+        base = replace(find_base_model(str(folder)), name=name, licence=licence)
+        prepared = replace(prepared, model=open_start(args, base), base=base)
     from .trainer import PreferenceTrainer
 
     with opened_run(args, prepared, identity) as run:
         if not run.is_finished:
+            ours = run.callbacks(callbacks, PREFERENCE_COLUMNS)
             trainer = PreferenceTrainer(
-                prepared.model,
-                args,
-                prepared.train_rows,
-                prepared.held_out,
-                prepared.tokenizer,
-                callbacks=run.callbacks(callbacks, PREFERENCE_COLUMNS),
+                prepared.model, args, prepared.train_rows, prepared.held_out, prepared.tokenizer, callbacks=ours
             )
             run.train(trainer)
             metrics, more = preferred(args, prepared, trainer, run.folder)
@@ -174,13 +152,6 @@ def dpo(args: DpoArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
     return run.folder
 
 
-def on_reference(args: DpoArguments, prepared: PreparedRun, folder: Path) -> PreparedRun:
-    """The run as it goes on with the reference that it has made in `folder`."""
-    reference = replace(find_base_model(str(folder)), name=f"{prepared.base.name}, tuned on the answers")
-    model = open_start(args, reference)
-    return replace(prepared, model=model, base=replace(reference, licence=prepared.base.licence))
-
-
 def preferred(
     args: DpoArguments, prepared: PreparedRun, trainer: "PreferenceTrainer", folder: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -188,7 +159,7 @@ def preferred(
     reference answer held-out prompts.
 
     Returns:
-        The metrics on held-out pairs, and what else belongs into the results.
+        The metrics on held-out pairs, and more for the results.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     encoded = encode_preferences(prepared.held_out.pairs, prepared.tokenizer, args.max_length)
@@ -200,10 +171,8 @@ def preferred(
         model, prepared.tokenizer, prompts_to_ask(prepared.held_out), ANSWER_TOKENS, args.repetition_penalty
     )
     more = {"accuracy_by_kind": kinds, "train": asdict(on_train)}
-    reference = {
-        "chosen_logp": float(scores.reference_chosen.mean()),
-        "rejected_logp": float(scores.reference_rejected.mean()),
-    }
+    chosen, rejected = scores.reference_chosen.mean(), scores.reference_rejected.mean()
+    reference = {"chosen_logp": float(chosen), "rejected_logp": float(rejected)}
     write_json(folder / PREFERENCES_FILE, {"held_out": asdict(metrics), "reference": reference, **more, **replies})
     save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 2 * ANSWER_TOKENS, folder)
     return asdict(metrics), more
@@ -216,7 +185,7 @@ def prompts_to_ask(held_out: Preferences) -> list[str]:
 
 
 def advice(args: DpoArguments, results: dict[str, Any]) -> str:
-    """How good the model is at telling, what that is worth, and what to do next."""
+    """How often the model prefers the chosen answer, and what to do next."""
     weakest = min(results["accuracy_by_kind"].items(), key=lambda item: item[1], default=None)
     of_kind = "" if weakest is None else f"; weakest on {weakest[0]}: {weakest[1]:.0%}"
     return (

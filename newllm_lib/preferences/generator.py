@@ -23,7 +23,6 @@ KINDS = ("off_topic", "vague", "impolite", "wrong_fact", "cut_short", "repetitiv
 MIN_PAIRS = 20
 MAX_CHARACTERS = 90  # of a Japanese answer
 MAX_ENGLISH_CHARACTERS = 160
-TABLES = ("preference_topics.jsonl", "preference_phrases.json")
 # After the topic's name; a sentence that follows another one goes without both ("Gitは、", "Gitを使うと、").
 SUBJECT = "(?:(?:は|では|には|の)、?|を[^、]*、)"
 DRAWS = 24  # wrong answers to choose from
@@ -32,7 +31,7 @@ MIN_CUT = 5  # characters of a broken-off sentence that are there, and that are 
 
 
 class Topic(NamedTuple):
-    """A line of the first table: `name` as it is written in Japanese, and a right sentence on each aspect."""
+    """A line of the first table: its Japanese `name`, and a right sentence on each aspect."""
 
     field: str
     name: str
@@ -88,19 +87,15 @@ def generator_identity(count: int, seed: int, held_out_share: float) -> str:
     return f"japanese preference pairs/{VERSION}/{digest}/{count}/{seed}/{held_out_share}"
 
 
-def _read(table: str) -> str:
-    return (files(__package__) / table).read_text(encoding="utf-8")
-
-
 @functools.lru_cache(maxsize=1)
 def _topics() -> tuple[Topic, ...]:
-    rows = map(json.loads, _read(TABLES[0]).splitlines())
-    return tuple(Topic(**{**row, "english": tuple(row["english"])}) for row in rows)
+    lines = (files(__package__) / "preference_topics.jsonl").read_text(encoding="utf-8").splitlines()
+    return tuple(Topic(**{**row, "english": tuple(row["english"])}) for row in map(json.loads, lines))
 
 
 @functools.lru_cache(maxsize=1)
 def _phrases() -> dict[str, Any]:
-    return json.loads(_read(TABLES[1]))
+    return json.loads((files(__package__) / "preference_phrases.json").read_text(encoding="utf-8"))
 
 
 def _split_topics(held_out_share: float, rng: random.Random) -> tuple[list[Topic], list[Topic]]:
@@ -116,10 +111,10 @@ def _split_topics(held_out_share: float, rng: random.Random) -> tuple[list[Topic
 
 
 def _side(topics: list[Topic], count: int, used: set[str], rng: random.Random) -> list[PreferencePair]:
-    """`count` pairs about the topics. `used` holds what has been said that is about no topic in particular."""
+    """`count` pairs about the topics. `used` holds wrong answers that are about no topic in particular."""
     questions = itertools.islice(_questions(topics, rng), count)
     flaws = _flaws(count, rng)
-    return [_pair(topics, *question, *flaw, used, rng) for question, flaw in zip(questions, flaws, strict=True)]
+    return [_pair(topics, question, flaw, used, rng) for question, flaw in zip(questions, flaws, strict=True)]
 
 
 def _questions(topics: list[Topic], rng: random.Random) -> Iterator[tuple[Topic, str, str]]:
@@ -147,19 +142,13 @@ def _flaws(count: int, rng: random.Random) -> list[tuple[str, bool]]:
 
 
 def _pair(
-    topics: list[Topic],
-    topic: Topic,
-    aspect: str,
-    prompt: str,
-    kind: str,
-    is_longer: bool,
-    used: set[str],
-    rng: random.Random,
+    topics: list[Topic], question: tuple[Topic, str, str], flaw: tuple[str, bool], used: set[str], rng: random.Random
 ) -> PreferencePair:
     """The answers are as long as two right ones: the shortest and one of the others."""
+    (topic, aspect, prompt), (kind, is_longer) = question, flaw
     short, *longer = _right_answers(topic, aspect)
     others = [other for other in topics if other is not topic]
-    wrong = [text for text in WRONG_ANSWERS[kind](topic, aspect, others, rng) if text not in used]
+    wrong = [text for text in _wrong_answers(kind, topic, aspect, others, rng) if text not in used]
     for long in rng.sample(longer, len(longer)):
         chosen, counterpart = (short, long) if is_longer else (long, short)
         fitting = [text for text in wrong if _exceeds(*((text, chosen) if is_longer else (chosen, text)))]
@@ -197,8 +186,7 @@ def _off_topic(topic: Topic, aspect: str, others: list[Topic], rng: random.Rando
     """A right answer to the same question about another topic, or one to three remarks on everyday matters."""
     if rng.random() < 0.5:
         table = _phrases()["everyday"]
-        answers = ["".join(rng.sample(table, rng.randint(1, 3))) for _ in range(DRAWS)]
-        return [answer for answer in answers if len(answer) <= MAX_CHARACTERS]
+        return ["".join(rng.sample(table, rng.randint(1, 3))) for _ in range(DRAWS)]
     return [answer for other in rng.sample(others, min(len(others), 4)) for answer in _right_answers(other, aspect)]
 
 
@@ -210,7 +198,7 @@ def _vague(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -
     for _ in range(DRAWS):
         first = [rng.choice(named).format(name=topic.name)] if rng.random() < 0.5 else []
         answers.append("".join([*first, *rng.sample(unnamed, rng.randint(1 - len(first), 4 - len(first)))]))
-    return [answer for answer in answers if len(answer) <= MAX_CHARACTERS]
+    return answers
 
 
 def _impolite(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
@@ -221,21 +209,17 @@ def _impolite(topic: Topic, aspect: str, others: list[Topic], rng: random.Random
         answer = _without_subject(topic, shortest) if rng.random() < 0.5 else rng.choice([shortest, *longer])
         answer = _curt(answer) if rng.random() < 0.5 else answer
         answers.append(rng.choice(_phrases()["rude_openings"]) + answer + rng.choice(_phrases()["rude_closings"]))
-    return [answer for answer in answers if len(answer) <= MAX_CHARACTERS]
-
-
-def _curt(answer: str) -> str:
-    """The answer with the polite endings of its sentences turned into plain ones."""
-    return "".join(map(_curt_sentence, _sentences(answer)))
+    return answers
 
 
 @functools.cache
-def _curt_sentence(sentence: str) -> str:
-    for polite, curt in _phrases()["curt_endings"]:
-        changed, number = re.subn(polite, curt, sentence)
-        if number:
-            return changed
-    return sentence
+def _curt(answer: str) -> str:
+    """The answer with the polite endings of its sentences turned into plain ones."""
+    sentences = _sentences(answer)
+    for index, sentence in enumerate(sentences):
+        changed = (re.subn(polite, curt, sentence) for polite, curt in _phrases()["curt_endings"])
+        sentences[index] = next((curt for curt, number in changed if number), sentence)
+    return "".join(sentences)
 
 
 def _sentences(answer: str) -> list[str]:
@@ -251,7 +235,7 @@ def _wrong_fact(topic: Topic, aspect: str, others: list[Topic], rng: random.Rand
         first, *rest = (rng.choice(table[chosen]).format(name=topic.name) for chosen in (aspect, *aspects))
         rest = rest if rng.random() < 0.3 else [_without_subject(topic, claim) for claim in rest]
         answers.append("".join([first, *rest]))
-    return [answer for answer in answers if len(answer) <= MAX_CHARACTERS]
+    return answers
 
 
 def _cut_short(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
@@ -278,21 +262,24 @@ def _repetitive(topic: Topic, aspect: str, others: list[Topic], rng: random.Rand
             start, end = rest[:cut], rest[cut:]
             answers += [end * times, rest + end * (times - 1), sentence + end * (times - 1)]
             answers += [start * (times - 1) + rest, subject + start * (times - 1) + rest]
-    return [answer for answer in answers if len(answer) <= MAX_CHARACTERS]
+    return answers
 
 
 def _wrong_language(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
     """One to three English sentences on the topic."""
-    sentences = topic.english
-    chosen = itertools.chain.from_iterable(itertools.combinations(sentences, number) for number in (1, 2, 3))
-    return [text for text in map(" ".join, chosen) if len(text) <= MAX_ENGLISH_CHARACTERS]
+    chosen = itertools.chain.from_iterable(itertools.combinations(topic.english, number) for number in (1, 2, 3))
+    return list(map(" ".join, chosen))
 
 
-# kind -> possible answers to a question, from (topic, aspect, other topics of the same side, random numbers)
-WRONG_ANSWERS: dict[str, Callable[[Topic, str, list[Topic], random.Random], list[str]]] = dict(
-    zip(
-        KINDS,
-        (_off_topic, _vague, _impolite, _wrong_fact, _cut_short, _repetitive, _wrong_language),
-        strict=True,
-    )
-)
+# In the order of KINDS: possible answers to a question, from (topic, aspect, other topics of the same side, random
+# numbers).
+WRONG_ANSWERS: tuple[Callable[[Topic, str, list[Topic], random.Random], list[str]], ...] = (
+    _off_topic, _vague, _impolite, _wrong_fact, _cut_short, _repetitive, _wrong_language
+)  # fmt: skip
+
+
+def _wrong_answers(kind: str, topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
+    """Possible answers with a flaw, as far as they are not too long."""
+    most = MAX_ENGLISH_CHARACTERS if kind == "wrong_language" else MAX_CHARACTERS
+    answers = WRONG_ANSWERS[KINDS.index(kind)](topic, aspect, others, rng)
+    return [answer for answer in answers if len(answer) <= most]

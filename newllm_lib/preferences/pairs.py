@@ -1,5 +1,5 @@
-"""Where a run's preferences come from: generated Japanese pairs, a dataset of the hub, or the user's file; and the
-pairs as tokens."""
+"""Preferences (a prompt, the answer that is wanted, one that is not): generated Japanese pairs, a dataset of the hub,
+or the user's file; and the pairs as tokens."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,22 +7,50 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerFast
 
-from ..data.catalogue import find_dataset
-from ..data.chat_template import conversation_ids
-from ..data.conversations import conversation_hash, unread_in_file
-from ..data.files import bad_row, check_file, content_hash, read_rows
-from ..data.hub import HubSplit, first_opened
-from ..data.rendering import plain_messages
-from ..data.rows import checked_row
-from ..data.text import HELD_OUT_SHARE, check_source, same_file_note
-from ..data.turns import RowError
+from ..data.catalogue import HELD_OUT_SHARE, find_dataset
+from ..data.chat_template import conversation_ids, plain_messages
+from ..data.conversations import conversation_hash, unread_note
+from ..data.examples import (
+    Message,
+    RowError,
+    answer_turns,
+    check_messages,
+    checked_row,
+    columns_read,
+    is_unicode,
+    prompt_turns,
+    whole_conversation,
+)
+from ..data.files import check_file, content_hash, read_rows, refuser
+from ..data.sources import HubSplit, Splits, find_data
+from ..data.text import same_file_note
 from ..errors import InputError
 from .generator import PreferencePair, generator_identity, preference_pairs
-from .rows import IdenticalSides, Preference, any_preference, preference_columns
 
 GENERATED = "generated-ja"
-GENERATED_SHARE = 0.15  # of the topics, held out where nobody says how many
-PLACES_TOLD = 3
+GENERATED_SHARE = 0.15  # of the topics, held out by default
+PLACES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A choice between two answers.
+
+    Attributes:
+        prompt: the conversation up to the answer; the last turn is not the assistant's.
+        kind: the flaw of the rejected answer, where it is known.
+        place: where it stands in its file, for the user who has to mend it.
+    """
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    kind: str = ""
+    place: str = ""
+
+
+class IdenticalSides(RowError):
+    """Both answers are the same: there is nothing to prefer."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +76,11 @@ class Preferences:
         """What was left out, a sentence each."""
         sentences = []
         if self.identical:
-            sentences.append(
-                f"{len(self.identical):,} pairs have two identical sides and were left out ({_some(self.identical)})."
-            )
+            places = _some(self.identical)
+            sentences.append(f"{len(self.identical):,} pairs have two identical sides and were left out ({places}).")
         if self.complaints:
             sentences.append(f"{len(self.complaints):,} rows do not fit and were left out ({self.complaints[0]}).")
         return [*sentences, *self.cut]
-
-
-@dataclass(frozen=True)
-class PreferenceSplits:
-    train: Preferences
-    validation: Preferences
-    source: str  # "generated", "hub" or "file": what "auto" came to
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +99,56 @@ class EncodedPreference:
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
 
+def any_preference(row: dict) -> Preference:
+    """A row of a prompt, by the table of columns, with `chosen` and `rejected`, each a text or turns that may repeat
+    the prompt, as TRL has them; or of two whole conversations that differ in their last answer, turns or transcripts.
+
+    Raises:
+        RowError: it is none of these, a side is empty or no text, or (IdenticalSides) both sides are the same.
+    """
+    if "prompt" not in columns_read(row) and "chosen" in row and "rejected" in row:
+        (*prompt, chosen), (*other, rejected) = (whole_conversation(row, name) for name in ("chosen", "rejected"))
+        if prompt != other:
+            raise RowError("'chosen' and 'rejected' differ before their last answer")
+        if not prompt:
+            raise RowError("'chosen' has no turn before its answer")
+        answers = chosen["content"], rejected["content"]
+    else:
+        # The check wants an answer at the end of every conversation: the prompt gets one for as long as it takes.
+        turns = [*prompt_turns(row), {"role": "assistant", "content": "?"}]
+        *prompt, last = _conversation("prompt", turns)
+        if not prompt or last["content"] != "?":
+            raise RowError("'prompt' has to end with a turn that is to be answered")
+        answers = _answer(row, "chosen", prompt), _answer(row, "rejected", prompt)
+    if answers[0] == answers[1]:
+        raise IdenticalSides("'chosen' and 'rejected' are the same")
+    kind = row.get("kind")
+    return Preference(tuple(prompt), *answers, kind if isinstance(kind, str) and is_unicode(kind) else "")
+
+
+def preference_columns(row: dict) -> tuple[str, ...]:
+    """The columns that `any_preference` reads of a row."""
+    read = columns_read(row)
+    meanings = ("system", "history", "prompt", "context") if "prompt" in read else ()
+    return (*(read[meaning] for meaning in meanings if meaning in read), "chosen", "rejected", "kind")
+
+
+def _conversation(column: str, messages: list[Message]) -> list[Message]:
+    try:
+        return check_messages(messages)
+    except RowError as error:
+        raise RowError(f"{column!r}: {error}") from error
+
+
+def _answer(row: dict, column: str, prompt: list[Message]) -> str:
+    """The last answer of a column, which may repeat the prompt before it, with or without its system turn."""
+    *before, answer = _conversation(column, answer_turns(row, column))
+    without_system = [turn for turn in prompt if turn["role"] != "system"]
+    if before and before not in (prompt, without_system):
+        raise RowError(f"{column!r} begins with another conversation than 'prompt'")
+    return answer["content"]
+
+
 def load_preferences(
     dataset: str | None = None,
     data_source: str = "auto",
@@ -90,7 +159,7 @@ def load_preferences(
     pairs_seed: int = 0,
     held_out_share: float | None = None,
     max_samples: int | None = None,
-) -> PreferenceSplits:
+) -> Splits[Preferences]:
     """The pairs to train on and those to evaluate on, which share no prompt (generated ones: no topic).
 
     Args:
@@ -102,93 +171,71 @@ def load_preferences(
     Raises:
         InputError: bad file or row, unknown dataset or source, or data out of reach.
     """
-    check_source(data_source, data)
     if max_samples is not None and max_samples < 1:
         raise InputError(f"max_samples has to be at least 1, got {max_samples}.")
     if held_out_share is not None and not 0 < held_out_share < 1:
         raise InputError(f"held_out_share has to lie between 0 and 1, got {held_out_share}.")
-    if data is not None:
-        train = _of_file(data, "data", skip_bad_rows, max_samples)
-        splits = PreferenceSplits(train, None, "file", unread_in_file(data, preference_columns))
-    elif dataset in (None, GENERATED):
+    if data is None and data_source in ("auto", "hub", "offline") and dataset in (None, GENERATED):
         share = GENERATED_SHARE if held_out_share is None else held_out_share
         return _generated(pairs, pairs_seed, share, max_samples)
+    entry = None
+    if data is None and dataset is not None:
+        if dataset != "hh-rlhf" and "/" not in dataset:
+            names = f"{GENERATED}, hh-rlhf, or the id of a dataset on the hub (owner/name)"
+            raise InputError(f"dataset has to be {names}, got {dataset!r}.")
+        entry = replace(find_dataset(dataset), offline=None)  # conversations, which stand in elsewhere, are no pairs
+    found = find_data(dataset, entry, data_source, data)
+    notes, validation = [found.note], None
+    if found.source == "file":
+        train = _of_file(data, "data", skip_bad_rows, max_samples)
+        notes.append(unread_note((row for _, row in read_rows(check_file(data, "data"), "data")), preference_columns))
     else:
-        splits = _of_hub(dataset, data_source, max_samples)
+        train = _of_hub(found.on_hub["train"], entry.licence, max_samples)
+        if "validation" in found.on_hub:
+            validation = _of_hub(found.on_hub["validation"], entry.licence, None)
     if eval_data is not None:
         validation = _of_file(eval_data, "eval_data", skip_bad_rows)
-        note = f"{splits.note} {same_file_note(splits.train.identity, validation.identity)}".strip()
-        splits = replace(splits, validation=validation, note=note)
-    if splits.validation is None:
+        notes.append(same_file_note(train.identity, validation.identity))
+    if validation is None:
         share = HELD_OUT_SHARE if held_out_share is None else held_out_share
-        train, validation = _hold_out(splits.train, share)
-        note = f"{splits.note} {share:.0%} of the prompts are held out for evaluation.".strip()
-        splits = replace(splits, train=train, validation=validation, note=note)
-    remedies = {"give more rows": splits.train, "give --eval_data or a larger --held_out_share": splits.validation}
+        train, validation = _hold_out(train, share)
+        notes.append(f"{share:.0%} of the prompts are held out for evaluation.")
+    remedies = {"give more rows": train, "give --eval_data or a larger --held_out_share": validation}
     for remedy, side in remedies.items():
         if not side.pairs:
             raise InputError(f"{side.origin} holds no pair; {remedy}. {' '.join(side.remarks())}".strip(), "NL-403")
-    return splits
+    return Splits(train, validation, found.source, " ".join(filter(None, notes)))
 
 
-def _generated(count: int, seed: int, share: float, max_samples: int | None) -> PreferenceSplits:
+def _generated(count: int, seed: int, share: float, max_samples: int | None) -> Splits[Preferences]:
     def side(name: str, pairs: list[PreferencePair]) -> Preferences:
         return Preferences(
             f"{len(pairs):,} generated Japanese pairs, {name}, seed {seed}",
             "MIT, as this package",
             f"{generator_identity(count, seed, share)}/{name}/{len(pairs)}",
-            [
-                Preference(({"role": "user", "content": pair.prompt},), pair.chosen, pair.rejected, pair.kind)
-                for pair in pairs
-            ],
+            [Preference(({"role": "user", "content": p.prompt},), p.chosen, p.rejected, p.kind) for p in pairs],
         )
 
     train, held_out = preference_pairs(count, seed, share)
-    return PreferenceSplits(
-        side("train", train[:max_samples]),
-        side("held out", held_out),
-        "generated",
-        f"{share:.0%} of the topics are held out for evaluation.",
-    )
+    note = f"{share:.0%} of the topics are held out for evaluation."
+    return Splits(side("train", train[:max_samples]), side("held out", held_out), "generated", note)
 
 
 def _of_file(path: str, name: str, skip_bad_rows: bool, max_samples: int | None = None) -> Preferences:
-    file = check_file(path, name)
-    if file.suffix.lower() == ".txt":
-        raise InputError(f"{name} {path!r} is running text; pairs come as .jsonl, .json, .csv or .parquet.")
+    file = check_file(path, name, rows_of="pairs")
     rows = itertools.islice(read_rows(file, name), max_samples)
 
-    def refuse(place: str, error: RowError) -> None:
-        if not skip_bad_rows:
-            raise bad_row(file, name, place, error) from error
-
     identity = f"file/{content_hash(file)}{f'/{max_samples}' if max_samples else ''}"
-    return Preferences(f"file {file.name}", "as the file's owner says", identity, *_read(rows, refuse))
+    return Preferences(
+        f"file {file.name}", "as the file's owner says", identity, *_read(rows, refuser(file, name, skip_bad_rows))
+    )
 
 
-def _of_hub(dataset: str, data_source: str, max_samples: int | None) -> PreferenceSplits:
-    if dataset != "hh-rlhf" and "/" not in dataset:
-        raise InputError(
-            f"dataset has to be {GENERATED}, hh-rlhf, or the id of a dataset on the hub (owner/name), got {dataset!r}."
-        )
-    entry = find_dataset(dataset)
-    if data_source == "offline":
-        raise InputError(f"dataset {dataset!r} is on the hub only; leave --data_source offline or --dataset out.")
-    opened, problem = first_opened(entry)
-    if opened is None:
-        raise InputError(
-            f"dataset {dataset!r} could not be had from the hub ({problem}); check the network and the name, or leave "
-            "--dataset out for generated pairs."
-        )
-
-    def preferences(split: HubSplit, count: int | None) -> Preferences:
-        # The user cannot mend rows of the hub: a bad one is left out, with its complaint.
-        rows = ((f"row {number}", row) for number, row in enumerate(itertools.islice(split.read(), count), start=1))
-        identity = f"{split.identity}{f'/{count}' if count else ''}"
-        return Preferences(split.origin, entry.licence, identity, *_read(rows, lambda place, error: None))
-
-    validation = preferences(opened["validation"], None) if "validation" in opened else None
-    return PreferenceSplits(preferences(opened["train"], max_samples), validation, "hub", problem)
+def _of_hub(split: HubSplit, licence: str, count: int | None) -> Preferences:
+    # The user cannot mend rows of the hub: a bad one is left out, with its complaint.
+    rows = ((f"row {number}", row) for number, row in enumerate(itertools.islice(split.read(), count), start=1))
+    identity = f"{split.identity}{f'/{count}' if count else ''}"
+    return Preferences(split.origin, licence, identity, *_read(rows, lambda place, error: None))
 
 
 def _read(
@@ -209,14 +256,16 @@ def _read(
 
 def _hold_out(whole: Preferences, share: float) -> tuple[Preferences, Preferences]:
     """(for training, held out): by what the prompt says, so that equal prompts are on the same side."""
-    held_out = [conversation_hash(list(pair.prompt)) % 10_000 < share * 10_000 for pair in whole.pairs]
+    sides: dict[bool, list[Preference]] = {False: [], True: []}
+    for pair in whole.pairs:
+        sides[conversation_hash(list(pair.prompt)) % 10_000 < share * 10_000].append(pair)
 
-    def part(name: str, wanted: bool) -> Preferences:
-        kept = [pair for pair, is_held_out in zip(whole.pairs, held_out, strict=True) if is_held_out == wanted]
-        return replace(whole, origin=f"{whole.origin}, {name}", identity=f"{whole.identity}/{share} {name}", pairs=kept)
+    def part(name: str, pairs: list[Preference]) -> Preferences:
+        identity = f"{whole.identity}/{share} {name}"
+        return replace(whole, origin=f"{whole.origin}, {name}", identity=identity, pairs=pairs)
 
-    train, validation = part("train", False), part("held out", True)
-    return train, replace(validation, identical=(), complaints=())  # told once
+    # Rows that were left out are reported once.
+    return part("train", sides[False]), replace(part("held out", sides[True]), identical=(), complaints=())
 
 
 def encode_preferences(
@@ -226,7 +275,7 @@ def encode_preferences(
     The prompt of every pair has to be shorter than that: see `drop_too_long`."""
     for pair in pairs:
         prompt, chosen, rejected = (_token_ids(tokenizer, messages) for messages in conversations(pair, tokenizer))
-        # Up to where both answers agree with the prompt: what follows is scored.
+        # The answers begin where one of them first differs from the prompt.
         start = len(prompt)
         while prompt[:start] != chosen[:start] or prompt[:start] != rejected[:start]:
             start -= 1
@@ -243,7 +292,7 @@ def sample_pairs(pairs: Iterable[EncodedPreference], max_tokens: int) -> list[En
 
 def conversations(pair: Preference, tokenizer: PreTrainedTokenizerFast) -> tuple[list, list, list]:
     """(the prompt, the prompt with the chosen answer, with the rejected one) as messages, without special tokens that
-    somebody has written out."""
+    the texts spell out."""
     prompt = list(pair.prompt)
     answers = ({"role": "assistant", "content": side} for side in (pair.chosen, pair.rejected))
     return tuple(plain_messages(messages, tokenizer) for messages in (prompt, *([*prompt, turn] for turn in answers)))
@@ -255,46 +304,40 @@ def _token_ids(tokenizer: PreTrainedTokenizerFast, messages: list) -> list[int]:
 
 def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_length: int, skips: bool) -> Preferences:
     """Without the pairs whose prompt leaves no room for an answer (with `skips` false the first one is refused), and
-    without those whose answers are equal as far as there is room; `cut` tells of these and of others that are cut.
+    without those whose answers are equal as far as there is room; `cut` reports these, and others that are cut.
 
     Raises:
         InputError: naming the line, or there is no pair left.
     """
     complaint = f"the prompt alone fills max_length {max_length}"
-    complaints, kept = [], []
+    complaints, short = [], []
     for pair in side.pairs:
-        is_too_long = len(_token_ids(tokenizer, conversations(pair, tokenizer)[0])) >= max_length
-        if is_too_long and not skips:
+        if len(_token_ids(tokenizer, conversations(pair, tokenizer)[0])) < max_length:
+            short.append(pair)
+            continue
+        if not skips:
             raise InputError(
                 f"{side.origin}, {pair.place}: {complaint}; choose a larger --max_length, or --skip_bad_rows leaves "
                 "such rows out."
             )
-        if is_too_long:
-            complaints.append(f"{pair.place}: {complaint}")
-        else:
-            kept.append(pair)
-    if not kept:
+        complaints.append(f"{pair.place}: {complaint}")
+    if not short:
         raise InputError(f"{side.origin} has no prompt shorter than max_length {max_length}; choose a larger one.")
-    encoded = list(zip(kept, encode_preferences(kept, tokenizer, max_length), strict=True))
-    equal = tuple(pair.place for pair, item in encoded if item.chosen == item.rejected)
-    encoded = [(pair, item) for pair, item in encoded if item.chosen != item.rejected]
-    if not encoded:
+    encoded = list(zip(short, encode_preferences(short, tokenizer, max_length), strict=True))
+    equal = [pair.place for pair, item in encoded if item.chosen == item.rejected]
+    if len(equal) == len(short):
         raise InputError(
-            f"in all {len(kept):,} pairs of {side.origin} both answers are the same within max_length {max_length}; "
+            f"in all {len(short):,} pairs of {side.origin} both answers are the same within max_length {max_length}; "
             "choose a larger one."
         )
     cut = []
     if equal:
-        cut = [f"{len(equal):,} pairs are equal within {max_length} tokens and were left out ({_some(equal)})."]
-    if number := sum(item.is_cut for _, item in encoded):
+        cut.append(f"{len(equal):,} pairs are equal within {max_length} tokens and were left out ({_some(equal)}).")
+    if number := sum(item.is_cut for _, item in encoded if item.chosen != item.rejected):
         cut.append(f"{number:,} pairs have an answer that is cut at {max_length} tokens.")
-    return replace(
-        side,
-        pairs=[pair for pair, _ in encoded],
-        complaints=(*side.complaints, *complaints),
-        cut=tuple(cut),
-    )
+    kept = [pair for pair, item in encoded if item.chosen != item.rejected]
+    return replace(side, pairs=kept, complaints=(*side.complaints, *complaints), cut=tuple(cut))
 
 
 def _some(places: Sequence[str]) -> str:
-    return ", ".join(places[:PLACES_TOLD]) + (", ..." if len(places) > PLACES_TOLD else "")
+    return ", ".join(places[:PLACES_SHOWN]) + (", ..." if len(places) > PLACES_SHOWN else "")

@@ -1,19 +1,23 @@
-"""What DPO starts from and is held to: the chat model once it has learned the answers as such, so that it knows the
-kind of text that is compared (Rafailov et al. 2023, section 4, with the chosen answers only)."""
+"""The reference of DPO: the chat model after it has learned the answers as such, so that it knows the kind of text that
+is compared (Rafailov et al. 2023, section 4, with the chosen answers only)."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
 from ..data.chat_template import ConversationFormat
-from ..data.conversation_rows import conversation_rows, held_out_documents
-from ..data.conversations import Conversations, ConversationSplits, NumberedConversation
-from ..data.new_tokens import new_tokens
+from ..data.conversation_rows import conversation_documents, conversation_rows
+from ..data.conversations import Conversations, NumberedConversation
+from ..data.sources import Splits
 from ..training.arguments import StageArguments, values_for
 from ..training.checkpoint import REFERENCE_FOLDER
 from ..training.run import PreparedRun, opened_run
@@ -26,6 +30,8 @@ LEARNING_RATES = (3e-3, 1e-4)
 PAIRS_READ = 10_000  # for new tokens
 UPDATE_TOKENS = 1024
 ROW_STEP = 64  # tokens; rows are a multiple of it
+MIN_USES = 25  # of a piece: a token that is hardly ever learned is worse than the bytes it stands for
+STEP = 0.9  # share of the pieces that is kept at least when rare ones go, for their parts take over their uses
 
 
 @dataclass
@@ -41,26 +47,15 @@ class ReferenceArguments(StageArguments):
 
 
 def reference_arguments(args: DpoArguments, parameters: int, max_length: int) -> ReferenceArguments:
-    """The settings of stage 6 as they are here, for rows of `max_length` tokens."""
+    """The settings of this part, from those of stage 6, for rows of `max_length` tokens."""
     rate = args.sft_learning_rate or LEARNING_RATES[parameters >= SMALL]
     ours = {
-        "output_dir": str(Path(args.output_dir) / REFERENCE_FOLDER),
-        "model": args.model,
-        "learning_rate": rate,
-        "num_train_epochs": args.sft_epochs,
-        "max_steps": -1,
-        "max_length": max_length,
-        "per_device_train_batch_size": max(UPDATE_TOKENS // max_length, 1),
-        "gradient_accumulation_steps": 1,
-        "lr_scheduler_type": "cosine",
-        "weight_decay": 0.1,
-        "eval_steps": 0.5,
-        "save_steps": 0.5,
-        "eval_on_start": False,
-        "logging_steps": 5,
-        "metric_for_best_model": "loss",
-        "greater_is_better": None,
-    }
+        "output_dir": str(Path(args.output_dir) / REFERENCE_FOLDER), "model": args.model, "learning_rate": rate,
+        "num_train_epochs": args.sft_epochs, "max_steps": -1, "max_length": max_length,
+        "per_device_train_batch_size": max(UPDATE_TOKENS // max_length, 1), "gradient_accumulation_steps": 1,
+        "lr_scheduler_type": "cosine", "weight_decay": 0.1, "eval_steps": 0.5, "save_steps": 0.5,
+        "eval_on_start": False, "logging_steps": 5, "metric_for_best_model": "loss", "greater_is_better": None,
+    }  # fmt: skip
     if args.auto_precision:  # what suits pairs need not suit texts
         ours |= {"bf16": None, "fp16": None}
     return ReferenceArguments(**{**values_for(StageArguments, args), **ours})
@@ -78,11 +73,9 @@ def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[Tr
     """
     max_length = row_length(args, prepared)
     form = ConversationFormat(max_length, too_long="cut")  # as DPO cuts them
-    splits = ConversationSplits(
-        all_answers(prepared.train_rows), all_answers(prepared.held_out), prepared.splits.source, ""
-    )
+    splits = Splits(all_answers(prepared.train_rows), all_answers(prepared.held_out), prepared.splits.source)
     rows, counts = conversation_rows(splits.train, prepared.tokenizer, form)
-    documents = held_out_documents(splits.validation, prepared.tokenizer, form)
+    documents = conversation_documents(splits.validation, prepared.tokenizer, form)
     model = prepared.model.requires_grad_(True)
     settings = reference_arguments(args, model.num_parameters(), max_length)
     identity = {"stage": "sft", "start": prepared.base.identity}
@@ -100,18 +93,56 @@ def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[Tr
 
 
 def row_length(args: DpoArguments, prepared: PreparedRun) -> int:
-    """`args.max_length`, or as much less as loses nothing: short rows side by side are faster than few long ones."""
+    """`args.max_length`, or less where every pair fits into less: many short rows are faster than few long ones."""
     pairs = [*prepared.train_rows.pairs, *prepared.held_out.pairs]
     longest = max(pair.length for pair in encode_preferences(pairs, prepared.tokenizer, args.max_length))
     return min(args.max_length, ROW_STEP * math.ceil(longest / ROW_STEP))
 
 
 def learn_tokens(tokenizer: PreTrainedTokenizerFast, train: Preferences, most: int, name: str) -> str:
-    """Give the tokenizer tokens for what it takes apart in the training pairs, and say how many."""
+    """Add tokens for the pieces of the training pairs that the tokenizer takes apart; the remark says how many."""
     pairs = train.pairs[:PAIRS_READ]
     texts = [text for pair in pairs for text in (pair.prompt[-1]["content"], pair.chosen, pair.rejected)]
     added = tokenizer.add_tokens(new_tokens(texts, tokenizer, most))
     return f"The tokenizer of {name} gets {added:,} new tokens for these answers." if added else ""
+
+
+def new_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, most: int) -> list[str]:
+    """Pieces for `tokenizer.add_tokens`, at most `most`, each with fewer characters than the tokenizer takes tokens for
+    it and found MIN_USES times in the texts when these are read from left to right, the longest piece first.
+
+    They are learned as byte-pair encoding does (Sennrich et al. 2016), never across scripts, punctuation or spaces.
+    """
+    if most == 0:
+        return []
+    split = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.UnicodeScripts()]
+    )
+    words = Counter(word for text in texts for word, _ in split.pre_tokenize_str(text))
+    is_taken_apart = _taken_apart(list(words), tokenizer)
+    found = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=most, min_frequency=2, show_progress=False)
+    found.train_from_iterator(
+        itertools.chain.from_iterable([word] * count for word, count in words.items() if word in is_taken_apart),
+        trainer,
+    )
+    pieces = sorted(_taken_apart(list(found.get_vocab()), tokenizer))
+    while pieces:
+        longest_first = re.compile("|".join(map(re.escape, sorted(pieces, key=len, reverse=True))))
+        uses = Counter(piece for text in texts for piece in longest_first.findall(text))
+        kept = sum(uses[piece] >= MIN_USES for piece in pieces)
+        if kept == len(pieces):
+            break
+        pieces = sorted(pieces, key=lambda piece: -uses[piece])[: max(kept, int(len(pieces) * STEP))]
+    return sorted(pieces)
+
+
+def _taken_apart(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> set[str]:
+    """The texts that have more tokens than characters."""
+    if not texts:
+        return set()
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return {text for text, ids in zip(texts, encoded, strict=True) if len(ids) > len(text)}
 
 
 def grow(model: PreTrainedModel, vocab_size: int, seed: int) -> None:
@@ -119,7 +150,7 @@ def grow(model: PreTrainedModel, vocab_size: int, seed: int) -> None:
     if vocab_size > model.get_input_embeddings().weight.shape[0]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            # Drawn as the model's own once were: mean_resizing would draw them around the mean of what these are now.
+            # As at the model's initialisation: mean_resizing would draw them around the mean of the trained embeddings.
             model.resize_token_embeddings(vocab_size, mean_resizing=False)
 
 

@@ -4,7 +4,8 @@ Dimensions: B rows (two per pair), T tokens, N scored tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -12,9 +13,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from ..data.batches import IGNORED
+from ..errors import InputError
 from ..models.frozen_head import split_head, token_scores
-from ..training.trained_model import adapters_off
-from .pairs import EncodedPreference
+from ..training.trained_model import TrainedModel, adapters_off
+from .pairs import EncodedPreference, drop_too_long, encode_preferences, load_preferences
 
 NOTABLE_FALL = 1.0  # nats of a whole answer
 ROUNDING = 1e-3  # nats of a whole answer in fp32
@@ -129,10 +131,8 @@ def share_ahead(margins: torch.Tensor, beta: float) -> float:
 def accuracy_by_kind(scores: PairScores, pairs: Sequence[EncodedPreference], beta: float) -> dict[str, float]:
     """Accuracy on the pairs of each kind of flaw; pairs without a label are left out."""
     margins = scores.margins(beta)
-    found = {}
-    for kind in sorted({pair.kind for pair in pairs} - {""}):
-        found[kind] = share_ahead(margins[torch.tensor([pair.kind == kind for pair in pairs])], beta)
-    return found
+    kinds = sorted({pair.kind for pair in pairs} - {""})
+    return {kind: share_ahead(margins[torch.tensor([pair.kind == kind for pair in pairs])], beta) for kind in kinds}
 
 
 def chosen_falls(before: dict[str, float], now: dict[str, float]) -> str:
@@ -150,3 +150,37 @@ def chosen_falls(before: dict[str, float], now: dict[str, float]) -> str:
         "rejected ones more than it learns the chosen ones. A larger --beta, a smaller --learning_rate or some "
         "--sft_weight counters that."
     )
+
+
+def evaluate_preferences(
+    trained: TrainedModel, data: str | None, max_length: int | None, batch_size: int | None
+) -> dict[str, Any]:
+    """Score a model tuned by preferences on the pairs held out when it was trained, or on those in a file.
+
+    Returns:
+        The fields of `PreferenceMetrics`, `accuracy_by_kind` of flaw, and `text`, where the pairs came from.
+
+    Raises:
+        InputError: a bad file, or the held-out pairs are out of reach or have changed.
+    """
+    run, length = trained.run, max_length or trained.run["max_length"]
+    names = ("dataset", "skip_bad_rows", "pairs", "pairs_seed", "held_out_share")
+    settings = {name: run[name] for name in names if name in run}
+    if data is not None:
+        held_out = load_preferences(**{**settings, "data": data, "eval_data": data}).validation
+    else:
+        files = {name: trained.session[name] for name in ("data", "eval_data") if name in trained.session}
+        held_out = load_preferences(**settings, **files, max_samples=run.get("max_samples")).validation
+        if held_out.identity != run["validation_text"]:
+            raise InputError(
+                f"the pairs held out of {str(trained.folder)!r} have changed since; name some with --data."
+            )
+    held_out = drop_too_long(held_out, trained.tokenizer, length, skips=True)
+    pairs = list(encode_preferences(held_out.pairs, trained.tokenizer, length))
+    rows = batch_size or trained.session["per_device_eval_batch_size"]
+    scores = score_pairs(trained.model, pairs, trained.tokenizer.pad_token_id, rows)
+    return {
+        **asdict(preference_metrics(scores, run["beta"])),
+        "accuracy_by_kind": accuracy_by_kind(scores, pairs, run["beta"]),
+        "text": held_out.origin,
+    }

@@ -1,5 +1,5 @@
-"""What can be learned from preference pairs without reading them: how often the wanted answer of a held-out pair is
-told by a classifier that knows only the lengths of both, and by one that knows only which characters are in them."""
+"""What can be learned from preference pairs without reading them: how often a classifier finds the wanted answer of a
+held-out pair if it knows only the lengths of both, or only the characters in them."""
 
 import itertools
 import zlib
@@ -14,22 +14,18 @@ WEIGHT_DECAY = 1e-3
 Features = Callable[[Sequence[str]], torch.Tensor]  # texts -> (texts, features)
 
 
-def count_bytes(text: str) -> int:
-    return len(text.encode())
-
-
-def length_features(measure: Callable[[str], int]) -> Features:
-    return lambda texts: torch.tensor([[measure(text) / 100] for text in texts])
-
-
-def curve_features(measure: Callable[[str], int]) -> Features:
-    """Length, its square and its logarithm: also "too short" and "too long" can be told."""
+def length_features(measure: Callable[[str], int], curve: bool = False) -> Features:
+    """Length and, with `curve`, its square and its logarithm: "too short" and "too long" can be seen, too."""
 
     def features(texts: Sequence[str]) -> torch.Tensor:
-        lengths = length_features(measure)(texts)
-        return torch.cat([lengths, lengths**2, lengths.log()], dim=1)
+        lengths = torch.tensor([[measure(text) / 100] for text in texts])
+        return torch.cat([lengths, lengths**2, lengths.log()], dim=1) if curve else lengths
 
     return features
+
+
+def count_bytes(text: str) -> int:
+    return len(text.encode())
 
 
 def character_features(texts: Sequence[str]) -> torch.Tensor:
@@ -45,15 +41,10 @@ def character_features(texts: Sequence[str]) -> torch.Tensor:
 CLASSIFIERS: dict[str, Features] = {
     "length in characters": length_features(len),
     "length in bytes": length_features(count_bytes),
-    "curve of length in characters": curve_features(len),
-    "curve of length in bytes": curve_features(count_bytes),
+    "curve of length in characters": length_features(len, curve=True),
+    "curve of length in bytes": length_features(count_bytes, curve=True),
     "bag of characters": character_features,
 }
-
-
-def differences(pairs: Sequence, features: Features) -> torch.Tensor:
-    """(pairs, features) of the chosen answer minus those of the rejected one."""
-    return features([pair.chosen for pair in pairs]) - features([pair.rejected for pair in pairs])
 
 
 def fit(examples: torch.Tensor) -> torch.Tensor:
@@ -75,7 +66,11 @@ def fit(examples: torch.Tensor) -> torch.Tensor:
 def held_out_accuracy(train: Sequence, held_out: Sequence, features: Features) -> dict[str, float]:
     """Share of the held-out pairs whose chosen answer scores higher, a tie counting half: overall under "all", and for
     every kind of flaw."""
-    margins = differences(held_out, features) @ fit(differences(train, features))
+
+    def differences(pairs: Sequence) -> torch.Tensor:  # [pairs, features]
+        return features([pair.chosen for pair in pairs]) - features([pair.rejected for pair in pairs])
+
+    margins = differences(held_out) @ fit(differences(train))
     right = ((margins > 0).double() + (margins == 0).double() / 2).tolist()
     groups = {"all": right}
     for pair, value in zip(held_out, right, strict=True):

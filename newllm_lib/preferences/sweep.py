@@ -1,5 +1,5 @@
-"""Look for good settings of stage 6: many short runs of `dpo`, each one a row of a table, each setting chosen by what
-the rows so far have shown (optuna's TPE sampler, Bergstra et al. 2011)."""
+"""Look for good settings of stage 6: many short runs of `dpo`, each one a row of a table. The rows so far decide what
+is tried next (optuna's TPE sampler, Bergstra et al. 2011)."""
 
 import json
 import logging
@@ -16,9 +16,9 @@ from transformers import TrainerCallback
 
 from ..errors import InputError
 from ..training.arguments import setting, values_for
-from ..training.checkpoint import open_run, read_results, write_json, write_text
-from ..training.report import METRICS_FILE, TrainingInterrupted
-from ..training.run_lock import in_use
+from ..training.callbacks import METRICS_FILE, TrainingInterrupted
+from ..training.checkpoint import open_run, read_results
+from ..training.disk import in_use, write_json, write_text
 from .arguments import LOSS_TYPES, PRESETS, DpoArguments
 from .dpo import dpo, prepare
 from .reference import learn_answers
@@ -27,7 +27,7 @@ __all__ = ["PRESETS", "SweepArguments", "sweep"]
 
 TRIALS_FILE = "trials.jsonl"
 BEST_FILE = "best.json"
-TOLD = ("accuracy", "margin", "loss", "kl", "chosen_logp", "rejected_logp")  # of a finished trial
+RESULTS = ("accuracy", "margin", "loss", "kl", "chosen_logp", "rejected_logp", "updates")  # of a finished trial
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class SweepArguments(DpoArguments):
     """Settings of a sweep: those of every trial, and where to look."""
 
     stage: Literal["dpo"] = setting("dpo", "The stage whose settings are looked for.")
-    trials: int = setting(12, "Runs to make in all; those that are finished count.", group="Search", low=2, high=100)
+    trials: int = setting(12, "Runs to make in all; those that are finished count.", "Search", 2, 100, session=True)
     search_beta: str = setting("0.02,0.5", "Smallest and largest beta; one number: keep it.", group="Search")
     search_learning_rate: str = setting(
         "1e-4,5e-3", "Smallest and largest learning rate; one number: keep it.", group="Search"
@@ -49,8 +49,7 @@ class SweepArguments(DpoArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        self.ranges()
-        self.choices()
+        self.searched()
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """(smallest, largest) of the fields that are searched on a logarithmic scale.
@@ -74,6 +73,10 @@ class SweepArguments(DpoArguments):
             found[name] = (numbers[0], numbers[-1])
         return found
 
+    def searched(self) -> tuple[str, ...]:
+        """The fields that are searched."""
+        return (*self.ranges(), *self.choices())
+
     def choices(self) -> dict[str, list[Any]]:
         """The values of the fields that are searched one by one.
 
@@ -90,7 +93,7 @@ class SweepArguments(DpoArguments):
 
 
 def sweep(args: SweepArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
-    """Run the trials that are missing; finished ones are never repeated, and one that was cut off is gone on with.
+    """Run the missing trials; finished ones are never repeated, and one that was cut off is continued.
 
     Returns:
         The folder: trials.jsonl with a row per trial, best.json, plots, and the trials' run folders.
@@ -104,14 +107,18 @@ def sweep(args: SweepArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> 
     open_run(folder, {"sweep": args.stage, **args.run_settings()}, args.session_settings())
     with in_use(folder) if args.process_index == 0 else nullcontext():
         rows = read_trials(folder)
-        reference = make_reference(args, callbacks)
+        reference = {}  # the same for all trials, and made once
+        if args.sft_epochs > 0:
+            reference = {"model": str(learn_answers(args, prepare(args), callbacks)), "sft_epochs": 0.0}
         while len(rows) < args.trials or rows[-1]["state"] == "running":
             if not rows or rows[-1]["state"] != "running":
                 rows.append({"trial": len(rows) + 1, "state": "running", **suggest(args, rows)})
                 write_trials(folder, rows)
             rows[-1] = run_trial(args, rows[-1], reference, callbacks)
             write_trials(folder, rows)
-            write_best(args, folder, rows)
+            if best := best_trial(rows):
+                settings = {name: best[name] for name in args.searched()}
+                write_json(folder / BEST_FILE, {"trial": best["trial"], "settings": settings})
             logger.info("%s", trial_line(rows[-1], args.trials))
     logger.info("%s", verdict(rows, folder))
     return folder
@@ -134,52 +141,32 @@ def write_trials(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_text(folder / TRIALS_FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def searched(args: SweepArguments) -> dict[str, Any]:
-    """What optuna draws from, by field; fields with one value are kept."""
+def suggest(args: SweepArguments, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The settings to try next, by field. The finished trials are optuna's study in memory: only the table is kept."""
+    import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    ranges = {name: FloatDistribution(low, high, log=True) for name, (low, high) in args.ranges().items()}
-    return {**ranges, **{name: CategoricalDistribution(values) for name, values in args.choices().items()}}
-
-
-def study_of(args: SweepArguments, rows: Sequence[dict[str, Any]]):
-    """The finished trials as optuna's study, in memory: the table is all that is kept."""
-    import optuna
-
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    distributions = searched(args)
-    # A seed of its own for every trial: what is tried next depends on the table alone, not on who wrote it.
+    space = {name: FloatDistribution(low, high, log=True) for name, (low, high) in args.ranges().items()}
+    space |= {name: CategoricalDistribution(values) for name, values in args.choices().items()}
+    # A seed of its own for every trial: the next one depends on the table alone, not on the process that wrote it.
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=args.seed + len(rows)))
     for row in rows:
         if row["state"] == "finished":
-            params = {name: row[name] for name in distributions}
-            study.add_trial(
-                optuna.trial.create_trial(params=params, distributions=distributions, value=row["accuracy"])
-            )
-    return study
-
-
-def suggest(args: SweepArguments, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The settings to try next."""
-    return study_of(args, rows).ask(searched(args)).params
+            params = {name: row[name] for name in space}
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=row["accuracy"]))
+    return study.ask(space).params
 
 
 def trial_folder(folder: Path, number: int) -> Path:
     return folder / f"trial-{number:03d}"
 
 
-def make_reference(args: SweepArguments, callbacks: tuple[TrainerCallback, ...]) -> dict[str, Any]:
-    """The fields of a trial that say what it starts from: the reference is the same for all and is made once."""
-    if args.sft_epochs == 0:
-        return {}
-    return {"model": str(learn_answers(args, prepare(args), callbacks)), "sft_epochs": 0.0}
-
-
 def run_trial(
     args: SweepArguments, row: dict[str, Any], reference: dict[str, Any], callbacks: tuple[TrainerCallback, ...]
 ) -> dict[str, Any]:
-    """The row with the trial's results, or with why it failed."""
-    settings = {name: row[name] for name in searched(args)}
+    """The row with the trial's results, or with the error that ended it."""
+    settings = {name: row[name] for name in args.searched()}
     folder = trial_folder(Path(args.output_dir), row["trial"])
     values = {**values_for(DpoArguments, args), **settings, **reference, "output_dir": str(folder)}
     try:
@@ -194,20 +181,13 @@ def run_trial(
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     results = read_results(folder)
-    return {**row, "state": "finished", **{name: results[name] for name in TOLD}, "updates": results["updates"]}
+    return {**row, "state": "finished", **{name: results[name] for name in RESULTS}}
 
 
 def best_trial(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The finished trial with the highest held-out accuracy; of equals the one nearest to its reference."""
     finished = [row for row in rows if row["state"] == "finished"]
     return max(finished, key=lambda row: (row["accuracy"], -row["kl"]), default=None)
-
-
-def write_best(args: SweepArguments, folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The best trial's settings, as fields of `dpo`."""
-    if (best := best_trial(rows)) is not None:
-        settings = {name: best[name] for name in (*args.ranges(), *args.choices())}
-        write_json(folder / BEST_FILE, {"trial": best["trial"], "settings": settings})
 
 
 def trial_line(row: dict[str, Any], trials: int) -> str:
@@ -221,7 +201,7 @@ def trial_line(row: dict[str, Any], trials: int) -> str:
 
 
 def verdict(rows: Sequence[dict[str, Any]], folder: Path) -> str:
-    """What came out, and what it is worth."""
+    """The best trial, and a warning about its accuracy."""
     best = best_trial(rows)
     if best is None:
         return f"No trial was finished; {folder / TRIALS_FILE} says why."
@@ -234,15 +214,14 @@ def verdict(rows: Sequence[dict[str, Any]], folder: Path) -> str:
 
 
 def margin_histories(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[int, list[tuple[int, float]]]:
-    """Of every trial that has been evaluated: (update, held-out margin), in turn."""
+    """trial -> (update, held-out margin) of its evaluations in order, for the trials that have some."""
     found = {}
     for row in rows:
         log = trial_folder(folder, row["trial"]) / METRICS_FILE
-        if log.exists():
-            entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-            points = [(entry["step"], entry["eval_margin"]) for entry in entries if "eval_margin" in entry]
-            if points:
-                found[row["trial"]] = points
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        entries = [entry for entry in map(json.loads, lines) if "eval_margin" in entry]
+        if entries:
+            found[row["trial"]] = [(entry["step"], entry["eval_margin"]) for entry in entries]
     return found
 
 

@@ -10,20 +10,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments, set_seed
 from trl import DPOConfig, DPOTrainer
 
 from ..adapters.lora import allow_old_torchao, lora_config
 from ..training.arguments import values_for
-from ..training.length_groups import ShuffledLengthGroups
 from ..training.run_trainer import RunTrainerMixin
+from ..training.samplers import ShuffledLengthGroups
 from .arguments import DpoArguments
 from .pairs import EncodedPreference, Preferences, conversations, encode_preferences, sample_pairs
 from .scores import PairScores, chosen_falls, preference_metrics, score_pairs
@@ -32,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def dpo_config(args: DpoArguments) -> DPOConfig:
-    """Our settings as TRL takes them; of its own fields it keeps the defaults but for what we name."""
+    """Our settings for TRL, whose other fields keep their defaults."""
     with_sft = args.sft_weight > 0
     return DPOConfig(
         **values_for(TrainingArguments, args),
@@ -77,7 +70,7 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
             model=model,
             args=dpo_config(args),
             train_dataset=trl_rows(train_pairs, tokenizer),
-            # Evaluation is ours and does not look at it, but a Trainer that evaluates wants one.
+            # Evaluation is ours and does not use it, but a Trainer that evaluates wants one.
             eval_dataset=trl_rows(dataclasses.replace(held_out, pairs=held_out.pairs[:1]), tokenizer),
             processing_class=tokenizer,
             peft_config=lora_config(model, args.lora_r, args.lora_alpha, 0.0, args.targets),
@@ -126,7 +119,7 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
             super().log(logs, *args, **kwargs)
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """TRL's speaks of other things; the run writes its own."""
+        """Nothing: TRL's has other contents, and the run writes its own."""
 
 
 def pairs_and_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -138,19 +131,16 @@ def pairs_and_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 class ChosenFalls(TrainerCallback):
     """Warns, once, when the chosen answers become less likely while the margin grows."""
 
-    def __init__(self):
-        self.first: dict[str, float] | None = None
-        self.told = False
+    first: dict[str, float] | None = None
+    has_warned = False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        evaluations = [entry for entry in state.log_history if "eval_chosen_logp" in entry]
-        self.first = evaluations[0] if evaluations else None
+        self.first = next((entry for entry in state.log_history if "eval_chosen_logp" in entry), None)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if self.first is None:
-            self.first = metrics
-        if not self.told and (sentence := chosen_falls(self.first, metrics)):
-            self.told = True
+        self.first = self.first or metrics
+        if not self.has_warned and (sentence := chosen_falls(self.first, metrics)):
+            self.has_warned = True
             logger.warning("%s", sentence)
 
 

@@ -55,22 +55,16 @@ def compare(
         score(trained, sample)
         seconds = time.perf_counter() - started
         metrics = final_metrics(trained, text, documents) or score(trained, documents)
-        costs = {history: token_cost(trained.model, history) for history in HISTORIES}
-        rows.append(
-            {
-                "name": name,
-                "folder": str(trained.folder),
-                "text": text.origin,
-                "parameters": trained.model.num_parameters(),
-                **metrics,
-                "tokens_per_second": sample.counts.tokens / seconds,
-                "ms_per_token": {str(history): cost[0] for history, cost in costs.items()},
-                "state_bytes": {str(history): cost[1] for history, cost in costs.items()},
-                "samples": {
-                    prompt: answer(trained.model, trained.tokenizer, prompt, max_new_tokens) for prompt in prompts
-                },
-            }
-        )
+        costs = {str(history): token_cost(trained.model, history) for history in HISTORIES}
+        spoken = {prompt: answer(trained.model, trained.tokenizer, prompt, max_new_tokens) for prompt in prompts}
+        rows.append({
+            "name": name, "folder": str(trained.folder), "text": text.origin,
+            "parameters": trained.model.num_parameters(), **metrics,
+            "tokens_per_second": sample.counts.tokens / seconds,
+            "ms_per_token": {history: milliseconds for history, (milliseconds, _) in costs.items()},
+            "state_bytes": {history: size for history, (_, size) in costs.items()},
+            "samples": spoken,
+        })  # fmt: skip
     return rows
 
 
@@ -92,27 +86,22 @@ def _names(models) -> list[str]:
 def comparison_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """The comparison as text: a header row, then a row per quantity."""
 
-    def shown(value: float | None, digits: int) -> str:
-        return "-" if value is None else f"{value:,.{digits}f}"
+    def line(title: str, key: str, digits: int, history: int | None = None) -> list[str]:
+        values = [row[key] if history is None else row[key][str(history)] for row in rows]
+        return [title, *("-" if value is None else f"{value:,.{digits}f}" for value in values)]
 
-    quantities = [
-        ("parameters", lambda row: shown(row["parameters"], 0)),
-        ("bits per byte", lambda row: shown(row["bits_per_byte"], 4)),
-        ("perplexity (per token)", lambda row: shown(row["perplexity"], 2)),
-        ("word perplexity", lambda row: shown(row["word_perplexity"], 1)),
-        ("token accuracy", lambda row: f"{row['token_accuracy']:.2%}"),
-        ("unknown tokens", lambda row: f"{row['unk_rate']:.1%}"),
-        ("tokens/s, scoring", lambda row: shown(row["tokens_per_second"], 0)),
+    return [
+        ["", *(row["name"] for row in rows)],
+        line("parameters", "parameters", 0),
+        line("bits per byte", "bits_per_byte", 4),
+        line("perplexity (per token)", "perplexity", 2),
+        line("word perplexity", "word_perplexity", 1),
+        ["token accuracy", *(f"{row['token_accuracy']:.2%}" for row in rows)],
+        ["unknown tokens", *(f"{row['unk_rate']:.1%}" for row in rows)],
+        line("tokens/s, scoring", "tokens_per_second", 0),
+        *(line(f"ms per token after {history:,}", "ms_per_token", 2, history) for history in HISTORIES),
+        *(line(f"bytes of state after {history:,}", "state_bytes", 0, history) for history in HISTORIES),
     ]
-    for history in HISTORIES:
-        quantities.append(
-            (f"ms per token after {history:,}", lambda row, h=str(history): shown(row["ms_per_token"][h], 2))
-        )
-    for history in HISTORIES:
-        quantities.append(
-            (f"bytes of state after {history:,}", lambda row, h=str(history): shown(row["state_bytes"][h], 0))
-        )
-    return [["", *(row["name"] for row in rows)], *([title, *map(cell, rows)] for title, cell in quantities)]
 
 
 def comparison_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,5 +1,5 @@
-"""Look at a dataset before training on it: its rows, how they read as tokens, how long they are, what is wrong with
-them, and which are told twice."""
+"""Look at a data set before training on it: its examples, how they read as tokens, how long they are, what is wrong
+with them, and which come twice."""
 
 import itertools
 import json
@@ -9,15 +9,9 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerFast
 
 from ..data.catalogue import CONVERSATION_DATASETS, DATASETS
-from ..data.chat_template import ConversationFormat, encode_conversations, learned_tokenizer, template_for
-from ..data.conversations import (
-    ConversationSplits,
-    NumberedConversation,
-    conversation_hash,
-    first_rows,
-    load_conversations,
-)
-from ..data.rendering import render
+from ..data.chat_template import ConversationFormat, encode_conversations, learned_tokenizer, render, template_for
+from ..data.conversations import Conversations, NumberedConversation, conversation_hash, first_rows, load_conversations
+from ..data.sources import Splits
 from ..errors import InputError
 from ..training.checkpoint import check_model_folder
 from ..training.model_folder import read_tokenizer
@@ -44,11 +38,11 @@ class DatasetReport:
     sampled: bool = False  # there are more rows than were looked at
     conversations: int = 0
     examples: list[str] = field(default_factory=list)  # the first ones, rendered
-    tokens: list[tuple[str, bool]] = field(default_factory=list)  # (token, learned) of one of them
+    tokens: list[tuple[str, bool]] = field(default_factory=list)  # (token, supervised) of one of them
     more_tokens: int = 0  # that are not in `tokens`
     lengths: Counter[int] = field(default_factory=Counter)  # upper end of a bucket -> conversations
     total_tokens: int = 0
-    learned_tokens: int = 0
+    supervised_tokens: int = 0
     longest: int = 0
     shortened: int = 0
     left_out: int = 0
@@ -86,16 +80,14 @@ def inspect_dataset(
     splits = load_conversations(dataset, data_source, data, skip_bad_rows=skip_bad_rows)
     limit = min(max_samples or MAX_ROWS, MAX_ROWS)
     tokenizer, described = _tokenizer(splits, model, limit)
-    report = DatasetReport(
-        splits.train.origin, splits.train.licence, splits.note, tokenizer.chat_template, described, max_length
-    )
-    seen: set[int] = set()
+    train, seen = splits.train, set()
+    report = DatasetReport(train.origin, train.licence, splits.note, tokenizer.chat_template, described, max_length)
 
     def is_looked_at(row: NumberedConversation) -> bool:
         report.sampled = row[0] >= limit
         return not report.sampled
 
-    rows = itertools.takewhile(is_looked_at, splits.train.read(0))
+    rows = itertools.takewhile(is_looked_at, train.read(0))
     while block := list(itertools.islice(rows, CONVERSATIONS_PER_CALL)):
         _look_at(report, block, tokenizer, seen)
     if not report.conversations:
@@ -107,17 +99,15 @@ def inspect_dataset(
     return report
 
 
-def _tokenizer(splits: ConversationSplits, model: str | None, limit: int) -> tuple[PreTrainedTokenizerFast, str]:
+def _tokenizer(splits: Splits[Conversations], model: str | None, limit: int) -> tuple[PreTrainedTokenizerFast, str]:
     """(tokenizer with a chat template, what it is)."""
     if model is not None:
         tokenizer = read_tokenizer(check_model_folder(model))
         if tokenizer.chat_template is None:
             tokenizer.chat_template = template_for(tokenizer, splits.template)
-        described = f"the tokenizer of {model}, {len(tokenizer):,} types"
-    else:
-        tokenizer = learned_tokenizer(first_rows(splits.train, limit), splits.template, "bpe", None)
-        described = f"bpe learned from these conversations, {len(tokenizer):,} types"
-    return tokenizer, described
+        return tokenizer, f"the tokenizer of {model}, {len(tokenizer):,} types"
+    tokenizer = learned_tokenizer(first_rows(splits.train, limit), splits.template, "bpe", None)
+    return tokenizer, f"bpe learned from these conversations, {len(tokenizer):,} types"
 
 
 def _look_at(
@@ -130,20 +120,18 @@ def _look_at(
     report.conversations += len(conversations)
     report.bad_rows += len(complaints)
     report.complaints = (report.complaints + complaints)[:COMPLAINTS_SHOWN]
-    for messages in conversations:
-        told = conversation_hash(messages)
-        report.duplicates += told in seen
-        seen.add(told)
+    for digest in map(conversation_hash, conversations):
+        report.duplicates += digest in seen
+        seen.add(digest)
     if missing := conversations[: ROWS_SHOWN - len(report.examples)]:
         report.examples += render(missing, tokenizer)[0]
     too_long = []
-    for messages, item in zip(
-        conversations, encode_conversations(conversations, tokenizer, ConversationFormat(WHOLE)), strict=True
-    ):
+    encoded = encode_conversations(conversations, tokenizer, ConversationFormat(WHOLE))
+    for messages, item in zip(conversations, encoded, strict=True):
         length = len(item.token_ids)
         report.lengths[bucket(length)] += 1
         report.total_tokens += length
-        report.learned_tokens += int(item.supervised.sum())
+        report.supervised_tokens += int(item.supervised.sum())
         report.longest = max(report.longest, length)
         if length > report.max_length:
             too_long.append(messages)
@@ -182,9 +170,9 @@ def report_text(report: DatasetReport) -> str:
     ]
     for number, example in enumerate(report.examples, start=1):
         lines += ["", f"Conversation {number}", *(f"  {line}" for line in _shortened(example).splitlines())]
-    tokens = " ".join(f"[{token}]" if learned else token for token, learned in report.tokens)
+    tokens = " ".join(f"[{token}]" if supervised else token for token, supervised in report.tokens)
     more = f" ... and {report.more_tokens:,} more" if report.more_tokens else ""
-    lines += ["", "Chat template", f"  {report.chat_template}", "", "Tokens ([learned])", f"  {tokens}{more}"]
+    lines += ["", "Chat template", f"  {report.chat_template}", "", "Tokens ([supervised])", f"  {tokens}{more}"]
     lines += ["", "Tokens per conversation", *_histogram(report)]
     return "\n".join([*lines, "", *_findings(report)])
 
@@ -211,10 +199,10 @@ def _findings(report: DatasetReport) -> list[str]:
         return f"{count:,} ({count / whole:.1%})" if whole else f"{count:,}"
 
     mean = report.total_tokens / report.conversations
-    learned = report.learned_tokens / report.total_tokens
+    supervised = report.supervised_tokens / report.total_tokens
     return [
         f"Conversations    {report.conversations:,}; {mean:,.0f} tokens on average, {report.longest:,} at most; "
-        f"{learned:.0%} of the tokens are learned",
+        f"{supervised:.0%} of the tokens are supervised",
         f"At {report.max_length} tokens    {share(report.shortened, report.conversations)} lose their last turns, "
         f"{share(report.left_out, report.conversations)} are left out: not even the first answer fits",
         f"Bad rows         {share(report.bad_rows, report.rows_read)}",
@@ -239,42 +227,29 @@ def catalogue_text() -> str:
 TEMPLATE_ROWS = {
     "instruction": [  # of a file that `newllm sft --data FILE.jsonl` takes
         {"prompt": "What is the capital of France?", "completion": "Paris."},
-        {
-            "messages": [
-                {"role": "system", "content": "Answer in one sentence."},
-                {"role": "user", "content": "Why is the sky blue?"},
-                {"role": "assistant", "content": "Air scatters blue light more than red light."},
-            ]
-        },
-        {
-            "messages": [
-                {"role": "user", "content": "Summarise the text."},
-                {"role": "context", "content": "The mill stood still because the river ran low all summer."},
-                {"role": "assistant", "content": "A dry summer stopped the mill."},
-                {"role": "user", "content": "日本語でお願いします。"},
-                {"role": "assistant", "content": "乾いた夏のため、水車は止まっていました。"},
-            ]
-        },
+        {"messages": [
+            {"role": "system", "content": "Answer in one sentence."},
+            {"role": "user", "content": "Why is the sky blue?"},
+            {"role": "assistant", "content": "Air scatters blue light more than red light."},
+        ]},
+        {"messages": [
+            {"role": "user", "content": "Summarise the text."},
+            {"role": "context", "content": "The mill stood still because the river ran low all summer."},
+            {"role": "assistant", "content": "A dry summer stopped the mill."},
+            {"role": "user", "content": "日本語でお願いします。"},
+            {"role": "assistant", "content": "乾いた夏のため、水車は止まっていました。"},
+        ]},
     ],
     "preference": [  # of a file that `newllm dpo --data FILE.jsonl` takes; `kind`, what is wrong, may be left out
-        {
-            "prompt": "Gitとは何ですか。",
-            "chosen": "Gitは、変更の履歴を記録する道具です。",
-            "rejected": "いろいろ便利なものです。",
-            "kind": "vague",
-        },
-        {
-            "prompt": [
-                {"role": "user", "content": "Name a prime number."},
-                {"role": "assistant", "content": "Seven."},
-                {"role": "user", "content": "And a larger one?"},
-            ],
-            "chosen": "Eleven.",
-            "rejected": "Nine.",
-            "kind": "wrong_fact",
-        },
+        {"prompt": "Gitとは何ですか。", "chosen": "Gitは、変更の履歴を記録する道具です。",
+         "rejected": "いろいろ便利なものです。", "kind": "vague"},
+        {"prompt": [
+            {"role": "user", "content": "Name a prime number."},
+            {"role": "assistant", "content": "Seven."},
+            {"role": "user", "content": "And a larger one?"},
+        ], "chosen": "Eleven.", "rejected": "Nine.", "kind": "wrong_fact"},
     ],
-}
+}  # fmt: skip
 
 
 def template_rows(name: str) -> str:

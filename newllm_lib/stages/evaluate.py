@@ -1,14 +1,22 @@
-"""Metrics of one trained model on held-out text."""
+"""Metrics of one trained model on held-out text, or on public benchmarks such as winogrande and mmlu."""
 
+import contextlib
 import copy
 import dataclasses
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import datasets
+import huggingface_hub
+
 from ..data.batches import EvaluationDocuments, evaluation_documents
+from ..data.catalogue import DATASETS
 from ..data.chat_template import ConversationFormat, borrowed_template
 from ..data.conversation_rows import conversation_documents
 from ..data.conversations import Conversations, load_conversations
+from ..data.sources import hub_problem
 from ..data.text import Text, load_text
 from ..errors import InputError
 from ..evaluation.perplexity import TextMetrics, score_documents
@@ -19,11 +27,7 @@ from ..wings import wing
 
 def held_out_text(trained: TrainedModel, data: str | None = None) -> Text | Conversations:
     """What to evaluate on, text or conversations as the model was trained on: the file `data`, or else what was held
-    out when the model was trained.
-
-    Raises:
-        InputError: a bad file, or what was held out is out of reach.
-    """
+    out when the model was trained. Raises InputError: a bad file, or what was held out is out of reach."""
     run, session = trained.run, trained.session
     if data is None and run["stage"] == "dpo":
         raise InputError(f"{str(trained.folder)!r} was trained on preferences; name conversations with --data.")
@@ -56,11 +60,7 @@ def held_out_documents(
     names = ("loss_on", "too_long")
     given = {name: as_trained.run[name] for name in names if name in as_trained.run}
     form = ConversationFormat(as_trained.run["max_length"], **given)
-    documents, counts = conversation_documents(text, tokenizer, form)
-    if not documents.documents:
-        remarks = " ".join(counts.remarks(form.max_length))
-        raise InputError(f"{text.origin} holds no conversation to evaluate on; {remarks}", "NL-403")
-    return documents
+    return conversation_documents(text, tokenizer, form)
 
 
 def evaluate(
@@ -77,14 +77,14 @@ def evaluate(
 
     Returns:
         loss, perplexity, token_accuracy, bits_per_byte, word_perplexity, unk_rate, and tokens, words, bytes; plus
-        `text`, where the text came from. Of a model tuned by preferences: see `evaluate_preferences`.
+        `text`, where the text came from. For a model tuned by preferences: see `evaluate_preferences`.
 
     Raises:
         InputError: bad folder or file.
     """
     trained = open_model(path, base)
     if trained.run["stage"] == "dpo":
-        return wing("preferences.evaluate").evaluate_preferences(trained, data, max_length, batch_size)
+        return wing("preferences.scores").evaluate_preferences(trained, data, max_length, batch_size)
     documents = held_out_documents(trained, held_out_text(trained, data))
     metrics = score(trained, documents, max_length, batch_size)
     return {**metrics, "text": documents.origin}
@@ -113,3 +113,54 @@ def score(
     length = max_length or trained.run["max_length"]
     rows = batch_size or trained.session["per_device_eval_batch_size"]
     return dataclasses.asdict(score_documents(trained.model, documents, trained.tokenizer.bos_token_id, length, rows))
+
+
+def evaluate_tasks(
+    path: str | Path, tasks: Sequence[str], batch_size: int = 4, limit: int | None = None, base: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """task -> its metrics, of the model in folder `path`.
+
+    Args:
+        tasks: names that the harness knows; their data come from the hub.
+        limit: questions of each task to ask, the first ones; None asks all.
+        base: as of `open_model`.
+
+    Raises:
+        InputError: no harness, bad folder, no such task, or its data are out of reach.
+    """
+    if find_spec("lm_eval") is None:
+        raise InputError("tasks are run by the package lm-eval; run pip install 'newllm[eval]'.", "NL-102")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager()
+    unknown = [task for task in tasks if task not in manager.all_tasks and not Path(task).exists()]
+    if unknown:
+        raise InputError(f"tasks: lm-eval knows no {', '.join(map(repr, unknown))}; lm_eval ls tasks lists them.")
+    trained = open_model(path, base)
+    model = HFLM(pretrained=trained.model, tokenizer=trained.tokenizer, batch_size=batch_size)
+    problem = None if all(Path(task).exists() for task in tasks) else hub_problem(DATASETS["wikitext"].sources[0])
+    try:
+        with without_the_hub() if problem else contextlib.nullcontext():
+            return simple_evaluate(model, tasks=list(tasks), limit=limit, task_manager=manager)["results"]
+    except OSError as error:  # all that the loaders of data raise when they cannot reach them
+        raise InputError(
+            f"tasks {', '.join(tasks)}: their questions could not be had from the hub "
+            f"({problem or ' '.join(str(error).split())[:200]}); check the network and try again.",
+            "NL-301",
+        ) from error
+
+
+@contextlib.contextmanager
+def without_the_hub() -> Iterator[None]:
+    """The hub out of reach: what was fetched before is found, and nothing waits a minute for the rest."""
+    settings = (huggingface_hub.constants, datasets.config)
+    before = [module.HF_HUB_OFFLINE for module in settings]
+    for module in settings:
+        module.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for module, value in zip(settings, before, strict=True):
+            module.HF_HUB_OFFLINE = value

@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, TrainerCallback
 
+from ..data.catalogue import HELD_OUT_SHARE
 from ..data.chat_template import ConversationFormat, learned_tokenizer, template_for
-from ..data.conversation_rows import conversation_rows, held_out_documents
+from ..data.conversation_rows import conversation_documents, conversation_rows
+from ..data.conversations import Conversations, load_conversations
+from ..data.sources import Splits
 from ..errors import InputError
 from ..models.adjust import extend_positions, grow_context, set_dropout, train_new_context_only
 from ..models.modeling_newllm import NewLLMForCausalLM
-from ..training.arguments import ModelArguments, setting
+from ..training.arguments import ModelArguments, StageArguments, setting
 from ..training.checkpoint import has_adapters
-from ..training.conversation_arguments import ConversationArguments
 from ..training.new_model import check_size, new_model
 from ..training.run import PreparedRun, opened_run, prepare_once
 from ..training.trained_model import open_model, open_teacher, weights_hash
@@ -22,36 +24,53 @@ from ..training.trainer_fields import check_metric_of
 
 # What a finished model brings along, so that it cannot be set beside `model`.
 OF_THE_MODEL = (
-    "num_parameters",
-    "num_layers",
-    "embedding_size",
-    "context_size",
-    "hidden_size",
-    "intermediate_size",
-    "vocab_size",
-)
+    "num_parameters", "num_layers", "embedding_size", "context_size", "hidden_size", "intermediate_size", "vocab_size"
+)  # fmt: skip
+
+
+@dataclass
+class ConversationArguments(StageArguments):
+    """What a stage that learns from conversations takes of them."""
+
+    dataset: str | None = setting(
+        None, "dailydialog, dolly, ultrachat, ... (newllm data lists them), or an id on the hub.", "Data"
+    )
+    max_samples: int | None = setting(
+        None, "Rows of the data to take, the first ones.", "Data", 1_000, 1_500_000, log=True
+    )
+    held_out: Literal["hash", "random"] = setting(
+        "hash", "Held out by what a conversation says, or drawn at random as in the published runs."
+    )
+    held_out_share: float = setting(HELD_OUT_SHARE, "Share held out where the data have no validation split.")
+    loss_on: Literal["assistant", "all"] = setting(
+        "assistant", "Learn the assistant's words only, or every token.", "Training"
+    )
+    too_long: Literal["turns", "cut"] = setting(
+        "turns", "Keep whole turns of a conversation that is too long, or cut it."
+    )
+
+    def load_conversations(self) -> Splits[Conversations]:
+        """The conversations these settings name. Raises InputError: bad file or row, unknown dataset or source, or data
+        out of reach."""
+        source = self.dataset, self.data_source, self.data, self.eval_data, self.skip_bad_rows
+        return load_conversations(*source, self.held_out, self.held_out_share, self.max_samples)
 
 
 @dataclass
 class SftArguments(ConversationArguments, ModelArguments):
     """Settings of stages 2 to 4."""
 
-    model: str | None = setting(None, "Folder of a finished run to start from; none: a new model.", group="Model")
+    model: str | None = setting(
+        None, "Folder of a finished run to start from; none: a new model.", "Model", session=True
+    )
     grow_context: int | None = setting(None, "Enlarge the context_size of New-LLM to this, a multiple of it.")
     train_only_new_context: bool = setting(False, "After growing: train nothing but the new part.")
 
     max_length: int = setting(
-        256,
-        "Tokens per row; longer conversations lose their last turns.",
-        group="Data",
-        low=64,
-        high=1024,
-        log=True,
+        256, "Tokens per row; longer conversations lose their last turns.", "Data", 64, 1024, log=True
     )
     output_dir: str = setting("runs/sft", "Folder of the run: settings, model, checkpoints, curves.")
-    learning_rate: float = setting(
-        2e-3, "Peak learning rate of AdamW.", group="Training", low=1e-5, high=1e-2, log=True
-    )
+    learning_rate: float = setting(2e-3, "Peak learning rate of AdamW.", "Training", 1e-5, 1e-2, log=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,27 +86,15 @@ class SftArguments(ConversationArguments, ModelArguments):
             self.weight_decay = 0.0  # it would move the weights that are to stay
 
 
-# Named sets of values. `published` is the recipe of the published Dolly numbers, `published-ultrachat` UltraChat's.
+# Named sets of values. `published` is the recipe of the published Dolly numbers, `published-ultrachat` UltraChat's; its
+# vocabulary is 996 words and three special tokens.
 PUBLISHED: dict[str, Any] = {
-    "model_type": "newllm-reference",
-    "tokenizer": "word",
-    "vocab_size": 999,  # 996 words and three special tokens
-    "max_length": 128,
-    "loss_on": "all",
-    "too_long": "cut",
-    "held_out": "random",
-    "held_out_share": 0.1,
-    "learning_rate": 8e-4,
-    "lr_scheduler_type": "constant",
-    "warmup_steps": 0,
-    "weight_decay": 0.0,
-    "per_device_train_batch_size": 128,
-    "gradient_accumulation_steps": 16,
-    "num_train_epochs": 100.0,
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
+    "model_type": "newllm-reference", "tokenizer": "word", "vocab_size": 999, "max_length": 128, "loss_on": "all",
+    "too_long": "cut", "held_out": "random", "held_out_share": 0.1, "learning_rate": 8e-4,
+    "lr_scheduler_type": "constant", "warmup_steps": 0, "weight_decay": 0.0, "per_device_train_batch_size": 128,
+    "gradient_accumulation_steps": 16, "num_train_epochs": 100.0, "eval_strategy": "epoch", "save_strategy": "epoch",
     "early_stopping_patience": 20,
-}
+}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"max_steps": 20, "max_samples": 400, "max_eval_tokens": 2_000, "logging_steps": 2},
     "demo": {"max_steps": 150, "max_eval_tokens": 10_000},
@@ -100,11 +107,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def prepare(args: SftArguments) -> PreparedRun:
-    """Load the conversations and the model, or make one with its tokenizer, and pack the rows; trains nothing.
-
-    Raises:
-        InputError: anything about the input that would fail later.
-    """
+    """Load the conversations and the model, or make one with its tokenizer, and pack the rows; trains nothing. Raises
+    InputError: anything about the input that would fail later."""
     if args.model is None:
         check_size(args)
     splits = args.load_conversations()
@@ -123,7 +127,7 @@ def prepare(args: SftArguments) -> PreparedRun:
             tokenizer.chat_template = template_for(tokenizer, splits.template)
     form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
     train_rows, counts = conversation_rows(splits.train, tokenizer, form)
-    documents = held_out_documents(splits.validation, tokenizer, form)
+    documents = conversation_documents(splits.validation, tokenizer, form)
     check_metric_of(args, documents)
     model = new_model(args, tokenizer) if start is None else _adjusted(start.model, args)
     return PreparedRun(splits, tokenizer, train_rows, counts, documents, model, tuple(counts.remarks(args.max_length)))
@@ -132,21 +136,19 @@ def prepare(args: SftArguments) -> PreparedRun:
 def _adjusted(model: PreTrainedModel, args: SftArguments) -> PreTrainedModel:
     """The model to start from as the settings want it."""
     model = model.cpu()
+    grows = args.grow_context is not None
+    if grows and not isinstance(model, NewLLMForCausalLM):
+        raise InputError(f"grow_context is for New-LLM; {args.model!r} is a {args.model_type}.")
+    old = model.config.context_size if grows else None
     try:
         set_dropout(model, args.dropout)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    extend_positions(model, args.max_length)
-    if args.grow_context is not None:
-        if not isinstance(model, NewLLMForCausalLM):
-            raise InputError(f"grow_context is for New-LLM; {args.model!r} is a {args.model_type}.")
-        old = model.config.context_size
-        try:
+        extend_positions(model, args.max_length)
+        if grows:
             grow_context(model, args.grow_context)
-        except ValueError as error:
-            raise InputError(str(error).replace("context_size", "grow_context", 1)) from error
-        if args.train_only_new_context:
-            train_new_context_only(model, old)
+    except ValueError as error:
+        raise InputError(str(error).replace("context_size", "grow_context", 1)) from error
+    if args.train_only_new_context:
+        train_new_context_only(model, old)
     return model
 
 
@@ -165,16 +167,9 @@ def sft(args: SftArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
     identity = {"stage": "sft", "start": None if args.model is None else weights_hash(args.model), **weights}
     with opened_run(args, prepared, identity) as run:
         if not run.is_finished:
-            trainer = LanguageModelTrainer(
-                prepared.model,
-                args,
-                prepared.train_rows,
-                prepared.held_out,
-                prepared.tokenizer,
-                carry_context=False,
-                teacher=teacher,
-                callbacks=run.callbacks(callbacks),
-            )
+            parts = prepared.model, args, prepared.train_rows, prepared.held_out, prepared.tokenizer
+            ours = run.callbacks(callbacks)
+            trainer = LanguageModelTrainer(*parts, carry_context=False, teacher=teacher, callbacks=ours)
             run.train(trainer)
             metrics = trainer.scores(prepared.held_out)
             run.finish(metrics, advice=advice(args, metrics))

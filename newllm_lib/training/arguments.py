@@ -3,6 +3,7 @@ run's saved settings."""
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -12,37 +13,33 @@ import torch
 from transformers import TrainingArguments
 
 from ..errors import InputError
+from . import trainer_fields
 from .device import Device, choose_precision, find_device
-from .trainer_fields import (
-    NO_EFFECT,
-    REFUSED,
-    SESSION_FIELDS,
-    as_sentence,
-    check_best_metric,
-    check_libraries,
-    check_numbers,
-    check_refused,
-    without_effect,
-)
 
 logger = logging.getLogger(__name__)
 
 # Keys of a setting's metadata beside its help text.
-SLIDER_KEYS = ("group", "low", "high", "log")
+SETTING_KEYS = ("group", "low", "high", "log", "session")
 
 
 def setting(
     default: Any,
     help: str,
-    *,
     group: str = "",
     low: float | None = None,
     high: float | None = None,
+    *,
     log: bool = False,
+    session: bool = False,
 ) -> Any:
-    """A dataclass field with a help text and, where it has one, the range of its slider (`log`: powers of two or
-    ten between)."""
-    metadata = {"help": help, "group": group}
+    """A dataclass field with a help text, the group of settings it is shown in and, where it has one, the range of its
+    slider.
+
+    Args:
+        log: the slider has powers of two or ten between.
+        session: the value may change when a run is continued.
+    """
+    metadata = {"help": help, "group": group, "session": session}
     if low is not None:
         metadata |= {"low": low, "high": high, "log": log}
     return dataclasses.field(default=default, metadata=metadata)
@@ -56,71 +53,55 @@ class StageArguments(TrainingArguments):
         InputError: a value that no run could use.
     """
 
-    # Of an evaluation: name -> True if more of it is better. The share of unknown tokens is the text's alone.
+    # Name of a metric -> True if more of it is better. The share of unknown tokens is no metric of a model.
     metrics: ClassVar[dict[str, bool]] = {
-        "loss": False,
-        "perplexity": False,
-        "token_accuracy": True,
-        "bits_per_byte": False,
-        "word_perplexity": False,
-    }
-    refused: ClassVar[dict[str, str]] = REFUSED
+        "loss": False, "perplexity": False, "token_accuracy": True, "bits_per_byte": False, "word_perplexity": False
+    }  # fmt: skip
+    refused: ClassVar[dict[str, str]] = trainer_fields.REFUSED
 
-    data: str | None = setting(None, "Your own text: a .txt, .jsonl, .json, .csv or .parquet file.", group="Data")
-    eval_data: str | None = setting(None, "Text to evaluate on; none: 5 %% of --data are held out.", group="Data")
+    data: str | None = setting(
+        None, "Your own text: a .txt, .jsonl, .json, .csv or .parquet file.", "Data", session=True
+    )
+    eval_data: str | None = setting(
+        None, "Text to evaluate on; none: 5 %% of --data are held out.", "Data", session=True
+    )
     data_source: Literal["auto", "hub", "offline", "file"] = setting(
-        "auto",
-        "Where the text comes from; auto takes --data, else the hub, else the offline package.",
-        group="Data",
+        "auto", "Where the text comes from; auto takes --data, else the hub, else the offline package.", "Data"
     )
-    skip_bad_rows: bool = setting(False, "Leave out rows that do not fit, and count them.", group="Data")
+    skip_bad_rows: bool = setting(False, "Leave out rows that do not fit, and count them.", "Data")
     max_length: int = setting(
-        64,
-        "Tokens per row: how far back gradients reach, and the whole window of a model with attention.",
-        group="Data",
-        low=16,
-        high=1024,
+        64, "Tokens per row: how far gradients reach back, and the window of a model with attention.", "Data", 16, 1024,
         log=True,
-    )
+    )  # fmt: skip
     max_eval_tokens: int = setting(
-        50_000,
-        "Held-out tokens (whole documents) scored at each evaluation; the final score takes all.",
-        group="Data",
+        50_000, "Held-out tokens (whole documents) scored at each evaluation; the final score takes all.", "Data"
     )
     early_stopping_patience: int = setting(
-        0, "Stop after this many evaluations without a better one; 0: never.", group="Training", low=0, high=20
+        0, "Stop after this many evaluations without a better one; 0: never.", "Training", 0, 20
     )
     bf16: bool | None = setting(None, "bf16 arithmetic, fp32 weights; none: where GPU or CPU can do it; false: not.")
     fp16: bool | None = setting(None, "fp16 arithmetic with a loss scaler; none: on a GPU without bf16; false: not.")
-    auto_precision: bool = setting(True, "Without --fp16 or --bf16: choose by what the GPU or CPU can do.")
-    preset: str | None = setting(None, "A named set of values for other fields; fields given by name win.")
+    auto_precision: bool = setting(True, "Without --fp16 or --bf16: choose by what GPU or CPU can do.", session=True)
+    preset: str | None = setting(None, "Named values for other fields; fields given by name win.", session=True)
 
     output_dir: str = setting("runs/pretrain", "Folder of the run: settings, model, checkpoints, curves.")
-    learning_rate: float = setting(
-        3e-3, "Peak learning rate of AdamW.", group="Training", low=1e-5, high=1e-2, log=True
-    )
-    num_train_epochs: float = setting(3.0, "Passes over the text.", group="Training", low=1, high=50)
-    per_device_train_batch_size: int = setting(
-        32, "Rows per forward pass and device.", group="Training", low=1, high=512, log=True
-    )
-    gradient_accumulation_steps: int = setting(1, "Forward passes per update.", group="Training", low=1, high=64)
+    learning_rate: float = setting(3e-3, "Peak learning rate of AdamW.", "Training", 1e-5, 1e-2, log=True)
+    num_train_epochs: float = setting(3.0, "Passes over the text.", "Training", 1, 50)
+    per_device_train_batch_size: int = setting(32, "Rows per forward pass and device.", "Training", 1, 512, log=True)
+    gradient_accumulation_steps: int = setting(1, "Forward passes per update.", "Training", 1, 64)
     per_device_eval_batch_size: int = setting(32, "Rows per forward pass in evaluation.")
-    lr_scheduler_type: str = setting("cosine", "How the learning rate changes over the run.", group="Training")
+    lr_scheduler_type: str = setting("cosine", "How the learning rate changes over the run.", "Training")
     warmup_steps: float = setting(
-        0.05,
-        "Updates (or, below 1, share of them) to raise the learning rate.",
-        group="Training",
-        low=0,
-        high=0.5,
+        0.05, "Updates (or, below 1, share of them) to raise the learning rate.", "Training", 0, 0.5
     )
-    weight_decay: float = setting(0.1, "AdamW's weight decay.", group="Training", low=0, high=1.0)
+    weight_decay: float = setting(0.1, "AdamW's weight decay.", "Training", 0, 1.0)
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
-    seed: int = setting(42, "Seed of initialisation, data order and dropout.", group="Training", low=0, high=999)
+    seed: int = setting(42, "Seed of initialisation, data order and dropout.", "Training", 0, 999)
     eval_strategy: str = setting("steps", "When to evaluate: no, steps or epoch.")
     eval_steps: float = setting(0.1, "Updates (or, below 1, share of the run) between evaluations.")
     save_strategy: str = setting("steps", "When to save a checkpoint: no, steps, epoch or best.")
     save_steps: float = setting(0.1, "Updates (or, below 1, share of the run) between checkpoints.")
-    save_minutes: float = setting(10.0, "Save at the next log line after this many minutes without; 0: by steps alone.")
+    save_minutes: float = setting(10.0, "Minutes without a save until the next one; 0: by steps alone.", session=True)
     save_total_limit: int | None = setting(3, "Checkpoints kept: the best and the newest.")
     logging_steps: float = setting(10, "Updates (or, below 1, share of the run) between lines of the metrics log.")
     load_best_model_at_end: bool = setting(True, "Keep the best checkpoint's weights as the result.")
@@ -135,8 +116,8 @@ class StageArguments(TrainingArguments):
     dataloader_pin_memory: bool = setting(False, "Pin host memory; set by itself on a GPU.")
 
     def __post_init__(self):
-        check_numbers(self)
-        check_refused(self, self.refused)
+        trainer_fields.check_numbers(self)
+        trainer_fields.check_refused(self, self.refused)
         device = find_device(self.use_cpu)
         self.dataloader_pin_memory |= device.kind == "cuda"
         self.auto_precision &= self.bf16 is None and self.fp16 is None
@@ -144,15 +125,14 @@ class StageArguments(TrainingArguments):
         self.bf16, self.fp16 = bool(self.bf16) or precision == "bf16", bool(self.fp16) or precision == "fp16"
         if self.fp16 and device.kind != "cuda":
             raise InputError(f"fp16 needs an NVIDIA GPU, and this run is on the {device.name}; leave it out.")
-        # Without being told of the CPU, transformers takes bf16 for a GPU's, and each of several processes thinks it is
-        # the only one.
+        # Otherwise transformers takes bf16 for a GPU's, and each of several processes thinks it is the only one.
         self.use_cpu |= device.kind == "cpu"
-        check_best_metric(self, self.metrics)
-        told = without_effect(self)
-        with as_sentence():
+        trainer_fields.check_best_metric(self, self.metrics)
+        remarks = trainer_fields.without_effect(self)
+        with trainer_fields.as_sentence():
             super().__post_init__()
-        check_libraries(self)
-        for sentence in told if self.process_index == 0 else ():
+        trainer_fields.check_libraries(self)
+        for sentence in remarks if self.process_index == 0 else ():
             logger.warning("%s", sentence)
         if self.n_gpu > 1:  # torch's DataParallel knows no context to carry; more GPUs: accelerate launch
             self._n_gpu = 1
@@ -172,6 +152,11 @@ class StageArguments(TrainingArguments):
         """Rows per update, over all devices and accumulation steps."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * max(self.world_size, 1)
 
+    def updates(self, rows: int) -> int:
+        """How many the run makes over so many rows an epoch; the last one of an epoch may be smaller."""
+        per_epoch = -(-rows // self.effective_batch_size)
+        return self.max_steps if self.max_steps > 0 else math.ceil(self.num_train_epochs * per_epoch)
+
     def run_settings(self) -> dict[str, Any]:
         """What makes this run this run, as plain JSON values: every field but those of the session."""
         return {**self._plain_values(session=False), "effective_batch_size": self.effective_batch_size}
@@ -181,12 +166,14 @@ class StageArguments(TrainingArguments):
         return self._plain_values(session=True)
 
     def _plain_values(self, session: bool) -> dict[str, Any]:
-        nobodys = {**self.refused, **NO_EFFECT}
-        values = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.init and (field.name in SESSION_FIELDS) == session and field.name not in nobodys
-        }
+        # A stage that gives a field another default does not say again that it is a session's.
+        classes = [kind for kind in type(self).__mro__ if issubclass(kind, TrainingArguments)]
+        known = [field for kind in classes for field in dataclasses.fields(kind)]
+        of_sessions = {field.name for field in known if field.metadata.get("session")}
+        of_sessions |= trainer_fields.SESSION_FIELDS
+        names = [field.name for field in dataclasses.fields(self) if field.init]
+        names = [name for name in names if name not in self.refused and name not in trainer_fields.NO_EFFECT]
+        values = {name: getattr(self, name) for name in names if (name in of_sessions) == session}
         values = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
         return {name: value for name, value in values.items() if isinstance(value, str | int | float | None)}
 
@@ -196,34 +183,27 @@ class ModelArguments(StageArguments):
     """The settings of a model that is made from scratch, with its tokenizer."""
 
     model_type: Literal["newllm", "newllm-reference", "tiny-gpt2", "lstm"] = setting(
-        "newllm", "New-LLM, its cell as published, or a baseline.", group="Model"
+        "newllm", "New-LLM, its cell as published, or a baseline.", "Model"
     )
     num_parameters: int | None = setting(
-        None,
-        "Solve the model's width for this many parameters.",
-        group="Model",
-        low=500_000,
-        high=50_000_000,
-        log=True,
+        None, "Solve the model's width for this many parameters.", "Model", 500_000, 50_000_000, log=True
     )
-    num_layers: int | None = setting(None, "Layers; none: as many as suit the size.", group="Model", low=1, high=12)
-    embedding_size: int | None = setting(None, "Width of a token embedding (newllm-reference).", group="Model")
-    context_size: int | None = setting(None, "Width of a layer's context.", group="Model")
-    hidden_size: int | None = setting(None, "Width of the layers.", group="Model")
-    intermediate_size: int | None = setting(None, "Width of the layers' MLPs (newllm).", group="Model")
-    dropout: float = setting(
-        0.1, "Share of hidden units dropped in training; more for many epochs.", group="Model", low=0.0, high=0.5
-    )
+    num_layers: int | None = setting(None, "Layers; none: as many as suit the size.", "Model", 1, 12)
+    embedding_size: int | None = setting(None, "Width of a token embedding (newllm-reference).", "Model")
+    context_size: int | None = setting(None, "Width of a layer's context.", "Model")
+    hidden_size: int | None = setting(None, "Width of the layers.", "Model")
+    intermediate_size: int | None = setting(None, "Width of the layers' MLPs (newllm).", "Model")
+    dropout: float = setting(0.1, "Share of hidden units dropped in training; more for many epochs.", "Model", 0.0, 0.5)
     tokenizer: Literal["bpe", "byte", "word", "gpt2"] = setting(
-        "bpe",
-        "bpe: learned pieces; byte: any language; word: published setting; gpt2: GPT-2's.",
-        group="Data",
+        "bpe", "bpe: learned pieces; byte: any language; word: published setting; gpt2: GPT-2's.", "Data"
     )
-    teacher: str | None = setting(None, "Folder of a larger model with the same tokenizer to learn from, too.")
+    teacher: str | None = setting(
+        None, "Folder of a larger model with the same tokenizer to learn from, too.", session=True
+    )
     teacher_weight: float = setting(0.5, "With --teacher: its share of the loss.")
     teacher_temperature: float = setting(2.0, "With --teacher: how much both distributions are softened.")
     vocab_size: int | None = setting(
-        None, "Token types; none: up to 4,096 (bpe) or 1,000 (word).", group="Data", low=512, high=16384, log=True
+        None, "Token types; none: up to 4,096 (bpe) or 1,000 (word).", "Data", 512, 16384, log=True
     )
 
     def __post_init__(self):
@@ -233,9 +213,10 @@ class ModelArguments(StageArguments):
 
 
 def values_for(kind: type, args: TrainingArguments) -> dict[str, Any]:
-    """The fields of the dataclass `kind` as `args` has them, but for those that nobody can set."""
-    names = [field.name for field in dataclasses.fields(kind) if field.init]
-    return {name: getattr(args, name) for name in names if name not in REFUSED and name not in NO_EFFECT}
+    """The fields of the dataclass `kind` as `args` has them, but for those that cannot be set."""
+    unset = {**trainer_fields.REFUSED, **trainer_fields.NO_EFFECT}
+    names = [field.name for field in dataclasses.fields(kind) if field.init and field.name not in unset]
+    return {name: getattr(args, name) for name in names}
 
 
 def check_intervals(args: StageArguments, intervals: Iterable[tuple[str, float, float]]) -> None:

@@ -1,18 +1,26 @@
 """The run folder: settings, checkpoints that are known to be complete, results. Written so that a machine may vanish
-at any moment."""
+at any moment.
 
-import json
+A checkpoint is removed when a newer one is sealed, and never before. One that is damaged, or was cut off, is set aside
+until then, under another name: nothing that may be good is removed at the start.
+"""
+
+import functools
 import logging
 import os
 import re
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..data.files import content_hash
 from ..errors import InputError
 from ..models.configuration_newllm import EARLIER_FIELDS, NewLLMConfig
-from .disk import saying
+from .disk import read_json, saying, write_json
 
 SETTINGS_FILE = "settings.json"
 RESULTS_FILE = "results.json"
@@ -21,34 +29,9 @@ MODEL_FILES = ("config.json", "model.safetensors")
 REFERENCE_FOLDER = "reference"  # in a run of adapters: the model they are trained on, where the run has made it
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+ASIDE = ".aside-"
 
 logger = logging.getLogger(__name__)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write whole or not at all: temporary name, fsync, rename."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, content: str) -> None:
-    write_bytes(path, content.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-
-
-def read_json(path: Path) -> Any:
-    """What the file says, None if there is none that can be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def open_run(folder: Path, run: dict[str, Any], session: dict[str, Any]) -> None:
@@ -67,8 +50,7 @@ def open_run(folder: Path, run: dict[str, Any], session: dict[str, Any]) -> None
             check_version(folder)
             before = read_settings(folder)["run"]
             # Only what both sides know: another release of transformers has other fields, and that is no other run.
-            differing = sorted(name for name in before.keys() & run.keys() if before[name] != run[name])
-            if differing:
+            if differing := sorted(name for name in before.keys() & run.keys() if before[name] != run[name]):
                 changes = "; ".join(f"{name} was {before[name]!r}, is {run[name]!r}" for name in differing)
                 raise InputError(
                     f"output_dir {str(folder)!r} holds a run with other settings ({changes}); give the same settings "
@@ -80,11 +62,8 @@ def open_run(folder: Path, run: dict[str, Any], session: dict[str, Any]) -> None
 
 
 def holds_run(folder: Path) -> bool:
-    """True if a run of ours is in `folder`, False if there is room for one.
-
-    Raises:
-        InputError: something else is there.
-    """
+    """True if a run of ours is in `folder`, False if there is room for one. Raises InputError: something else is
+    there."""
     if (folder / SETTINGS_FILE).exists() or _sealed_settings(folder) is not None:
         return True
     if folder.is_symlink() and not folder.exists():
@@ -97,11 +76,8 @@ def holds_run(folder: Path) -> bool:
 
 
 def check_place(folder: Path) -> None:
-    """Find out before any long work whether a run can be written to `folder`, by making it for a moment.
-
-    Raises:
-        InputError: it cannot.
-    """
+    """Find out before any long work whether a run can be written to `folder`, by making it for a moment. Raises
+    InputError: it cannot."""
     with saying(f"output_dir {str(folder)!r} cannot be written to", "choose another --output_dir"):
         holds_run(folder)
         there = folder.absolute()
@@ -113,11 +89,7 @@ def check_place(folder: Path) -> None:
 
 def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
     """{"run": ..., "session": ...} of the run in `folder`; where its file is lost or damaged, as the newest checkpoint
-    states them.
-
-    Raises:
-        InputError: the folder is not a run of ours.
-    """
+    states them. Raises InputError: the folder is not a run of ours."""
     settings = read_json(folder / SETTINGS_FILE)
     if not _are_settings(settings):
         settings = _sealed_settings(folder)
@@ -136,9 +108,10 @@ def _are_settings(content: Any) -> bool:
 
 
 def _sealed_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings that the newest checkpoint states, None if none does."""
     seals = (read_json(path / COMPLETE_FILE) for _, path in reversed(numbered_checkpoints(folder)))
     stated = (seal.get("settings") for seal in seals if isinstance(seal, dict))
-    return next((settings for settings in stated if _are_settings(settings)), None)
+    return next(filter(_are_settings, stated), None)
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
@@ -172,20 +145,17 @@ def is_complete(checkpoint: Path, sizes_only: bool = False) -> bool:
     """True if the files of a checkpoint are all there as they were sealed, whatever else has come into its folder.
 
     Args:
-        sizes_only: look at the sizes alone, which tells what was cut off, but not what was damaged.
+        sizes_only: look at the sizes alone, which shows what was cut off, but not what was damaged.
     """
     seal = read_json(checkpoint / COMPLETE_FILE)
-    files = seal.get("files", seal) if isinstance(seal, dict) else None
+    files = seal.get("files") if isinstance(seal, dict) else None
     if not files or not isinstance(files, dict):
         return False
     try:
-        # A number alone is the size, and all that an earlier version has stated.
-        sizes = {name: state["bytes"] if isinstance(state, dict) else state for name, state in files.items()}
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items()) and (
-            sizes_only
-            or all(_content_of(checkpoint / name) == state for name, state in files.items() if isinstance(state, dict))
+        return all((checkpoint / name).stat().st_size == state["bytes"] for name, state in files.items()) and (
+            sizes_only or all(_content_of(checkpoint / name) == state for name, state in files.items())
         )
-    except (OSError, KeyError, ValueError):  # a file is missing or cannot be read, or the seal is no seal
+    except (OSError, LookupError, TypeError, ValueError):  # a file is missing or unreadable, or the seal is no seal
         return False
 
 
@@ -201,13 +171,11 @@ def has_adapters(folder: Path) -> bool:
 
 def is_of_earlier_version(folder: Path) -> bool:
     """True if the model in the folder, or a checkpoint of it, is a New-LLM that this version cannot go on with."""
-    for holder in (folder, *(checkpoint for _, checkpoint in numbered_checkpoints(folder))):
-        config = read_json(holder / "config.json")
-        if not isinstance(config, dict):  # none yet, or cut off while it was written: that is no model at all
-            continue
-        if config.get("model_type") == NewLLMConfig.model_type and any(name in config for name in EARLIER_FIELDS):
-            return True
-    return False
+    holders = (folder, *(checkpoint for _, checkpoint in numbered_checkpoints(folder)))
+    configs = (read_json(holder / "config.json") for holder in holders)
+    # Where there is none yet, or one that was cut off while it was written, there is no model at all.
+    ours = (it for it in configs if isinstance(it, dict) and it.get("model_type") == NewLLMConfig.model_type)
+    return any(name in config for config in ours for name in EARLIER_FIELDS)
 
 
 def check_version(folder: Path) -> None:
@@ -221,11 +189,8 @@ def check_version(folder: Path) -> None:
 
 
 def check_model_folder(path: str | Path) -> Path:
-    """The folder of one of our trained models, or of adapters that were trained on a model.
-
-    Raises:
-        InputError: it does not exist, holds no model with a tokenizer, or one that this version cannot open.
-    """
+    """The folder of one of our trained models, or of adapters that were trained on a model. Raises InputError: it does
+    not exist, holds no model with a tokenizer, or one that this version cannot open."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise InputError(
@@ -242,3 +207,92 @@ def check_model_folder(path: str | Path) -> Path:
         )
     check_version(folder)
     return folder
+
+
+def best_beside(checkpoint: Path) -> Path | None:
+    """The best checkpoint so far, as this one has noted it, where it is now; None: nothing was evaluated."""
+    state = read_json(checkpoint / TRAINER_STATE_NAME)
+    best = state.get("best_model_checkpoint") if isinstance(state, dict) else None
+    name = Path(best).name if isinstance(best, str) else ""
+    return checkpoint.with_name(name) if CHECKPOINT_NAME.fullmatch(name) else None
+
+
+def resume_point(folder: Path, needs_best: bool) -> Path | None:
+    """The checkpoint to go on from: the newest complete one; those beyond it are set aside.
+
+    Args:
+        needs_best: rather an older one than one whose best checkpoint, which becomes the result, is not complete.
+    """
+    for _, aside in _set_aside(folder):
+        checkpoint = aside.with_name(aside.name.removeprefix(ASIDE))
+        if is_complete(aside) and not is_complete(checkpoint):
+            if checkpoint.exists():
+                shutil.rmtree(checkpoint)
+            os.rename(aside, checkpoint)
+    is_whole = functools.cache(is_complete)
+    found = [path for _, path in reversed(numbered_checkpoints(folder))]
+    lacks_best = {path: (best := best_beside(path)) is not None and not is_whole(best) for path in found if needs_best}
+    chosen = next((path for path in found if is_whole(path) and not lacks_best.get(path)), None)
+    chosen = chosen or next(filter(is_whole, found), None)
+    for path in found[: None if chosen is None else found.index(chosen)]:
+        if is_whole(path):
+            why = f"needs {best_beside(path).name}, the best one so far, which is lost or damaged"
+        else:
+            why = "is damaged" if (path / COMPLETE_FILE).exists() else "was not written to its end"
+        goes_on = "begins anew" if chosen is None else f"goes on from {chosen.name}"
+        logger.warning("%s %s: training %s. Until it has passed that update again,", path.name, why, goes_on)
+        logger.warning("what there is of it is kept as %s.", ASIDE + path.name)
+        set_aside(path)
+    return chosen
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Give a checkpoint a name that is not a checkpoint's. If one of that name is there, the sealed one stays."""
+    aside = checkpoint.with_name(ASIDE + checkpoint.name)
+    if not aside.exists():
+        os.rename(checkpoint, aside)
+    elif not (checkpoint / COMPLETE_FILE).exists():
+        shutil.rmtree(checkpoint)
+    else:
+        shutil.rmtree(aside)
+        os.rename(checkpoint, aside)
+
+
+def take_back(checkpoint: Path) -> None:
+    """Remove what there is of a checkpoint that could not be written; one that was set aside for it stands again."""
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    aside = checkpoint.with_name(ASIDE + checkpoint.name)
+    if aside.exists() and not checkpoint.exists():
+        os.rename(aside, checkpoint)
+
+
+def rotate(folder: Path, newest: int, limit: int | None, best: str | None) -> None:
+    """Remove what the sealed checkpoint of update `newest` makes superfluous: complete ones beyond the limit, the
+    oldest first, and whatever is cut off or was set aside. It and the best one always stay.
+
+    Args:
+        limit: how many complete ones stay; None or 0: all.
+        best: name of the best one.
+    """
+    older = [path for step, path in numbered_checkpoints(folder) if step < newest]
+    removable = [path for path in older if path.name != best]
+    complete = [path for path in removable if is_complete(path, sizes_only=True)]
+    room = limit - 1 - (len(older) - len(removable)) if limit else len(complete)
+    superfluous = len(complete) - max(room, 0)
+    for path in removable:
+        if path not in complete[max(superfluous, 0) :]:
+            set_aside(path)  # half removed it must not be taken for one that is damaged
+    remove_aside(folder, newest)
+
+
+def remove_aside(folder: Path, passed: float) -> None:
+    """Remove what was set aside of updates up to `passed`."""
+    for step, path in _set_aside(folder):
+        if step <= passed:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in sorted(folder.glob(f"{ASIDE}*")):
+        if match := CHECKPOINT_NAME.fullmatch(path.name.removeprefix(ASIDE)):
+            yield int(match[1]), path

@@ -1,7 +1,9 @@
 """Learning curves of one or several runs, as a matplotlib figure."""
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -32,96 +34,92 @@ def _characters() -> frozenset[int]:
     return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
 
 
+@dataclass(frozen=True)
+class Curve:
+    """One curve of every run: a key of transformers' `log_history`, drawn in the run's first or second colour. The
+    label is the run's name unless it has one of its own."""
+
+    key: str
+    label: str = ""
+    is_second: bool = False
+    style: str = "-"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves side by side. `says`: what a legend tells of a curve's values, "" for nothing; `form`: of these values."""
+
+    ylabel: str
+    curves: tuple[Curve, ...]
+    says: str = ""
+    form: str = ".3f"
+
+
+FORGETTING = (
+    Panel("task loss (nats per token)", (Curve("task_loss"),)),
+    Panel("KL to the base (nats per token)", (
+        Curve("kl_to_teacher", "what is trained on"), Curve("eval_general_kl_to_base", "general text, held out", True)
+    )),
+    Panel("held-out bits per byte", (
+        Curve("eval_bits_per_byte", "new task"), Curve("eval_general_bits_per_byte", "general text", True)
+    ), "first → last"),
+)  # fmt: skip
+PREFERENCES = (
+    Panel("pairs with the chosen answer ahead", (
+        Curve("eval_accuracy", "held-out pairs"), Curve("eval_train_accuracy", "training pairs", True)
+    ), "last", ".0%"),
+    Panel("reward margin, chosen - rejected", (
+        Curve("eval_margin", "held-out pairs"), Curve("eval_train_margin", "training pairs", True)
+    ), "last", ".1f"),
+    Panel("held-out log-probability (nats)", (
+        Curve("eval_chosen_logp", "chosen"), Curve("eval_rejected_logp", "rejected", style="--")
+    ), "last", ".1f"),
+)  # fmt: skip
+
+
 def curves_figure(histories: Mapping[str, Sequence[dict]], title: str = "") -> Figure:
-    """Left: training loss of every run; right: its held-out bits per byte (or loss, where bytes are not counted). Of a
-    run that is held to its base: the loss of its task, its distance from the base, and bits per byte of both kinds of
-    text. Of a run of preferences: accuracy, margin, and how likely either answer is.
+    """Left: training loss of every run; right: its held-out bits per byte (or loss, where bytes are not counted). A run
+    that is held to its base has other panels: the loss of its task, its distance from the base, and bits per byte of
+    both kinds of text. So has a run of preferences: accuracy, margin, and how likely either answer is.
 
     Args:
         histories: name of the run -> transformers' `log_history`.
     """
-    if any("task_loss" in entry or "eval_general_bits_per_byte" in entry for h in histories.values() for entry in h):
-        return _forgetting_figure(histories, title)
-    if any("eval_margin" in entry for history in histories.values() for entry in history):
-        return _preference_figure(histories, title)
-    figure, (training, held_out) = _side_by_side(2, title)
-    metric = "eval_bits_per_byte"
-    if not any(metric in entry for history in histories.values() for entry in history):
-        metric = "eval_loss"
-    for colour, (name, history) in zip(COLOURS * len(histories), histories.items(), strict=False):
-        loss, score = _points(history, "loss"), _points(history, metric)
-        if loss:
-            training.plot(*zip(*loss, strict=True), color=colour, label=as_label(name), linewidth=1.4)
-        if score:
-            # The best value stands in the legend: beside its point it would collide with the other curves.
-            best = min(value for _, value in score)
-            label = f"{as_label(name)}: {best:.3f}"
-            held_out.plot(*zip(*score, strict=True), color=colour, label=label, marker="o", markersize=4)
-    training.set(xlabel="update", ylabel="training loss (nats per token)")
-    held_out.set(
-        xlabel="update",
-        ylabel="held-out bits per byte" if metric == "eval_bits_per_byte" else "held-out loss (nats)",
-    )
-    _finish(training)
-    _finish(held_out, "best")
+    keys = {key for history in histories.values() for entry in history for key in entry}
+    if keys & {"task_loss", "eval_general_bits_per_byte"}:
+        panels, colours_of_a_run = FORGETTING, 2
+    elif "eval_margin" in keys:
+        panels, colours_of_a_run = PREFERENCES, 2
+    else:
+        bits = Panel("held-out bits per byte", (Curve("eval_bits_per_byte"),), "best")
+        loss = Panel("held-out loss (nats)", (Curve("eval_loss"),), "best")
+        training = Panel("training loss (nats per token)", (Curve("loss"),))
+        panels, colours_of_a_run = (training, bits if "eval_bits_per_byte" in keys else loss), 1
+    figure, plots = _side_by_side(len(panels), title)
+    for axes, panel in zip(plots, panels, strict=True):
+        colours = itertools.cycle(COLOURS)
+        for name, history in histories.items():
+            of_the_run = list(itertools.islice(colours, colours_of_a_run))
+            for curve in panel.curves:
+                points = _points(history, curve.key)
+                if any(value for _, value in points) or (points and curve.key != "kl_to_teacher"):  # 0: no teacher
+                    label = (curve.label or as_label(name)) + _said(panel, [value for _, value in points])
+                    marks = {"marker": "o", "markersize": 4} if curve.key.startswith("eval_") else {"linewidth": 1.4}
+                    colour = of_the_run[curve.is_second]
+                    axes.plot(*zip(*points, strict=True), curve.style, color=colour, label=label, **marks)
+        axes.set(xlabel="update", ylabel=panel.ylabel)
+        if panel.form.endswith("%"):
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        _finish(axes, panel.says or None)
     return figure
 
 
-def _forgetting_figure(histories: Mapping[str, Sequence[dict]], title: str) -> Figure:
-    figure, (task, distance, held_out) = _side_by_side(3, title)
-    colours = iter(COLOURS * len(histories))
-    for name, history in histories.items():
-        new, general = next(colours), next(colours)
-        if loss := _points(history, "task_loss"):
-            task.plot(*zip(*loss, strict=True), color=new, label=as_label(name), linewidth=1.4)
-        kl = _points(history, "kl_to_teacher")
-        if any(value > 0 for _, value in kl):  # without a teacher nobody has measured it
-            distance.plot(*zip(*kl, strict=True), color=new, label="what is trained on", linewidth=1.4)
-        lines = (
-            (distance, "eval_general_kl_to_base", general, "general text, held out"),
-            (held_out, "eval_bits_per_byte", new, "new task"),
-            (held_out, "eval_general_bits_per_byte", general, "general text"),
-        )
-        for axes, key, colour, label in lines:
-            if points := _points(history, key):
-                if axes is held_out:
-                    label = f"{label}: {points[0][1]:.3f} → {points[-1][1]:.3f}"
-                axes.plot(*zip(*points, strict=True), color=colour, label=label, marker="o", markersize=4)
-    task.set(xlabel="update", ylabel="task loss (nats per token)")
-    distance.set(xlabel="update", ylabel="KL to the base (nats per token)")
-    held_out.set(xlabel="update", ylabel="held-out bits per byte")
-    for axes in (task, distance):
-        _finish(axes)
-    _finish(held_out, "first → last")
-    return figure
-
-
-def _preference_figure(histories: Mapping[str, Sequence[dict]], title: str) -> Figure:
-    figure, (accuracy, margin, likelihood) = _side_by_side(3, title)
-    colours = iter(COLOURS * len(histories))
-    for history in histories.values():
-        held_out, training = next(colours), next(colours)
-        lines = (
-            (accuracy, "eval_accuracy", held_out, "held-out pairs", "-"),
-            (accuracy, "eval_train_accuracy", training, "training pairs", "-"),
-            (margin, "eval_margin", held_out, "held-out pairs", "-"),
-            (margin, "eval_train_margin", training, "training pairs", "-"),
-            (likelihood, "eval_chosen_logp", held_out, "chosen", "-"),
-            (likelihood, "eval_rejected_logp", held_out, "rejected", "--"),
-        )
-        for axes, key, colour, label, style in lines:
-            if points := _points(history, key):
-                last = f"{points[-1][1]:.0%}" if axes is accuracy else f"{points[-1][1]:.1f}"
-                axes.plot(
-                    *zip(*points, strict=True), style, color=colour, label=f"{label}: {last}", marker="o", markersize=4
-                )
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    accuracy.set(xlabel="update", ylabel="pairs with the chosen answer ahead")
-    margin.set(xlabel="update", ylabel="reward margin, chosen - rejected")
-    likelihood.set(xlabel="update", ylabel="held-out log-probability (nats)")
-    for axes in (accuracy, margin, likelihood):
-        _finish(axes, "last")
-    return figure
+def _said(panel: Panel, values: Sequence[float]) -> str:
+    """A legend's value of a curve: beside its point it would collide with other curves."""
+    if not panel.says:
+        return ""
+    shown = {"best": [min(values)], "last": values[-1:], "first → last": [values[0], values[-1]]}[panel.says]
+    return ": " + " → ".join(format(value, panel.form) for value in shown)
 
 
 def _side_by_side(count: int, title: str) -> tuple[Figure, Sequence[Axes]]:

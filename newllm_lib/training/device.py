@@ -29,18 +29,13 @@ class Device:
 
 def find_device(use_cpu: bool = False) -> Device:
     """The device that transformers' Trainer will take."""
+    threads = torch.get_num_threads()
     if torch.cuda.is_available() and not use_cpu:
-        properties = torch.cuda.get_device_properties(0)
-        return Device(
-            "cuda",
-            properties.name,
-            properties.total_memory / GB,
-            (properties.major, properties.minor),
-            torch.get_num_threads(),
-        )
+        gpu = torch.cuda.get_device_properties(0)
+        return Device("cuda", gpu.name, gpu.total_memory / GB, (gpu.major, gpu.minor), threads)
     if torch.backends.mps.is_available() and not use_cpu:
-        return Device("mps", "Apple GPU", None, None, torch.get_num_threads())
-    return Device("cpu", "CPU", None, None, torch.get_num_threads())
+        return Device("mps", "Apple GPU", None, None, threads)
+    return Device("cpu", "CPU", None, None, threads)
 
 
 def choose_precision(device: Device) -> tuple[str, str]:
@@ -52,10 +47,7 @@ def choose_precision(device: Device) -> tuple[str, str]:
     capability = ".".join(map(str, device.capability))
     if device.capability >= BF16_CAPABILITY:
         return "bf16", f"compute capability {capability}: bf16 arithmetic, fp32 weights"
-    return (
-        "fp16",
-        f"compute capability {capability} has no bf16: fp16 arithmetic with a loss scaler, fp32 weights",
-    )
+    return "fp16", f"compute capability {capability} has no bf16: fp16 arithmetic with a loss scaler, fp32 weights"
 
 
 def autocast_dtype(device: Device) -> torch.dtype | None:
@@ -66,12 +58,12 @@ def autocast_dtype(device: Device) -> torch.dtype | None:
 def cpu_multiplies_bf16() -> bool:
     """True if the CPU has instructions for it (AVX512-BF16 or AMX). A training step is then up to twice as fast; on any
     other CPU bf16 is emulated and slower than fp32."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch lacks it
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def has_glibc() -> bool:
-    """True if the C library is glibc, whose heap can be told what to keep."""
+    """True if the C library is glibc, whose heap can be set to keep freed memory."""
     return platform.libc_ver()[0] == "glibc"
 
 
@@ -111,3 +103,10 @@ def size(count: float) -> str:
     """Bytes as people read them: "1.5 GB"."""
     unit, name = next((pair for pair in ((GB, "GB"), (MB, "MB")) if count >= pair[0]), (KB, "kB"))
     return f"{count / unit:,.1f} {name}"
+
+
+def true_for_any_process(flag: bool, device: torch.device) -> bool:
+    """True if it is for any process; every process has to ask."""
+    tensor = torch.tensor(int(flag), device=device)
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+    return bool(tensor)

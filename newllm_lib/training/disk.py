@@ -1,21 +1,33 @@
-"""What the disk refuses, in whatever words libraries say it, and what is written beside its place first."""
+"""What the disk refuses, in whatever words libraries say it; files that are written whole or not at all; and the one
+owner that a run folder has at a time."""
 
+import json
+import logging
 import os
 import re
 import shutil
+import socket
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from ..data.cache import FULL
-from ..errors import InputError
+import psutil
+from filelock import FileLock, Timeout
+
+from ..errors import FULL, InputError
 
 PARTIAL, OLD = ".partial", ".old"
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers
 TORCH_ERROR = re.compile(r"inline_container|PytorchStreamWriter|iostream|irectory .* does not exist|cannot be opened")
 TORCH_SAYS = "a file could not be written to its end: the disk is full, or gone"
 FULL_SAID = (*map(os.strerror, sorted(FULL)), TORCH_SAYS)
+LOCK_FILE, OWNER_FILE = ".in-use.lock", ".in-use.json"
+WORKERS_END_SECONDS = 10.0  # a data loader's processes outlive a killed owner by five seconds, and hold its lock
+
+logger = logging.getLogger(__name__)
 
 
 def refusal(error: BaseException) -> str:
@@ -46,8 +58,7 @@ def temporary(path: Path, ending: str) -> Path:
 
 def discard(path: Path) -> None:
     """Remove a file or a folder; of a link the link alone. Google Drive moves what is removed into its bin, where it
-    goes on taking room: files are emptied first. Errors are not told: what is left is hidden.
-    """
+    goes on taking room: files are emptied first. An error is no matter: what is left is hidden."""
     is_folder = path.is_dir() and not path.is_symlink()
     for file in sorted(path.rglob("*")) if is_folder else [path]:
         try:
@@ -60,3 +71,77 @@ def discard(path: Path) -> None:
         except OSError:
             continue
     shutil.rmtree(path, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write whole or not at all: temporary name, fsync, rename."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    write_bytes(path, content.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """What the file says, None if there is none that can be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Own a run folder: no other process writes to it meanwhile. The system takes the lock from a process that dies,
+    whatever is left of its files, and a copy of the folder is not locked. What it was writing is removed. Raises
+    InputError: another process owns it."""
+    lock, note = FileLock(folder / LOCK_FILE), folder / OWNER_FILE
+    owner = {"process": os.getpid(), "machine": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    try:
+        lock.acquire(timeout=0 if _is_alive(note) else WORKERS_END_SECONDS)
+        write_json(note, owner)
+    except Timeout:
+        raise InputError(
+            f"output_dir {str(folder)!r} is in use by {_owner(note)}; wait for its end, stop it, or choose another "
+            "--output_dir.",
+            "NL-404",
+        ) from None
+    except (OSError, NotImplementedError) as error:  # a disk without locks, or a full one
+        logger.warning("%s cannot be locked (%s): let no second command work on it.", folder, error)
+    try:
+        remove_unfinished(folder)
+        yield
+    finally:
+        with suppress(OSError):  # the folder may be gone, or have become read-only
+            for path in (note, folder / LOCK_FILE):
+                path.unlink(missing_ok=True)
+        lock.release()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process that is no more has not written to its end: `.NAME.PROCESS.tmp` of ours, and `.tmpXXXXXX`
+    of safetensors."""
+    for path in [*folder.glob(".*.tmp"), *folder.glob(".tmp*")]:
+        process = path.suffixes[-2][1:] if len(path.suffixes) > 1 else ""
+        if not (process.isdecimal() and psutil.pid_exists(int(process))):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_alive(note: Path) -> bool:
+    owner = read_json(note)
+    return isinstance(owner, dict) and isinstance(owner.get("process"), int) and psutil.pid_exists(owner["process"])
+
+
+def _owner(note: Path) -> str:
+    if not isinstance(owner := read_json(note), dict):
+        return "another process"
+    return "process {process} of {machine}, since {since}".format_map({"machine": "?", "since": "?", **owner})

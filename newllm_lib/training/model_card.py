@@ -11,11 +11,13 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerState
 
 from .. import __version__
-from ..data.text import TextSplits
+from ..data.sources import Splits
+from ..data.text import Text
 from ..errors import InputError
 from .arguments import StageArguments
-from .checkpoint import SETTINGS_FILE, read_results, write_text
-from .report import CURVES_FILE, METRICS_FILE
+from .callbacks import CURVES_FILE, METRICS_FILE
+from .checkpoint import SETTINGS_FILE, read_results
+from .disk import write_text
 
 CARD_FILE = "README.md"
 CARD = """---
@@ -36,6 +38,8 @@ A small language model trained {start} with New-LLM {version}. {purpose}, and wh
 
 ## Metrics on the held-out text
 
+| metric | value |
+|---|---|
 {metrics}
 
 ![learning curves]({curves})
@@ -78,7 +82,7 @@ class BaseModel:
 def write_model_card(
     folder: Path,
     args: StageArguments,
-    splits: TextSplits,
+    splits: Splits[Text],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     metrics: dict[str, Any],
@@ -90,12 +94,8 @@ def write_model_card(
     Args:
         base: of adapters; its licence binds them, too.
     """
-    rows = ["| metric | value |", "|---|---|"]
-    for name, value in metrics.items():
-        shown = (
-            "not stated: the tokenizer has unknown words" if value is None else f"{value:,.4f}".rstrip("0").rstrip(".")
-        )
-        rows.append(f"| {name} | {shown} |")
+    unknown = "not stated: the tokenizer has unknown words"
+    shown = {name: unknown if it is None else f"{it:,.4f}".rstrip("0").rstrip(".") for name, it in metrics.items()}
     talks = tokenizer.chat_template is not None
     start = getattr(args, "model", None)
     if base is not None:
@@ -103,45 +103,32 @@ def write_model_card(
     else:
         begun = "from scratch" if start is None else f"from another one (`{Path(start).name}`)"
     card = CARD.format(
-        start=begun,
+        start=begun, version=__version__, model_type=args.model_type, parameters=model.num_parameters(),
         purpose="It answers as the conversations it has seen" if talks else "It continues text; it is no assistant",
         prompt='[{"role": "user", "content": "Hello"}]' if talks else '"The "',
-        model_type=args.model_type,
-        parameters=model.num_parameters(),
-        version=__version__,
-        train_origin=splits.train.origin,
-        train_licence=splits.train.licence,
-        validation_origin=splits.validation.origin,
-        validation_licence=splits.validation.licence,
+        train_origin=splits.train.origin, train_licence=splits.train.licence,
+        validation_origin=splits.validation.origin, validation_licence=splits.validation.licence,
         updates=state.global_step,
         rows=f"{args.effective_batch_size} rows of {'at most ' if base else ''}{args.max_length} tokens each",
-        tokenizer=getattr(args, "tokenizer", "the base model's"),
-        vocab_size=model.config.vocab_size,
-        metrics="\n".join(rows),
-        curves=CURVES_FILE,
-        settings=SETTINGS_FILE,
-        log=METRICS_FILE,
-        python=platform.python_version(),
-        torch=torch.__version__,
-        transformers=transformers.__version__,
-    )
+        tokenizer=getattr(args, "tokenizer", "the base model's"), vocab_size=model.config.vocab_size,
+        metrics="\n".join(f"| {name} | {value} |" for name, value in shown.items()),
+        curves=CURVES_FILE, settings=SETTINGS_FILE, log=METRICS_FILE,
+        python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__,
+    )  # fmt: skip
     write_text(folder / CARD_FILE, card)
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card tells of a model: text -> where it is from and its licence; metric -> its value."""
+    """What a card says of a model: text -> where it is from and its licence; metric -> its value."""
 
     texts: dict[str, str]
     metrics: dict[str, str]
 
 
 def read_card(folder: Path) -> CardFacts:
-    """What the card of a finished run says.
-
-    Raises:
-        InputError: there is no card, or it leaves out a licence or a metric of the run.
-    """
+    """What the card of a finished run says. Raises InputError: there is no card, or it leaves out a licence or a metric
+    of the run."""
     path = folder / CARD_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rows = dict(match.groups() for line in lines if (match := re.fullmatch(r"\| (.+?) \| (.+) \|", line)))
@@ -150,7 +137,7 @@ def read_card(folder: Path) -> CardFacts:
     missing = [name for name in ("trained on", "held out") if name not in texts] + ["metrics"] * (not metrics)
     if missing:
         raise InputError(
-            f"{str(path)!r} does not say everything that whoever gets the model has to know ({', '.join(missing)}); "
+            f"{str(path)!r} does not say everything that a user of the model has to know ({', '.join(missing)}); "
             "delete results.json beside it and run the training again, which then only scores the model.",
             "NL-404",
         )

@@ -1,4 +1,4 @@
-"""The one place where a model folder is read, whoever made it: its config, tokenizer, weights and adapters.
+"""The one place where a model folder is read, ours or another's: its config, tokenizer, weights and adapters.
 
 No code that lies in a folder is run and nothing is unpickled. What a library says of a damaged file, in exceptions of
 many kinds, comes out as one sentence. Sizes that a file states are compared with what the weights hold before anything
@@ -16,10 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_parameter_registration_hook,
-)
+from torch.nn.modules import module as torch_module
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -40,7 +37,7 @@ COUNTED = re.compile("layer|label|head|expert")  # in a config, fields of as man
 MOST_COUNTED = 10_000
 SPARE_NUMBERS = 2**26  # beside the weights: masks and tables of positions
 
-# Of what a run has written down, what is read again when its model is opened.
+# The settings of a run that are read again when its model is opened.
 SETTING_KINDS: dict[Any, set[str]] = {
     str: {"stage", "model_type", "tokenizer", "base", "text_source", "validation_text", "loss_on", "too_long"},
     str | None: {"data", "eval_data", "dataset", "held_out", "model"},
@@ -52,11 +49,8 @@ SETTING_KINDS: dict[Any, set[str]] = {
 
 @contextlib.contextmanager
 def reading(path: str | Path, what: str) -> Iterator[None]:
-    """Turn whatever goes wrong while `what` of a model is read into a sentence.
-
-    Raises:
-        InputError: something did; the cause is kept.
-    """
+    """Turn whatever goes wrong while `what` of a model is read into a sentence. Raises InputError: something did; the
+    cause is kept."""
     try:
         yield
     except (InputError, MemoryError, torch.OutOfMemoryError):
@@ -64,22 +58,17 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
     except Exception as error:  # the tokenizers' library raises plain Exception, others a dozen kinds
         sentence = " ".join(str(error).split())[:200]
         is_local = Path(path).is_dir()
+        remedy = "copy or train it again, or name another model" if is_local else "try again, or name another model"
+        problem = f"{type(error).__name__}: {sentence}; the file is damaged, or of another kind: {remedy}"
         if "trust_remote_code" in str(error):
             problem = "it is made by Python code of its own, which newllm never runs; name a model that needs none"
-        else:
-            remedy = "copy or train it again, or name another model" if is_local else "try again, or name another model"
-            problem = f"{type(error).__name__}: {sentence}; the file is damaged, or of another kind: {remedy}"
         raise InputError(
             f"model {str(path)!r}: its {what} cannot be used ({problem}).", "NL-404" if is_local else "NL-303"
         ) from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a small JSON file of a model folder.
-
-    Raises:
-        InputError: it is none, damaged, or far too large.
-    """
+    """The object in a small JSON file of a model folder. Raises InputError: it is none, damaged, or far too large."""
     with reading(path.parent, path.name):
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError(f"it has more than {LARGEST_JSON:,} bytes")
@@ -90,11 +79,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: str | Path, revision: str | None = None) -> PreTrainedConfig:
-    """The sizes of the model in a folder, or of `revision` of one on the hub.
-
-    Raises:
-        InputError: they cannot be read, or are absurd.
-    """
+    """The sizes of the model in a folder, or of `revision` of one on the hub. Raises InputError: they cannot be read,
+    or are absurd."""
     if Path(path).is_dir():
         fields = read_object(Path(path) / "config.json")
         with reading(path, "config.json"):
@@ -115,11 +101,8 @@ def _check_counts(fields: dict[str, Any]) -> None:
 
 def read_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer of a model, which cuts and pads nothing by itself. Where it has no token to begin or to pad with,
-    that is its end-of-text, for padding is never read or scored; no token is added, and so no embedding has to grow.
-
-    Raises:
-        InputError: it cannot be read, or is not one that our stages can use.
-    """
+    that is its end-of-text, for padding is never read or supervised; no token is added, and so no embedding has to
+    grow. Raises InputError: it cannot be read, or is not one that our stages can use."""
     # transformers looks into the config, too, and an absurd one has to be refused before.
     config = None if has_adapters(Path(path)) else read_config(path, revision)
     with reading(path, "tokenizer"):
@@ -156,14 +139,10 @@ def read_weights(path: str | Path, revision: str | None = None, **options: Any) 
         if (Path(path) / "generation_config.json").exists():  # a damaged one is passed over without a word
             read_generation(path)
     with reading(path, "weights"):
+        # On the hub some models have no safetensors: torch then reads numbers alone.
+        options |= {"config": config, "revision": revision, "use_safetensors": True if is_local else None}
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            revision=revision,
-            trust_remote_code=False,
-            use_safetensors=True if is_local else None,  # on the hub some have none: torch reads numbers alone of them
-            output_loading_info=True,
-            **options,
+            path, trust_remote_code=False, output_loading_info=True, **options
         )
         if missing := sorted(loaded["missing_keys"]):
             raise ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
@@ -181,11 +160,8 @@ def check_finite(model: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def check_speaks(model: torch.nn.Module, path: str | Path) -> None:
-    """Let a model read two tokens, one after the other: much of a config is felt only then.
-
-    Raises:
-        InputError: it cannot, or what it says are no numbers.
-    """
+    """Let a model read two tokens, one after the other: much of a config is felt only then. Raises InputError: it
+    cannot, or what it says are no numbers."""
     if getattr(model, "is_loaded_in_4bit", False):  # a single token is another path there, which small layers lack
         return
     with reading(path, ADAPTER_CONFIG if has_adapters(Path(path)) else "config.json"):
@@ -198,12 +174,8 @@ def check_speaks(model: torch.nn.Module, path: str | Path) -> None:
 
 
 def _check_size(folder: Path, config: PreTrainedConfig) -> None:
-    """Refuse weights that lie outside of the folder or are no safetensors, and a config of a model much larger than
-    its weights: to build it may take all memory, or never end.
-
-    Raises:
-        InputError: it is.
-    """
+    """Refuse weights that lie outside of the folder or are no safetensors, and a config of a model much larger than its
+    weights: to build it may take all memory, or never end. Raises InputError for these."""
     with reading(folder, "weights"):
         tensors = numbers = 0
         for file in weight_files(folder):
@@ -224,23 +196,18 @@ def _check_size(folder: Path, config: PreTrainedConfig) -> None:
         left["parameters"] -= 1
         left["numbers"] -= tensor.numel()
         if min(left.values()) < 0:
-            raise ValueError(
-                f"it describes a model much larger than the weights, which are {tensors:,} tensors of {numbers:,} "
-                "numbers"
-            )
+            weights = f"{tensors:,} tensors of {numbers:,} numbers"
+            raise ValueError(f"it describes a model much larger than the weights, which are {weights}")
 
     with contextlib.ExitStack() as hooks, reading(folder, "config.json"), torch.device("meta"):
-        for register in (register_module_parameter_registration_hook, register_module_buffer_registration_hook):
-            hooks.callback(register(count).remove)
+        hooks.callback(torch_module.register_module_parameter_registration_hook(count).remove)
+        hooks.callback(torch_module.register_module_buffer_registration_hook(count).remove)
         AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights of the model in a folder.
-
-    Raises:
-        ValueError: there are none, or they are not safetensors of this folder.
-    """
+    """The files that hold the weights of the model in a folder. Raises ValueError: there are none, or they are not
+    safetensors of this folder."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").exists() or not index.exists():
         names = {"model.safetensors"}
@@ -253,11 +220,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_generation(path: str | Path) -> GenerationConfig:
-    """How answers are made, as a folder has it.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """How answers are made, as a folder has it. Raises InputError: it cannot be read."""
     read_object(Path(path) / "generation_config.json")
     with reading(path, "generation_config.json"):
         settings = GenerationConfig.from_pretrained(path)
@@ -268,7 +231,7 @@ def read_generation(path: str | Path) -> GenerationConfig:
 
 
 def check_tokens_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, path: str | Path) -> None:
-    """Raises InputError for a tokenizer that writes tokens of which the model knows nothing."""
+    """Raises InputError for a tokenizer that has tokens which the model lacks."""
     largest, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().weight.shape[0]
     if largest >= rows:
         raise InputError(

@@ -10,40 +10,26 @@ from .arguments import ModelArguments
 from .device import GB, find_device
 
 BYTES_PER_PARAMETER = 16  # in fp32: weight, gradient, and two moments of AdamW
+SIZES = (
+    "max_length", "num_layers", "num_parameters", "embedding_size", "context_size", "hidden_size", "intermediate_size",
+    "dropout",
+)  # fmt: skip
 BYTES_AND_SPECIAL = 256 + len(SPECIAL_TOKENS)
 FEWEST_TYPES = {"byte": BYTES_AND_SPECIAL, "bpe": BYTES_AND_SPECIAL, "word": 4, "gpt2": 50_257}
 
 
 def model_config(args: ModelArguments, vocab_size: int, **token_ids: int | None) -> PreTrainedConfig:
-    """The config that the settings describe.
-
-    Raises:
-        InputError: there is no such model.
-    """
+    """The config that the settings describe. Raises InputError: there is no such model."""
     try:
-        return build_config(
-            args.model_type,
-            vocab_size=vocab_size,
-            max_length=args.max_length,
-            num_layers=args.num_layers,
-            num_parameters=args.num_parameters,
-            embedding_size=args.embedding_size,
-            context_size=args.context_size,
-            hidden_size=args.hidden_size,
-            intermediate_size=args.intermediate_size,
-            dropout=args.dropout,
-            **token_ids,
-        )
+        sizes = {name: getattr(args, name) for name in SIZES}
+        return build_config(args.model_type, vocab_size=vocab_size, **sizes, **token_ids)
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
 def check_size(args: ModelArguments) -> None:
     """Find out before the data are prepared whether there is such a model, and whether its training fits into memory.
-
-    Raises:
-        InputError: not with any vocabulary that it may get.
-    """
+    Raises InputError: it does not, whatever vocabulary it gets."""
     fewest = args.vocab_size or FEWEST_TYPES[args.tokenizer]
     try:
         config = model_config(args, fewest)
@@ -66,11 +52,7 @@ def check_size(args: ModelArguments) -> None:
 
 
 def new_model(args: ModelArguments, tokenizer) -> PreTrainedModel:
-    """The model that the settings describe, initialised from the seed.
-
-    Raises:
-        InputError: there is no such model.
-    """
+    """The model that the settings describe, initialised from the seed. Raises InputError: there is no such model."""
     set_seed(args.seed)
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     model = build_model(model_config(args, len(tokenizer), **{name: getattr(tokenizer, name) for name in names}))

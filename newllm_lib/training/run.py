@@ -17,14 +17,21 @@ from transformers import (
 )
 
 from ..data.batches import TextCounts
+from ..data.sources import Splits
 from ..errors import InputError
 from .arguments import ModelArguments
-from .checkpoint import RESULTS_FILE, check_place, open_run, read_results, write_json
-from .disk import saying
+from .callbacks import (
+    LANGUAGE_COLUMNS,
+    Column,
+    EvaluateAtEnd,
+    RunLog,
+    SaveByMinutes,
+    SaveOnInterrupt,
+    TrainingInterrupted,
+)
+from .checkpoint import RESULTS_FILE, check_place, open_run, read_results, remove_aside, rotate
+from .disk import in_use, saying, write_json
 from .model_card import BaseModel, write_model_card
-from .report import LANGUAGE_COLUMNS, Column, EvaluateAtEnd, RunLog, SaveByMinutes, SaveOnInterrupt, TrainingInterrupted
-from .rotation import remove_aside, rotate
-from .run_lock import in_use
 from .run_trainer import RunTrainerMixin
 from .trainer import count_training_tokens
 
@@ -35,15 +42,6 @@ class HeldOut(Protocol):
     """Held-out documents or pairs, which say where they are from."""
 
     origin: str
-
-
-class Splits(Protocol):
-    """What a stage has loaded: `train` and `validation` with their origin, licence and identity."""
-
-    train: Any
-    validation: Any
-    source: str
-    note: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class PreparedRun:
         base: what adapters are trained on.
     """
 
-    splits: Splits
+    splits: Splits[Any]
     tokenizer: PreTrainedTokenizerFast
     train_rows: Any
     train_counts: TextCounts
@@ -70,11 +68,8 @@ class PreparedRun:
 
 
 def prepare_once(args: ModelArguments, prepare: Callable[[ModelArguments], PreparedRun]) -> PreparedRun:
-    """`prepare(args)`; of several processes the first prepares, and the others find its work in the cache.
-
-    Raises:
-        InputError: the run cannot be written to its folder, or what `prepare` raises.
-    """
+    """`prepare(args)`; of several processes the first prepares, and the others find its work in the cache. Raises
+    InputError: the run cannot be written to its folder, or what `prepare` raises."""
     with args.main_process_first(desc="preparing the data"):
         check_place(Path(args.output_dir))
         prepared = prepare(args)
@@ -111,11 +106,7 @@ class Run:
     def callbacks(
         self, callbacks: Sequence[TrainerCallback] = (), columns: Sequence[Column] = LANGUAGE_COLUMNS
     ) -> list[TrainerCallback]:
-        """What a trainer of this run is called back by, and `callbacks` last.
-
-        Args:
-            columns: what the log tells of an evaluation.
-        """
+        """What a trainer of this run calls back, `callbacks` last; `columns`: what the log shows of an evaluation."""
         args = self.args
         self._log, self._interrupt = RunLog(args.model_type, columns), SaveOnInterrupt()
         ours = [EvaluateAtEnd(), self._log, self._interrupt]
@@ -159,13 +150,13 @@ class Run:
 
         Args:
             metrics: of the trained model; more: what else belongs into the results.
-            advice: what the user is told in the end.
+            advice: the last but one line of the log.
         """
         if not self.is_main:
             return
         prepared, state = self.prepared, self.trainer.state
-        card = (prepared.splits, prepared.model, prepared.tokenizer, metrics, state, prepared.base)
-        write_model_card(self.folder, self.args, *card)
+        of_the_run = prepared.splits, prepared.model, prepared.tokenizer, metrics, state, prepared.base
+        write_model_card(self.folder, self.args, *of_the_run)
         size = {"parameters": prepared.model.num_parameters(), "updates": state.global_step}
         write_json(self.folder / RESULTS_FILE, {**metrics, **(more or {}), **size})
         # A process that was killed while it did so has left some.
@@ -206,24 +197,16 @@ def opened_run(args: ModelArguments, prepared: PreparedRun, identity: dict[str, 
 
 
 def claim_folder(args: ModelArguments, prepared: PreparedRun, identity: dict[str, Any]) -> None:
-    """Open `args.output_dir` for the run; `identity` as in `opened_run`.
-
-    Raises:
-        InputError: it holds something else.
-    """
+    """Open `args.output_dir` for the run; `identity` as in `opened_run`. Raises InputError: it holds something else."""
     splits = prepared.splits
-    of_the_data = {
-        "text_source": splits.source,
-        "train_text": splits.train.identity,
-        "validation_text": splits.validation.identity,
-    }
+    texts = {"train_text": splits.train.identity, "validation_text": splits.validation.identity}
+    run = {**identity, "text_source": splits.source, **texts, **args.run_settings()}
     with args.main_process_first(desc="opening the run"):
-        run = {**identity, **of_the_data, **args.run_settings()}
         open_run(Path(args.output_dir), run, args.session_settings())
 
 
 def _introduce(args: ModelArguments, prepared: PreparedRun) -> None:
-    """Tell what is trained on what."""
+    """Log what is trained on what."""
     counts = prepared.train_counts
     origins = f"Text: {prepared.splits.train.origin}; held out: {prepared.held_out.origin}."
     for line in (prepared.splits.note, origins, *prepared.remarks, prepared.extent or _extent(args, prepared)):

@@ -15,11 +15,18 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from ..errors import InputError, TrainingDiverged
-from .checkpoint import SETTINGS_FILE, is_complete, read_json, seal_checkpoint, write_json
-from .device import freed_memory_kept
-from .disk import refusal
-from .even_rows import true_for_any_process
-from .rotation import best_beside, resume_point, rotate, set_aside, take_back
+from .checkpoint import (
+    SETTINGS_FILE,
+    best_beside,
+    is_complete,
+    resume_point,
+    rotate,
+    seal_checkpoint,
+    set_aside,
+    take_back,
+)
+from .device import freed_memory_kept, true_for_any_process
+from .disk import read_json, refusal, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +49,15 @@ class RunTrainerMixin:
     refused: str | None = None  # why the checkpoint that is being written cannot be; None: none is being written
 
     def resume_or_start(self) -> None:
-        """Train from the newest complete checkpoint of the run folder, or from the beginning.
-
-        Raises:
-            InputError: the checkpoint has another tokenizer.
-        """
+        """Train from the newest complete checkpoint of the run folder, or from the beginning. Raises InputError: the
+        checkpoint has another tokenizer."""
         folder = Path(self.args.output_dir)
         with self.args.main_process_first(desc="choosing the checkpoint"):
             checkpoint = resume_point(folder, self.args.load_best_model_at_end)
         if checkpoint is not None:
             self._check_tokenizer(checkpoint)
-        if checkpoint is not None and self.is_trained(checkpoint):
-            return
-        if checkpoint is not None:
+            if self.is_trained(checkpoint):
+                return
             self.before_resume(checkpoint)
         self.run_settings = read_json(folder / SETTINGS_FILE)
         self.add_callback(KnowBest(self, checkpoint))
@@ -96,18 +99,14 @@ class RunTrainerMixin:
         return super().get_train_dataloader()
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
-        """transformers' own.
-
-        Raises:
-            TrainingDiverged: the loss is not a finite number; no update has been made with it.
-        """
+        """transformers' own. Raises TrainingDiverged: the loss is not a finite number; no update has been made with
+        it."""
         loss = super().training_step(*args, **kwargs)
         self.not_finite = 0 if loss.isfinite() else self.not_finite + 1
         if self.not_finite > (PATIENCE if self.args.fp16 else 0):
-            raise TrainingDiverged(
-                f"learning_rate {self.args.learning_rate:g}: the loss of update {self.state.global_step + 1} is no "
-                f"finite number, and training was ended before the weights were harmed; {self._smaller_rate()}",
-                "NL-502",
+            raise self._diverged(
+                f"the loss of update {self.state.global_step + 1} is no finite number, and training was ended before "
+                "the weights were harmed"
             )
         return loss
 
@@ -116,16 +115,14 @@ class RunTrainerMixin:
         # A sum is no finite number if one of its terms is none.
         sums = [weight.detach().sum(dtype=torch.float32) for weight in self.model.parameters() if weight.requires_grad]
         if self._any(not torch.stack(sums).isfinite().all()):
-            raise TrainingDiverged(
-                f"learning_rate {self.args.learning_rate:g}: after update {self.state.global_step} weights are no "
-                f"finite numbers, and they were not saved; {self._smaller_rate()}",
-                "NL-502",
-            )
+            what = f"after update {self.state.global_step} weights are no finite numbers, and they were not saved"
+            raise self._diverged(what)
 
-    def _smaller_rate(self) -> str:
-        return (
-            "choose a smaller one, which starts a run of its own (what was saved before stays in "
-            f"{self.args.output_dir})."
+    def _diverged(self, what: str) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"learning_rate {self.args.learning_rate:g}: {what}; choose a smaller one, which starts a run of its own "
+            f"(what was saved before stays in {self.args.output_dir}).",
+            "NL-502",
         )
 
     def _any(self, flag: bool) -> bool:
@@ -221,11 +218,8 @@ class RunTrainerMixin:
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, Any]:
         started = time.perf_counter()
-        metrics = {
-            f"{metric_key_prefix}_{name}": value
-            for name, value in self.scores(eval_dataset or self.eval_dataset).items()
-            if value is not None
-        }
+        scores = self.scores(eval_dataset or self.eval_dataset)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items() if value is not None}
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -239,7 +233,7 @@ class RunTrainerMixin:
 
 
 class KnowBest(TrainerCallback):
-    """Tells the run at its start which checkpoint is the best so far: the one beside that it goes on from, wherever
+    """Sets at the start of a run which checkpoint is the best so far: the one beside that it goes on from, wherever
     both were when it was noted."""
 
     def __init__(self, trainer: RunTrainerMixin, resumed: Path | None):

@@ -11,14 +11,7 @@ from ..data.files import content_hash
 from ..errors import InputError
 from ..wings import wing
 from .arguments import ModelArguments
-from .checkpoint import (
-    ADAPTER_WEIGHTS,
-    CHECKPOINT_NAME,
-    SETTINGS_FILE,
-    check_model_folder,
-    has_adapters,
-    read_settings,
-)
+from .checkpoint import ADAPTER_WEIGHTS, CHECKPOINT_NAME, SETTINGS_FILE, check_model_folder, has_adapters, read_settings
 from .device import find_device
 from .model_folder import RunSettings, check_tokens_fit, read_tokenizer, read_weights
 
@@ -61,11 +54,8 @@ def open_model(path: str | Path, base: str | None = None, unpack: bool = False) 
 
 
 def run_folder(path: str | Path) -> Path:
-    """The folder of one of our trained models.
-
-    Raises:
-        InputError: it is none; of a checkpoint, it says whose.
-    """
+    """The folder of one of our trained models. Raises InputError: it is none; if it is a checkpoint, the sentence names
+    its run."""
     folder = Path(path).expanduser()
     if CHECKPOINT_NAME.fullmatch(folder.name) and (folder.parent / SETTINGS_FILE).exists():
         raise InputError(
@@ -87,7 +77,7 @@ def is_chat(trained: TrainedModel) -> bool:
 
 
 def weights_hash(folder: str | Path) -> str:
-    """What a model is known by: its weights, wherever they lie."""
+    """A hash of the weights of a model, by which it is recognised wherever it lies."""
     folder = check_model_folder(folder)
     return content_hash(folder / (ADAPTER_WEIGHTS if has_adapters(folder) else "model.safetensors"))[:16]
 
@@ -95,11 +85,8 @@ def weights_hash(folder: str | Path) -> str:
 def open_teacher(
     args: ModelArguments, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[PreTrainedModel | None, dict[str, str]]:
-    """(the model to learn from that the settings name, or None; what a run with it is known by).
-
-    Raises:
-        InputError: its tokenizer is not `tokenizer`, or its window is shorter than a row.
-    """
+    """(the model to learn from that the settings name, or None; what it adds to the identity of a run). Raises
+    InputError: its tokenizer is not `tokenizer`, or its window is shorter than a row."""
     if args.teacher is None:
         return None, {}
     teacher = open_model(args.teacher)

@@ -1,23 +1,30 @@
 """transformers' `Trainer` for language models of ours: the context carried from batch to batch, and evaluation that
-scores every token once."""
+scores every token once.
+
+Dimensions: B rows of a batch, T tokens, V vocabulary, S size of a context, N contexts held.
+"""
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel, Trainer
 
 from ..data.batches import IGNORED, EvaluationDocuments, collate_rows, positions_within_row
 from ..evaluation.perplexity import TextMetrics, score_documents
-from ..models.context_cache import RecurrentGenerationMixin
+from ..models.context_cache import ContextCache, RecurrentGenerationMixin
 from ..models.language_model_head import loss_only
 from .arguments import StageArguments
-from .context_carrier import ContextCarrier, LaneSampler
-from .distillation import distillation_loss
-from .even_rows import EvenSampler, RowsAndBlank
 from .run_trainer import RunTrainerMixin
+from .samplers import EvenSampler, LaneSampler, RowsAndBlank
+
+CONTEXT_FILE = "carried_context.safetensors"
 
 
 class LanguageModelTrainer(RunTrainerMixin, Trainer):
@@ -45,15 +52,9 @@ class LanguageModelTrainer(RunTrainerMixin, Trainer):
         self.carries_context = carry_context and isinstance(model, RecurrentGenerationMixin)
         # The rows of one update that this process sees.
         self.carrier = ContextCarrier(args.effective_batch_size // args.world_size)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=collate_rows,
-            train_dataset=train_rows if args.world_size == 1 else RowsAndBlank(train_rows),
-            eval_dataset=documents.sample(args.max_eval_tokens),
-            processing_class=tokenizer,
-            **kwargs,
-        )
+        rows = train_rows if args.world_size == 1 else RowsAndBlank(train_rows)
+        sets = {"train_dataset": rows, "eval_dataset": documents.sample(args.max_eval_tokens)}
+        super().__init__(model, args, collate_rows, processing_class=tokenizer, **sets, **kwargs)
         self.num_rows = len(train_rows)
 
     def before_resume(self, checkpoint: Path) -> None:
@@ -99,27 +100,20 @@ class LanguageModelTrainer(RunTrainerMixin, Trainer):
         with torch.no_grad():
             # The teacher sees a row at a time: it has no context of the row before.
             position_ids = positions_within_row(inputs["position_ids"])
-            teacher_logits = self.teacher(
-                input_ids=inputs["input_ids"], position_ids=position_ids, use_cache=False
-            ).logits
-        total = distillation_loss(
-            outputs.logits, teacher_logits, labels, self.args.teacher_weight, self.args.teacher_temperature
-        )
+            read = {"input_ids": inputs["input_ids"], "position_ids": position_ids, "use_cache": False}
+            teacher_logits = self.teacher(**read).logits
+        weight, temperature = self.args.teacher_weight, self.args.teacher_temperature
+        total = distillation_loss(outputs.logits, teacher_logits, labels, weight, temperature, task_weight=1 - weight)
         if num_items_in_batch is None:
             return total / (labels != IGNORED).sum(), outputs
-        # Gradients are averaged over the processes, which together scored `num_items_in_batch` tokens.
+        # Gradients are averaged over the processes, which together have `num_items_in_batch` supervised tokens.
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return total / num_items_in_batch * processes, outputs
 
     def score(self, documents: EvaluationDocuments) -> TextMetrics:
         """Metrics of the model as it is now."""
-        return score_documents(
-            self.accelerator.unwrap_model(self.model),
-            documents,
-            self.processing_class.eos_token_id,
-            self.args.max_length,
-            self.args.per_device_eval_batch_size,
-        )
+        model, start = self.accelerator.unwrap_model(self.model), self.processing_class.bos_token_id
+        return score_documents(model, documents, start, self.args.max_length, self.args.per_device_eval_batch_size)
 
     def scores(self, documents: EvaluationDocuments) -> dict[str, Any]:
         return dataclasses.asdict(self.score(documents))
@@ -127,6 +121,129 @@ class LanguageModelTrainer(RunTrainerMixin, Trainer):
 
 def count_training_tokens(args: StageArguments, num_rows: int) -> tuple[int, int]:
     """(updates, tokens) of a run over `num_rows` rows."""
-    lanes = min(args.effective_batch_size, num_rows)
-    steps = args.max_steps if args.max_steps > 0 else max(round(args.num_train_epochs * (num_rows // lanes)), 1)
-    return steps, steps * lanes * args.max_length
+    updates = args.updates(num_rows)
+    return updates, updates * min(args.effective_batch_size, num_rows) * args.max_length
+
+
+class ContextCarrier:
+    """Holds the context after each row last seen, and hands it to the row that follows it in the text.
+
+    The row number alone says which, so it is right under accumulation, after a resume and at the seam of two epochs,
+    where no row follows the one before and all contexts begin at zero.
+    """
+
+    def __init__(self, lanes: int):
+        self.lanes = lanes
+        self.rows = torch.empty(0, dtype=torch.long)  # [N]
+        self.contexts: torch.Tensor | None = None  # [N, S]
+
+    def take(self, rows: torch.Tensor) -> ContextCache:
+        """The cache to start rows [B] with; a row whose predecessor is not held starts from zero."""
+        if self.contexts is None:
+            return ContextCache()
+        follows = self.rows[None, :] + 1 == rows.cpu()[:, None]  # [B, N]
+        index = follows.int().argmax(dim=1).to(self.contexts.device)
+        known = follows.any(dim=1, keepdim=True).to(self.contexts.device)
+        return ContextCache(torch.where(known, self.contexts[index], 0.0))
+
+    def keep(self, rows: torch.Tensor, contexts: torch.Tensor) -> None:
+        """Hold `contexts` [B, S] after `rows` [B] in the place of the oldest."""
+        contexts = contexts.detach()
+        held = contexts if self.contexts is None else torch.cat([self.contexts, contexts])
+        self.rows = torch.cat([self.rows, rows.cpu()])[-self.lanes :]
+        self.contexts = held[-self.lanes :]
+
+    def gathered(self, accelerator, args) -> "ContextCarrier":
+        """What all processes hold, in the order in which one process would: they take batches in turn."""
+        if args.world_size == 1 or self.contexts is None:
+            return self
+        whole = ContextCarrier(self.lanes * args.world_size)
+        shape = (args.world_size, -1, args.per_device_train_batch_size)
+        rows = accelerator.gather(self.rows.to(self.contexts.device)).cpu()
+        contexts = accelerator.gather(self.contexts.contiguous())
+        whole.rows = rows.view(shape).transpose(0, 1).flatten()
+        whole.contexts = contexts.view(*shape, contexts.shape[1]).transpose(0, 1).flatten(0, 2)
+        return whole
+
+    def share_out(self, args) -> None:
+        """Keep this process's part of what all of them hold."""
+        if args.world_size == 1 or self.contexts is None:
+            return
+        # At a row each, as many as there are: with fewer it is unknown whose they are, and contexts begin at zero.
+        if len(self.rows) != self.lanes * args.world_size:
+            self.rows, self.contexts = self.rows[:0], None
+            return
+        shape = (-1, args.world_size, args.per_device_train_batch_size)
+        self.rows = self.rows.view(shape)[:, args.process_index].flatten()
+        self.contexts = self.contexts.view(*shape, self.contexts.shape[1])[:, args.process_index].flatten(0, 1)
+
+    def save(self, checkpoint: Path) -> None:
+        if self.contexts is not None:
+            save_file({"rows": self.rows, "contexts": self.contexts.cpu().contiguous()}, checkpoint / CONTEXT_FILE)
+
+    def load(self, checkpoint: Path, device: torch.device) -> None:
+        if (checkpoint / CONTEXT_FILE).exists():
+            tensors = load_file(checkpoint / CONTEXT_FILE)
+            self.rows, self.contexts = tensors["rows"], tensors["contexts"].to(device)
+
+
+def distillation_loss(
+    student_logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    labels: torch.LongTensor,
+    distill_weight: float,
+    temperature: float,
+    task_weight: float = 1.0,
+) -> torch.Tensor:
+    """Learn from a larger model beside the data (Hinton et al. 2015, https://arxiv.org/abs/1503.02531): its whole
+    distribution over the next token says more than the token that came.
+
+    Args:
+        student_logits, teacher_logits: [B, T, V].
+        labels: [B, T], shifted; -100 is not supervised.
+        temperature: both distributions are softened by it; its square keeps the gradients' size.
+
+    Returns:
+        Nats: the sum over the supervised tokens of
+        task_weight * cross-entropy + distill_weight * temperature² * KL(teacher ‖ student).
+        `adapters.lwf_loss` is the same formula through a frozen head, which holds no logits of a whole batch.
+    """
+    supervised = labels != IGNORED
+    precision = torch.promote_types(student_logits.dtype, torch.float32)  # fp32 at least
+    student, teacher = student_logits[supervised].to(precision), teacher_logits[supervised].to(precision)
+    task = functional.cross_entropy(student, labels[supervised], reduction="sum")
+    softened = (functional.log_softmax(logits / temperature, dim=-1) for logits in (student, teacher))
+    divergence = functional.kl_div(*softened, reduction="sum", log_target=True)
+    return task_weight * task + distill_weight * temperature**2 * divergence
+
+
+def timed_update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    input_ids: torch.LongTensor,
+    dtype: torch.dtype | None = None,
+    readings: int = 0,
+) -> float:
+    """Train `model` on `input_ids` [B, T] as the Trainer does, under autocast to `dtype` unless it is None.
+
+    Args:
+        readings: how often the model without its adapters reads the tokens before: for a reference or a teacher, and
+            for layers that are computed twice.
+
+    Returns:
+        Seconds, the device's work included.
+    """
+    kind = input_ids.device.type
+    wait = torch.cuda.synchronize if kind == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    with torch.autocast(kind, dtype, enabled=dtype is not None):
+        for _ in range(readings):
+            with torch.no_grad(), model.disable_adapter():
+                model(input_ids=input_ids, use_cache=False)
+        loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    wait()
+    return time.perf_counter() - started

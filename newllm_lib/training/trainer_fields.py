@@ -18,13 +18,7 @@ from transformers.trainer_utils import SchedulerType
 from ..data.batches import EvaluationDocuments
 from ..errors import InputError
 
-OF_THE_HUB = "publish the finished folder instead: hf upload NAME FOLDER, or the notebook's last cell"
-OF_THE_ORDER = "each stage has its own order of rows, which a run that goes on finds again; --seed decides it"
-OF_PROCESSES = "several GPUs share a run under torchrun or accelerate launch, each with the whole model"
-OF_THE_LOSS = "the loss is taken in pieces already, and by the models' own code"
-OF_EVALUATION = "evaluation is our own: every token is scored once, and no logits are kept"
-
-# Of every stage: field -> why no other value than its default can be used.
+# In every stage: field -> why no other value than its default can be used.
 REFUSED = {
     "resume_from_checkpoint": "a run goes on by itself from the newest whole checkpoint in its output_dir",
     "auto_find_batch_size": "it would change the rows of an update; halve --per_device_train_batch_size and double "
@@ -36,54 +30,52 @@ REFUSED = {
     "remove_unused_columns": "it would remove columns that training needs",
     "label_smoothing_factor": "the loss of this stage is the one that it reports, cross-entropy",
     "optim_target_modules": "it is for optimizers that have to know the layers of a model before there is one",
-    "push_to_hub": OF_THE_HUB,
-    "hub_model_id": OF_THE_HUB,
-    "hub_strategy": OF_THE_HUB,
-    "hub_token": OF_THE_HUB,
-    "hub_private_repo": OF_THE_HUB,
-    "hub_always_push": OF_THE_HUB,
-    "hub_revision": OF_THE_HUB,
-    "data_seed": OF_THE_ORDER,
-    "train_sampling_strategy": OF_THE_ORDER,
-    "length_column_name": OF_THE_ORDER,
     "dataloader_drop_last": "no row is dropped; which ones would depend on the micro-batch",
-    "dataloader_in_order": OF_THE_ORDER,
-    "accelerator_config": OF_THE_ORDER,
-    "parallelism_config": OF_PROCESSES,
-    "fsdp": OF_PROCESSES,
-    "fsdp_config": OF_PROCESSES,
-    "deepspeed": OF_PROCESSES,
-    "use_liger_kernel": OF_THE_LOSS,
-    "liger_kernel_config": OF_THE_LOSS,
-    "bf16_full_eval": "every figure is taken with the weights as they are, so that two runs can be compared",
-    "fp16_full_eval": "every figure is taken with the weights as they are, so that two runs can be compared",
-}
+    **dict.fromkeys(
+        ("bf16_full_eval", "fp16_full_eval"),
+        "every figure is taken with the weights as they are, so that two runs can be compared",
+    ),
+    **dict.fromkeys(
+        ("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push",
+         "hub_revision"),
+        "publish the finished folder instead: hf upload NAME FOLDER, or the notebook's last cell",
+    ),
+    **dict.fromkeys(
+        ("data_seed", "train_sampling_strategy", "length_column_name", "dataloader_in_order", "accelerator_config"),
+        "each stage has its own order of rows, which a run that goes on finds again; --seed decides it",
+    ),
+    **dict.fromkeys(
+        ("parallelism_config", "fsdp", "fsdp_config", "deepspeed"),
+        "several GPUs share a run under torchrun or accelerate launch, each with the whole model",
+    ),
+    **dict.fromkeys(
+        ("use_liger_kernel", "liger_kernel_config"),
+        "the loss is taken in pieces already, and by the models' own code",
+    ),
+}  # fmt: skip
 # Field -> why it changes nothing.
 NO_EFFECT = {
     "do_train": "the command trains",
     "do_predict": "newllm evaluate scores a finished run",
     "local_rank": "torchrun and accelerate launch say it by themselves",
     "use_cache": "training keeps no cache, and generation always does",
-    "prediction_loss_only": OF_EVALUATION,
-    "eval_accumulation_steps": OF_EVALUATION,
-    "eval_do_concat_batches": OF_EVALUATION,
-    "eval_use_gather_object": OF_EVALUATION,
-    "include_for_metrics": OF_EVALUATION,
-    "batch_eval_metrics": OF_EVALUATION,
-    "label_names": OF_EVALUATION,
-}
+    **dict.fromkeys(
+        ("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object",
+         "include_for_metrics", "batch_eval_metrics", "label_names"),
+        "evaluation is our own: every token is scored once, and no logits are kept",
+    ),
+}  # fmt: skip
 
-# What may differ between two sessions of one run: the machine, the places, and how much is told.
+# What of transformers' may differ between two sessions of one run: the machine, the places, and how much is logged. Of
+# ours, the field says so: `setting(..., session=True)`.
 SESSION_FIELDS = frozenset((
-    "output_dir", "auto_precision", "bf16", "fp16", "tf32", "use_cpu", "disable_tqdm", "report_to", "run_name",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size", "data", "eval_data",
-    "model", "teacher", "teacher_on_cpu", "save_merged", "trials", "rehearsal_data", "rehearsal_eval_data",
-    "activation_checkpointing", "gradient_checkpointing", "log_level", "log_level_replica", "logging_first_step",
-    "logging_steps", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
-    "dataloader_persistent_workers", "save_total_limit", "save_minutes", "ddp_backend",
-    "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_timeout", "torch_compile",
-    "torch_compile_backend", "torch_compile_mode", "project", "trackio_space_id", "torch_empty_cache_steps",
-    "logging_dir", "preset",
+    "output_dir", "bf16", "fp16", "tf32", "use_cpu", "disable_tqdm", "report_to", "run_name", "log_level",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size", "log_level_replica",
+    "activation_checkpointing", "gradient_checkpointing", "logging_first_step", "logging_steps", "logging_dir",
+    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "dataloader_persistent_workers",
+    "save_total_limit", "ddp_backend", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
+    "ddp_timeout", "torch_compile", "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps",
+    "project", "trackio_space_id",
 ))  # fmt: skip
 
 LEAST = {  # of the others 0, but for those that have to be more
@@ -105,7 +97,7 @@ def check_refused(args: TrainingArguments, refused: dict[str, str]) -> None:
     """Raise InputError for a value that cannot be used here."""
     for field in fields(args):
         value = getattr(args, field.name) if field.name in refused else None
-        if value not in (None, "", field.default, AcceleratorConfig()):  # which transformers makes of None
+        if value not in (None, "", field.default, AcceleratorConfig()):  # transformers' own for None
             shown = "" if field.name.endswith("_token") else f" {value}"
             raise InputError(f"{field.name}{shown} cannot be used here: {refused[field.name]}; leave it out.")
     if args.ddp_backend and "WORLD_SIZE" not in os.environ:
@@ -117,11 +109,8 @@ def check_refused(args: TrainingArguments, refused: dict[str, str]) -> None:
 
 def without_effect(args: TrainingArguments) -> list[str]:
     """A sentence about every value that was set for nothing."""
-    names = [
-        field.name
-        for field in fields(args)
-        if field.name in NO_EFFECT and getattr(args, field.name) not in (None, [], field.default)
-    ]
+    ours = (field for field in fields(args) if field.name in NO_EFFECT)
+    names = (field.name for field in ours if getattr(args, field.name) not in (None, [], field.default))
     return [f"{name} has no effect here: {NO_EFFECT[name]}." for name in names]
 
 
@@ -172,7 +161,7 @@ def check_best_metric(args: TrainingArguments, metrics: dict[str, bool]) -> None
 
 
 def check_metric_of(args: TrainingArguments, documents: EvaluationDocuments) -> None:
-    """Raise InputError if the metric that decides is none of this held-out text."""
+    """Raise InputError if this held-out text has no figure for the metric that decides."""
     name = args.metric_for_best_model
     if documents.counts.unknown_tokens and name in ("bits_per_byte", "word_perplexity"):
         raise InputError(
@@ -182,20 +171,16 @@ def check_metric_of(args: TrainingArguments, documents: EvaluationDocuments) -> 
 
 
 def check_libraries(args: TrainingArguments) -> None:
-    """Make what transformers makes of some words after the data are prepared, and find out now whether it can.
-
-    Raises:
-        InputError: no such optimizer, schedule or tracker, or its package is missing.
-    """
+    """Find out now whether transformers can make what some words name; it would try only after the data are prepared.
+    Raises InputError: no such optimizer, schedule or tracker, or its package is missing."""
     with as_sentence(f"optim {args.optim.value}"):
         Trainer.get_optimizer_cls_and_kwargs(args, None)
     if args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU and args.greater_is_better:
         args.lr_scheduler_kwargs = {"mode": "max", **(args.lr_scheduler_kwargs or {})}
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-    with as_sentence(
-        f"lr_scheduler_type {args.lr_scheduler_type.value}, lr_scheduler_kwargs {args.lr_scheduler_kwargs}"
-    ):
-        get_scheduler(args.lr_scheduler_type, optimizer, 0, 2, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
+    schedule, options = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    with as_sentence(f"lr_scheduler_type {schedule.value}, lr_scheduler_kwargs {options}"):
+        get_scheduler(schedule, optimizer, 0, 2, scheduler_specific_kwargs=options)
     with as_sentence(f"log_level {args.log_level}, log_level_replica {args.log_level_replica}"):
         args.get_process_log_level()
     for name in args.report_to:

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from newllm_lib.adapters import base_model, offline_gemma
 from newllm_lib.adapters.base_model import GEMMA_2B, base_of_run, find_base_model, open_base, open_tokenizer
+from newllm_lib.data.sources import HubProblem
 from newllm_lib.errors import InputError
 from newllm_lib.training.device import Device
 
@@ -70,7 +71,7 @@ def test_gemma_2b_is_taken_by_the_first_id_that_answers(hub, monkeypatch):
     assert "Gemma Terms of Use" in base.note
     assert base_of_run(base.identity, None).revision == COMMIT
 
-    monkeypatch.setattr(base_model, "in_a_few_words", lambda error, hub_id, kind: "it answered 404")
+    monkeypatch.setattr(base_model, "problem_of", lambda *args: HubProblem("other", "it answered 404"))
     served.difference_update(GEMMA_2B[:2])
     gated.add("google/gemma-2b")  # without a token it is passed over
     base = find_base_model(None)

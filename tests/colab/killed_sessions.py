@@ -21,7 +21,7 @@ from newllm_lib.colab import storage
 from newllm_lib.colab.drive import earlier_runs
 from newllm_lib.colab.drive.run_copy import progress_of_copy
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.training import report
+from newllm_lib.training import callbacks as report
 
 RUN = ("01_pretrain", "run-1", "newllm")
 

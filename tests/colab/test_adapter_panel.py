@@ -13,7 +13,7 @@ from newllm_lib.adapters import offline_gemma, qlora_lwf
 from newllm_lib.adapters.lora import trainable
 from newllm_lib.adapters.memory_budget import GEMMA_2B_CONFIG
 from newllm_lib.adapters.qlora_lwf import prepare
-from newllm_lib.colab import base_model, conversation_preview
+from newllm_lib.colab import base_model, preview
 from newllm_lib.colab.panel import adapter_estimate, base_lookup, estimate
 from newllm_lib.colab.panel.estimate import DataSize
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
@@ -186,9 +186,9 @@ def test_what_does_not_fit_on_a_t4_is_refused_with_what_does(make_panel, t4):
 
 def test_the_preview_shows_what_is_rehearsed(make_panel, monkeypatch):
     shown = []
-    monkeypatch.setattr(conversation_preview, "display", lambda content: shown.append(content.data))
-    monkeypatch.setattr(conversation_preview, "say", shown.append)
-    conversation_preview.preview_conversations(make_panel())
+    monkeypatch.setattr(preview, "display", lambda content: shown.append(content.data))
+    monkeypatch.setattr(preview, "say", shown.append)
+    preview.preview_conversations(make_panel())
     assert "general text" in shown[0] and "text.txt" in shown[0] and "3 conversations" in shown[0]
     assert "adapters of rank 8" in shown[1] and "of them rehearsed" in shown[1]
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from chats import write_conversations
 
-from newllm_lib.colab import answers, conversation_preview, progress, training
+from newllm_lib.colab import preview, progress, training
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.panel import stage, text_source
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.colab.panel.start_models import finished_runs, start_sentence
+from newllm_lib.data.catalogue import DATASETS
 from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat
+from newllm_lib.data.sources import HubProblem
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.stages.sft import OF_THE_MODEL
@@ -31,7 +33,7 @@ def plain(html):
 def shown(monkeypatch):
     """All that is displayed, as HTML or as a sentence."""
     contents = []
-    for module in (answers, conversation_preview, progress):
+    for module in (preview, progress):
         monkeypatch.setattr(module, "display", lambda content: contents.append(content.data))
         monkeypatch.setattr(module, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
     monkeypatch.setattr(training, "say", contents.append)
@@ -145,7 +147,7 @@ def test_a_start_model_brings_its_sizes(make_panel, start):
 
 def test_from_the_data_to_the_answers(make_panel, start, shown):
     panel = make_panel()
-    conversation_preview.preview_conversations(panel)
+    preview.preview_conversations(panel)
     html, sentence = shown
     assert "3 conversations" in html and "left out" in html and html.count("flex-end") >= 3
     assert "4 updates" in sentence
@@ -156,7 +158,7 @@ def test_from_the_data_to_the_answers(make_panel, start, shown):
     assert "newllm before" in shown[1] and "newllm after" in shown[1] and "perplexity" in shown[2]
 
     shown.clear()
-    answers.show_answers(panel, folders)
+    progress.show_answers(panel, folders)
     table, sentence = shown
     assert table.count("<tr") == 12 and all(prompt.split("?")[0] in plain(table) for prompt in panel.stage.prompts)
     assert re.search(r"newllm before \d+, newllm after \d+", sentence)
@@ -169,19 +171,19 @@ def test_new_models_have_no_before(make_panel, shown):
     progress.show_progress(panel, folders)
     assert "before</td>" not in shown[1] and "no before" in shown[2]
     shown.clear()
-    answers.show_answers(panel, folders)
+    progress.show_answers(panel, folders)
     assert "newllm after" in shown[0] and "newllm before" not in shown[0] and "There is no before" in shown[1]
 
 
 def test_the_learned_tokens_are_marked_and_nothing_is_changed(byte_tokenizer, monkeypatch):
     monkeypatch.setattr(byte_tokenizer, "chat_template", TEMPLATES["dialogue"])
     messages = [{"role": "user", "content": "5 < 6?"}, {"role": "assistant", "content": "Größer."}]
-    html = conversation_preview.learned_html([messages], byte_tokenizer, ConversationFormat(64))
+    html = preview.learned_html([messages], byte_tokenizer, ConversationFormat(64))
     spans = html.split("margin:6px 0")[1].split(">", 1)[1]
     assert "User: 5 < 6?\nAssistant: Größer." in plain(spans)
     learned = "".join(re.findall(r'text-decoration:underline">(.*?)</span>', spans))
     assert unescape(learned).strip().startswith("Größer.") and "User" not in learned
-    assert conversation_preview.learned_html([messages], byte_tokenizer, ConversationFormat(4)) == ""
+    assert preview.learned_html([messages], byte_tokenizer, ConversationFormat(4)) == ""
 
 
 def test_a_file_may_have_the_columns_of_the_dataset(tmp_path, data):
@@ -195,14 +197,14 @@ def test_a_file_may_have_the_columns_of_the_dataset(tmp_path, data):
 
 
 def test_the_source_of_a_dataset(monkeypatch):
-    monkeypatch.setattr(text_source, "_hub_problem", lambda dataset: "no connection")
+    monkeypatch.setattr(text_source, "_answering", lambda dataset: (None, HubProblem("unreachable", "no connection")))
     assert text_source.resolve_source("dolly", "auto", None)[0] == "offline"
     assert "Python's own documentation" in text_source.resolve_source("dolly", "offline", None)[1]
     with pytest.raises(InputError, match="no offline stand-in"):
         text_source.resolve_source("dolly-ja", "offline", None)
-    with pytest.raises(InputError, match="no offline data"):
+    with pytest.raises(InputError, match="could not be had from the hub"):
         text_source.resolve_source("dolly-ja", "auto", None)
-    monkeypatch.setattr(text_source, "_hub_problem", lambda dataset: None)
+    monkeypatch.setattr(text_source, "_answering", lambda dataset: (DATASETS[dataset].sources[0], None))
     assert text_source.resolve_source("dolly", "auto", None)[0] == "hub"
 
 

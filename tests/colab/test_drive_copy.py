@@ -12,8 +12,7 @@ import pytest
 from run_folders import contents, make_checkpoint, make_run
 
 from newllm_lib.colab.drive import drive_copy, verified_copy
-from newllm_lib.colab.drive.drive_copy import CopyStatus, problem_of, span
-from newllm_lib.colab.drive.drive_copy import STAGING, DriveCopier, wait_for_drive
+from newllm_lib.colab.drive.drive_copy import STAGING, CopyStatus, DriveCopier, problem_of, span, wait_for_drive
 from newllm_lib.colab.drive.run_copy import bring_back
 from newllm_lib.colab.drive.verified_copy import MANIFEST_FILE, DamagedCopy
 

@@ -10,7 +10,7 @@ from newllm_lib.colab.panel import estimate
 from newllm_lib.colab.panel.estimate import DATA_SIZES, MeasuredUpdate, bytes_per_token, gpu_phrase, measured_update
 from newllm_lib.colab.panel.stage import DIALOGUE
 from newllm_lib.data.conversations import load_conversations
-from newllm_lib.data.text import chitchat_splits
+from newllm_lib.data.text import load_text
 from newllm_lib.models import build_config, build_model
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, prepare, pretrain
 from newllm_lib.training.device import GB, Device
@@ -41,7 +41,7 @@ def test_updates_of_a_run_by_epochs_are_near_and_said_to_be_about(text_file):
 
 def test_the_known_sizes_of_the_offline_data_are_right():
     pytest.importorskip("chitchat_dataset")
-    size = sum(len(text.encode()) for text in chitchat_splits().train.strings())
+    size = sum(len(text.encode()) for text in load_text("offline").train.strings())
     assert DATA_SIZES["wikitext", "offline"].bytes == pytest.approx(size, rel=0.01)
     for dataset in ("dailydialog", "dolly"):
         sizes = [sum(len(m["content"]) for m in messages) for messages in load_conversations(dataset, "offline").train]

@@ -17,8 +17,7 @@ pytest.importorskip("optuna")
 from newllm_lib.colab import experiments, live_trials
 from newllm_lib.colab.drive.drive_copy import DriveCopier
 from newllm_lib.colab.drive.earlier_runs import bring_back_runs, is_finished, run_sentence
-from newllm_lib.colab.live_trials import coordinates_figure, margins_figure
-from newllm_lib.colab.live_trials import LiveTrials, trial_cells
+from newllm_lib.colab.live_trials import LiveTrials, coordinates_figure, margins_figure, trial_cells
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.colab.panel.preference_panel import PreferencePanel, SweepPanel
 from newllm_lib.colab.panel.stage import EXPERIMENTS, PREFERENCES

@@ -6,8 +6,7 @@ import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 
-from newllm_lib.colab.page.notices import code_and_sentence
-from newllm_lib.colab.page.notices import CellFailed, CellStopped, in_one_sentence
+from newllm_lib.colab.page.notices import CellFailed, CellStopped, code_and_sentence, in_one_sentence
 from newllm_lib.errors import CODES, InputError
 
 

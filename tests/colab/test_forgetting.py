@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from newllm_lib.colab import answers, forgetting, results
+from newllm_lib.colab import forgetting, progress, results
 from newllm_lib.colab.live_plot import LivePlot, read_history
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.training.curves import curves_figure
@@ -15,7 +15,7 @@ from newllm_lib.training.curves import curves_figure
 def shown(monkeypatch):
     """All that is displayed, as HTML or as a sentence."""
     contents = []
-    for module in (answers, forgetting, results):
+    for module in (forgetting, progress, results):
         monkeypatch.setattr(module, "display", lambda content: contents.append(content.data))
         monkeypatch.setattr(module, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
     return contents
@@ -69,7 +69,7 @@ def test_arrows_point_to_what_the_figures_say():
 def test_a_run_shows_its_table_picture_and_answers(adapter_run, shown):
     forgetting.show_forgetting(adapter_run)
     table, picture, sentence = shown
-    figures = forgetting.read_forgetting(adapter_run)
+    figures = progress.read_measured(adapter_run, forgetting.FORGETTING_FILE)
     for kind in forgetting.KINDS:
         for when in ("before", "after"):
             assert f"{figures[kind][when]['bits_per_byte']:.3f}" in table

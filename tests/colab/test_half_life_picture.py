@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from sample_text import make_text
 
-from newllm_lib.colab import half_life_picture
+from newllm_lib.colab import context_picture
 from newllm_lib.colab.context_picture import half_life_figure, show_half_lives
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 
@@ -26,8 +26,8 @@ def test_every_layer_has_a_plot_of_its_sorted_channels():
 
 def test_the_cell(tmp_path, small_chats, monkeypatch):
     shown, said = [], []
-    monkeypatch.setattr(half_life_picture, "display", lambda content: shown.append(content.data))
-    monkeypatch.setattr(half_life_picture, "say", lambda sentence, status="ok": said.append((sentence, status)))
+    monkeypatch.setattr(context_picture, "display", lambda content: shown.append(content.data))
+    monkeypatch.setattr(context_picture, "say", lambda sentence, status="ok": said.append((sentence, status)))
     text = tmp_path / "text.txt"
     text.write_text(make_text(240), encoding="utf-8")
     folder = pretrain(

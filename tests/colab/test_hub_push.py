@@ -8,8 +8,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from run_folders import make_run
 
-from newllm_lib.colab.drive import hub_push
-from newllm_lib.colab.drive.hub_push import find_token, push_to_hub
+from newllm_lib.colab import share
+from newllm_lib.colab.share import find_token, push_to_hub
 from newllm_lib.errors import InputError
 
 
@@ -52,7 +52,7 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch):
     hub = Hub()
-    monkeypatch.setattr(hub_push, "HfApi", hub)
+    monkeypatch.setattr(share, "HfApi", hub)
     monkeypatch.setenv("HF_TOKEN", "from the environment")
     return hub
 
@@ -117,7 +117,7 @@ def test_a_name_that_is_none_is_one_sentence(hub, folders):
 @pytest.fixture
 def no_login(monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(hub_push.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(share.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("it was asked for"))
     monkeypatch.setattr("getpass.getpass", lambda *args: pytest.fail("it was asked for"))
     return tmp_path / "token"

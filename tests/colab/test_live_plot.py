@@ -12,7 +12,7 @@ from newllm_lib.colab import live_plot, training
 from newllm_lib.colab.drive.drive_copy import CopyStatus
 from newllm_lib.colab.live_plot import LivePlot, read_history
 from newllm_lib.colab.page.notices import CellStopped
-from newllm_lib.training.report import TrainingInterrupted
+from newllm_lib.training.callbacks import TrainingInterrupted
 
 
 class Page:

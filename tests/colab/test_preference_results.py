@@ -9,14 +9,13 @@ from preference_runs import dpo_arguments, make_pairs
 
 pytest.importorskip("trl")
 
-from newllm_lib.colab import answers, live_plot, preference_preview, preference_results, results
+from newllm_lib.colab import live_plot, preferences, progress, results
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.page.notices import CellStopped
-from newllm_lib.colab.preference_preview import BAG, pairs_to_show, shortcut_accuracies
+from newllm_lib.colab.preferences import BAG, pairs_to_show, shortcut_accuracies
 from newllm_lib.preferences.dpo import dpo
 from newllm_lib.preferences.generator import KINDS
-from newllm_lib.preferences.pairs import Preferences, load_preferences
-from newllm_lib.preferences.rows import any_preference
+from newllm_lib.preferences.pairs import Preferences, any_preference, load_preferences
 
 
 def plain(html):
@@ -27,7 +26,7 @@ def plain(html):
 def shown(monkeypatch):
     """All that is displayed, as HTML or as a sentence."""
     contents = []
-    for module in (answers, preference_results, preference_preview, results):
+    for module in (preferences, progress, results):
         monkeypatch.setattr(module, "display", lambda content: contents.append(content.data))
         monkeypatch.setattr(module, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
     return contents
@@ -60,7 +59,7 @@ def panel_of(args):
 
 def test_a_pair_for_each_kind_of_flaw_is_shown(shown):
     args = SimpleNamespace(load_preferences=lambda: load_preferences(pairs=120))
-    preference_preview.preview_pairs(panel_of(args))
+    preferences.preview_pairs(panel_of(args))
     counts, pairs, sentence = shown
     assert "102" in counts and "18" in counts and "licence" in counts and "MIT" in counts
     flaws = re.findall(r"<b>([a-z ]+)</b>", pairs)
@@ -73,7 +72,7 @@ def test_pairs_without_labels_are_shown_too_and_cannot_break_the_page():
     side = Preferences("file", "own", "x", [any_preference({**pair, "kind": ""}) for pair in make_pairs(9)])
     assert pairs_to_show(side) == side.pairs[:4]
     bad = any_preference({"prompt": "1 < 2?", "chosen": "<b>yes</b> $5", "rejected": "x" * 900})
-    html = preference_preview.pairs_html([bad])
+    html = preferences.pairs_html([bad])
     assert "&lt;b&gt;yes" in html and "900 characters" in html and "x" * 281 not in html
 
 
@@ -118,17 +117,17 @@ def test_a_chosen_answer_that_becomes_less_likely_is_told_in_the_plot(monkeypatc
 
 def test_a_run_shows_its_table_picture_and_verdict(finished, shown):
     args, folder, _ = finished
-    preference_results.show_preferences(panel_of(args), folder)
-    measured = preference_results.read_preferences(folder)
+    preferences.show_preferences(panel_of(args), folder)
+    measured = progress.read_measured(folder, preferences.PREFERENCES_FILE)
     table, picture, *_, sentence = shown
     for side in ("held_out", "train"):
         assert f"{measured[side]['accuracy']:.1%}" in table and f"{measured[side]['kl']:.3f}" in table
     assert f"{measured['reference']['chosen_logp']:.1f}" in table and "0.693" in table
-    assert "data:image/png" in picture and (folder.parent / preference_results.PICTURE_FILE).is_file()
+    assert "data:image/png" in picture and (folder.parent / preferences.PICTURE_FILE).is_file()
     assert sentence.startswith("ok: The chosen answer is ahead in") and "One run with one seed" in sentence
 
     shown.clear()
-    preference_results.show_preferred_answers(folder)
+    preferences.show_preferred_answers(folder)
     assert shown[0].count("<tr") == 7 and "reference" in shown[0] and "of 5" in shown[1]
 
     shown.clear()
@@ -143,7 +142,7 @@ def test_a_run_shows_its_table_picture_and_verdict(finished, shown):
 
 def test_the_reference_column_is_of_the_same_pairs(finished):
     _, folder, _ = finished
-    measured = preference_results.read_preferences(folder)
+    measured = progress.read_measured(folder, preferences.PREFERENCES_FILE)
     held_out = measured["held_out"]
     moved = (held_out["chosen_logp"] - measured["reference"]["chosen_logp"]) - (
         held_out["rejected_logp"] - measured["reference"]["rejected_logp"]
@@ -172,24 +171,24 @@ def measured(accuracy=0.9, train=0.92, pairs=150, kinds=None):
     ],
 )
 def test_the_verdict_says_what_the_accuracy_is_worth(fields, bag, words, not_said):
-    sentence = preference_results.verdict(measured(**fields), bag)
+    sentence = preferences.verdict(measured(**fields), bag)
     assert words in sentence and not_said not in sentence and "one seed" in sentence
 
 
 def test_bars_are_as_long_as_the_figures_say():
     kinds = {"vague": 0.5, "cut_short": 1.0, "own kind": 0.25}
-    figure = preference_results.kinds_figure(measured(kinds=kinds), {"vague": 50, "cut_short": 50, "own kind": 50})
+    figure = preferences.kinds_figure(measured(kinds=kinds), {"vague": 50, "cut_short": 50, "own kind": 50})
     (axes,) = figure.axes
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["vague (50)", "cut short (50)", "own kind (50)", "all (150)"]
     assert [bar.get_width() for bar in axes.patches] == [0.5, 1.0, 0.25, 0.9]
     assert axes.get_xlim()[1] > 1
-    figure = preference_results.kinds_figure(measured(kinds=kinds), {"vague": 50})
+    figure = preferences.kinds_figure(measured(kinds=kinds), {"vague": 50})
     assert figure.axes[0].get_yticklabels()[0].get_text() == "vague", "not all of them were scored"
 
 
 def test_an_unfinished_run_is_one_sentence(tmp_path, finished):
     with pytest.raises(CellStopped, match="run the training cell again"):
-        preference_results.show_preferences(panel_of(finished[0]), tmp_path)
+        preferences.show_preferences(panel_of(finished[0]), tmp_path)
     with pytest.raises(CellStopped, match="run the training cell again"):
-        preference_results.show_preferred_answers(tmp_path)
+        preferences.show_preferred_answers(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from newllm_lib.colab import problem_report as report
 from newllm_lib.colab.page.notices import in_one_sentence
-from newllm_lib.colab.problem_report import codes_html, report_text, show_report
+from newllm_lib.colab.problem_report import report_text, show_report
 from newllm_lib.doctor import Finding
 from newllm_lib.errors import CODES
 
@@ -70,6 +70,9 @@ def test_it_is_shown_before_it_can_be_downloaded(make_panel, monkeypatch):
     assert "sent nowhere" in states[1]
 
 
-def test_all_codes_are_in_the_cell():
-    html = codes_html()
+def test_all_codes_are_in_the_cell(monkeypatch):
+    shown = []
+    monkeypatch.setattr(report, "display", lambda content: shown.append(getattr(content, "data", "")))
+    show_report()
+    html = shown[0]
     assert html.startswith("<details ") and all(f"<b>{code}</b>" in html for code in CODES)

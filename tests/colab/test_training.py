@@ -21,7 +21,7 @@ from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.colab.panel.stage import PRETRAIN
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.training import report
+from newllm_lib.training import callbacks as report
 
 
 @pytest.fixture

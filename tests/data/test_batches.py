@@ -3,15 +3,8 @@ import pytest
 import torch
 from sample_text import make_text
 
-from newllm_lib.data.batches import (
-    IGNORED,
-    collate_rows,
-    evaluation_documents,
-    packed_rows,
-    positions_within_row,
-)
-from newllm_lib.data.pieces import TextPiece, pieces_of_lines
-from newllm_lib.data.text import Text
+from newllm_lib.data.batches import IGNORED, collate_rows, evaluation_documents, packed_rows, positions_within_row
+from newllm_lib.data.text import Text, TextPiece, pieces_of_lines
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.errors import InputError
 
@@ -107,10 +100,5 @@ def test_a_sample_of_documents_is_whole_documents(byte_tokenizer):
     documents = evaluation_documents(text, byte_tokenizer)
     assert len(documents.sample(10_000).documents) == 10
     sample = documents.sample(40)
-    assert [byte_tokenizer.decode(document.token_ids)[10:] for document in sample.documents] == [
-        "0",
-        "3",
-        "6",
-        "9",
-    ]
+    assert [byte_tokenizer.decode(document.token_ids)[10:] for document in sample.documents] == ["0", "3", "6", "9"]
     assert len(documents.sample(1).documents) == 1

@@ -4,8 +4,7 @@ import pytest
 from byte_ids import END, byte_ids
 from sample_text import make_text
 
-from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat, encode_conversations
-from newllm_lib.data.rendering import render
+from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat, encode_conversations, render
 from newllm_lib.data.tokenizer import build_tokenizer
 
 TALK = [

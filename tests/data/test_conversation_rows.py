@@ -78,7 +78,7 @@ def test_a_row_of_role_tokens_exactly(cache, tokenizer):
     assert rows[0]["labels"].tolist() == labels
     assert rows[0]["position_ids"].tolist() == [*range(10), *range(22)]
     assert (counts.documents, counts.all_tokens, counts.tokens, counts.bytes, counts.packed_rows) == (2, 24, 7, 3, 1)
-    documents, _ = conversation_documents(data, tokenizer, ConversationFormat(32))
+    documents = conversation_documents(data, tokenizer, ConversationFormat(32))
     assert [document.token_ids.tolist() for document in documents.documents] == [first[1:], second[1:]]
 
 
@@ -201,11 +201,12 @@ def test_no_conversation_at_all_is_refused(cache, tokenizer):
         conversation_rows(long, tokenizer, FORM)
 
 
-def test_held_out_conversations_are_scored_where_they_are_learned(tokenizer):
+def test_held_out_conversations_are_scored_where_they_are_learned(tokenizer, cache):
     data = conversations_of(talk("ab", "cd"), None, talk("a", "b" * 90), identity="held out")
-    documents, counts = conversation_documents(data, tokenizer, FORM)
+    documents = conversation_documents(data, tokenizer, FORM)
     (document,) = documents.documents
     assert document.token_ids.tolist() == byte_ids("User: ab\nAssistant: cd<|endoftext|>")
     assert document.supervised.tolist() == [False] * 19 + [True] * 4
     assert (document.counts.tokens, document.counts.bytes) == (4, 2)
+    _, counts = conversation_rows(data, tokenizer, FORM)
     assert (counts.rows_read, counts.bad_rows, counts.too_long, counts.documents) == (3, 1, 1, 1)

@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from newllm_lib.data import rows
+from newllm_lib.data import examples
 from newllm_lib.data.chat_template import ROLE_TEMPLATE, TEMPLATES, ConversationFormat, encode_conversations
 from newllm_lib.data.conversations import load_conversations
+from newllm_lib.data.examples import MOST_TURNS, RowError, check_messages
 from newllm_lib.data.tokenizer import build_tokenizer
-from newllm_lib.data.turns import MOST_TURNS, RowError, check_messages
 from newllm_lib.preferences.pairs import load_preferences
 from newllm_lib.stages.data import inspect_dataset
 
@@ -49,7 +49,7 @@ QUESTION, ANSWER = ("user", "Why?"), ("assistant", "Because.")
     ],
 )
 def test_one_conversation_in_every_format(row):
-    assert rows.any_conversation(row) == said(QUESTION, ANSWER)
+    assert examples.any_conversation(row) == said(QUESTION, ANSWER)
 
 
 @pytest.mark.parametrize(
@@ -70,14 +70,14 @@ def test_one_conversation_in_every_format(row):
     ],
 )
 def test_columns_and_roles_that_carry_meaning_are_used(row, expected):
-    assert rows.any_conversation(row) == said(*expected)
-    assert rows.unread(row, rows.conversation_columns(row)) == []
+    assert examples.any_conversation(row) == said(*expected)
+    assert examples.unread(row, examples.conversation_columns(row)) == []
 
 
 def test_what_is_not_read_is_named(tmp_path):
     turn = {**said(ANSWER)[0], "reasoning_content": "Hm.", "name": None}
     row = {"messages": [*said(QUESTION), turn], "tools": [{"name": "f"}], "id": 7, "history": [], "prompt": ""}
-    assert rows.unread(row, rows.conversation_columns(row)) == [
+    assert examples.unread(row, examples.conversation_columns(row)) == [
         "'tools'",
         "'id'",
         "'reasoning_content' of the turns in 'messages'",
@@ -143,7 +143,7 @@ def test_of_two_answers_in_a_row_both_are_learned_or_none():
     [("    y = x\n    return y\n", "    y = x\n    return y"), ("\n \n\tpass", "\tpass"), (" A\n\n", " A")],
 )
 def test_the_indent_of_an_answer_is_kept(written, kept):
-    assert rows.any_conversation({"prompt": " def f(x): ", "completion": written}) == said(
+    assert examples.any_conversation({"prompt": " def f(x): ", "completion": written}) == said(
         ("user", "def f(x):"), ("assistant", kept)
     )
 

@@ -9,10 +9,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from newllm_lib.data import hub
-from newllm_lib.data.catalogue import DATASETS, Dataset, HubSource
+from newllm_lib.data import sources
+from newllm_lib.data.catalogue import DATASETS, Dataset, HubSource, dialogues_of_utterances
 from newllm_lib.data.conversations import load_conversations
-from newllm_lib.data.rows import dialogues_of_utterances
 from newllm_lib.errors import InputError
 
 SERVED_COMMIT = "ab" * 20
@@ -39,7 +38,7 @@ def served(monkeypatch):
     asked: list[str] = []
 
     def dataset_info(self, repo_id, *, revision, timeout):
-        assert timeout == hub.TIMEOUT_SECONDS
+        assert timeout == sources.TIMEOUT_SECONDS
         asked.append(repo_id)
         content = contents.get(repo_id, NOT_THERE)
         if isinstance(content, Exception):

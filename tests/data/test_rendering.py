@@ -5,9 +5,15 @@ import time
 import pytest
 from tokenizers import AddedToken, normalizers
 
-from newllm_lib.data import rendering
-from newllm_lib.data.chat_template import TEMPLATES, conversation_ids, learnable_template
-from newllm_lib.data.rendering import marks_answers, plain_messages, render
+from newllm_lib.data import chat_template
+from newllm_lib.data.chat_template import (
+    TEMPLATES,
+    conversation_ids,
+    learnable_template,
+    marks_answers,
+    plain_messages,
+    render,
+)
 from newllm_lib.data.tokenizer import build_tokenizer, text_backend
 from newllm_lib.errors import InputError
 from newllm_lib.evaluation.token_stream import document_ids
@@ -97,7 +103,7 @@ def test_a_text_spells_no_special_token_either(kind, gemma):
     ],
 )
 def test_a_template_that_fails_is_a_sentence_and_soon(template, sentence, monkeypatch):
-    monkeypatch.setattr(rendering, "RENDER_SECONDS", 1)
+    monkeypatch.setattr(chat_template, "RENDER_SECONDS", 1)
     tokenizer = build_tokenizer("byte", [])
     tokenizer.chat_template = template
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

@@ -15,10 +15,10 @@ from newllm_lib.data.chat_template import (
     conversation_ids,
     encode_conversations,
     learned_tokenizer,
+    plain_messages,
     template_for,
 )
 from newllm_lib.data.conversations import Conversations
-from newllm_lib.data.rendering import plain_messages
 from newllm_lib.data.tokenizer import build_tokenizer
 
 TALK = [

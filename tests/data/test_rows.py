@@ -3,12 +3,11 @@
 import pytest
 from byte_ids import byte_ids
 
-from newllm_lib.data import rows
+from newllm_lib.data import catalogue, examples
 from newllm_lib.data.catalogue import CONVERSATION_DATASETS, DATASETS
-from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat, encode_conversations
-from newllm_lib.data.rendering import render
+from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat, encode_conversations, render
+from newllm_lib.data.examples import RowError, check_messages
 from newllm_lib.data.tokenizer import build_tokenizer
-from newllm_lib.data.turns import RowError, check_messages
 
 
 def user(content: str) -> dict:
@@ -104,10 +103,7 @@ LITERAL_ROWS = [
         "codealpaca",
         {"instruction": "Print 1.", "input": "", "output": "for x in [1]:\n    print(x)\n"},
         [user("Print 1."), assistant("for x in [1]:\n    print(x)")],
-        [
-            ("<|endoftext|>Instruction: Print 1.\nResponse:", False),
-            (" for x in [1]:\n    print(x)<|endoftext|>", True),
-        ],
+        [("<|endoftext|>Instruction: Print 1.\nResponse:", False), (" for x in [1]:\n    print(x)<|endoftext|>", True)],
     ),
 ]
 
@@ -116,7 +112,7 @@ LITERAL_ROWS = [
 def test_a_literal_row(name, row, messages, parts):
     entry = DATASETS[name]
     assert set(entry.columns) <= row.keys()
-    assert rows.any_conversation(row) == messages
+    assert examples.any_conversation(row) == messages
     tokenizer = build_tokenizer("byte", [])
     tokenizer.chat_template = TEMPLATES[entry.template]
     (text,), _ = render([messages], tokenizer)
@@ -137,19 +133,22 @@ def test_mirrors_are_regrouped():
         {"dialog_id": 1, "utterance": "Bye", "turn_type": "inform", "emotion": "none"},
         {"dialog_id": 1, "utterance": "Ciao", "turn_type": "inform", "emotion": "none"},
     ]
-    assert list(rows.dialogues_of_utterances(utterances)) == [{"dialog": ["Hi", "Yo"]}, {"dialog": ["Bye", "Ciao"]}]
-    assert list(rows.utterances_as_dialogue([{"utterances": ["Hi", "Yo"], "acts": [1, 2]}])) == [
+    assert list(catalogue.dialogues_of_utterances(utterances)) == [
+        {"dialog": ["Hi", "Yo"]},
+        {"dialog": ["Bye", "Ciao"]},
+    ]
+    assert list(catalogue.utterances_as_dialogue([{"utterances": ["Hi", "Yo"], "acts": [1, 2]}])) == [
         {"dialog": ["Hi", "Yo"]}
     ]
 
 
 def test_rows_of_the_users_own():
-    assert rows.any_conversation({"prompt": "Q", "completion": "A"}) == [user("Q"), assistant("A")]
+    assert examples.any_conversation({"prompt": "Q", "completion": "A"}) == [user("Q"), assistant("A")]
     # pandas writes its index under an empty name
-    assert rows.any_conversation({"": "0", "prompt": "Q", "completion": "A"}) == [user("Q"), assistant("A")]
-    assert rows.any_conversation({"messages": [user("Q"), assistant("A")]}) == [user("Q"), assistant("A")]
+    assert examples.any_conversation({"": "0", "prompt": "Q", "completion": "A"}) == [user("Q"), assistant("A")]
+    assert examples.any_conversation({"messages": [user("Q"), assistant("A")]}) == [user("Q"), assistant("A")]
     with pytest.raises(RowError, match=r"neither a 'messages' column nor .* \(found: 'text'\)"):
-        rows.any_conversation({"text": "Q"})
+        examples.any_conversation({"text": "Q"})
 
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -211,4 +210,4 @@ def test_what_is_no_conversation_says_why(messages, complaint):
 )
 def test_a_row_that_does_not_fit_says_why(row, complaint):
     with pytest.raises(RowError, match=complaint):
-        rows.any_conversation(row)
+        examples.any_conversation(row)

@@ -8,10 +8,8 @@ import pytest
 
 from newllm_lib.data import batches
 from newllm_lib.data.batches import evaluation_documents, tokenized_pieces
-from newllm_lib.data.files import read_pieces
-from newllm_lib.data.pieces import PIECE_CHARACTERS, TextPiece, pieces_of_lines, pieces_of_row, short_words
-from newllm_lib.data.text import load_text
-from newllm_lib.data.tokenizer import build_tokenizer
+from newllm_lib.data.text import PIECE_CHARACTERS, TextPiece, load_text, pieces_of_lines, pieces_of_row, read_pieces
+from newllm_lib.data.tokenizer import build_tokenizer, short_words
 
 ARTICLES = "".join(f" = Title {n} = \n\nText of {n} .\n" for n in range(40))
 

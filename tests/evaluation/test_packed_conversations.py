@@ -23,7 +23,7 @@ def test_packed_rows_have_the_loss_of_each_conversation_alone(tmp_path, byte_tok
     conversations = load_conversations(data=str(data), eval_data=str(data)).train
     form = ConversationFormat(96, loss_on)
     rows, counts = conversation_rows(conversations, byte_tokenizer, form)
-    documents, _ = conversation_documents(conversations, byte_tokenizer, form)
+    documents = conversation_documents(conversations, byte_tokenizer, form)
     byte_tokenizer.chat_template = None
     assert len(rows) < len(documents.documents) == 30
     model = build_model(build_config(model_type, len(byte_tokenizer), 96, num_parameters=120_000)).eval()

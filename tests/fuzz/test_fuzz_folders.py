@@ -19,7 +19,7 @@ from newllm_lib.chat import Chat
 from newllm_lib.errors import InputError
 from newllm_lib.stages.evaluate import evaluate
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.training.report import TrainingInterrupted
+from newllm_lib.training.callbacks import TrainingInterrupted
 
 NAMES = st.sampled_from(
     ["hidden_size", "model_type", "architectures", "auto_map", "type", "vocab", "stage", "base", "a"]
@@ -107,7 +107,7 @@ class Stop(TrainerCallback):
 
 @pytest.mark.parametrize("kind", ["newllm", "lstm"])
 def test_a_run_goes_on_or_is_refused(fuzz, tmp_path, text, monkeypatch, kind):
-    monkeypatch.setattr("newllm_lib.training.report.save_curves", lambda histories, path: path.write_bytes(b"png"))
+    monkeypatch.setattr("newllm_lib.training.callbacks.save_curves", lambda histories, path: path.write_bytes(b"png"))
 
     def train(folder: Path, *callbacks) -> None:
         pretrain(

@@ -10,11 +10,10 @@ from newllm_lib.data.batches import evaluation_documents
 from newllm_lib.data.chat_template import ConversationFormat, template_for
 from newllm_lib.data.conversation_rows import conversation_documents
 from newllm_lib.data.conversations import load_conversations
+from newllm_lib.data.examples import COLUMNS, ROLE_NAMES, TURN_KEYS
 from newllm_lib.data.files import SUFFIXES
-from newllm_lib.data.rows import COLUMNS
 from newllm_lib.data.text import load_text
 from newllm_lib.data.tokenizer import build_tokenizer
-from newllm_lib.data.turns import ROLE_NAMES, TURN_KEYS
 from newllm_lib.errors import InputError
 from newllm_lib.preferences.pairs import drop_too_long, encode_preferences, load_preferences
 
@@ -101,7 +100,7 @@ def texts(splits, tokenizer) -> int:
 
 
 def conversations(splits, tokenizer) -> int:
-    return len(conversation_documents(splits.train, tokenizer, ConversationFormat(64))[0].documents)
+    return len(conversation_documents(splits.train, tokenizer, ConversationFormat(64)).documents)
 
 
 def preferences(splits, tokenizer) -> int:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from sample_text import make_text
 
 from newllm_lib import cli
+from newllm_lib.cli import parse_stage
 from newllm_lib.errors import InputError
 from newllm_lib.training.arguments import ModelArguments
 from newllm_lib.training.checkpoint import check_place, open_run, read_settings
-from newllm_lib.training.flags import parse_stage
 from newllm_lib.training.new_model import check_size
 
 STAGES = {"stages.pretrain": "PretrainArguments", "stages.sft": "SftArguments"}

@@ -210,7 +210,7 @@ def test_every_question_has_right_answers_longer_and_shorter_than_the_wrong_ones
     # Of these kinds there are few wrong answers; a change of the tables can leave a question without a fitting one.
     for topic in generator._topics():
         for aspect in ASPECTS:
-            wrong = generator.WRONG_ANSWERS[kind](topic, aspect, [], None)
+            wrong = generator._wrong_answers(kind, topic, aspect, [], None)
             shortest, *longer = generator._right_answers(topic, aspect)
             assert any(generator._exceeds(text, shortest) for text in wrong), (topic.name, aspect)
             assert any(generator._exceeds(right, text) for text in wrong for right in longer), (topic.name, aspect)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from newllm_lib.data.turns import RowError
-from newllm_lib.preferences.rows import IdenticalSides, any_preference
+from newllm_lib.data.examples import RowError
+from newllm_lib.preferences.pairs import IdenticalSides, any_preference
 
 USER = {"role": "user", "content": "Why?"}
 YES, NO = {"role": "assistant", "content": "Because."}, {"role": "assistant", "content": "No idea."}

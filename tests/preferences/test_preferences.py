@@ -6,12 +6,12 @@ import pytest
 from byte_ids import ids_with_roles
 from preference_runs import make_pairs, write_pairs
 
+from newllm_lib.data import sources
 from newllm_lib.data.catalogue import HubSource
 from newllm_lib.data.chat_template import TEMPLATES, template_for
-from newllm_lib.data.hub import HubSplit
+from newllm_lib.data.sources import HubProblem, HubSplit
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.errors import InputError
-from newllm_lib.preferences import pairs as preferences
 from newllm_lib.preferences.pairs import drop_too_long, encode_preferences, load_preferences, sample_pairs
 from newllm_lib.stages.data import template_rows
 
@@ -96,7 +96,7 @@ def test_a_line_that_is_no_json_and_one_without_a_column(tmp_path):
         ({"dataset": "dolly"}, "dataset has to be generated-ja, hh-rlhf, or the id .* got 'dolly'"),
         ({"held_out_share": 1.5}, "held_out_share has to lie between 0 and 1, got 1.5"),
         ({"max_samples": 0}, "max_samples has to be at least 1, got 0"),
-        ({"dataset": "hh-rlhf", "data_source": "offline"}, "is on the hub only"),
+        ({"dataset": "hh-rlhf", "data_source": "offline"}, "has no offline stand-in"),
         ({"data_source": "file"}, "needs the path of the file"),
     ],
 )
@@ -113,12 +113,13 @@ def test_hh_rlhf_from_the_hub(monkeypatch):
     rows += [{"chosen": "none", "rejected": "none"}, {"chosen": transcript(3, "a"), "rejected": transcript(3, "a")}]
     source = HubSource("Anthropic/hh-rlhf", "0" * 40, splits={"train": "train", "validation": "test"})
     opened = {name: HubSplit(source, name, rows, len(rows)) for name in ("train", "validation")}
-    monkeypatch.setattr(preferences, "first_opened", lambda entry: (opened, ""))
+    monkeypatch.setattr(sources, "first_opened", lambda entry: (opened, None))
     splits = load_preferences("hh-rlhf", max_samples=11)
     assert splits.source == "hub" and len(splits.train.pairs) == len(splits.validation.pairs) == 10
     assert len(splits.train.complaints) == 1 and splits.validation.identical == ("row 12",)
-    monkeypatch.setattr(preferences, "first_opened", lambda entry: (None, "no connection"))
-    with pytest.raises(InputError, match=r"'hh-rlhf' could not be had from the hub .*generated pairs"):
+    problem = HubProblem("unreachable", "no connection")
+    monkeypatch.setattr(sources, "first_opened", lambda entry: (None, problem))
+    with pytest.raises(InputError, match=r"'hh-rlhf' could not be had from the hub .*--data"):
         load_preferences("hh-rlhf")
 
 

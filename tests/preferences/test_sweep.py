@@ -24,7 +24,7 @@ from newllm_lib.preferences.sweep import (
     sweep,
     sweep_settings,
 )
-from newllm_lib.training.report import TrainingInterrupted
+from newllm_lib.training.callbacks import TrainingInterrupted
 
 
 def sweep_arguments(folder, name="sweep", **fields):
@@ -162,7 +162,7 @@ def test_no_best_setting_without_a_finished_trial(tmp_path):
 def test_a_second_sweep_on_one_folder_says_who_is_at_work(tmp_path):
     folder = sweep(sweep_arguments(tmp_path, trials=2))
     before = read_trials(folder)
-    program = "import sys, pathlib; from newllm_lib.training.run_lock import in_use\n"
+    program = "import sys, pathlib; from newllm_lib.training.disk import in_use\n"
     program += "with in_use(pathlib.Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
     other = subprocess.Popen(
         [sys.executable, "-c", program, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -11,7 +11,7 @@ from lwf_runs import lwf_arguments
 
 from newllm_lib.adapters.qlora_lwf import qlora_lwf
 from newllm_lib.cli import main
-from newllm_lib.stages import evaluate_tasks as stage
+from newllm_lib.stages import evaluate as stage
 
 TASK = """task: colours
 dataset_path: json

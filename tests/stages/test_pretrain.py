@@ -13,8 +13,8 @@ from sample_text import make_text
 from newllm_lib.errors import InputError
 from newllm_lib.stages.evaluate import evaluate
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, prepare, pretrain
+from newllm_lib.training.callbacks import TrainingInterrupted
 from newllm_lib.training.checkpoint import read_results
-from newllm_lib.training.report import TrainingInterrupted
 
 STEPS = 12
 

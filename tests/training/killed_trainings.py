@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.training import report, run_trainer
+from newllm_lib.training import callbacks as report
+from newllm_lib.training import run_trainer
 from newllm_lib.training.checkpoint import is_complete, numbered_checkpoints
 
 torch.set_num_threads(1)

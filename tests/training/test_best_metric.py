@@ -14,7 +14,7 @@ from newllm_lib.preferences.arguments import DpoArguments
 from newllm_lib.preferences.dpo import dpo
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.stages.sft import SftArguments
-from newllm_lib.training.report import METRICS_FILE
+from newllm_lib.training.callbacks import METRICS_FILE
 from newllm_lib.training.trainer import LanguageModelTrainer
 
 LESS = ["loss", "perplexity", "bits_per_byte", "word_perplexity", "eval_perplexity"]

@@ -65,7 +65,7 @@ PAGES_OF_THREE_UPDATES = """
 import resource, torch
 from newllm_lib.models import build_config, build_model
 from newllm_lib.training.device import freed_memory_kept
-from newllm_lib.training.update import timed_update
+from newllm_lib.training.trainer import timed_update
 model = build_model(build_config("newllm", 1000, 64, num_parameters=1_000_000))
 optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 input_ids = torch.randint(0, 1000, (64, 64))

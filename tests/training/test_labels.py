@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from newllm_lib.colab.context_picture import context_figure
-from newllm_lib.colab.preference_results import kinds_figure
+from newllm_lib.colab.preferences import kinds_figure
 from newllm_lib.stages.compare import comparison_figure
 from newllm_lib.training.curves import as_label, curves_figure, save_curves
 

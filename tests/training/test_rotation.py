@@ -111,15 +111,6 @@ def test_without_its_best_one_a_run_goes_on_rather_than_begin_anew(tmp_path):
     assert resume_point(tmp_path, True) == newest
 
 
-def test_a_checkpoint_that_an_earlier_version_has_sealed_is_complete(tmp_path):
-    checkpoint = make_checkpoint(tmp_path, 8)
-    sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir() if path.name != COMPLETE_FILE}
-    (checkpoint / COMPLETE_FILE).write_text(json.dumps(sizes))
-    assert resume_point(tmp_path, True) == checkpoint
-    os.truncate(checkpoint / "optimizer.pt", 10)
-    assert not is_complete(checkpoint)
-
-
 @pytest.mark.parametrize(
     ("limit", "best", "kept"),
     [

@@ -14,9 +14,9 @@ from transformers import TrainerCallback
 
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.training import report
+from newllm_lib.training import callbacks as report
+from newllm_lib.training.callbacks import TrainingInterrupted
 from newllm_lib.training.checkpoint import newest_checkpoint, numbered_checkpoints, read_results
-from newllm_lib.training.report import TrainingInterrupted
 
 
 def arguments(text, folder, **fields) -> PretrainArguments:

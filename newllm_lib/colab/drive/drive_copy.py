@@ -14,13 +14,56 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from ...data.cache import FULL
+from ...errors import FULL
 from ...preferences.sweep import TRIALS_FILE
 from ...training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE
-from ..page.failures import GONE
-from .copy_status import CopyStatus, problem_of
+from ..page.notices import GONE
 from .run_copy import BroughtBack, best_beside, bring_back, copy_checkpoints, progress_here, progress_of_copy
-from .verified_copy import MANIFEST_FILE, files_of, update_files
+from .verified_copy import MANIFEST_FILE, DamagedCopy, files_of, update_files
+
+
+@dataclass(frozen=True)
+class CopyStatus:
+    """How the copy of one run on Drive stands."""
+
+    age: float | None = None  # seconds since the newest copy was verified, None if there is none of this session
+    is_waiting: bool = False  # a newer checkpoint is on its way
+    share: float | None = None  # how much of it is there, from 0 to 1; None if it has not begun
+    problem: str = ""  # why the last try failed, "" if it did not
+    retry_seconds: float = 0.0  # until the next try
+
+    @property
+    def is_current(self) -> bool:
+        """True if all that was saved is on Drive."""
+        return self.age is not None and not self.is_waiting and not self.problem
+
+    def sentence(self) -> str:
+        """For the training panel, such as "saved to Drive 38 s ago ✓"."""
+        if self.problem:
+            return f"{self.problem}, next try in {span(self.retry_seconds)}"
+        if self.share is not None:
+            return f"copying to Drive, {self.share:.0%}"
+        if self.is_waiting or self.age is None:
+            return "not on Drive yet"
+        return f"saved to Drive {span(self.age)} ago ✓"
+
+
+def problem_of(error: Exception) -> str:
+    """A few words on what is wrong with Drive."""
+    if isinstance(error, DamagedCopy):
+        return f"Drive did not keep what was written ({error})"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return "Drive is full"
+    if isinstance(error, OSError) and error.errno in GONE:
+        return "Drive does not answer"
+    words = error.strerror if isinstance(error, OSError) else str(error)
+    return f"Drive cannot be written to ({words or type(error).__name__})"
+
+
+def span(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
 
 STAGING = ".to-drive"  # in the local folder: checkpoints that wait, as links, so that they outlive their deletion
 PAUSE_SECONDS = 15.0  # between two looks at what has changed
@@ -43,14 +86,7 @@ class DriveCopier:
     """Keeps a copy of a folder of runs on Drive. A run that trains is copied when it saves, a checkpoint at a time; of
     several that wait only the newest is. Everything else is copied when it has changed. One daemon thread does it all.
 
-    Args:
-        local: the folder of runs on this machine.
-        drive: its copy.
-        clock: seconds, rising.
-
-    Attributes:
-        left: runs that are further on Drive than here and were not brought back yet.
-    """
+    `local` is the folder of runs on this machine, `drive` its copy, and `clock` gives seconds, rising."""
 
     def __init__(self, local: Path, drive: Path, clock: Callable[[], float] = time.monotonic):
         self.local, self.drive, self.clock = local, drive, clock
@@ -63,7 +99,7 @@ class DriveCopier:
         self.problem, self.failures, self.retry_at = "", 0, 0.0
         self.asked = self.answered = 0  # requests for a round of work
         self.numbers = itertools.count(1)
-        self.left: set[Path] = set()
+        self.left: set[Path] = set()  # runs that are further on Drive than here and were not brought back yet
         self.missed: set[Path] = set()  # runs whose newest checkpoint could not be set aside
         shutil.rmtree(local / STAGING, ignore_errors=True)
 
@@ -120,14 +156,8 @@ class DriveCopier:
         )
 
     def finish(self, tell: Callable[[], None] = lambda: None) -> bool:
-        """Try now whatever the last try has brought, and wait until everything is on Drive.
-
-        Args:
-            tell: called about twice a second while it takes.
-
-        Returns:
-            False if Drive did not take it; it is tried again later.
-        """
+        """Try now whatever the last try has brought, and wait until everything is on Drive, calling `tell` about twice
+        a second; False if Drive did not take it: it is tried again later."""
         self.try_again()
         wanted = self.asked
         while True:
@@ -144,11 +174,8 @@ class DriveCopier:
             self.condition.notify_all()
 
     def fetch(self, run: Path) -> BroughtBack | None:
-        """Bring a run back to this machine; None if its copy is not further than what is here.
-
-        Raises:
-            OSError: Drive or the disk fails; what is here is as it was.
-        """
+        """Bring a run back to this machine; None if its copy is not further than what is here. Raises OSError: Drive or
+        the disk fails; what is here is as it was."""
         here = progress_here(run)
         if progress_of_copy(self.copy_of(run)) <= here:
             return None
@@ -163,19 +190,17 @@ class DriveCopier:
         while True:
             with self.condition:
                 pause = max(self.retry_at - self.clock(), 0.0) if self.problem else PAUSE_SECONDS
-                self.condition.wait_for(self._has_to_work, pause)
+                self.condition.wait_for(lambda: self.asked > self.answered or (self.jobs and not self.problem), pause)
             self.work()
-
-    def _has_to_work(self) -> bool:
-        return self.asked > self.answered or bool(self.jobs and not self.problem)
 
     def work(self) -> None:
         """Copy the checkpoints that wait, then whatever else has changed, each folder on its own."""
         answering, problem = self.asked, ""
-        for task in self._tasks():
+        folders = (functools.partial(self._copy_changed_files, *found) for found in self._settled_folders())
+        for task in itertools.chain([self._copy_jobs], folders):
             try:
                 task()
-            except Exception as error:  # in this thread nobody else would hear of it
+            except Exception as error:  # no other code would see an error of this thread
                 self._put_back()
                 problem = problem or problem_of(error)
                 if isinstance(error, OSError) and error.errno in FULL | GONE:
@@ -187,21 +212,18 @@ class DriveCopier:
             self.answered = answering
             self.condition.notify_all()
 
-    def _tasks(self) -> Iterator[Callable[[], None]]:
-        yield self._copy_jobs
-        for folder, names in self._settled_folders():
-            yield functools.partial(self._copy_changed_files, folder, names)
-
     def _copy_jobs(self) -> None:
-        while self._take() is not None:
-            self._copy(self.current)
-
-    def _take(self) -> CopyJob | None:
-        with self.condition:
-            run = next(iter(self.jobs), None)
-            self.current_bytes = 0
-            self.current = None if run is None else self.jobs.pop(run)
-            return self.current
+        while True:
+            with self.condition:
+                run = next(iter(self.jobs), None)
+                self.current_bytes = 0
+                job = self.current = None if run is None else self.jobs.pop(run)
+            if job is None:
+                return
+            self._check_mounted()
+            copy_checkpoints(job.run, self.copy_of(job.run), job.checkpoints, job.best, self._count)
+            self.saved_at[job.run] = self.clock()
+            shutil.rmtree(job.staging, ignore_errors=True)
 
     def _put_back(self) -> None:
         """A job that failed waits again, unless a newer one does."""
@@ -211,15 +233,9 @@ class DriveCopier:
                 shutil.rmtree(job.staging, ignore_errors=True)
 
     def _check_mounted(self) -> None:
-        """Without Drive in its place, its folders would be made on this machine, where they help nobody."""
+        """Without Drive in its place, its folders would be made on this machine, to no use."""
         if not self.drive.parent.is_dir():
             raise OSError(errno.ENOTCONN, "Drive is not mounted")
-
-    def _copy(self, job: CopyJob) -> None:
-        self._check_mounted()
-        copy_checkpoints(job.run, self.copy_of(job.run), job.checkpoints, job.best, self._count)
-        self.saved_at[job.run] = self.clock()
-        shutil.rmtree(job.staging, ignore_errors=True)
 
     def _count(self, size: int) -> None:
         self.current_bytes += size
@@ -248,7 +264,7 @@ class DriveCopier:
 
 
 class CopyWhenSaved(TrainerCallback):
-    """Hands a trainer's checkpoints to the copier. At the save itself they are not complete yet: what comes next tells
+    """Hands a trainer's checkpoints to the copier. At the save itself they are not complete yet: what comes next shows
     that they are."""
 
     def __init__(self, copier: DriveCopier):
@@ -260,15 +276,11 @@ class CopyWhenSaved(TrainerCallback):
             self.saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self._hand_over()
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._hand_over()
-
-    def _hand_over(self) -> None:
         saved, self.saved = self.saved, None
         if saved is not None:
             self.copier.copy_later(saved.parent, saved)
+
+    on_train_end = on_step_begin
 
 
 def link(source: str, target: str) -> None:
@@ -280,11 +292,8 @@ def link(source: str, target: str) -> None:
 
 
 def wait_for_drive(copier: DriveCopier | None, tell: Callable[[], None]) -> str:
-    """Wait for the last copy, but no longer than until ■ is pressed.
-
-    Returns:
-        What came of it, as a sentence after a blank; "" where there is no Drive.
-    """
+    """Wait for the last copy, but no longer than until ■ is pressed; returns the outcome, as a sentence after a blank,
+    "" where there is no Drive."""
     if copier is None:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Runs of earlier sessions: brought back from Drive when a session begins, and told of."""
+"""Runs of earlier sessions: brought back from Drive when a session begins, and described in a sentence."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +15,7 @@ from ...training.checkpoint import (
     numbered_checkpoints,
 )
 from ...training.device import GB
-from .copy_status import problem_of
-from .drive_copy import DriveCopier
+from .drive_copy import DriveCopier, problem_of
 from .run_copy import (
     FINISHED,
     NOTHING,
@@ -36,13 +35,8 @@ UNTOUCHED_SECONDS = 3600.0
 
 @dataclass
 class Returned:
-    """What was brought back from Drive.
-
-    Attributes:
-        models: their folders on this machine.
-        damaged: what did not verify and was left out.
-        failed: what could not be brought back, and why.
-    """
+    """What was brought back from Drive: the models' folders on this machine; what did not verify and was left out; what
+    could not be brought back, and why."""
 
     models: list[Path] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
@@ -109,11 +103,8 @@ def _on_its_own(name: str, result: Returned) -> Iterator[None]:
 
 
 def fetch_sentences(copier: DriveCopier | None, models: Sequence[Path]) -> list[tuple[str, str]]:
-    """Bring back those of `models` that are further on Drive than here, before they are trained on.
-
-    Returns:
-        What to say of it, as (sentence, status).
-    """
+    """Bring back those of `models` that are further on Drive than here, before they are trained on; returns what to say
+    of it, as (sentence, status)."""
     said = []
     for model in models if copier is not None else ():
         try:
@@ -137,25 +128,24 @@ def newest_run(runs: Path) -> Path | None:
     for settings in runs.glob(f"*/*/*/{SETTINGS_FILE}"):
         model = settings.parent
         if not _is_hidden(settings, runs):
-            times[model.parent] = max(times.get(model.parent, 0.0), _saved_at(model))
+            complete = [path / COMPLETE_FILE for _, path in numbered_checkpoints(model)]
+            files = [path for path in (settings, model / RESULTS_FILE, *complete) if path.is_file()]
+            times[model.parent] = max(times.get(model.parent, 0.0), *(path.stat().st_mtime for path in files))
     return max(times, key=times.__getitem__, default=None)
 
 
 def run_sentence(run: Path) -> str:
     """How far the models of a run are, or how many trials of a sweep are finished."""
+    models = sorted(settings.parent for settings in run.glob(f"*/{SETTINGS_FILE}") if settings.parent.name[0] != ".")
     try:
-        progress = _progress(run)
+        if trials := read_trials(run):
+            finished = sum(row["state"] == "finished" for row in trials)
+            progress = f"{finished} of {len(trials)} trials are finished"
+        else:
+            progress = ", ".join(f"{model.name} {_state(model)}" for model in models)
     except (OSError, ValueError, LookupError, TypeError):  # whatever a damaged file of the run may give
         progress = "what is saved of it cannot be read"
     return f"{run.parent.name}/{run.name}: {progress}"
-
-
-def _progress(run: Path) -> str:
-    if trials := read_trials(run):
-        finished = sum(row["state"] == "finished" for row in trials)
-        return f"{finished} of {len(trials)} trials are finished"
-    models = sorted(settings.parent for settings in run.glob(f"*/{SETTINGS_FILE}") if settings.parent.name[0] != ".")
-    return ", ".join(f"{model.name} {_state(model)}" for model in models)
 
 
 def is_finished(run: Path) -> bool:
@@ -176,12 +166,6 @@ def _state(model: Path) -> str:
         return "has no checkpoint yet"
     state = training_state(dict(numbered_checkpoints(model))[progress])
     return f"is at update {progress:,} of {state['max_steps']:,}"
-
-
-def _saved_at(model: Path) -> float:
-    complete = [path / COMPLETE_FILE for _, path in numbered_checkpoints(model)]
-    files = [model / SETTINGS_FILE, model / RESULTS_FILE, *complete]
-    return max(path.stat().st_mtime for path in files if path.is_file())
 
 
 def _name(model: Path) -> str:

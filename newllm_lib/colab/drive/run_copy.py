@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ...training.callbacks import CURVES_FILE, METRICS_FILE
 from ...training.checkpoint import (
     CHECKPOINT_NAME,
     RESULTS_FILE,
@@ -21,7 +22,6 @@ from ...training.checkpoint import (
     read_results,
 )
 from ...training.disk import OLD, PARTIAL, discard, temporary
-from ...training.report import CURVES_FILE, METRICS_FILE
 from .verified_copy import (
     MANIFEST_FILE,
     NAME,
@@ -38,30 +38,22 @@ from .verified_copy import (
     update_files,
 )
 
-# Of a run that is not finished only these are worth keeping beside its checkpoints: the others are still to come.
+# Only these of an unfinished run are worth keeping beside its checkpoints: the others are still to come.
 OF_AN_UNFINISHED_RUN = (SETTINGS_FILE, METRICS_FILE, CURVES_FILE)
 FINISHED, NOTHING = math.inf, -1  # how far a run is, in updates
 
 
 @dataclass
 class BroughtBack:
-    """What has come of bringing a run back.
-
-    Attributes:
-        progress: the update it goes on from, FINISHED, or NOTHING if nothing was brought back.
-        damaged: what had to be left out.
-    """
+    """What has come back of a run: the update it goes on from (FINISHED, or NOTHING if nothing was brought back), and
+    what is damaged and had to be left out."""
 
     progress: float = NOTHING
     damaged: list[str] = field(default_factory=list)
 
 
 def training_state(checkpoint: Path) -> dict[str, Any]:
-    """What transformers' Trainer has noted of itself in a checkpoint.
-
-    Raises:
-        DamagedCopy: it does not read as that.
-    """
+    """What transformers' Trainer has noted of itself in a checkpoint. Raises DamagedCopy: it does not read as that."""
     try:
         state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
         return {"max_steps": int(state["max_steps"]), "best": state["best_model_checkpoint"]}
@@ -71,10 +63,7 @@ def training_state(checkpoint: Path) -> dict[str, Any]:
 
 def best_beside(checkpoint: Path) -> str | None:
     """The name of the best checkpoint so far, whose weights become the run's result; None if nothing was evaluated.
-
-    Raises:
-        DamagedCopy: the state is damaged, or what it names is no checkpoint.
-    """
+    Raises DamagedCopy: the state is damaged, or what it names is no checkpoint."""
     best = training_state(checkpoint)["best"]
     if best is None:
         return None
@@ -106,7 +95,7 @@ def copy_checkpoints(
     stay.
 
     Args:
-        checkpoints: complete ones that nobody is writing to, the newest last; the best one is among them, for without
+        checkpoints: complete ones that are not being written, the newest last; the best one is among them, for without
             it the run could not be ended as it would have been.
 
     Raises:
@@ -114,7 +103,7 @@ def copy_checkpoints(
     """
     copy.mkdir(parents=True, exist_ok=True)
     tidy(copy)
-    update_files(run, copy, [name for name in OF_AN_UNFINISHED_RUN if (run / name).is_file()], report)
+    update_files(run, copy, [name for name in OF_AN_UNFINISHED_RUN if (run / name).is_file()])
     for checkpoint in checkpoints:
         if not holds_copy_of(checkpoint, copy / checkpoint.name):
             copy_folder(checkpoint, copy / checkpoint.name, report)
@@ -127,7 +116,7 @@ def copy_checkpoints(
             discard(temporary(path, OLD))
 
 
-def bring_back(copy: Path, run: Path, beyond: float = NOTHING, report: Report = lambda size: None) -> BroughtBack:
+def bring_back(copy: Path, run: Path, beyond: float = NOTHING) -> BroughtBack:
     """Bring a run back from its copy, in place of what is in `run`: finished as it is, else with the newest checkpoint
     that verifies and the best one.
 
@@ -141,10 +130,8 @@ def bring_back(copy: Path, run: Path, beyond: float = NOTHING, report: Report = 
     partial = temporary(run, PARTIAL)
     discard(partial)
     try:
-        if _bring_finished(copy, partial, result, report):
-            result.progress = FINISHED
-        else:
-            result.progress = _bring_unfinished(copy, partial, beyond, result, report)
+        is_finished = _bring_finished(copy, partial, result)
+        result.progress = FINISHED if is_finished else _bring_unfinished(copy, partial, beyond, result)
         if result.progress > beyond:
             replace_folder(partial, run)
     finally:
@@ -152,11 +139,11 @@ def bring_back(copy: Path, run: Path, beyond: float = NOTHING, report: Report = 
     return result
 
 
-def _bring_finished(copy: Path, partial: Path, result: BroughtBack, report: Report) -> bool:
+def _bring_finished(copy: Path, partial: Path, result: BroughtBack) -> bool:
     if RESULTS_FILE not in read_manifest(copy).files:
         return False
     try:
-        bring_folder(copy, partial, report)
+        bring_folder(copy, partial)
         if read_results(partial) is None:
             raise DamagedCopy("its files are not those of a finished run")
         return True
@@ -166,13 +153,13 @@ def _bring_finished(copy: Path, partial: Path, result: BroughtBack, report: Repo
         return False
 
 
-def _bring_unfinished(copy: Path, partial: Path, beyond: float, result: BroughtBack, report: Report) -> float:
+def _bring_unfinished(copy: Path, partial: Path, beyond: float, result: BroughtBack) -> float:
     """The update that was brought back, or NOTHING."""
     states = read_manifest(copy).files.get(SETTINGS_FILE)
     if states is None:
         return NOTHING
     try:
-        copy_checked(plain_file(copy, SETTINGS_FILE), partial / SETTINGS_FILE, states, report)
+        copy_checked(plain_file(copy, SETTINGS_FILE), partial / SETTINGS_FILE, states)
     except DamagedCopy as damage:
         result.damaged.append(str(damage))
         return NOTHING
@@ -180,21 +167,21 @@ def _bring_unfinished(copy: Path, partial: Path, beyond: float, result: BroughtB
     # Without its best checkpoint a run goes on, but may end with other weights: that is the second choice.
     for needs_best in (True, False):
         for path in candidates:
-            if not _bring_checkpoint(path, partial, result, report):
+            if not _bring_checkpoint(path, partial, result):
                 continue
             best = best_beside(partial / path.name)
-            if best in (None, path.name) or _bring_checkpoint(copy / best, partial, result, report) or not needs_best:
+            if best in (None, path.name) or _bring_checkpoint(copy / best, partial, result) or not needs_best:
                 os.utime(partial / path.name)  # transformers takes the checkpoint that was changed last for the newest
                 return _step(path)
             discard(partial / path.name)
     return NOTHING
 
 
-def _bring_checkpoint(path: Path, partial: Path, result: BroughtBack, report: Report) -> bool:
+def _bring_checkpoint(path: Path, partial: Path, result: BroughtBack) -> bool:
     if any(damage.startswith(f"{path.name}:") for damage in result.damaged):
         return False
     try:
-        bring_folder(path, partial / path.name, report)
+        bring_folder(path, partial / path.name)
         best_beside(partial / path.name)
         if is_complete(partial / path.name):
             return True
@@ -211,11 +198,8 @@ def _step(path: Path) -> int:
 
 
 def bring_missing_files(copy: Path, folder: Path) -> list[str]:
-    """Bring back the single files of a copied folder that are not in `folder`; returns those that are damaged.
-
-    Raises:
-        OSError: a disk is full, or gone.
-    """
+    """Bring back the single files of a copied folder that are not in `folder`; returns those that are damaged. Raises
+    OSError: a disk is full, or gone."""
     damaged = []
     for name, states in read_manifest(copy).files.items():
         # Hidden files are never copied, and those in folders below come with these.

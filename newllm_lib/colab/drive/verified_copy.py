@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...training.checkpoint import write_json
-from ...training.disk import OLD, PARTIAL, discard, temporary
+from ...data.files import content_hash
+from ...training.disk import OLD, PARTIAL, discard, temporary, write_json
 
 MANIFEST_FILE = "manifest.json"
 CHUNK_BYTES = 2**22
 NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")  # of a file in its folder, and of no other
 LARGEST = 2**62  # bytes, or nanoseconds
 
-Report = Callable[[int], None]  # told of the bytes of every chunk
+Report = Callable[[int], None]  # takes the bytes of every chunk
 
 
 class DamagedCopy(OSError):
@@ -34,12 +34,8 @@ class DamagedCopy(OSError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of copies holds.
-
-    Attributes:
-        files: name -> the states that the file may be in, the newest first: {"bytes", "sha256", "modified" (ns)}.
-        saved_at: seconds since 1970.
-    """
+    """What a folder of copies holds: file name -> the states that the file may be in, the newest first ({"bytes",
+    "sha256", "modified" (ns)}); and when it was saved, in seconds since 1970."""
 
     files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     saved_at: float = 0.0
@@ -51,25 +47,19 @@ class Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder of copies, as far as it states files in that folder; an empty one if there is none, or
-    one that is damaged.
-
-    Raises:
-        OSError: the disk is gone, or does not let it be read.
-    """
+    one that is damaged. Raises OSError: the disk is gone, or does not let it be read."""
+    files = {}
     try:
         content = json.loads((folder / MANIFEST_FILE).read_bytes())
-        inside = {name: _states(states) for name, states in content["files"].items() if _is_inside(name)}
+        for name, states in content["files"].items():
+            if all(NAME.fullmatch(part) for part in name.split("/")) and (found := _states(states)):
+                files[name] = found
         saved_at = float(content["saved_at"])
     except (FileNotFoundError, NotADirectoryError):
         return Manifest()
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return Manifest()
-    files = {name: states for name, states in inside.items() if states}
     return Manifest(files, saved_at) if math.isfinite(saved_at) else Manifest()
-
-
-def _is_inside(name: str) -> bool:
-    return all(NAME.fullmatch(part) for part in name.split("/"))
 
 
 def _states(states: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -84,12 +74,8 @@ def write_manifest(folder: Path, files: dict[str, list[dict[str, Any]]]) -> None
 
 def fingerprint(path: Path) -> dict[str, Any]:
     """{"bytes", "sha256", "modified"} of a file."""
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return {"bytes": size, "sha256": digest.hexdigest(), "modified": path.stat().st_mtime_ns}
+    status = path.stat()
+    return {"bytes": status.st_size, "sha256": content_hash(path), "modified": status.st_mtime_ns}
 
 
 def same_content(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -100,13 +86,8 @@ def same_content(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def copy_checked(
     source: Path, target: Path, states: Sequence[dict[str, Any]] | None = None, report: Report = lambda size: None
 ) -> dict[str, Any]:
-    """Copy one file and read the copy back.
-
-    Args:
-        states: what the manifest states of `source`, which has to be one of these; None: whatever it is.
-
-    Returns:
-        The copy's fingerprint, with the time at which `source` was modified.
+    """Copy one file and read the copy back; `source` has to be in one of the `states` that the manifest gives, if any.
+    Returns the copy's fingerprint, with the time at which `source` was modified.
 
     Raises:
         DamagedCopy: `source` is in none of the states, or the copy cannot be read back.
@@ -136,19 +117,13 @@ def copy_checked(
 
 
 def copy_folder(source: Path, target: Path, report: Report = lambda size: None) -> None:
-    """Copy a folder that nobody is writing to; `target` is replaced as a whole, or not at all.
-
-    Raises:
-        OSError: as `copy_checked`.
-    """
+    """Copy a folder that is not being written; `target` is replaced as a whole, or not at all. Raises OSError: as
+    `copy_checked`."""
     partial = temporary(target, PARTIAL)
     discard(partial)
     try:
-        files = {
-            path.relative_to(source).as_posix(): [copy_checked(path, partial / path.relative_to(source), report=report)]
-            for path in files_of(source)
-        }
-        write_manifest(partial, files)
+        names = [path.relative_to(source).as_posix() for path in files_of(source)]
+        write_manifest(partial, {n: [copy_checked(source / n, partial / n, report=report)] for n in names})
         replace_folder(partial, target)
     except OSError:
         discard(partial)  # a full disk needs the room
@@ -169,7 +144,7 @@ def holds_copy_of(source: Path, target: Path) -> bool:
     )
 
 
-def bring_folder(source: Path, target: Path, report: Report = lambda size: None) -> None:
+def bring_folder(source: Path, target: Path) -> None:
     """Copy the files of a folder of copies, and nothing else, back to where they can be used.
 
     Raises:
@@ -180,28 +155,21 @@ def bring_folder(source: Path, target: Path, report: Report = lambda size: None)
     if not stated:
         raise DamagedCopy("it was not copied to its end")
     for name, states in stated.items():
-        copy_checked(plain_file(source, name), target / name, states, report)
+        copy_checked(plain_file(source, name), target / name, states)
 
 
 def plain_file(folder: Path, name: str) -> Path:
-    """The path of a file of a copy.
-
-    Raises:
-        DamagedCopy: there is none, or only a link that leads elsewhere.
-    """
+    """The path of a file of a copy. Raises DamagedCopy: there is none, or only a link that leads elsewhere."""
     path = folder / name
     if not path.is_file() or path.resolve() != folder.resolve() / name:
         raise DamagedCopy(f"{name} is missing")
     return path
 
 
-def update_files(source: Path, target: Path, names: Sequence[str], report: Report = lambda size: None) -> None:
+def update_files(source: Path, target: Path, names: Sequence[str]) -> None:
     """Bring single files of the folder `target` up to date, in the order of `names`. While they are renamed into place,
-    the manifest knows what each was and what it becomes, so that it is right at any moment.
-
-    Raises:
-        OSError: as `copy_checked`.
-    """
+    the manifest knows what each was and what it becomes, so that it is right at any moment. Raises OSError: as
+    `copy_checked`."""
     stated = read_manifest(target).files
     changed = [name for name in names if not _is_up_to_date(source / name, target / name, stated.get(name, []))]
     if not changed and all(len(stated[name]) == 1 for name in names):
@@ -210,7 +178,7 @@ def update_files(source: Path, target: Path, names: Sequence[str], report: Repor
     copies = {name: stated[name][0] for name in names if name not in changed}
     try:
         for name in changed:
-            copies[name] = copy_checked(source / name, temporary(target / name, PARTIAL), report=report)
+            copies[name] = copy_checked(source / name, temporary(target / name, PARTIAL))
         write_manifest(target, {**stated, **{name: [copies[name], *stated.get(name, [])] for name in changed}})
     except OSError:
         for name in changed:
@@ -222,7 +190,7 @@ def update_files(source: Path, target: Path, names: Sequence[str], report: Repor
 
 
 def _is_up_to_date(source: Path, target: Path, states: Sequence[dict[str, Any]]) -> bool:
-    """True if `target` is a copy of `source`. Of several states in which it may be, a file has to be read to tell."""
+    """True if `target` is a copy of `source`. A file that may be in several states has to be read."""
     if not states or not target.is_file():
         return False
     content = fingerprint(source)
@@ -241,10 +209,7 @@ def replace_folder(partial: Path, target: Path) -> None:
 
 def tidy(folder: Path, untouched_seconds: float = 0.0) -> None:
     """Remove what a copy that was cut off has left in `folder`, and put back what had just given way to it.
-
-    Args:
-        untouched_seconds: leave alone what was changed since: somebody else may be at work on it.
-    """
+    `untouched_seconds`: leave alone what was changed since: another session may be at work on it."""
     hidden = sorted(folder.glob(".*"))
     left = [path for path in hidden if path.name.endswith((OLD, PARTIAL)) or path.name.startswith(f".{MANIFEST_FILE}.")]
     for path in left:

@@ -12,11 +12,7 @@ _chosen = "en"
 
 
 def use_language(code: str) -> None:
-    """Let `text` speak this language from now on; a session has one.
-
-    Raises:
-        InputError: there is no such language.
-    """
+    """Let `text` speak this language from now on; a session has one. Raises InputError: there is no such language."""
     global _chosen
     if code not in LANGUAGES:
         raise InputError(f"the language has to be one of {', '.join(LANGUAGES)}, got {code!r}.")

@@ -38,9 +38,8 @@ def lwf_phrases(arguments: dict[str, QloraLwfArguments], measured: dict[str, Mea
     ((model, args),) = arguments.items()
     base, conversations, rows = base_of(args), taken_conversations(args), str(args.effective_batch_size)
     config, trained = config_of(base), count_trainable(args, base)
-    bits, count = text("in 4 bit" if args.load_in_4bit else "in full precision"), f"{trained:,}"
-    if trained >= 100_000:
-        count = f"{trained / 1e6:.2f} M"
+    bits = text("in 4 bit" if args.load_in_4bit else "in full precision")
+    count = f"{trained:,}" if trained < 100_000 else f"{trained / 1e6:.2f} M"
     parts = [f"<b>{escape(base.name)}</b> {bits}", text("<b>{count}</b> trainable parameters", count=count)]
     if conversations is not None:
         stretches = round(args.rehearsal_ratio * conversations)
@@ -173,9 +172,8 @@ def _updates(args: DpoArguments) -> int | None:
 def sequence_tokens(args: DpoArguments) -> float:
     """Tokens of a generated prompt with one of its answers, on average."""
     new_tokens = args.new_tokens if args.sft_epochs > 0 else 0
-    return min(
-        _mean_tokens(base_of(args), new_tokens, min(args.pairs, SAMPLED_PAIRS), args.pairs_seed), args.max_length
-    )
+    mean = _mean_tokens(base_of(args), new_tokens, min(args.pairs, SAMPLED_PAIRS), args.pairs_seed)
+    return min(mean, args.max_length)
 
 
 @functools.lru_cache(maxsize=8)

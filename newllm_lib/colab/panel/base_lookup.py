@@ -20,32 +20,19 @@ from .text_source import file_identity
 
 # The package's model before it is converted for the first time; afterwards its own config is read.
 OFFLINE_CONFIG = {
-    "vocab_size": 262_144,
-    "hidden_size": 640,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 18,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
-    "head_dim": 256,
-    "query_pre_attn_scalar": 256,
-}
+    "vocab_size": 262_144, "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18,
+    "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar": 256,
+}  # fmt: skip
 
 
 def base_of(args: AdapterArguments) -> BaseModel:
-    """The base model that these settings lead to.
-
-    Raises:
-        InputError: there is none within reach.
-    """
+    """The base model that these settings lead to. Raises InputError: there is none within reach."""
     return base_named(args.model, args.data_source == "offline")
 
 
 def base_named(model: str | None, offline: bool = False) -> BaseModel:
-    """`find_base_model`, but what was found, or could not be, is not looked for again in the same session.
-
-    Raises:
-        InputError: there is none within reach.
-    """
+    """`find_base_model`, but what was found, or could not be, is not looked for again in the same session. Raises
+    InputError: there is none within reach."""
     folder = Path(model or "").expanduser()
     stamp = ()
     if model and folder.is_dir():  # it is found anew when its weights change
@@ -67,11 +54,8 @@ def _find(model: str | None, offline: bool, stamp: tuple) -> tuple[BaseModel | N
 
 
 def config_of(base: BaseModel) -> PreTrainedConfig:
-    """The base model's sizes; nothing is converted or downloaded for them but a file of a few kB.
-
-    Raises:
-        InputError: transformers does not know this kind of model.
-    """
+    """The base model's sizes; nothing is converted or downloaded for them but a file of a few kB. Raises InputError:
+    transformers does not know this kind of model."""
     if base.path == offline_gemma.NAME and not offline_gemma.converted_folder().exists():
         return Gemma3TextConfig(**OFFLINE_CONFIG)
     try:
@@ -114,21 +98,15 @@ def resolve_lwf(args: QloraLwfArguments) -> dict[str, str]:
 
 
 def check_lwf(args: QloraLwfArguments) -> None:
-    """Refuse what does not fit into the GPU's memory; nothing is looked up where there is none.
-
-    Raises:
-        InputError: naming the nearest setting that fits.
-    """
+    """Refuse what does not fit into the GPU's memory; nothing is looked up where there is none. Raises InputError:
+    naming the nearest setting that fits."""
     if find_device(args.use_cpu).memory_gb is not None:
         check_memory(args, config_of(base_of(args)))
 
 
 def resolve_pairs(args: DpoArguments) -> dict[str, str]:
-    """The extra entry for the run's identity: the weights of the model that is tuned.
-
-    Raises:
-        InputError: no such model.
-    """
+    """The extra entry for the run's identity: the weights of the model that is tuned. Raises InputError
+    where there is no such model."""
     return {"base": base_of(args).identity}
 
 

@@ -10,51 +10,24 @@ import ipywidgets as widgets
 
 from ...errors import InputError
 from ..page.languages import text
-from ..page.notices import escape
+from ..page.notices import SLIDER, escape, html_widget, small_html
 
 # What the panel calls a field where its own name would not tell a student; also the order of the panel.
 LABELS = {
-    "trials": "trials",
-    "search_beta": "beta",
-    "search_learning_rate": "learning rate",
-    "search_lora_r": "rank",
-    "search_loss_type": "loss",
-    "data_source": "data",
-    "data": "your file",
-    "eval_data": "held-out file",
-    "skip_bad_rows": "skip bad rows",
-    "dataset": "dataset",
-    "pairs": "pairs",
-    "max_samples": "rows taken",
-    "tokenizer": "tokenizer",
-    "vocab_size": "vocabulary",
-    "max_length": "row length",
-    "num_parameters": "parameters",
-    "num_layers": "layers",
-    "model": "base model",
-    "load_in_4bit": "4 bit",
-    "lora_r": "rank",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout of the adapters",
-    "repetition_penalty": "repetition penalty",
-    "distill_weight": "held to the base",
-    "temperature": "temperature",
-    "rehearsal_ratio": "rehearsal",
-    "rehearsal_data": "file to rehearse",
-    "rehearsal_eval_data": "file for forgetting",
-    "beta": "beta",
-    "loss_type": "loss",
-    "loss_on": "learn",
-    "max_steps": "updates",
-    "num_train_epochs": "epochs",
-    "learning_rate": "learning rate",
-    "sft_epochs": "all answers first",
-    "sft_weight": "weight of the chosen",
-    "per_device_train_batch_size": "batch size",
-    "gradient_accumulation_steps": "accumulation",
-    "activation_checkpointing": "compute twice",
-    "warmup_steps": "warm-up",
-}
+    "trials": "trials", "search_beta": "beta", "search_learning_rate": "learning rate", "search_lora_r": "rank",
+    "search_loss_type": "loss", "data_source": "data", "data": "your file", "eval_data": "held-out file",
+    "skip_bad_rows": "skip bad rows", "dataset": "dataset", "pairs": "pairs", "max_samples": "rows taken",
+    "tokenizer": "tokenizer", "vocab_size": "vocabulary", "max_length": "row length",
+    "num_parameters": "parameters", "num_layers": "layers", "model": "base model", "load_in_4bit": "4 bit",
+    "lora_r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout of the adapters",
+    "repetition_penalty": "repetition penalty", "distill_weight": "held to the base", "temperature": "temperature",
+    "rehearsal_ratio": "rehearsal", "rehearsal_data": "file to rehearse",
+    "rehearsal_eval_data": "file for forgetting", "beta": "beta", "loss_type": "loss", "loss_on": "learn",
+    "max_steps": "updates", "num_train_epochs": "epochs", "learning_rate": "learning rate",
+    "sft_epochs": "all answers first", "sft_weight": "weight of the chosen",
+    "per_device_train_batch_size": "batch size", "gradient_accumulation_steps": "accumulation",
+    "activation_checkpointing": "compute twice", "warmup_steps": "warm-up",
+}  # fmt: skip
 CHOICE_LABELS = {"file": "my file", "assistant": "the assistant's words", "all": "every token"}
 PRESET_TITLES = {
     "smoke": "Smoke: does everything run?",
@@ -114,11 +87,7 @@ class Control:
         return int(value) if self.kind is int else float(f"{value:.6g}")
 
     def set(self, value: Any) -> None:
-        """Show `value`; a slider of steps gets a step for it.
-
-        Raises:
-            InputError: the setting cannot have that value.
-        """
+        """Show `value`; a slider of steps gets a step for it. Raises InputError: the setting cannot have that value."""
         if value is None:
             value = "" if isinstance(self.widget, widgets.Text) else UNSET
         try:
@@ -157,12 +126,8 @@ def settings_fields(arguments_class: type) -> list[dataclasses.Field]:
 def make_control(
     field: dataclasses.Field, extra_values: Iterable[Any] = (), suggestions: Sequence[str] = ()
 ) -> Control:
-    """The control of one field.
-
-    Args:
-        extra_values: values a slider of steps has to have beside its own, such as those of presets.
-        suggestions: what a text field offers to whoever begins to type.
-    """
+    """The control of one field. A slider of steps also has the `extra_values`, such as those of presets; a text field
+    offers the `suggestions` while its user types."""
     metadata = metadata_of(field)
     kind, optional = _plain_type(field)
     layout = widgets.Layout(width="auto", min_width="0")
@@ -187,17 +152,13 @@ def labelled(field: dataclasses.Field, widget: widgets.Widget) -> widgets.Widget
     # ipywidgets 7 knows tooltips of buttons only, and the page fails to show a box that has one.
     if "tooltip" in widget.traits() and not isinstance(widget, widgets.Box):
         widget.tooltip = tooltip
-    heading = widgets.HTML(heading_html(field), layout=widgets.Layout(width="auto", min_width="0"))
-    return widgets.VBox([heading, widget], layout=widgets.Layout(width="auto"))
+    return widgets.VBox([html_widget(heading_html(field)), widget], layout=widgets.Layout(width="auto"))
 
 
 def heading_html(field: dataclasses.Field) -> str:
     """What stands over a widget: the setting's name and help."""
-    label, words = escape(text(label_of(field.name))), escape(text(help_of(field)))
-    return (
-        f'<div style="line-height:1.35;margin-top:8px"><b title="--{field.name}">{label}</b>'
-        f'<div style="opacity:.75;font-size:12px">{words}</div></div>'
-    )
+    label = f'<b title="--{field.name}">{escape(text(label_of(field.name)))}</b>'
+    return f'<div style="line-height:1.35;margin-top:8px">{label}{small_html(escape(text(help_of(field))))}</div>'
 
 
 def label_of(name: str) -> str:
@@ -207,9 +168,7 @@ def label_of(name: str) -> str:
 
 def _slider(field, metadata, kind, optional, extra_values) -> widgets.Widget:
     low, high = metadata["low"], metadata["high"]
-    # The knob at the left end is wider than the rail: without the margin half of it would be cut off.
-    layout = widgets.Layout(width="auto", min_width="0", margin="2px 2px 2px 8px")
-    common = {"continuous_update": False, "layout": layout}
+    common = {"continuous_update": False, "layout": widgets.Layout(**SLIDER)}
     if metadata.get("log") or optional or "steps" in metadata:
         steps = metadata.get("steps")
         if steps is None:
@@ -219,11 +178,11 @@ def _slider(field, metadata, kind, optional, extra_values) -> widgets.Widget:
         return widgets.SelectionSlider(options=options, value=default, **common)
     if kind is int:
         return widgets.IntSlider(min=int(low), max=int(high), value=field.default, **common)
-    step = _nice(max((high - low) / 50, 1e-9))
-    digits = max(-math.floor(math.log10(step)), 0)
-    return widgets.FloatSlider(
-        min=low, max=high, step=step, value=field.default, readout_format=f".{digits}f", **common
-    )
+    least = max((high - low) / 50, 1e-9)
+    power = 10 ** math.floor(math.log10(least))  # the step is the smallest of 1, 2, 5 times a power of ten above that
+    step = next(float(f"{m * power:.6g}") for m in (1, 2, 5, 10) if m * power >= least * (1 - 1e-9))
+    form = f".{max(-math.floor(math.log10(step)), 0)}f"
+    return widgets.FloatSlider(min=low, max=high, step=step, value=field.default, readout_format=form, **common)
 
 
 def log_steps(low: float, high: float, kind: type) -> list[float]:
@@ -233,12 +192,6 @@ def log_steps(low: float, high: float, kind: type) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 3, 5)]
     return [step for step in steps if low <= step <= high]
-
-
-def _nice(step: float) -> float:
-    """The smallest of 1, 2, 5 times a power of ten that is at least `step`."""
-    power = 10 ** math.floor(math.log10(step))
-    return next(float(f"{m * power:.6g}") for m in (1, 2, 5, 10) if m * power >= step * (1 - 1e-9))
 
 
 def _labelled(name: str, values: Iterable[Any]) -> list[tuple[str, Any]]:

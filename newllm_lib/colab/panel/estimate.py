@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ...data.text import HELD_OUT_SHARE
+from ...data.catalogue import HELD_OUT_SHARE
 from ...data.tokenizer import DEFAULT_VOCAB_SIZE
 from ...errors import InputError
 from ...models import build_config, build_model, count_parameters
@@ -20,8 +20,7 @@ from ...training.checkpoint import read_results
 from ...training.device import GB, find_device, freed_memory_kept, size
 from ...training.model_folder import read_config
 from ...training.new_model import BYTES_PER_PARAMETER, FEWEST_TYPES
-from ...training.trainer import count_training_tokens
-from ...training.update import timed_update
+from ...training.trainer import count_training_tokens, timed_update
 from ..page.languages import text
 
 BYTES_PER_TOKEN = {"byte": 1.0, "bpe": 3.7, "word": 5.2, "gpt2": 4.2}  # of English text
@@ -78,11 +77,7 @@ def measured_update(
     model: PreTrainedModel, args: StageArguments, rows: int, length: int, readings: int = 0
 ) -> MeasuredUpdate:
     """Measure an update of `model`, whose weights it changes, on `rows` rows of `length` random tokens; on fewer where
-    these take long, or do not fit on the GPU.
-
-    Args:
-        readings: as of `timed_update`.
-    """
+    these take long, or do not fit on the GPU. `readings`: as of `timed_update`."""
     kind = find_device(args.use_cpu).kind
     before = torch.cuda.memory_allocated() if kind == "cuda" else 0
     model = model.to(kind).train()
@@ -116,13 +111,11 @@ def measured_update(
 def minutes_phrase(seconds: float, models: int = 1) -> str:
     """How long all updates of a run take, of all its models. Evaluations are not counted: they are a few per cent of a
     long run."""
-    minutes = seconds / 60
-    if minutes < 1.5:
-        spoken = text("a minute")
-    elif minutes < 90:
-        spoken = text("{minutes} minutes", minutes=f"{minutes:.0f}")
-    else:
-        spoken = text("{hours} hours", hours=f"{minutes / 60:.1f}")
+    spoken = text("a minute")
+    if seconds >= 90 * 60:
+        spoken = text("{hours} hours", hours=f"{seconds / 3600:.1f}")
+    elif seconds >= 90:
+        spoken = text("{minutes} minutes", minutes=f"{seconds / 60:.0f}")
     phrase = "about <b>{minutes}</b> here for all updates (one was measured), plus evaluations"
     if models > 1:
         phrase = "about <b>{minutes}</b> here for all updates of both models (one was measured), plus evaluations"
@@ -164,12 +157,8 @@ def disk_phrase(args: StageArguments, needed: int) -> str:
 
 
 def phrases(arguments: dict[str, ModelArguments], measured: dict[str, MeasuredUpdate]) -> list[str]:
-    """What the live line says of models that are trained whole, one after the other, on the same data.
-
-    Args:
-        arguments: model -> its settings.
-        measured: what `measure` returned, or {}: no minutes and no memory.
-    """
+    """What the live line says of models (name -> settings) that are trained whole, one after the other, on the same
+    data; without what `measure` returned no minutes and no memory."""
     parameters = {model: count_model(args) for model, args in arguments.items()}
     args = next(iter(arguments.values()))
     updates, tokens = count_training_tokens(args, max(math.ceil(expected_tokens(args) / args.max_length), 1))
@@ -196,29 +185,21 @@ def phrases(arguments: dict[str, ModelArguments], measured: dict[str, MeasuredUp
 
 def measure(arguments: dict[str, ModelArguments]) -> dict[str, MeasuredUpdate]:
     """Model -> an update of it, from random weights."""
-    return {
-        model: measured_update(build_model(model_config(args)), args, args.per_device_train_batch_size, args.max_length)
-        for model, args in arguments.items()
-    }
+    models = ((model, args, build_model(model_config(args))) for model, args in arguments.items())
+    return {n: measured_update(model, a, a.per_device_train_batch_size, a.max_length) for n, a, model in models}
 
 
 def count_model(args: ModelArguments) -> int:
-    """Parameters of the model these settings describe.
-
-    Raises:
-        InputError: no width meets the wanted number of parameters.
-    """
+    """Parameters of the model these settings describe. Raises InputError: no width meets the wanted number of
+    parameters."""
     return count_parameters(model_config(args))
 
 
 def model_config(args: ModelArguments) -> PreTrainedConfig:
     """The config of the model that will be trained: the start model's, with positions for a whole row, or a new one.
-
-    Raises:
-        InputError: no width meets the wanted number of parameters.
-    """
-    if (start := start_of(args)) is not None:
-        config = read_config(start)
+    Raises InputError: no width meets the wanted number of parameters."""
+    if getattr(args, "model", None) is not None:  # stages that begin from nothing have no such setting
+        config = read_config(args.model)
         if hasattr(config, "n_positions"):
             config.n_positions = max(config.n_positions, args.max_length)
         return config
@@ -230,11 +211,6 @@ def model_config(args: ModelArguments) -> PreTrainedConfig:
 
 
 _solved = functools.lru_cache(maxsize=256)(build_config)  # a slider asks for it with every move
-
-
-def start_of(args: ModelArguments) -> str | None:
-    """The folder of the model that a run goes on with; stages that begin from nothing have no such setting."""
-    return getattr(args, "model", None)
 
 
 def data_size(args: StageArguments) -> DataSize:
@@ -262,7 +238,7 @@ def expected_tokens(args: ModelArguments) -> float:
 
 def bytes_per_token(args: ModelArguments) -> float:
     """As the results of the start model have it; else about what its kind of tokenizer makes of English text."""
-    start = start_of(args)
+    start = getattr(args, "model", None)
     results = read_results(Path(start)) if start is not None else None
     if results and results.get("bits_per_byte"):
         return results["loss"] / math.log(2) / results["bits_per_byte"]

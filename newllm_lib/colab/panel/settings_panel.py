@@ -1,9 +1,11 @@
-"""The settings panel of a stage: presets, sliders by group, and a live line that says what the settings will cost."""
+"""The settings panel of a stage: presets, sliders by group, and a live line that says what the settings will cost, and
+where their run stands."""
 
 import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,19 @@ from IPython.display import display
 from ...data.tokenizer import DEFAULT_VOCAB_SIZE, TOKENIZERS
 from ...errors import InputError
 from ...stages.sft import OF_THE_MODEL
-from ...training.checkpoint import write_json
+from ...training.checkpoint import read_results
 from ...training.device import find_device
+from ...training.disk import write_json
 from ..page.languages import LANGUAGES, text, use_language
-from ..page.notices import error_html, escape, in_one_sentence, say
-from .controls import PRESET_TITLES, Control, in_the_panels_words, make_control, settings_fields
+from ..page.notices import FAINT, error_html, escape, html_widget, in_one_sentence, say, wrapping_row
+from ..storage import is_only_on_drive
+from .controls import PRESET_TITLES, Control, in_the_panels_words, make_control, metadata_of, settings_fields
 from .estimate import MeasuredUpdate, count_model
-from .layout import columns, folder_phrase, group_html, live_line_html, panel_box, run_state
 from .stage import NotebookStage
 from .start_models import finished_runs, start_sentence
 from .text_source import data_identity, dataset_of_file, file_identity, resolve_source
 
-# The environment may decide these: for whoever runs a notebook without looking at it.
+# The environment may decide these, where a notebook runs without a reader.
 ENVIRONMENT = {"NEWLLM_DATA_SOURCE": "data_source", "NEWLLM_MODEL": "model"}
 # Where things come from is not a preset's business.
 NOT_OF_A_PRESET = (
@@ -69,21 +72,23 @@ class SettingsPanel:
         }
         self.defaults = {name: control.value for name, control in self.controls.items()}
         self.starts = [*map(str, finished_runs(runs, stage.continues, self.models)), FROM_SCRATCH]
-        wide = {"width": "auto", "flex": "1 1 240px"}
-        self.preset = widgets.Dropdown(options=list(self.presets), layout=widgets.Layout(**wide))
-        self.start = widgets.Dropdown(options=self.starts, layout=widgets.Layout(**wide))
+        wide = widgets.Layout(width="auto", flex="1 1 240px")
+        self.preset = widgets.Dropdown(options=list(self.presets), layout=wide)
+        self.start = widgets.Dropdown(options=self.starts, layout=wide)
         self.newest = self.start.value
         self.language = widgets.ToggleButtons(
             options=[(name, code) for code, name in LANGUAGES.items()], style={"button_width": "auto"}
         )
         self.reset = widgets.Button(layout=widgets.Layout(width="150px"))
-        self.line = widgets.HTML(layout=widgets.Layout(width="auto"))
+        self.line = html_widget()
         self.columns = columns(fields, self.controls)
         self.titles = {name: widgets.HTML() for name in ("preset", "go on from")}
         lines = [[self.language], [self.titles["preset"], self.preset, self.reset]]
         if stage.continues:
             lines.append([self.titles["go on from"], self.start])
-        self.box = panel_box(lines, self.columns.values(), self.line)
+        top = [wrapping_row(*parts, width="auto", max_width="640px") for parts in lines]
+        body = wrapping_row(*self.columns.values(), align_items="stretch")
+        self.box = widgets.VBox([*top, body, self.line], layout=widgets.Layout(width="100%"))
         self._restore()
         self.language.observe(lambda change: self._speak(), names="value")
         self.preset.observe(lambda change: self._filling or self._apply_preset(), names="value")
@@ -129,11 +134,8 @@ class SettingsPanel:
         return values
 
     def arguments(self, model_type: str) -> Any:
-        """The settings of one model's run, in the run folder that belongs to them.
-
-        Raises:
-            InputError: the settings as they stand cannot be run.
-        """
+        """The settings of one model's run, in the run folder that belongs to them. Raises InputError: the settings as
+        they stand cannot be run."""
         values = self.values()
         values |= self._resolved(values)
         values["preset"] = self.preset.value
@@ -181,8 +183,7 @@ class SettingsPanel:
         except (ValueError, TypeError) as error:  # transformers' own checks
             raise InputError(" ".join(str(error).split())) from error
 
-    def _make_control(self, field: dataclasses.Field, extra_values: list[Any]) -> Control:
-        return make_control(field, extra_values)
+    _make_control = staticmethod(make_control)
 
     def _speak(self) -> None:
         """Say everything in the language that is chosen."""
@@ -194,7 +195,8 @@ class SettingsPanel:
                 control.speak()
             self.preset.options = [(text(self.preset_titles[name]), name) for name in self.presets]
             self.preset.value = preset
-            self.start.options = [(_start_title(run), run) for run in self.starts]
+            new = text("nothing: train new models")
+            self.start.options = [("/".join(Path(run).parts[-2:]) if run else new, run) for run in self.starts]
             self.start.value = start
         finally:
             self._filling = False
@@ -274,7 +276,9 @@ class SettingsPanel:
         except InputError as error:
             return error_html(error, in_the_panels_words)
         folder = self._run_folder(Path(arguments[self.models[0]].output_dir))
-        lines = [" · ".join(parts), folder_phrase(folder, self._state(folder))]
+        state = self._state(folder)
+        lines = [" · ".join(parts)]
+        lines.append(text("run folder <b>{folder}</b>: {state}", folder=escape(folder.name), state=state))
         if self.stage.continues:
             lines.append(escape(start_sentence(self.start_run, self.stage.continues, self.models)))
         if note:
@@ -286,13 +290,16 @@ class SettingsPanel:
         return output_dir.parent
 
     def _state(self, folder: Path) -> str:
-        """Whether the run is new, under way or finished."""
-        return run_state(folder, self.models)
-
-
-def _start_title(run: str) -> str:
-    """A run of an earlier notebook as the drop-down names it."""
-    return text("nothing: train new models") if run == FROM_SCRATCH else "/".join(Path(run).parts[-2:])
+        """Whether the run is new, under way or finished, by its models."""
+        states = []
+        for model in self.models:
+            if read_results(folder / model) is not None:
+                states.append(text("{model} is finished", model=model))
+            elif any((folder / model).glob("checkpoint-*")):
+                states.append(text("{model} will be continued", model=model))
+            elif is_only_on_drive(folder / model):
+                states.append(text("{model} will be brought back from Drive", model=model))
+        return ", ".join(states) or text("new")
 
 
 def read_panel_file(folder: Path) -> dict[str, Any]:
@@ -310,3 +317,28 @@ def last_language(runs: Path) -> str:
     files = sorted(runs.glob(f"*/{PANEL_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     found = (read_panel_file(path.parent).get("language") for path in files)
     return next((language for language in found if language in LANGUAGES), "en")
+
+
+def columns(fields: Iterable[dataclasses.Field], controls: Mapping[str, Control]) -> dict[str, widgets.VBox]:
+    """Group -> its controls below each other, a column: three where there is room, and none narrower than its
+    sliders."""
+    groups: dict[str, list[widgets.Widget]] = {}
+    for field in fields:
+        groups.setdefault(metadata_of(field)["group"], []).append(controls[field.name].box)
+    layout = {"flex": "1 1 290px", "min_width": "270px", "margin": "4px 16px 8px 0"}
+    return {
+        group: widgets.VBox([widgets.HTML(group_html(group)), *boxes], layout=widgets.Layout(**layout))
+        for group, boxes in groups.items()
+    }
+
+
+def group_html(group: str) -> str:
+    """The title of a column."""
+    style = f"font-weight:bold;font-size:15px;padding:2px 8px;background:{FAINT}"
+    return f'<div style="{style}">{escape(text(group))}</div>'
+
+
+def live_line_html(lines: Sequence[str]) -> str:
+    """HTML phrases below each other, on a faint ground."""
+    style = f"background:{FAINT};padding:6px 10px;line-height:1.6;font-size:14px;overflow-wrap:anywhere"
+    return f'<div style="{style}">{"<br>".join(lines)}</div>'

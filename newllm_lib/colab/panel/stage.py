@@ -17,68 +17,40 @@ from .base_lookup import check_lwf, check_pairs, resolve_lwf, resolve_pairs
 from .estimate import MeasuredUpdate, count_model, measure, phrases
 
 DIALOGUE = (
-    "Hello! How are you?",
-    "What did you do today?",
-    "What is your name?",
-    "Do you like music?",
-    "What are you going to do at the weekend?",
-    "I am so tired.",
-    "Can you help me, please?",
-    "What would you like to eat?",
-    "It is raining again.",
-    "Goodbye, see you tomorrow!",
-)
+    "Hello! How are you?", "What did you do today?", "What is your name?", "Do you like music?",
+    "What are you going to do at the weekend?", "I am so tired.", "Can you help me, please?",
+    "What would you like to eat?", "It is raining again.", "Goodbye, see you tomorrow!",
+)  # fmt: skip
 INSTRUCTIONS = (
-    "What is the Python module json for?",
-    "What does os.path.join do in Python?",
-    "Explain the Python class collections.Counter.",
-    "Describe the Python module random.",
-    "Name three animals that live in the sea.",
-    "What is the capital of France?",
-    "Why is the sky blue?",
-    "Give me one tip for learning a language.",
-    "Write a sentence about a cat.",
-    "What is a computer?",
-)
+    "What is the Python module json for?", "What does os.path.join do in Python?",
+    "Explain the Python class collections.Counter.", "Describe the Python module random.",
+    "Name three animals that live in the sea.", "What is the capital of France?", "Why is the sky blue?",
+    "Give me one tip for learning a language.", "Write a sentence about a cat.", "What is a computer?",
+)  # fmt: skip
 # For a model that has learned both to converse and to follow instructions.
 CONVERSATION = (*DIALOGUE[:5], *INSTRUCTIONS[5:])
 
 
 @dataclass(frozen=True)
 class NotebookStage:
-    """One notebook's stage.
+    """One notebook's stage; the dictionaries of `measure` and `phrases` go by the models' names."""
 
-    Attributes:
-        folder: where its runs are, in the storage.
-        arguments: the dataclass of its settings.
-        presets: name -> values of settings.
-        prepare: loads data, tokenizer and model; trains nothing.
-        run: trains.
-        models: trained one after the other, on the same data.
-        dataset: its name in the catalogue; "" where the panel offers several.
-        continues: folders of the notebooks whose finished models it goes on with, the preferred one first.
-        prompts: what the models are asked before and after.
-        check: raises InputError for settings that cannot be run.
-        resolve: fills in what only a look outside tells; returns extra entries for the run's identity.
-        measure: (name -> a model's settings) -> measured updates by name.
-        phrases: (name -> a model's settings, what `measure` returned or {}) -> the cost line, as HTML phrases.
-        hidden: settings that the panel does not offer.
-    """
-
-    folder: str
-    arguments: type
-    presets: dict[str, dict[str, Any]]
-    prepare: Callable[[Any], PreparedRun]
-    run: Callable[..., Path]
-    models: tuple[str, ...]
-    dataset: str
-    continues: tuple[str, ...] = ()
-    prompts: tuple[str, ...] = ()
-    check: Callable[[Any], Any] = count_model
+    folder: str  # where its runs are, in the storage
+    arguments: type  # the dataclass of its settings
+    presets: dict[str, dict[str, Any]]  # name -> values of settings
+    prepare: Callable[[Any], PreparedRun]  # loads data, tokenizer and model; trains nothing
+    run: Callable[..., Path]  # trains
+    models: tuple[str, ...]  # trained one after the other, on the same data
+    dataset: str  # its name in the catalogue; "" where the panel offers several
+    continues: tuple[str, ...] = ()  # notebooks whose finished models it goes on with, the preferred one first
+    prompts: tuple[str, ...] = ()  # what the models are asked before and after
+    check: Callable[[Any], Any] = count_model  # raises InputError for settings that cannot be run
+    # Fills in what only a look outside shows; returns extra entries for the run's identity.
     resolve: Callable[[Any], dict[str, Any]] = lambda args: {}
-    measure: Callable[[dict[str, Any]], dict[str, MeasuredUpdate]] = measure
+    measure: Callable[[dict[str, Any]], dict[str, MeasuredUpdate]] = measure  # takes the models' settings
+    # The cost line, as HTML phrases, of the models' settings and of what `measure` returned, or {}.
     phrases: Callable[[dict[str, Any], dict[str, MeasuredUpdate]], list[str]] = phrases
-    hidden: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()  # settings that the panel does not offer
 
     @property
     def data(self) -> Dataset:
@@ -92,38 +64,22 @@ class NotebookStage:
 
 
 PRETRAIN = NotebookStage(
-    folder="01_pretrain",
-    arguments=pretrain.PretrainArguments,
-    presets=pretrain.PRESETS,
-    prepare=pretrain.prepare,
-    run=pretrain.pretrain,
-    models=("newllm", "tiny-gpt2"),
-    dataset="wikitext",
-)
+    "01_pretrain", pretrain.PretrainArguments, pretrain.PRESETS, pretrain.prepare, pretrain.pretrain,
+    models=("newllm", "tiny-gpt2"), dataset="wikitext",
+)  # fmt: skip
 # A new model, where there is none to go on with, is as large as notebook 1 would make it.
 CHAT_PRESETS = {
     name: {size: value for size, value in pretrain.PRESETS.get(name, {}).items() if size in sft.OF_THE_MODEL} | values
     for name, values in sft.PRESETS.items()
 }
 DIALOGUE = NotebookStage(
-    folder="02_dailydialog",
-    arguments=sft.SftArguments,
-    presets=CHAT_PRESETS,
-    prepare=sft.prepare,
-    run=sft.sft,
-    models=("newllm", "tiny-gpt2"),
-    dataset="dailydialog",
-    continues=("01_pretrain",),
-    prompts=DIALOGUE,
-)
+    "02_dailydialog", sft.SftArguments, CHAT_PRESETS, sft.prepare, sft.sft,
+    models=("newllm", "tiny-gpt2"), dataset="dailydialog", continues=("01_pretrain",), prompts=DIALOGUE,
+)  # fmt: skip
 INSTRUCTIONS = dataclasses.replace(
-    DIALOGUE,
-    folder="03_dolly",
-    models=("newllm",),
-    dataset="dolly",
-    continues=("02_dailydialog", "01_pretrain"),
-    prompts=INSTRUCTIONS,
-)
+    DIALOGUE, folder="03_dolly", models=("newllm",), dataset="dolly",
+    continues=("02_dailydialog", "01_pretrain"), prompts=INSTRUCTIONS,
+)  # fmt: skip
 # Its 208,000 conversations take minutes to turn into tokens: the shorter presets take the first ones.
 CONVERSATION = dataclasses.replace(
     INSTRUCTIONS,
@@ -140,32 +96,15 @@ CONVERSATION = dataclasses.replace(
     prompts=CONVERSATION,
 )
 ADAPTER = NotebookStage(
-    folder="05_qlora_lwf",
-    arguments=qlora_lwf.QloraLwfArguments,
-    presets=qlora_lwf.PRESETS,
-    prepare=qlora_lwf.prepare_data,  # a look at the data needs no base in memory
-    run=qlora_lwf.qlora_lwf,
-    models=("tuned",),
-    dataset="alpaca",
-    prompts=PROMPTS,
-    check=check_lwf,
-    resolve=resolve_lwf,
-    measure=lwf_measure,
-    phrases=lwf_phrases,
-)
+    "05_qlora_lwf", qlora_lwf.QloraLwfArguments, qlora_lwf.PRESETS,
+    qlora_lwf.prepare_data, qlora_lwf.qlora_lwf,  # a look at the data needs no base in memory
+    models=("tuned",), dataset="alpaca", prompts=PROMPTS,
+    check=check_lwf, resolve=resolve_lwf, measure=lwf_measure, phrases=lwf_phrases,
+)  # fmt: skip
 PREFERENCES = NotebookStage(
-    folder="06_dpo",
-    arguments=dpo.DpoArguments,
-    presets=dpo.PRESETS,
-    prepare=dpo.prepare,
-    run=dpo.dpo,
-    models=("tuned",),
-    dataset="",
-    check=check_pairs,
-    resolve=resolve_pairs,
-    measure=pair_measure,
-    phrases=pair_phrases,
-)
+    "06_dpo", dpo.DpoArguments, dpo.PRESETS, dpo.prepare, dpo.dpo, models=("tuned",), dataset="",
+    check=check_pairs, resolve=resolve_pairs, measure=pair_measure, phrases=pair_phrases,
+)  # fmt: skip
 EXPERIMENTS = dataclasses.replace(
     PREFERENCES,
     folder="07_dpo_experiments",

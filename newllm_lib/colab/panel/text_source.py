@@ -2,14 +2,11 @@
 
 import functools
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
-from ...data.catalogue import DATASETS
-from ...data.documentation import documentation_identity
+from ...data.catalogue import DATASETS, HubSource
 from ...data.files import check_file, content_hash, read_rows
-from ...data.hub import code_of, first_answering
-from ...data.text import chitchat_release
+from ...data.sources import HubProblem, documentation_identity, find_data, first_answering
 from ...errors import InputError
 
 STAND_INS = {"chitchat": "the ChitChat conversations", "documentation": "Python's own documentation"}
@@ -24,53 +21,35 @@ def resolve_source(dataset: str, data_source: str, data: str | None, eval_data: 
     Raises:
         InputError: a file that cannot be read, or no data within reach.
     """
-    if data_source == "file":
-        if not data:
-            raise InputError("data is set to 'my file': enter the path of the file.")
-        check_file(data, "data")
-        if eval_data:
-            check_file(eval_data, "eval_data")
-        return "file", ""
     if data_source == "hub":
         return "hub", ""
-    stand_in = DATASETS[dataset].offline
+    if data_source == "file" and not data:
+        raise InputError("data is set to 'my file': enter the path of the file.")
+    if data_source == "file":
+        for name, path in (("data", data), ("eval_data", eval_data)):
+            if path:
+                check_file(path, name)
+        return "file", ""
+    found = find_data(dataset, DATASETS[dataset], data_source, data, lambda entry: _answering(dataset))
+    if found.source == "hub":
+        return "hub", f"Data: auto takes {dataset} from the hub."
+    stand_in = STAND_INS[DATASETS[dataset].offline]
     if data_source == "auto":
-        problem = _hub_problem(dataset)
-        if problem is None:
-            return "hub", f"Data: auto takes {dataset} from the hub."
-        if stand_in is None or (stand_in == "chitchat" and find_spec("chitchat_dataset") is None):
-            raise InputError(
-                f"the hub could not be reached ({problem}) and no offline data are installed; choose 'my file', or "
-                "run pip install 'newllm[offline]'.",
-                code_of(problem),
-            )
-        return "offline", f"Data: auto takes {STAND_INS[stand_in]} offline, for the hub was not reached ({problem})."
-    if stand_in is None:
-        raise InputError(f"{dataset} has no offline stand-in: choose 'hub' or 'my file'.")
-    if stand_in == "chitchat":
-        chitchat_release()  # raises if it is not installed
-    return "offline", f"Data: {STAND_INS[stand_in]} stand in for {dataset}."
+        return "offline", f"Data: auto takes {stand_in} offline, for the hub was not reached ({found.problem})."
+    return "offline", f"Data: {stand_in} stand in for {dataset}."
 
 
 def dataset_of_file(dataset: str, path: str) -> str | None:
     """`dataset` if the file's first row has its columns, None for rows of `messages` or of `prompt` and `completion`.
-
-    Raises:
-        InputError: a file that cannot be read.
-    """
-    file = check_file(path, "data")
-    if file.suffix.lower() == ".txt":
-        raise InputError(
-            f"data {path!r} is running text; conversations come as .jsonl, .json, .csv or .parquet.", "NL-402"
-        )
+    Raises InputError: a file that cannot be read."""
+    file = check_file(path, "data", rows_of="conversations")
     _, row = next(iter(read_rows(file, "data")), ("", None))
     return dataset if isinstance(row, dict) and DATASETS[dataset].columns[0] in row else None
 
 
 @functools.lru_cache(maxsize=8)
-def _hub_problem(dataset: str) -> str | None:
-    source, problem = first_answering(DATASETS[dataset])
-    return None if source is not None else problem
+def _answering(dataset: str) -> tuple[HubSource | None, HubProblem | None]:
+    return first_answering(DATASETS[dataset])
 
 
 def data_identity(args, dataset: str) -> str:

@@ -1,8 +1,7 @@
-"""What a run tells while it trains: a log line per evaluation, a JSON-lines log, curves, and a stop that saves."""
+"""What is called back while a run trains: a log line per evaluation, a log of JSON lines, curves, a stop that saves."""
 
 import json
 import logging
-import math
 import signal
 import threading
 import time
@@ -14,8 +13,8 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from .curves import save_curves
+from .device import true_for_any_process
 from .disk import refusal
-from .even_rows import true_for_any_process
 
 RETRY_SECONDS = 60.0  # after a save that failed
 METRICS_FILE = "metrics.jsonl"
@@ -26,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Column:
-    """A metric in the line that is told at every evaluation."""
+    """A metric in the line that is logged at every evaluation."""
 
     title: str
     width: int
@@ -63,14 +62,14 @@ class RunLog(TrainerCallback):
     when it does; training goes on.
 
     Args:
-        columns: what the line tells.
+        columns: what the line shows.
     """
 
     def __init__(self, name: str, columns: Sequence[Column]):
         self.name = name
         self.columns = columns
         self.is_behind = True  # lines are missing in the file
-        self.is_told = False
+        self.has_warned = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.first_step, self.best = time.perf_counter(), state.global_step, state.best_metric
@@ -80,7 +79,8 @@ class RunLog(TrainerCallback):
         self._write(state.log_history)  # after a resume: what was logged beyond the checkpoint will be logged again
         if self.first_step:
             logger.info("Continuing at update %d of %d.", self.first_step, state.max_steps)
-        logger.info("%s", header(self.columns))
+        titles = "".join(f" {column.title:>{column.width}}" for column in self.columns)
+        logger.info("%s", f"{'epoch':>7}{titles}  best {'minutes left':>13}")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         # What transformers and TRL count from the start of the process would be wrong after a resume.
@@ -105,8 +105,9 @@ class RunLog(TrainerCallback):
         self.best = value if is_best else self.best
         done = state.global_step - self.first_step
         minutes = (time.perf_counter() - self.started) / 60
-        left = minutes / done * (state.max_steps - state.global_step) if done else math.nan
-        logger.info("%s", evaluation_line(self.columns, state.epoch or 0.0, metrics, is_best, left))
+        left = f"{minutes / done * (state.max_steps - state.global_step):.1f}" if done else "-"
+        values = "".join(f" {column.text(metrics):>{column.width}}" for column in self.columns)
+        logger.info("%s", f"{state.epoch or 0.0:7.2f}{values}  {'✓' if is_best else ' ':^4} {left:>13}")
         with self._going_on():
             save_curves({self.name: state.log_history}, Path(args.output_dir) / CURVES_FILE)
 
@@ -124,23 +125,9 @@ class RunLog(TrainerCallback):
         try:
             yield
         except OSError as error:
-            if not self.is_told:
+            if not self.has_warned:
                 logger.warning("%s cannot be written (%s): training goes on.", self.path.parent, refusal(error))
-            self.is_told = True
-
-
-def header(columns: Sequence[Column]) -> str:
-    titles = "".join(f" {column.title:>{column.width}}" for column in columns)
-    return f"{'epoch':>7}{titles}  best {'minutes left':>13}"
-
-
-def evaluation_line(
-    columns: Sequence[Column], epoch: float, metrics: dict[str, float], is_best: bool, minutes_left: float
-) -> str:
-    """One line under the header."""
-    values = "".join(f" {column.text(metrics):>{column.width}}" for column in columns)
-    left = "-" if math.isnan(minutes_left) else f"{minutes_left:.1f}"
-    return f"{epoch:7.2f}{values}  {'✓' if is_best else ' ':^4} {left:>13}"
+            self.has_warned = True
 
 
 class SaveOnInterrupt(TrainerCallback):
@@ -176,7 +163,7 @@ class SaveOnInterrupt(TrainerCallback):
         self.restore()
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Give the signals back to their earlier handlers."""
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.previous = {}
@@ -192,7 +179,7 @@ class SaveOnInterrupt(TrainerCallback):
 
 
 def signals_to_save_on() -> list[int]:
-    """SIGHUP where there is one and nobody, such as nohup, has said to ignore it."""
+    """SIGHUP is among them where there is one that is not ignored, as under nohup."""
     hang_up = getattr(signal, "SIGHUP", None)
     is_heard = hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM, *([hang_up] if is_heard else [])]

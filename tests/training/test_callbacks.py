@@ -14,9 +14,9 @@ from transformers import TrainerCallback
 
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.training import report
+from newllm_lib.training import callbacks as report
+from newllm_lib.training.callbacks import EvaluateAtEnd, SaveByMinutes, SaveOnInterrupt, TrainingInterrupted
 from newllm_lib.training.checkpoint import numbered_checkpoints, read_settings
-from newllm_lib.training.report import EvaluateAtEnd, SaveByMinutes, SaveOnInterrupt, TrainingInterrupted
 
 
 @pytest.mark.parametrize(("strategy", "step", "expected"), [("steps", 9, True), ("steps", 8, False), ("no", 9, False)])

@@ -1,4 +1,5 @@
-"""What the models of a chat box remember: in bytes, as a picture, and in files that a later session goes on from."""
+"""What stands under the chat box: how replies are drawn, which is read when the next one begins, and what the models
+remember, in bytes, as a picture, and in files that a later session goes on from."""
 
 import re
 import tempfile
@@ -10,19 +11,67 @@ import ipywidgets as widgets
 from ..chat import Chat
 from ..errors import InputError
 from ..evaluation.memory_file import read_memory
-from ..training.checkpoint import write_bytes
+from ..training.disk import write_bytes
 from .context_picture import context_picture
-from .page.failures import code_and_sentence
-from .page.notices import escape, sentence_html
+from .page.notices import SLIDER, error_html, escape, html_widget, sentence_html, small_html, wrapping_row
 
+AS_TRAINED = 0.0  # stands for None, which ipywidgets would take for no step at all
+PENALTIES = [("as trained", AS_TRAINED), ("1 (none)", 1.0), *((f"{1 + k / 20:g}", 1 + k / 20) for k in range(1, 21))]
 SUFFIX = ".safetensors"
-MOST_COUNTS = 6  # replies whose bytes are told
-TITLES = {
-    "newllm": "New-LLM",
-    "newllm-reference": "New-LLM (reference)",
-    "tiny-gpt2": "TinyGPT2",
-    "lstm": "LSTM",
-}
+MOST_COUNTS = 6  # replies whose bytes are shown
+TITLES = {"newllm": "New-LLM", "newllm-reference": "New-LLM (reference)", "tiny-gpt2": "TinyGPT2", "lstm": "LSTM"}
+MEMORY_HELP = (
+    "The file holds the context vector, what every layer keeps of the last token, and whose they are: some kB, however "
+    "long the conversation was. The model goes on from it as if it had just heard all of it, today or tomorrow; "
+    "another model cannot use it."
+)
+
+
+class SamplingSliders:
+    """Temperature, top-p, length and repetition penalty. `max_new_tokens`: where the length stands at first."""
+
+    def __init__(self, max_new_tokens: int):
+        common = {"continuous_update": False, "layout": widgets.Layout(**SLIDER)}
+        share = {"step": 0.05, "readout_format": ".2f", **common}
+        self.temperature = widgets.FloatSlider(min=0.0, max=2.0, value=0.8, **share)
+        self.top_p = widgets.FloatSlider(min=0.05, max=1.0, value=0.95, **share)
+        self.length = widgets.IntSlider(min=10, max=400, step=10, value=max_new_tokens, **common)
+        self.penalty = widgets.SelectionSlider(options=PENALTIES, value=AS_TRAINED, **common)
+        self.box = wrapping_row(
+            labelled(self.temperature, "temperature", "0: always the likeliest token. Above 1: wild."),
+            labelled(self.top_p, "top-p", "Draw among the likeliest that make up this share."),
+            labelled(self.length, "length", "Tokens of a reply, at most."),
+            labelled(self.penalty, "repetition penalty", "Above 1: what was said is said less often."),
+        )
+
+    def values(self) -> dict[str, float | None]:
+        """What `Chat.set_sampling` takes: Colab's sliders have delivered 3.0 for 3, and 0.30000000000000004."""
+        penalty = float(self.penalty.value)
+        return {
+            "max_new_tokens": int(self.length.value),
+            "temperature": float(f"{self.temperature.value:.6g}"),
+            "top_p": float(f"{self.top_p.value:.6g}"),
+            "repetition_penalty": None if penalty == AS_TRAINED else penalty,
+        }
+
+    def apply(self, chat: Chat) -> None:
+        """The next reply of `chat` is drawn as the sliders stand."""
+        chat.set_sampling(**self.values())
+
+    def sentence(self) -> str:
+        """The sliders in words, for the transcript."""
+        values = self.values()
+        penalty = "as trained" if values["repetition_penalty"] is None else f"{values['repetition_penalty']:g}"
+        drawn = f"temperature {values['temperature']:g}, top-p {values['top_p']:g}"
+        return f"{drawn}, at most {values['max_new_tokens']} tokens, repetition penalty {penalty}"
+
+
+def labelled(widget: widgets.Widget, label: str, text: str) -> widgets.Widget:
+    """A widget under its name and a line of help, at least as wide as a slider needs."""
+    words = f"<b>{escape(label)}</b>{small_html(escape(text), 'min-height:33px')}"
+    heading = html_widget(f'<div style="line-height:1.35;margin-top:4px">{words}</div>')
+    layout = widgets.Layout(flex="1 1 200px", min_width="190px", margin="0 8px 4px 0")
+    return widgets.VBox([heading, widget], layout=layout)
 
 
 def spoken_name(name: str) -> str:
@@ -57,11 +106,8 @@ def memory_note(chat: Chat) -> str:
 
 
 def memory_html(chats: Mapping[str, Chat], counts: Mapping[str, Sequence[int]]) -> str:
-    """The sentence, and below it how the bytes went from reply to reply.
-
-    Args:
-        counts: name -> bytes after each reply so far.
-    """
+    """The sentence, and below it how the bytes went from reply to reply. `counts`: name -> bytes after each reply so
+    far."""
     sentence = memory_sentence(chats)
     if not sentence:
         return ""
@@ -71,7 +117,7 @@ def memory_html(chats: Mapping[str, Chat], counts: Mapping[str, Sequence[int]]) 
             newest = counts[name][-MOST_COUNTS:]
             begin = "… " if len(counts[name]) > MOST_COUNTS else ""
             trails.append(f"{escape(spoken_name(name))} {begin}{' → '.join(f'{count:,}' for count in newest)}")
-    trail = f'<div style="opacity:.75;font-size:12px">Reply by reply: {"; ".join(trails)}.</div>' if trails else ""
+    trail = small_html(f"Reply by reply: {'; '.join(trails)}.") if trails else ""
     return f'<div style="line-height:1.5;font-size:14px;margin-top:6px">{escape(sentence)}{trail}</div>'
 
 
@@ -84,11 +130,11 @@ def pictures_html(chats: Mapping[str, Chat]) -> str:
     for name, chat in shown.items():
         tokens, contexts = chat.context_trace()
         pictures.append(context_picture(tokens, contexts, chat.model, spoken_name(name) if len(shown) > 1 else ""))
-    return (
-        '<div style="opacity:.75;font-size:12px;line-height:1.4;margin:6px 0 2px">The context vector after each of the '
-        "newest tokens: a column and the last token are all that the next token sees. Rows that keep their colour "
-        f"remember for long.</div>{''.join(pictures)}"
+    words = (
+        "The context vector after each of the newest tokens: a column and the last token are all that the next token "
+        "sees. Rows that keep their colour remember for long."
     )
+    return small_html(words, "line-height:1.4;margin:6px 0 2px") + "".join(pictures)
 
 
 class MemoryControls:
@@ -104,36 +150,24 @@ class MemoryControls:
         self.folder = folder
         self.chats = chats
         self.changed = changed
-        self.name = widgets.Text(value="conversation", layout=widgets.Layout(width="180px"))
-        self.with_words = widgets.Checkbox(
-            value=False, indent=False, description="and the words, to read", layout=widgets.Layout(width="190px")
-        )
-        self.save_button = widgets.Button(description="Save memory", layout=widgets.Layout(width="120px"))
-        self.saved = widgets.Dropdown(options=[], layout=widgets.Layout(width="180px"))
-        self.resume_button = widgets.Button(description="Go on from it", layout=widgets.Layout(width="120px"))
-        self.upload = widgets.FileUpload(
-            accept=SUFFIX, multiple=False, description="from my computer", layout=widgets.Layout(width="190px")
-        )
-        self.picture = widgets.Checkbox(
-            value=True, indent=False, description="show the context vector", layout=widgets.Layout(width="210px")
-        )
-        self.notice = widgets.HTML(layout=widgets.Layout(width="auto"))
-        row = {"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
-        help_text = (
-            '<div style="opacity:.75;font-size:12px;line-height:1.4">The file holds the context vector, what every '
-            "layer keeps of the last token, and whose they are: some kB, however long the conversation was. The model "
-            "goes on from it as if it had just heard all of it, today or tomorrow; another model cannot use it.</div>"
-        )
-        self.box = widgets.VBox(
-            [
-                widgets.HTML(help_text, layout=widgets.Layout(width="auto")),
-                widgets.HBox([self.name, self.save_button, self.with_words], layout=widgets.Layout(**row)),
-                widgets.HBox([self.saved, self.resume_button, self.upload], layout=widgets.Layout(**row)),
-                self.picture,
-                self.notice,
-            ],
-            layout=widgets.Layout(width="100%"),
-        )
+        narrow, wide = widgets.Layout(width="120px"), widgets.Layout(width="190px")
+        self.name = widgets.Text(value="conversation", layout=wide)
+        self.with_words = widgets.Checkbox(value=False, indent=False, description="and the words, to read", layout=wide)
+        self.save_button = widgets.Button(description="Save memory", layout=narrow)
+        self.saved = widgets.Dropdown(options=[], layout=wide)
+        self.resume_button = widgets.Button(description="Go on from it", layout=narrow)
+        self.upload = widgets.FileUpload(accept=SUFFIX, multiple=False, description="from my computer", layout=wide)
+        shows = {"description": "show the context vector", "layout": widgets.Layout(width="210px")}
+        self.picture = widgets.Checkbox(value=True, indent=False, **shows)
+        self.notice = html_widget()
+        rows = [
+            html_widget(small_html(MEMORY_HELP, "line-height:1.4")),
+            wrapping_row(self.name, self.save_button, self.with_words),
+            wrapping_row(self.saved, self.resume_button, self.upload),
+            self.picture,
+            self.notice,
+        ]
+        self.box = widgets.VBox(rows, layout=widgets.Layout(width="100%"))
         self.save_button.on_click(lambda button: self.save())
         self.resume_button.on_click(lambda button: self.resume())
         self.upload.observe(lambda change: self.take_upload(), names="value")
@@ -158,7 +192,7 @@ class MemoryControls:
             name, chat = self._recurrent()[0]
             path = chat.save_memory(self._new_path(self.name.value), self.with_words.value)
         except (InputError, OSError) as error:
-            self._complain(error)
+            self.notice.value = error_html(error)
             return
         self.refresh(str(path))
         size, held = path.stat().st_size, chat.state_bytes
@@ -187,7 +221,7 @@ class MemoryControls:
                 return
         except InputError as error:
             refusal = error
-        self._complain(refusal)
+        self.notice.value = error_html(refusal)
 
     def take_upload(self) -> None:
         """Keep an uploaded memory with the others, and go on from it."""
@@ -195,11 +229,8 @@ class MemoryControls:
             return
         # ipywidgets 8 gives a tuple of files, 7 a dictionary by name.
         value = self.upload.value
-        name, content = (
-            next((name, file["content"]) for name, file in value.items())
-            if isinstance(value, dict)
-            else (value[0]["name"], value[0]["content"])
-        )
+        first = next(iter(value.items())) if isinstance(value, dict) else (value[0]["name"], value[0])
+        name, content = first[0], first[1]["content"]
         try:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / Path(name).name
@@ -209,17 +240,13 @@ class MemoryControls:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, bytes(content))
         except (InputError, OSError) as error:
-            self._complain(error)
+            self.notice.value = error_html(error)
             return
         self.refresh(str(path))
         self.resume()
 
     def _recurrent(self) -> list[tuple[str, Chat]]:
-        """The conversations with models whose memory can be saved.
-
-        Raises:
-            InputError: there is none.
-        """
+        """The conversations with models whose memory can be saved. Raises InputError: there is none."""
         found = [(name, chat) for name, chat in self.chats().items() if chat.is_recurrent]
         if not found:
             raise InputError("none of these models has a memory of fixed size; talk to a New-LLM.", "NL-405")
@@ -232,7 +259,3 @@ class MemoryControls:
         while path.exists():
             path, number = self.folder / f"{stem}-{number}{SUFFIX}", number + 1
         return path
-
-    def _complain(self, error: Exception) -> None:
-        code, sentence = code_and_sentence(error)
-        self.notice.value = sentence_html(sentence, "fail", code)

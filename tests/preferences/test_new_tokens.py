@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from newllm_lib.data.new_tokens import MIN_USES, new_tokens
 from newllm_lib.preferences.generator import preference_pairs
+from newllm_lib.preferences.reference import MIN_USES, new_tokens
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,292 @@
+"""Pure functions from an example of a dataset (a row of its table) to a conversation: one table says what a column
+means, another what a role means, whatever public data call them."""
+
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any
+
+# {"role": one of ROLES, "content": text}, and "train": False in an answer that is not supervised.
+Message = dict[str, Any]
+ROLES = ("system", "user", "context", "assistant")
+ROLE_NAMES = {  # names in public data -> ours
+    **{role: role for role in ROLES},
+    "developer": "system", "human": "user", "gpt": "assistant", "model": "assistant", "function_call": "assistant",
+    "tool": "context", "function": "context", "observation": "context",
+}  # fmt: skip
+TURN_KEYS = ("role", "from", "content", "value", "weight", "train")
+CALLS = ("tool_calls", "function_call")  # keys of a turn whose words only announce something that is not text
+MOST_TURNS = 4_000  # in a conversation: the time of a template grows with their square
+COLUMNS = {  # what a column means; of several with one meaning the first that is filled is read
+    "turns": ("messages", "conversations", "conversation", "dialog", "data"),
+    "system": ("system", "system_prompt"),
+    "history": ("history",),
+    "prompt": ("prompt", "instruction", "question", "query", "input"),
+    "context": ("context", "input"),
+    "answer": ("completion", "response", "output", "answer", "chosen"),
+}
+HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+class RowError(ValueError):
+    """A row that is not as it should be; the message says why, without naming the place."""
+
+
+def is_missing(value: object) -> bool:
+    """True for null, and for NaN, which tables write in its place."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def is_blank(value: object) -> bool:
+    return is_missing(value) or value == [] or (isinstance(value, str) and not value.strip())
+
+
+def is_unicode(text: str) -> bool:
+    """False for text with half of a surrogate pair, which JSON can spell and no tokenizer reads."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def checked_row(row: object) -> dict:
+    """The row, once it is known to have columns.
+
+    Raises:
+        RowError: it has none, or its file spells it wrongly.
+    """
+    if isinstance(row, RowError):
+        raise row
+    if not isinstance(row, dict):
+        raise RowError(f"expected an object, got {type(row).__name__}")
+    return row
+
+
+def _missing(what: str, row: dict) -> RowError:
+    """The complaint that columns are missing; names that are there are cut, for a file without a header has text
+    there."""
+    names = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in map(str, row)]
+    found = ", ".join([*names[:12], *(["..."] if len(names) > 12 else [])]) or "none"
+    return RowError(f"there is {what} (found: {found})")
+
+
+def _no_column(row: dict, *names: str, beside: str = "") -> RowError:
+    return _missing(f"no {' or '.join(map(repr, names))} column{beside}", row)
+
+
+def text_of(row: dict, column: str) -> str:
+    """The text in a column that has to be filled.
+
+    Raises:
+        RowError: it is not there, empty, no string, or no Unicode.
+    """
+    if column not in row:
+        raise _no_column(row, column)
+    value = row[column]
+    if is_missing(value) or value == "":
+        raise RowError(f"{column!r} is empty")
+    if not isinstance(value, str):
+        raise RowError(f"{column!r} has to be a string, got {type(value).__name__}")
+    if not is_unicode(value):
+        raise RowError(f"{column!r} holds half a character (a lone surrogate)")
+    return value
+
+
+def columns_read(row: dict) -> dict[str, str]:
+    """{meaning: column}, in the order of COLUMNS, for the meanings that the row has. A column is one of turns beside a
+    prompt only if it is a list."""
+    read: dict[str, str] = {}
+    for meaning, names in COLUMNS.items():
+        there = [name for name in names if name in row and name not in read.values()]
+        if there:
+            read[meaning] = next((name for name in there if not is_blank(row[name])), there[0])
+    if "prompt" in read and not (isinstance(turns := row.get(read.get("turns")), list) and turns):
+        read.pop("turns", None)
+    return read
+
+
+def conversation_columns(row: dict) -> tuple[str, ...]:
+    """The columns that `any_conversation` reads of a row."""
+    read = columns_read(row)
+    meanings = ("turns", "system") if "turns" in read else read
+    return tuple(column for meaning, column in read.items() if meaning in meanings)
+
+
+def unread(row: dict, read: Iterable[str]) -> list[str]:
+    """What is filled in a row and is not read: columns but for `read`, and keys of the turns in these."""
+    names = [repr(name) for name, value in row.items() if name and name not in read and not is_blank(value)]
+    for column in read:
+        turns = row[column] if isinstance(row.get(column), list) else []
+        keys = dict.fromkeys(key for turn in turns if isinstance(turn, dict) for key in turn if not is_blank(turn[key]))
+        names += [f"{key!r} of the turns in {column!r}" for key in keys if key not in TURN_KEYS]
+    return names
+
+
+def any_conversation(row: dict) -> list[Message]:
+    """A row with a column of turns, or with a prompt and an answer, by COLUMNS; or a transcript in `chosen`, as in
+    hh-rlhf. The turns are those of `check_messages`.
+
+    Raises:
+        RowError: it is none of these, or no conversation.
+    """
+    read = columns_read(row)
+    if "turns" in read:
+        has_system = "system" in read and not is_blank(row[read["system"]])
+        system = _turns(row, read["system"], "system") if has_system else []
+        return check_messages([*system, *_turns(row, read["turns"], None)])
+    if "prompt" in read and "answer" in read:
+        return check_messages([*prompt_turns(row), *answer_turns(row, read["answer"])])
+    if "chosen" in row:
+        return whole_conversation(row, "chosen")
+    if "prompt" in read:
+        raise _no_column(row, *COLUMNS["answer"][:-1], beside=f" beside {read['prompt']!r}")
+    raise _missing(
+        "neither a 'messages' column nor 'prompt' and 'completion', nor 'instruction' with 'response' or 'output'", row
+    )
+
+
+def prompt_turns(row: dict) -> list[Message]:
+    """The turns before the answer: system, history, prompt and context, as far as the row has them.
+
+    Raises:
+        RowError: there is no prompt.
+    """
+    read = columns_read(row)
+    if "prompt" not in read:
+        raise _no_column(row, *COLUMNS["prompt"])
+    turns = []
+    for meaning, role in (("system", "system"), ("history", None), ("prompt", "user"), ("context", "context")):
+        if meaning in read and (meaning == "prompt" or not is_blank(row[read[meaning]])):
+            turns += _turns(row, read[meaning], role)
+    return turns
+
+
+def answer_turns(row: dict, column: str) -> list[Message]:
+    """The turns of a column that is an answer, or ends with one."""
+    if column not in row:
+        raise _no_column(row, column)
+    return _turns(row, column, "assistant")
+
+
+def whole_conversation(row: dict, column: str) -> list[Message]:
+    """A conversation up to its last answer, as a list of turns or as one text, "\\n\\nHuman: ...\\n\\nAssistant: ...".
+
+    Raises:
+        RowError: it is neither.
+    """
+    value = row[column]
+    if isinstance(value, list):
+        return check_messages(_turns(row, column, None))
+    before, *parts = HH_TURN.split(text_of(row, column))
+    if before.strip():
+        raise RowError(f"{column!r} has to begin with a turn of Human or Assistant")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = zip(parts[0::2], parts[1::2], strict=True)
+    return check_messages([{"role": roles[speaker], "content": content.strip()} for speaker, content in turns])
+
+
+def _turns(row: dict, column: str, role: str | None) -> list[Message]:
+    """The content of a column: a text, which is a turn of `role`, or turns; with no `role`, turns, or utterances, of
+    which the user speaks the first, the third, ..., or pairs of them."""
+    value = row[column]
+    if is_blank(value):
+        raise RowError(f"{column!r} is empty")
+    if isinstance(value, str) and role is not None:
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list) or role in ("system", "context"):
+        kinds = {None: "a list of turns", "system": "a string", "context": "a string"}
+        kind = kinds.get(role, "a string or a list of messages")
+        raise RowError(f"{column!r} has to be {kind}, got {type(value).__name__}")
+    if role is None and all(isinstance(item, list) for item in value):
+        value = list(itertools.chain.from_iterable(value))
+    if role is not None or (value and not isinstance(value[0], str)):
+        return value
+    utterances = (item.strip() if isinstance(item, str) else item for item in value)
+    return [{"role": ("user", "assistant")[index % 2], "content": item} for index, item in enumerate(utterances)]
+
+
+def check_messages(messages: list) -> list[Message]:
+    """The conversation as it is trained on: roles by our names, neighbouring turns of one speaker joined by an empty
+    line, and turns after the last supervised answer left out. An answer keeps the blanks that its first line begins
+    with. A turn of weight 0, and one that calls a tool, is context.
+
+    Raises:
+        RowError: a turn that has no known role and no text, a system turn that is not the first, turns of which only
+            some are supervised and that cannot be joined, more than MOST_TURNS, or no answer to learn.
+    """
+    if len(messages) > MOST_TURNS:
+        raise RowError(f"{len(messages):,} turns are more than the {MOST_TURNS:,} that are read; part the conversation")
+    joined: list[tuple[str, bool, list[str]]] = []  # role, supervised, parts
+    for number, message in enumerate(messages, start=1):
+        role, content, is_supervised = _checked_turn(number, message)
+        if content is None:
+            continue
+        if role == "system" and joined and joined[-1][0] != "system":
+            raise RowError(f"turn {number}: a system turn has to be the first")
+        if not joined or joined[-1][0] != role:
+            joined.append((role, is_supervised, [content]))
+        elif joined[-1][1] == is_supervised:
+            joined[-1][2].append(content)
+        else:
+            raise RowError(f"turn {number}: of two answers in a row, one is not to be learned; leave it out")
+    has_context = any(not is_supervised for _, is_supervised, _ in joined)
+    while joined and not (joined[-1][0] == "assistant" and joined[-1][1]):
+        joined.pop()
+    if not joined:
+        why = "; calls of tools and turns of weight 0 are not learned" if has_context else ""
+        raise RowError(f"there is no assistant turn to learn from{why}")
+    return [
+        {"role": role, "content": "\n\n".join(parts)} | ({} if is_supervised else {"train": False})
+        for role, is_supervised, parts in joined
+    ]
+
+
+def _checked_turn(number: int, message: object) -> tuple[str, str | None, bool]:
+    """(role, content, whether it is supervised if it is an answer) of a turn; content is None if it only calls a
+    tool."""
+    if not isinstance(message, dict):
+        raise RowError(f"turn {number} has to be an object with 'role' and 'content'")
+    name, content = message.get("role"), message.get("content")
+    name = message.get("from") if is_missing(name) else name
+    content = message.get("value") if is_missing(content) else content
+    has_marks = message.keys() != {"role", "content"}  # most turns of millions have none
+    has_call = has_marks and not all(is_blank(message.get(key)) for key in CALLS)
+    if name is None or (content is None and not has_call and "content" not in message):
+        raise RowError(f"turn {number} has to be an object with 'role' and 'content'")
+    role = ROLE_NAMES.get(name) if isinstance(name, str) else None
+    if role is None:
+        raise RowError(f"turn {number}: role has to be one of {', '.join(ROLE_NAMES)}, got {str(name)[:40]!r}")
+    if has_call and is_blank(content):
+        return role, None, False
+    if isinstance(content, list):
+        content = "".join(_part(number, part) for part in content)
+    if is_missing(content):
+        content = ""
+    if not isinstance(content, str):
+        raise RowError(f"turn {number}: content has to be a string, got {type(content).__name__}")
+    if not content.strip():
+        raise RowError(f"turn {number} ({role}) is empty")
+    if not is_unicode(content):
+        raise RowError(f"turn {number} ({role}) holds half a character (a lone surrogate)")
+    if role != "assistant":
+        return role, content.strip(), True
+    first_line = content.rfind("\n", 0, len(content) - len(content.lstrip())) + 1
+    return role, content[first_line:].rstrip(), not has_marks or (not has_call and _is_supervised(number, message))
+
+
+def _part(number: int, part: object) -> str:
+    """The text of a part of a turn's content."""
+    kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise RowError(f"turn {number}: content has a part that is no text, {str(kind)[:40]!r}")
+    return part["text"]
+
+
+def _is_supervised(number: int, message: dict) -> bool:
+    """The value that `weight` (0 or 1) or `train` (false or true) give an answer."""
+    for key in ("weight", "train"):
+        mark = message.get(key)
+        if not is_missing(mark) and mark not in (0, 1):
+            raise RowError(f"turn {number}: {key} has to be 0 or 1, got {str(mark)[:40]!r}")
+    return message.get("weight") != 0 and message.get("train") != 0

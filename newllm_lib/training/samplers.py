@@ -1,0 +1,97 @@
+"""The order of rows: contiguous lanes of text, the same number for each process, or like lengths together."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
+
+from ..data.batches import IGNORED
+
+NO_ROW = -2  # number of a blank row: no row follows it, and it follows none
+
+
+class LaneSampler(Sampler[int]):
+    """Rows in an order that keeps the text contiguous: the text is cut into `lanes` stretches, and every update takes
+    the next row of each. Each epoch starts at another row, so the cuts and the few rows left over change.
+
+    Args:
+        num_rows: rows of the data set.
+        lanes: rows per update, over all devices and accumulation steps.
+    """
+
+    def __init__(self, num_rows: int, lanes: int, seed: int):
+        self.num_rows = num_rows
+        self.lanes = min(lanes, num_rows)
+        self.rows_per_lane = num_rows // self.lanes
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.lanes * self.rows_per_lane
+
+    def __iter__(self) -> Iterator[int]:
+        first = int(np.random.default_rng((self.seed, self.epoch)).integers(self.num_rows))
+        for step in range(self.rows_per_lane):
+            for lane in range(self.lanes):
+                yield (first + lane * self.rows_per_lane + step) % self.num_rows
+
+
+class RowsAndBlank(Dataset):
+    """The rows, and after the last of them one without a supervised token."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows) + 1
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if index < len(self.rows):
+            return self.rows[index]
+        row = self.rows[0]
+        return {**row, "labels": np.full_like(row["labels"], IGNORED), "row": np.int64(NO_ROW)}
+
+
+class EvenSampler(Sampler[int]):
+    """The rows in the order of `order`, then blank ones until all processes have whole batches. accelerate would fill
+    up with rows that were seen already."""
+
+    def __init__(self, order: Sampler[int], num_rows: int, multiple: int):
+        self.order = order
+        self.blank = num_rows
+        self.multiple = multiple
+
+    def set_epoch(self, epoch: int) -> None:
+        self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.multiple) * self.multiple
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.order
+        yield from [self.blank] * (len(self) - len(self.order))
+
+
+class ShuffledLengthGroups(LengthGroupedSampler):
+    """transformers' groups of like length, in a random order: its own puts long batches before short ones, which an
+    optimizer's state follows. The order comes from seed and epoch, so that a resumed run takes the same one."""
+
+    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int):
+        super().__init__(batch_size, lengths=list(lengths))
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        whole = len(indices) - len(indices) % self.batch_size  # an incomplete batch stays the last
+        batches = torch.tensor(indices[:whole]).view(-1, self.batch_size)
+        yield from batches[torch.randperm(len(batches), generator=generator)].flatten().tolist()
+        yield from indices[whole:]
