@@ -22,13 +22,15 @@ class AdapterArguments(StageArguments):
     }
 
     model: str | None = setting(None, "What the adapters are trained on.", session=True)
-    lora_r: int = setting(8, "Rank of the adapters: how much they can learn.", "Model", 2, 64, log=True)
-    lora_alpha: float = setting(16.0, "The adapters' part is scaled by alpha / rank.", "Model", 4, 128, log=True)
+    lora_r: int = setting(8, "Rank of the adapters: how much they can learn.", group="Model", low=2, high=64, log=True)
+    lora_alpha: float = setting(
+        16.0, "The adapters' part is scaled by alpha / rank.", group="Model", low=4, high=128, log=True
+    )
     lora_target_modules: str = setting(
         "all-linear", "Layers with adapters: all-linear, or names such as q_proj,v_proj."
     )
     repetition_penalty: float = setting(
-        1.1, "Of the answers this model gives; above 1: fewer repetitions.", "Answers", 1.0, 1.5
+        1.1, "Of the answers this model gives; above 1: fewer repetitions.", group="Answers", low=1.0, high=1.5
     )
 
     def __post_init__(self):
@@ -65,29 +67,38 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
     }
 
     model: str | None = setting(
-        None, "Id on the hub, a folder, or gemma-3-270m; none: Gemma-2B, offline Gemma 3 270M.", "Model"
+        None, "Id on the hub, a folder, or gemma-3-270m; none: Gemma-2B, offline Gemma 3 270M.", group="Model"
     )
-    load_in_4bit: bool = setting(True, "Hold the base in 4 bit (NF4): a quarter of the memory.", "Model")
-    lora_dropout: float = setting(0.05, "Share of the adapters' inputs dropped in training.", "Model", 0.0, 0.5)
+    load_in_4bit: bool = setting(True, "Hold the base in 4 bit (NF4): a quarter of the memory.", group="Model")
+    lora_dropout: float = setting(
+        0.05, "Share of the adapters' inputs dropped in training.", group="Model", low=0.0, high=0.5
+    )
     rank_schedule: str | None = setting(
         None, "Let the rank grow: 4,8,16 spends a third of the run at each. It then takes the place of lora_r."
     )
     distill_weight: float = setting(
-        0.5, "How strongly the base holds the model to what it knew; 0: not.", "Forgetting", 0.0, 4.0
+        0.5, "How strongly the base holds the model to what it knew; 0: not.", group="Forgetting", low=0.0, high=4.0
     )
     distill_weight_end: float | None = setting(None, "The weight at the end of the run, reached in a straight line.")
     temperature: float = setting(
-        1.0, "Softens what model and base say before they are compared.", "Forgetting", 0.5, 4.0
+        1.0, "Softens what model and base say before they are compared.", group="Forgetting", low=0.5, high=4.0
     )
     temperature_end: float | None = setting(None, "The temperature at the end of the run.")
     rehearsal_ratio: float = setting(
-        0.2, "Stretches of other text per example of the new task, in every epoch.", "Forgetting", 0.0, 1.0
+        0.2,
+        "Stretches of other text per example of the new task, in every epoch.",
+        group="Forgetting",
+        low=0.0,
+        high=1.0,
     )
     rehearsal_data: str | None = setting(
-        None, "Text to rehearse; none: WikiText-2, offline ChitChat.", "Forgetting", session=True
+        None, "Text to rehearse; none: WikiText-2, offline ChitChat.", group="Forgetting", session=True
     )
     rehearsal_eval_data: str | None = setting(
-        None, "Text on which forgetting is measured; none: 5 %% of the text to rehearse.", "Forgetting", session=True
+        None,
+        "Text on which forgetting is measured; none: 5 %% of the text to rehearse.",
+        group="Forgetting",
+        session=True,
     )
     teacher: str | None = setting(
         None, "Another model with the same tokenizer to be held to, in place of the base.", session=True
@@ -95,17 +106,19 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
     teacher_on_cpu: bool = setting(
         False, "With --teacher: keep it in the computer's memory, not the GPU's.", session=True
     )
-    max_length: int = setting(512, "Tokens per example at most.", "Data", 64, 2048, log=True)
+    max_length: int = setting(512, "Tokens per example at most.", group="Data", low=64, high=2048, log=True)
     output_dir: str = setting("runs/qlora-lwf", "Folder of the run: settings, adapters, checkpoints, curves.")
-    learning_rate: float = setting(2e-4, "Peak learning rate.", "Training", 1e-5, 1e-2, log=True)
-    per_device_train_batch_size: int = setting(4, "Examples per forward pass.", "Training", 1, 64, log=True)
-    gradient_accumulation_steps: int = setting(8, "Forward passes per update.", "Training", 1, 64)
+    learning_rate: float = setting(2e-4, "Peak learning rate.", group="Training", low=1e-5, high=1e-2, log=True)
+    per_device_train_batch_size: int = setting(
+        4, "Examples per forward pass.", group="Training", low=1, high=64, log=True
+    )
+    gradient_accumulation_steps: int = setting(8, "Forward passes per update.", group="Training", low=1, high=64)
     per_device_eval_batch_size: int = setting(4, "Rows per forward pass in evaluation.")
-    activation_checkpointing: bool = setting(True, "Compute a layer twice to hold less of it.", "Training")
+    activation_checkpointing: bool = setting(True, "Compute a layer twice to hold less of it.", group="Training")
     gradient_checkpointing: bool | None = setting(None, "The same by its older name, which wins if given.")
-    lr_scheduler_type: str = setting("linear", "How the learning rate changes over the run.", "Training")
-    warmup_steps: float = setting(0.03, "Updates (or, below 1, share of them) of warm-up.", "Training")
-    weight_decay: float = setting(0.0, "AdamW's weight decay.", "Training", 0, 1.0)
+    lr_scheduler_type: str = setting("linear", "How the learning rate changes over the run.", group="Training")
+    warmup_steps: float = setting(0.03, "Updates (or, below 1, share of them) of warm-up.", group="Training")
+    weight_decay: float = setting(0.0, "AdamW's weight decay.", group="Training", low=0, high=1.0)
     max_eval_tokens: int = setting(20_000, "Held-out tokens of either kind scored at each evaluation.")
     max_test_tokens: int = setting(
         100_000, "Held-out tokens of either kind that base and model are scored on at the end."

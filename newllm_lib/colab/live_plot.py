@@ -31,7 +31,7 @@ INTERVAL_SECONDS = 2.0
 DRAWING_SHARE = 0.005  # of the time, at most, goes into drawing the picture
 DPI = 90
 PNG = {"compress_level": 1}  # as large as with 6 within a tenth, and a third of the time of a drawing sooner
-# What a model's line says of its newest figures, as far as its stage has them.
+# What a model's line says of the newest figures in its log; `_facts` adds those of a training that goes on.
 FACTS = (
     ("loss", "loss {:.3f}"),
     ("eval_bits_per_byte", "{:.3f} bits per byte held out"),

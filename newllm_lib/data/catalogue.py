@@ -15,6 +15,7 @@ class HubSource:
     """A dataset on the hub. A branch in the place of a commit is pinned when it is opened: the run names the commit.
 
     Attributes:
+        revision: a commit, "main" or "refs/convert/parquet".
         splits: our name of a split -> the hub's; a split that is missing here is held out of "train".
         rows: expected rows of our splits, as far as they are known.
         regroup: turns this mirror's rows into rows with the columns of the entry.
@@ -34,9 +35,10 @@ class Dataset:
 
     Attributes:
         sources: the first one that answers and has the expected number of rows is taken.
-        columns: what a row has to have; "text" alone is running text.
-        template: the chat template that a model without one gets, of TEMPLATES.
-        offline: the stand-in where there is no hub: "chitchat", "documentation" or None.
+        columns: what a row has to have, by names of COLUMNS in examples.py; "text" alone is running text.
+        template: of TEMPLATES in chat_template.py, for a model that has neither a template nor role tokens.
+        offline: the stand-in where there is no hub: "chitchat" for English conversations, "documentation" for English
+            instructions, or None.
         streamed: too large to download whole: rows are read as they come.
     """
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import InputError
 from .catalogue import HELD_OUT_SHARE, find_dataset
-from .examples import Message, RowError, any_conversation, checked_row, conversation_columns, unread
+from .examples import COLUMNS, Message, RowError, any_conversation, checked_row, conversation_columns, unread
 from .files import check_file, content_hash, read_rows, refuser
 from .sources import (
     Splits,
@@ -21,7 +21,8 @@ from .sources import (
 )
 from .text import same_file_note
 
-READING = "rows 2"  # part of the cache keys: raise it when the same rows come to mean other conversations
+# Part of the cache keys: raise the number when the same rows come to mean other conversations.
+READING = f"rows 2 {COLUMNS}"
 LOOKED_AT = 1_000  # rows in which columns that are not read are looked for
 
 # A row as it is read: its number from 0, its conversation or None, and what is wrong with a row that is none.

@@ -17,7 +17,8 @@ ROLE_NAMES = {  # names in public data -> ours
 TURN_KEYS = ("role", "from", "content", "value", "weight", "train")
 CALLS = ("tool_calls", "function_call")  # keys of a turn whose words only announce something that is not text
 MOST_TURNS = 4_000  # in a conversation: the time of a template grows with their square
-COLUMNS = {  # what a column means; of several with one meaning the first that is filled is read
+# What a column means; the first that is filled is read. `chosen` is an answer where nothing else is.
+COLUMNS = {
     "turns": ("messages", "conversations", "conversation", "dialog", "data"),
     "system": ("system", "system_prompt"),
     "history": ("history",),
@@ -140,7 +141,8 @@ def any_conversation(row: dict) -> list[Message]:
     if "chosen" in row:
         return whole_conversation(row, "chosen")
     if "prompt" in read:
-        raise _no_column(row, *COLUMNS["answer"][:-1], beside=f" beside {read['prompt']!r}")
+        answers = [name for name in COLUMNS["answer"] if name != "chosen"]
+        raise _no_column(row, *answers, beside=f" beside {read['prompt']!r}")
     raise _missing(
         "neither a 'messages' column nor 'prompt' and 'completion', nor 'instruction' with 'response' or 'output'", row
     )

@@ -40,10 +40,11 @@ class CausalLMHeadMixin:
         cache: ContextCache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """Logits [B, T or logits_to_keep, V] and, with labels, the mean loss in nats per scored token.
+        """Logits [B, T or logits_to_keep, V] and, with labels, the loss: the mean in nats over the supervised tokens.
 
         Args:
-            labels: [B, T], -100 where nothing is scored, shifted inside; or `shift_labels`, already shifted, beside it.
+            labels: [B, T], -100 where a token is not supervised; shifted inside. `shift_labels` beside it is shifted
+                already, and then the only one that is read.
             skip_logits: take the loss in chunks; the logits, which would need B * T * V numbers, never exist.
             num_items_in_batch: what the losses' sum is divided by, as the Trainer gives it under accumulation.
             kwargs: `output_hidden_states`, and all that is not named here, as `RecurrentModelMixin.forward`.

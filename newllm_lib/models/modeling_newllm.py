@@ -167,7 +167,8 @@ def state_parts(config: NewLLMConfig, state: torch.Tensor) -> tuple[tuple[torch.
 
 
 class NewLLMForCausalLM(CausalLMHeadMixin, NewLLMPreTrainedModel, RecurrentGenerationMixin):
-    """New-LLM with its language-modelling head."""
+    """New-LLM with its language-modelling head; `CausalLMHeadMixin` has the forward pass from hidden states to logits
+    and loss."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 

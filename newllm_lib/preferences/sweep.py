@@ -37,7 +37,9 @@ class SweepArguments(DpoArguments):
     """Settings of a sweep: those of every trial, and where to look."""
 
     stage: Literal["dpo"] = setting("dpo", "The stage whose settings are looked for.")
-    trials: int = setting(12, "Runs to make in all; those that are finished count.", "Search", 2, 100, session=True)
+    trials: int = setting(
+        12, "Runs to make in all; those that are finished count.", group="Search", low=2, high=100, session=True
+    )
     search_beta: str = setting("0.02,0.5", "Smallest and largest beta; one number: keep it.", group="Search")
     search_learning_rate: str = setting(
         "1e-4,5e-3", "Smallest and largest learning rate; one number: keep it.", group="Search"

@@ -33,17 +33,17 @@ class ConversationArguments(StageArguments):
     """What a stage that learns from conversations takes of them."""
 
     dataset: str | None = setting(
-        None, "dailydialog, dolly, ultrachat, ... (newllm data lists them), or an id on the hub.", "Data"
+        None, "dailydialog, dolly, ultrachat, ... (newllm data lists them), or an id on the hub.", group="Data"
     )
     max_samples: int | None = setting(
-        None, "Rows of the data to take, the first ones.", "Data", 1_000, 1_500_000, log=True
+        None, "Rows of the data to take, the first ones.", group="Data", low=1_000, high=1_500_000, log=True
     )
     held_out: Literal["hash", "random"] = setting(
         "hash", "Held out by what a conversation says, or drawn at random as in the published runs."
     )
     held_out_share: float = setting(HELD_OUT_SHARE, "Share held out where the data have no validation split.")
     loss_on: Literal["assistant", "all"] = setting(
-        "assistant", "Learn the assistant's words only, or every token.", "Training"
+        "assistant", "Learn the assistant's words only, or every token.", group="Training"
     )
     too_long: Literal["turns", "cut"] = setting(
         "turns", "Keep whole turns of a conversation that is too long, or cut it."
@@ -61,16 +61,18 @@ class SftArguments(ConversationArguments, ModelArguments):
     """Settings of stages 2 to 4."""
 
     model: str | None = setting(
-        None, "Folder of a finished run to start from; none: a new model.", "Model", session=True
+        None, "Folder of a finished run to start from; none: a new model.", group="Model", session=True
     )
     grow_context: int | None = setting(None, "Enlarge the context_size of New-LLM to this, a multiple of it.")
     train_only_new_context: bool = setting(False, "After growing: train nothing but the new part.")
 
     max_length: int = setting(
-        256, "Tokens per row; longer conversations lose their last turns.", "Data", 64, 1024, log=True
+        256, "Tokens per row; longer conversations lose their last turns.", group="Data", low=64, high=1024, log=True
     )
     output_dir: str = setting("runs/sft", "Folder of the run: settings, model, checkpoints, curves.")
-    learning_rate: float = setting(2e-3, "Peak learning rate of AdamW.", "Training", 1e-5, 1e-2, log=True)
+    learning_rate: float = setting(
+        2e-3, "Peak learning rate of AdamW.", group="Training", low=1e-5, high=1e-2, log=True
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -47,7 +47,8 @@ def setting(
 
 @dataclass
 class StageArguments(TrainingArguments):
-    """transformers' `TrainingArguments` with our defaults, and the fields every stage adds.
+    """transformers' `TrainingArguments` with our defaults, and the fields every stage adds. A stage that gives a field
+    again has its own default and its own slider.
 
     Raises (on construction):
         InputError: a value that no run could use.
@@ -60,24 +61,24 @@ class StageArguments(TrainingArguments):
     refused: ClassVar[dict[str, str]] = trainer_fields.REFUSED
 
     data: str | None = setting(
-        None, "Your own text: a .txt, .jsonl, .json, .csv or .parquet file.", "Data", session=True
+        None, "Your own text: a .txt, .jsonl, .json, .csv or .parquet file.", group="Data", session=True
     )
     eval_data: str | None = setting(
-        None, "Text to evaluate on; none: 5 %% of --data are held out.", "Data", session=True
+        None, "Text to evaluate on; none: 5 %% of --data are held out.", group="Data", session=True
     )
     data_source: Literal["auto", "hub", "offline", "file"] = setting(
-        "auto", "Where the text comes from; auto takes --data, else the hub, else the offline package.", "Data"
+        "auto", "Where the text comes from; auto takes --data, else the hub, else the offline package.", group="Data"
     )
-    skip_bad_rows: bool = setting(False, "Leave out rows that do not fit, and count them.", "Data")
+    skip_bad_rows: bool = setting(False, "Leave out rows that do not fit, and count them.", group="Data")
     max_length: int = setting(
-        64, "Tokens per row: how far gradients reach back, and the window of a model with attention.", "Data", 16, 1024,
-        log=True,
+        64, "Tokens per row: how far gradients reach back, and the window of a model with attention.", group="Data",
+        low=16, high=1024, log=True,
     )  # fmt: skip
     max_eval_tokens: int = setting(
-        50_000, "Held-out tokens (whole documents) scored at each evaluation; the final score takes all.", "Data"
+        50_000, "Held-out tokens (whole documents) scored at each evaluation; the final score takes all.", group="Data"
     )
     early_stopping_patience: int = setting(
-        0, "Stop after this many evaluations without a better one; 0: never.", "Training", 0, 20
+        0, "Stop after this many evaluations without a better one; 0: never.", group="Training", low=0, high=20
     )
     bf16: bool | None = setting(None, "bf16 arithmetic, fp32 weights; none: where GPU or CPU can do it; false: not.")
     fp16: bool | None = setting(None, "fp16 arithmetic with a loss scaler; none: on a GPU without bf16; false: not.")
@@ -85,18 +86,22 @@ class StageArguments(TrainingArguments):
     preset: str | None = setting(None, "Named values for other fields; fields given by name win.", session=True)
 
     output_dir: str = setting("runs/pretrain", "Folder of the run: settings, model, checkpoints, curves.")
-    learning_rate: float = setting(3e-3, "Peak learning rate of AdamW.", "Training", 1e-5, 1e-2, log=True)
-    num_train_epochs: float = setting(3.0, "Passes over the text.", "Training", 1, 50)
-    per_device_train_batch_size: int = setting(32, "Rows per forward pass and device.", "Training", 1, 512, log=True)
-    gradient_accumulation_steps: int = setting(1, "Forward passes per update.", "Training", 1, 64)
-    per_device_eval_batch_size: int = setting(32, "Rows per forward pass in evaluation.")
-    lr_scheduler_type: str = setting("cosine", "How the learning rate changes over the run.", "Training")
-    warmup_steps: float = setting(
-        0.05, "Updates (or, below 1, share of them) to raise the learning rate.", "Training", 0, 0.5
+    learning_rate: float = setting(
+        3e-3, "Peak learning rate of AdamW.", group="Training", low=1e-5, high=1e-2, log=True
     )
-    weight_decay: float = setting(0.1, "AdamW's weight decay.", "Training", 0, 1.0)
+    num_train_epochs: float = setting(3.0, "Passes over the text.", group="Training", low=1, high=50)
+    per_device_train_batch_size: int = setting(
+        32, "Rows per forward pass and device.", group="Training", low=1, high=512, log=True
+    )
+    gradient_accumulation_steps: int = setting(1, "Forward passes per update.", group="Training", low=1, high=64)
+    per_device_eval_batch_size: int = setting(32, "Rows per forward pass in evaluation.")
+    lr_scheduler_type: str = setting("cosine", "How the learning rate changes over the run.", group="Training")
+    warmup_steps: float = setting(
+        0.05, "Updates (or, below 1, share of them) to raise the learning rate.", group="Training", low=0, high=0.5
+    )
+    weight_decay: float = setting(0.1, "AdamW's weight decay.", group="Training", low=0, high=1.0)
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
-    seed: int = setting(42, "Seed of initialisation, data order and dropout.", "Training", 0, 999)
+    seed: int = setting(42, "Seed of initialisation, data order and dropout.", group="Training", low=0, high=999)
     eval_strategy: str = setting("steps", "When to evaluate: no, steps or epoch.")
     eval_steps: float = setting(0.1, "Updates (or, below 1, share of the run) between evaluations.")
     save_strategy: str = setting("steps", "When to save a checkpoint: no, steps, epoch or best.")
@@ -183,19 +188,21 @@ class ModelArguments(StageArguments):
     """The settings of a model that is made from scratch, with its tokenizer."""
 
     model_type: Literal["newllm", "newllm-reference", "tiny-gpt2", "lstm"] = setting(
-        "newllm", "New-LLM, its cell as published, or a baseline.", "Model"
+        "newllm", "New-LLM, its cell as published, or a baseline.", group="Model"
     )
     num_parameters: int | None = setting(
-        None, "Solve the model's width for this many parameters.", "Model", 500_000, 50_000_000, log=True
+        None, "Solve the model's width for this many parameters.", group="Model", low=500_000, high=50_000_000, log=True
     )
-    num_layers: int | None = setting(None, "Layers; none: as many as suit the size.", "Model", 1, 12)
-    embedding_size: int | None = setting(None, "Width of a token embedding (newllm-reference).", "Model")
-    context_size: int | None = setting(None, "Width of a layer's context.", "Model")
-    hidden_size: int | None = setting(None, "Width of the layers.", "Model")
-    intermediate_size: int | None = setting(None, "Width of the layers' MLPs (newllm).", "Model")
-    dropout: float = setting(0.1, "Share of hidden units dropped in training; more for many epochs.", "Model", 0.0, 0.5)
+    num_layers: int | None = setting(None, "Layers; none: as many as suit the size.", group="Model", low=1, high=12)
+    embedding_size: int | None = setting(None, "Width of a token embedding (newllm-reference).", group="Model")
+    context_size: int | None = setting(None, "Width of a layer's context.", group="Model")
+    hidden_size: int | None = setting(None, "Width of the layers.", group="Model")
+    intermediate_size: int | None = setting(None, "Width of the layers' MLPs (newllm).", group="Model")
+    dropout: float = setting(
+        0.1, "Share of hidden units dropped in training; more for many epochs.", group="Model", low=0.0, high=0.5
+    )
     tokenizer: Literal["bpe", "byte", "word", "gpt2"] = setting(
-        "bpe", "bpe: learned pieces; byte: any language; word: published setting; gpt2: GPT-2's.", "Data"
+        "bpe", "bpe: learned pieces; byte: any language; word: published setting; gpt2: GPT-2's.", group="Data"
     )
     teacher: str | None = setting(
         None, "Folder of a larger model with the same tokenizer to learn from, too.", session=True
@@ -203,7 +210,7 @@ class ModelArguments(StageArguments):
     teacher_weight: float = setting(0.5, "With --teacher: its share of the loss.")
     teacher_temperature: float = setting(2.0, "With --teacher: how much both distributions are softened.")
     vocab_size: int | None = setting(
-        None, "Token types; none: up to 4,096 (bpe) or 1,000 (word).", "Data", 512, 16384, log=True
+        None, "Token types; none: up to 4,096 (bpe) or 1,000 (word).", group="Data", low=512, high=16384, log=True
     )
 
     def __post_init__(self):

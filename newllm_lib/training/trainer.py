@@ -1,5 +1,5 @@
-"""transformers' `Trainer` for language models of ours: the context carried from batch to batch, and evaluation that
-scores every token once.
+"""transformers' `Trainer` for language models of ours: it hands a batch to the model, which computes the loss
+(models/language_model_head.py), carries the context from batch to batch, and scores every held-out token once.
 
 Dimensions: B rows of a batch, T tokens, V vocabulary, S size of a context, N contexts held.
 """
@@ -79,6 +79,8 @@ class LanguageModelTrainer(RunTrainerMixin, Trainer):
         return EvenSampler(order, self.num_rows, args.per_device_train_batch_size * args.world_size)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of a batch. Without a teacher the model computes it itself: transformers calls
+        `CausalLMHeadMixin.forward` (models/language_model_head.py)."""
         inputs = dict(inputs)
         rows = inputs.pop("row")
         if self.carries_context:

@@ -4,6 +4,7 @@ import pytest
 
 from newllm_lib.data.catalogue import CONVERSATION_DATASETS, DATASETS, find_dataset
 from newllm_lib.data.chat_template import TEMPLATES
+from newllm_lib.data.examples import columns_read
 from newllm_lib.errors import InputError
 
 
@@ -11,6 +12,10 @@ def test_every_entry_is_whole():
     for name, entry in DATASETS.items():
         assert entry.sources and entry.columns and entry.licence, name
         assert entry.template in TEMPLATES
+        meanings = columns_read(dict.fromkeys(entry.columns, "x")).keys()
+        assert entry.columns == ("text",) or meanings & {"turns", "answer"}, (
+            f"{name}: COLUMNS does not have its columns"
+        )
         assert entry.offline in (None, "chitchat", "documentation")
         for source in entry.sources:
             assert re.fullmatch(r"[\w.-]+/[\w.-]+", source.hub_id)

@@ -1,4 +1,5 @@
-"""One widget per setting, made from the metadata of the dataclass field: slider, drop-down, check box or text."""
+"""One widget per setting: slider, drop-down, check box or text. Its range stands beside the setting, in the dataclass
+of the stage (`setting` of training/arguments.py)."""
 
 import dataclasses
 import math
