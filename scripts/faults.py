@@ -394,7 +394,8 @@ def damaged_run(run: Unbroken, folder: Path, seed: int) -> list[Verdict]:
     """A run that was killed finds a file of its newest checkpoint, or of its folder, damaged."""
     chance = random.Random(seed)
     argv = [*run.argv, "--output_dir", str(folder)]
-    for share in (chance.uniform(0.5, 0.85), 0.9):
+    for share in (chance.uniform(0.3, 0.9) for _ in range(6)):  # a finished trial of a sweep keeps no checkpoint
+        shutil.rmtree(folder, ignore_errors=True)
         session(argv, before=Watch(int(share * run.calls), kill_self).install)
         checkpoints = sorted(folder.rglob("checkpoint-*/complete.json"), key=lambda path: path.stat().st_mtime_ns)
         if checkpoints:

@@ -4,9 +4,7 @@ Each update replaces the whole content of the display: a line per model, then th
 from background threads nor widgets that wait for the kernel, so everything happens in the trainer's own callbacks.
 """
 
-import contextlib
 import itertools
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +18,7 @@ from ..adapters.arguments import QloraLwfArguments
 from ..preferences.reference import ReferenceArguments
 from ..preferences.scores import chosen_falls
 from ..training.arguments import StageArguments
-from ..training.callbacks import METRICS_FILE
+from ..training.callbacks import read_history
 from ..training.curves import COLOURS, curves_figure
 from ..training.device import find_device, memory_in_use, size
 from .drive.drive_copy import CopyStatus, span
@@ -246,17 +244,6 @@ class LiveCallback(TrainerCallback):
         draw = self.model.state != LEARNS_ANSWERS  # of which nothing is in the curves of the preferences
         self.model.state = f"scoring all held-out {'pairs' if self.model.unit == 'pairs' else 'text'}"
         self.plot.update(draw=draw)
-
-
-def read_history(folder: Path) -> list[dict]:
-    """The metrics log of a run folder, but for lines that a disk has damaged."""
-    path = folder / METRICS_FILE
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    entries = []
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            entries.append(json.loads(line))
-    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
 
 
 def _newest(history: list[dict], key: str) -> float | None:

@@ -27,7 +27,8 @@ from ..data.catalogue import DATASETS
 from ..doctor import TESTED, doctor
 from ..errors import CODES, InputError
 from ..preferences.arguments import LOSS_TYPES
-from .live_plot import FACTS, read_history
+from ..training.callbacks import read_history
+from .live_plot import FACTS
 from .page.notices import (
     AS_WRITTEN,
     FAINT,

@@ -16,9 +16,9 @@ from transformers import TrainerCallback
 
 from ..errors import InputError
 from ..training.arguments import setting, values_for
-from ..training.callbacks import METRICS_FILE, TrainingInterrupted
+from ..training.callbacks import TrainingInterrupted, read_history
 from ..training.checkpoint import open_run, read_results
-from ..training.disk import in_use, write_json, write_text
+from ..training.disk import in_use, read_json, write_json, write_text
 from .arguments import LOSS_TYPES, PRESETS, DpoArguments
 from .dpo import dpo, prepare
 from .reference import learn_answers
@@ -133,9 +133,21 @@ def check_optuna() -> None:
 
 
 def read_trials(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the table: trial, state (running, finished, failed), the settings and, of finished ones, metrics."""
+    """The rows of the table: trial, state (running, finished, failed), the settings and, of finished ones, metrics.
+
+    Raises:
+        InputError: the table is damaged.
+    """
     path = folder / TRIALS_FILE
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) | {} for line in lines]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"output_dir {str(folder)!r} holds a sweep whose table, {TRIALS_FILE}, is damaged; choose another "
+            "--output_dir. Its trials stay there, each a run of its own.",
+            "NL-404",
+        ) from error
 
 
 def write_trials(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -219,9 +231,7 @@ def margin_histories(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[int, 
     """trial -> (update, held-out margin) of its evaluations in order, for the trials that have some."""
     found = {}
     for row in rows:
-        log = trial_folder(folder, row["trial"]) / METRICS_FILE
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        entries = [entry for entry in map(json.loads, lines) if "eval_margin" in entry]
+        entries = [entry for entry in read_history(trial_folder(folder, row["trial"])) if "eval_margin" in entry]
         if entries:
             found[row["trial"]] = [(entry["step"], entry["eval_margin"]) for entry in entries]
     return found
@@ -231,9 +241,9 @@ def sweep_settings(folder: str | Path) -> dict[str, Any]:
     """The best trial's settings, for a run of `dpo`.
 
     Raises:
-        InputError: no trial is finished.
+        InputError: no trial is finished, or the file that says so is damaged.
     """
-    path = Path(folder) / BEST_FILE
-    if not path.exists():
+    best = read_json(Path(folder) / BEST_FILE)
+    if not isinstance(best, dict) or not isinstance(best.get("settings"), dict):
         raise InputError(f"{str(folder)!r} holds no finished trial; run the sweep first.")
-    return json.loads(path.read_text(encoding="utf-8"))["settings"]
+    return best["settings"]

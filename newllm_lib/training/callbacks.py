@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -222,3 +222,14 @@ class SaveByMinutes(TrainerCallback):
         self.saved_at = self.clock()
         if not (Path(args.output_dir) / f"checkpoint-{state.global_step}").exists():  # the disk has not taken it
             self.saved_at -= max(self.seconds - RETRY_SECONDS, 0)
+
+
+def read_history(folder: Path) -> list[dict]:
+    """The metrics log of a run folder, but for lines that a disk has damaged."""
+    path = folder / METRICS_FILE
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    entries = []
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            entries.append(json.loads(line))
+    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)]

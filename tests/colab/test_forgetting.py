@@ -6,8 +6,9 @@ import json
 import pytest
 
 from newllm_lib.colab import forgetting, progress, results
-from newllm_lib.colab.live_plot import LivePlot, read_history
+from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.page.notices import CellStopped
+from newllm_lib.training.callbacks import read_history
 from newllm_lib.training.curves import curves_figure
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from newllm_lib.colab import live_plot, training
 from newllm_lib.colab.drive.drive_copy import CopyStatus
-from newllm_lib.colab.live_plot import LivePlot, read_history
+from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.page.notices import CellStopped
-from newllm_lib.training.callbacks import TrainingInterrupted
+from newllm_lib.training.callbacks import TrainingInterrupted, read_history
 
 
 class Page:
@@ -258,6 +258,6 @@ def test_a_log_that_a_disk_has_damaged_is_read_as_far_as_it_goes(tmp_path):
         '{"step": 3, "l',
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    assert live_plot.read_history(tmp_path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
+    assert read_history(tmp_path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe" + b"[" * 100_000)
-    assert live_plot.read_history(tmp_path) == []
+    assert read_history(tmp_path) == []

@@ -172,3 +172,13 @@ def test_a_second_sweep_on_one_folder_says_who_is_at_work(tmp_path):
         sweep(sweep_arguments(tmp_path, trials=3))
     other.communicate("")
     assert read_trials(folder) == before and len(read_trials(sweep(sweep_arguments(tmp_path, trials=3)))) == 3
+
+
+@pytest.mark.parametrize("damage", [bytes(40), b"[1]\n", b'{"trial": 1, "sta', b"\xff\xfe"])
+def test_a_damaged_table_is_one_sentence(tmp_path, damage):
+    (tmp_path / "trials.jsonl").write_bytes(damage)
+    with pytest.raises(InputError, match="trials.jsonl, is damaged; choose another --output_dir"):
+        stage.read_trials(tmp_path)
+    (tmp_path / "best.json").write_bytes(damage)
+    with pytest.raises(InputError, match="no finished trial"):
+        stage.sweep_settings(tmp_path)
