@@ -16,7 +16,7 @@ from .evaluation.context_trace import trace_context
 from .evaluation.generation import state_bytes
 from .evaluation.memory_file import Memory, read_memory
 from .evaluation.token_stream import TokenStream, check_prompt, check_sampling, document_ids
-from .models.context_cache import RecurrentGenerationMixin
+from .models.context_cache import RecurrentGenerationMixin, state_after
 from .training.disk import write_bytes
 from .training.trained_model import TrainedModel, adapters_off, open_model, weights_hash
 
@@ -193,7 +193,7 @@ class Chat:
     def _state_numbers(self) -> int:
         """How many numbers the state of a recurrent model has."""
         token = torch.tensor([[self.tokenizer.eos_token_id]], device=self.model.device)
-        return self.model(input_ids=token, use_cache=True).past_key_values.context.shape[1]
+        return state_after(self.model(input_ids=token, use_cache=True)).context.shape[1]
 
     def _tokens(self) -> Iterator[int]:
         tokens = self.stream.continue_with(self._token_ids(), self.max_new_tokens, end_token_ids(self.tokenizer))

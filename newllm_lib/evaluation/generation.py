@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast,
 
 from ..data.chat_template import conversation_ids
 from ..data.tokenizer import end_token_ids
-from ..models.context_cache import ContextCache, RecurrentGenerationMixin
+from ..models.context_cache import ContextCache, RecurrentGenerationMixin, state_after
 from .token_stream import TokenStream, document_ids
 
 
@@ -65,14 +65,14 @@ def token_cost(model: PreTrainedModel, history_tokens: int, repeats: int = 20) -
     model.eval()
     input_ids = torch.randint(0, model.config.vocab_size, (1, history_tokens), device=model.device)
     if isinstance(model, RecurrentGenerationMixin):
-        cache = model(input_ids=input_ids, use_cache=True, logits_to_keep=1).past_key_values
+        cache = state_after(model(input_ids=input_ids, use_cache=True, logits_to_keep=1))
     else:
         model = _with_positions(model, history_tokens + repeats + 1)
         cache = _filled_key_value_cache(model, history_tokens)
     milliseconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
-        cache = model(input_ids=input_ids[:, -1:], past_key_values=cache, use_cache=True).past_key_values
+        cache = state_after(model(input_ids=input_ids[:, -1:], past_key_values=cache, use_cache=True))
         if model.device.type == "cuda":
             torch.cuda.synchronize()
         milliseconds.append(1000 * (time.perf_counter() - started))

@@ -20,7 +20,7 @@ from transformers import (
 from ..data.examples import is_unicode
 from ..data.tokenizer import text_backend
 from ..errors import InputError
-from ..models.context_cache import ContextCache
+from ..models.context_cache import ContextCache, state_after
 
 
 class TokenStream:
@@ -126,7 +126,7 @@ class TokenStream:
             self.dropped = dropped
         input_ids = torch.tensor([fresh], device=self.model.device)
         outputs = self.model(input_ids=input_ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache = outputs.past_key_values
+        self.cache = state_after(outputs)
         self.read += fresh
         return outputs.logits[:, -1].float()
 

@@ -4,8 +4,9 @@ from dataclasses import fields
 from functools import wraps
 
 import torch
-from transformers import GenerationMixin
+from transformers import Cache, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
 # What this transformers calls the state in a model's output: "cache" from 5.24 on.
 CACHE_NAME = ({field.name for field in fields(BaseModelOutputWithPast)} & {"cache", "past_key_values"}).pop()
@@ -52,6 +53,11 @@ def one_cache(past_key_values: ContextCache | None, cache: ContextCache | None) 
     if past_key_values is not None and cache is not None:
         raise ValueError("past_key_values and cache are two names of one argument: give one of them.")
     return past_key_values if cache is None else cache
+
+
+def state_after(outputs: ModelOutput) -> ContextCache | Cache:
+    """What a model of ours or of transformers carries on after a call."""
+    return getattr(outputs, CACHE_NAME)
 
 
 class RecurrentGenerationMixin(GenerationMixin):

@@ -29,6 +29,7 @@ from transformers import (
 
 from .. import models  # noqa: F401  registers our models with the Auto classes
 from ..errors import InputError
+from ..models.context_cache import state_after
 from ..models.sizing import name_loss
 from .checkpoint import ADAPTER_CONFIG, SETTINGS_FILE, has_adapters
 
@@ -170,7 +171,7 @@ def check_speaks(model: torch.nn.Module, path: str | Path) -> None:
             said = model(token, past_key_values=cache, use_cache=True)
             if said.logits.isnan().any():
                 raise ValueError("what the model says are no numbers")
-            cache = said.past_key_values
+            cache = state_after(said)
 
 
 def _check_size(folder: Path, config: PreTrainedConfig) -> None:

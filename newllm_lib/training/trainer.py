@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, Trainer
 
 from ..data.batches import IGNORED, EvaluationDocuments, collate_rows, positions_within_row
 from ..evaluation.perplexity import TextMetrics, score_documents
-from ..models.context_cache import ContextCache, RecurrentGenerationMixin
+from ..models.context_cache import ContextCache, RecurrentGenerationMixin, state_after
 from ..models.language_model_head import loss_only
 from .arguments import StageArguments
 from .run_trainer import RunTrainerMixin
@@ -93,7 +93,7 @@ class LanguageModelTrainer(RunTrainerMixin, Trainer):
             inputs |= loss_only(self.accelerator.unwrap_model(model))
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.carries_context:
-            self.carrier.keep(rows, outputs.past_key_values.context)
+            self.carrier.keep(rows, state_after(outputs).context)
         return (loss, outputs) if return_outputs else loss
 
     def _loss_with_teacher(self, model, inputs, num_items_in_batch):

@@ -177,7 +177,7 @@ def test_a_second_sweep_on_one_folder_says_who_is_at_work(tmp_path):
 @pytest.mark.parametrize("damage", [bytes(40), b"[1]\n", b'{"trial": 1, "sta', b"\xff\xfe"])
 def test_a_damaged_table_is_one_sentence(tmp_path, damage):
     (tmp_path / "trials.jsonl").write_bytes(damage)
-    with pytest.raises(InputError, match="trials.jsonl, is damaged; choose another --output_dir"):
+    with pytest.raises(InputError, match=r"trials\.jsonl, is damaged; choose another --output_dir"):
         stage.read_trials(tmp_path)
     (tmp_path / "best.json").write_bytes(damage)
     with pytest.raises(InputError, match="no finished trial"):
