@@ -141,7 +141,7 @@ def read_trials(folder: Path) -> list[dict[str, Any]]:
     path = folder / TRIALS_FILE
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) | {} for line in lines]
+        return [json.loads(line) | {} for line in lines]  # a line that is no object is damage, too: a TypeError
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"output_dir {str(folder)!r} holds a sweep whose table, {TRIALS_FILE}, is damaged; choose another "
