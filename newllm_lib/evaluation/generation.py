@@ -12,8 +12,8 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast,
 
 from ..data.chat_template import conversation_ids
 from ..data.tokenizer import end_token_ids
-from ..models.context_cache import ContextCache, RecurrentGenerationMixin, state_after
-from .token_stream import TokenStream, document_ids
+from ..models.context_cache import ContextCache, RecurrentGenerationMixin
+from .token_stream import NextToken, TokenStream, document_ids
 
 
 def continue_prompt(
@@ -62,17 +62,18 @@ def token_cost(model: PreTrainedModel, history_tokens: int, repeats: int = 20) -
 
     A model with learned positions is timed on a copy with as many positions as it takes.
     """
-    model.eval()
+    next_token = NextToken(model.eval())
     input_ids = torch.randint(0, model.config.vocab_size, (1, history_tokens), device=model.device)
     if isinstance(model, RecurrentGenerationMixin):
-        cache = state_after(model(input_ids=input_ids, use_cache=True, logits_to_keep=1))
+        _, cache = next_token(input_ids, None)
     else:
         model = _with_positions(model, history_tokens + repeats + 1)
+        next_token = NextToken(model)
         cache = _filled_key_value_cache(model, history_tokens)
     milliseconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
-        cache = state_after(model(input_ids=input_ids[:, -1:], past_key_values=cache, use_cache=True))
+        _, cache = next_token(input_ids[:, -1:], cache)
         if model.device.type == "cuda":
             torch.cuda.synchronize()
         milliseconds.append(1000 * (time.perf_counter() - started))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import (
+    Cache,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -21,6 +22,33 @@ from ..data.examples import is_unicode
 from ..data.tokenizer import text_backend
 from ..errors import InputError
 from ..models.context_cache import ContextCache, state_after
+from ..models.cuda_graph import GraphedCall, can_be_captured
+
+
+class NextToken:
+    """One more token through a model: (logits of the next one [B, V] in fp32, the state after it). On a GPU the step of
+    a recurrent model is one CUDA graph."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self.graphed = GraphedCall(self._graphed) if can_be_captured(model) else None
+
+    @torch.no_grad()
+    def __call__(
+        self, input_ids: torch.LongTensor, state: ContextCache | Cache | None
+    ) -> tuple[torch.Tensor, ContextCache | Cache]:
+        """The tokens [B, T] after those of `state`; None before the first."""
+        if self.graphed is not None and state is not None and input_ids.shape[1] == 1:
+            logits, context = self.graphed(input_ids=input_ids, context=state.context)
+            return logits.clone(), ContextCache(context.clone(), state.seen_tokens + 1)
+        outputs = self.model(input_ids=input_ids, past_key_values=state, use_cache=True, logits_to_keep=1)
+        return outputs.logits[:, -1].float(), state_after(outputs)
+
+    def _graphed(self, input_ids: torch.LongTensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = self.model(
+            input_ids=input_ids, past_key_values=ContextCache(context), use_cache=True, logits_to_keep=1
+        )
+        return outputs.logits[:, -1].float(), state_after(outputs).context
 
 
 class TokenStream:
@@ -47,7 +75,7 @@ class TokenStream:
         repetition_penalty: float = 1.0,
         generator: torch.Generator | None = None,
     ):
-        self.model = model.eval()
+        self.model, self.next_token = model.eval(), NextToken(model)
         self.window = getattr(model.config, "n_positions", None)  # of a model with learned positions
         self.generator = generator
         self.set_sampling(temperature, top_p, repetition_penalty)
@@ -125,10 +153,9 @@ class TokenStream:
             self._forget()
             self.dropped = dropped
         input_ids = torch.tensor([fresh], device=self.model.device)
-        outputs = self.model(input_ids=input_ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache = state_after(outputs)
+        logits, self.cache = self.next_token(input_ids, self.cache)
         self.read += fresh
-        return outputs.logits[:, -1].float()
+        return logits
 
 
 def document_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

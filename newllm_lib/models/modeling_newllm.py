@@ -103,6 +103,7 @@ class NewLLMLayer(GradientCheckpointingLayer):
 class NewLLMPreTrainedModel(RecurrentPreTrainedModel):
     config_class = NewLLMConfig
     _no_split_modules = ["NewLLMLayer"]
+    is_capturable = True  # the host reads no value of a tensor on the way
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
