@@ -22,7 +22,7 @@ from ..data.examples import is_unicode
 from ..data.tokenizer import text_backend
 from ..errors import InputError
 from ..models.context_cache import ContextCache, state_after
-from ..models.cuda_graph import GraphedCall, can_be_captured
+from ..models.gpu import GraphedCall, can_be_captured
 
 
 class NextToken:

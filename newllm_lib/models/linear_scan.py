@@ -3,18 +3,15 @@ and all tokens of a row are known at once (as in QRNN, Bradbury et al. 2016, htt
 Qin et al. 2023, https://arxiv.org/abs/2311.04823).
 
 `plain_scan` is the definition; `linear_scan` computes the same, and its gradient, as one operation for autograd,
-`torch.compile` and a profiler: on a CPU token by token, on a GPU by the kernels of scan_kernels.py, without Triton by
+`torch.compile` and a profiler: on a CPU token by token, on a GPU by the kernels of triton_kernels.py, without Triton by
 doubling.
 
 Dimensions: B rows, T tokens, C channels of the context.
 """
 
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
-
 import torch
+
+from .gpu import kernels_for
 
 WALKS_TIME = frozenset(["cpu"])  # devices on which an operation a token is the quickest way
 
@@ -71,7 +68,7 @@ def scan_forward(
 ) -> torch.Tensor:
     """The contexts, [B, T, C]."""
     dtype = scan_dtype(z, delta, c0)
-    if kernels := scan_kernels(z.device, dtype):
+    if kernels := kernels_for(z, c0):
         return kernels.scan(z, delta, starts, mask, c0)
     write, keep = write_and_keep(z, dtype, starts, mask)
     contexts = write.mul_(delta)
@@ -102,7 +99,7 @@ def scan_backward(
     contexts: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients by z, delta and c0 from the one by `contexts` [B, T, C], each of the type of its own."""
-    if kernels := scan_kernels(z.device, contexts.dtype):
+    if kernels := kernels_for(z, c0):
         return kernels.scan_gradients(grad, z, delta, starts, mask, c0, contexts)
     write, keep = write_and_keep(z, contexts.dtype, starts, mask)
     # What a context contributes to the loss: by itself, and by the contexts after it.
@@ -143,17 +140,6 @@ def _backward(ctx, grad):
 
 
 scan_forward.register_autograd(_backward, setup_context=_save_for_backward)
-
-
-@cache
-def triton_kernels() -> ModuleType | None:
-    """The kernels, if Triton is installed: torch brings it on Linux with a GPU."""
-    return import_module(".scan_kernels", __package__) if find_spec("triton") else None
-
-
-def scan_kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
-    """The module with `scan` and `scan_gradients` where the kernels run."""
-    return triton_kernels() if device.type == "cuda" and dtype == torch.float32 else None
 
 
 def write_and_keep(

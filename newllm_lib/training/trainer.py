@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, Trainer
 from ..data.batches import IGNORED, EvaluationDocuments, collate_rows, positions_within_row
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..models.context_cache import ContextCache, RecurrentGenerationMixin, state_after
-from ..models.cuda_graph import WARM_UP, GraphedBackward, can_be_captured
+from ..models.gpu import WARM_UP, GraphedBackward, can_be_captured
 from ..models.language_model_head import loss_only
 from .arguments import StageArguments
 from .run_trainer import RunTrainerMixin
@@ -70,6 +70,7 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
         # The rows of one update that this process sees.
         self.carrier = ContextCarrier(args.effective_batch_size // args.world_size)
         rows = train_rows if args.world_size == 1 else RowsAndBlank(train_rows)
+        args.accelerator_config.non_blocking = args.dataloader_pin_memory  # or each batch waits for the one before
         sets = {"train_dataset": rows, "eval_dataset": documents.sample(args.max_eval_tokens)}
         super().__init__(model, args, collate_rows, processing_class=tokenizer, **sets, **kwargs)
         self.num_rows = len(train_rows)

@@ -1,14 +1,32 @@
-"""CUDA graphs: the kernels of a call are recorded once and launched together from then on. One by one, Python launches
-the some 400 small kernels of an update more slowly than a GPU runs them."""
+"""What makes small models quick on an NVIDIA GPU: kernels of our own, and CUDA graphs, which record the kernels of a
+call once and launch them together from then on. One by one, Python launches the hundreds of small kernels of an update
+more slowly than the GPU runs them."""
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
 
 WARM_UP = 3  # calls before one is captured: libraries set themselves up, and kernels are compiled, in the first ones
 MOST_GRAPHS = 4  # each holds the memory of its call; what comes in more shapes is called as it is
+
+
+@cache
+def triton_kernels() -> ModuleType | None:
+    """The kernels, if Triton is there: torch brings it on Linux with a GPU."""
+    return import_module(".triton_kernels", __package__) if find_spec("triton") else None
+
+
+def kernels_for(*tensors: torch.Tensor) -> ModuleType | None:
+    """The module of the kernels where they run: on an NVIDIA GPU, in up to fp32. torch.compile makes better ones, for
+    it sees what stands beside them."""
+    suit = all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors)
+    return triton_kernels() if suit and not torch.compiler.is_compiling() else None
 
 
 class GraphedCall:
