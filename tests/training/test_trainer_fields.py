@@ -18,7 +18,7 @@ from newllm_lib.errors import InputError
 from newllm_lib.models import MODEL_TYPES
 from newllm_lib.preferences.sweep import SweepArguments
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, pretrain
-from newllm_lib.training.trainer_fields import NO_EFFECT, REFUSED
+from newllm_lib.training.arguments import NO_EFFECT, REFUSED
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments)}
 
@@ -201,7 +201,7 @@ def test_nor_is_one_that_a_sweep_looks_between(text):
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_tracker_that_is_not_installed_is_named_at_once(monkeypatch, name):
-    found = "newllm_lib.training.trainer_fields.get_available_reporting_integrations"
+    found = "newllm_lib.training.arguments.get_available_reporting_integrations"
     monkeypatch.setattr(found, lambda: [])
     with pytest.raises(InputError, match=f"report_to {name} needs its package"):
         PretrainArguments(report_to=name)
