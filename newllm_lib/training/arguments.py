@@ -174,6 +174,9 @@ class StageArguments(TrainingArguments):
     save_minutes: float = setting(10.0, "Minutes without a save until the next one; 0: by steps alone.", session=True)
     save_total_limit: int | None = setting(3, "Checkpoints kept: the best and the newest.")
     logging_steps: float = setting(10, "Updates (or, below 1, share of the run) between lines of the metrics log.")
+    logging_nan_inf_filter: bool | None = setting(
+        None, "Leave losses that are no numbers out of the log; none: under fp16. A GPU waits for it.", session=True
+    )
     load_best_model_at_end: bool = setting(True, "Keep the best checkpoint's weights as the result.")
     metric_for_best_model: str | None = setting("loss", "Held-out metric that decides which checkpoint is best.")
     restore_callback_states_from_checkpoint: bool = setting(True, "Early stopping counts on after a resume.")
@@ -193,6 +196,8 @@ class StageArguments(TrainingArguments):
         self.auto_precision &= self.bf16 is None and self.fp16 is None
         precision = self.precision_on(device) if self.auto_precision else ""
         self.bf16, self.fp16 = bool(self.bf16) or precision == "bf16", bool(self.fp16) or precision == "fp16"
+        # Only under fp16 does a run go on after such a loss, and transformers looks for one at every forward pass.
+        self.logging_nan_inf_filter = self.fp16 if self.logging_nan_inf_filter is None else self.logging_nan_inf_filter
         if self.fp16 and device.kind != "cuda":
             raise InputError(f"fp16 needs an NVIDIA GPU, and this run is on the {device.name}; leave it out.")
         # Otherwise transformers takes bf16 for a GPU's, and each of several processes thinks it is the only one.

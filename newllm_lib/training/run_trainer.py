@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from ..errors import InputError, TrainingDiverged
+from .callbacks import any_process
 from .checkpoint import (
     SETTINGS_FILE,
     best_beside,
@@ -25,23 +26,25 @@ from .checkpoint import (
     set_aside,
     take_back,
 )
-from .device import freed_memory_kept, true_for_any_process
+from .device import freed_memory_kept
 from .disk import read_json, refusal, write_json
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 10  # losses in a row that may be no numbers under fp16, whose scaler leaves such updates out
+MOST_UNSEEN = 256  # losses that a device holds until the host looks at them
+NO_QUEUE = {"cpu"}  # devices that have done their work when a call returns
 
 
 class RunTrainerMixin:
     """Stands before `Trainer` in a class's bases.
 
     Attributes:
-        not_finite: losses in a row that were no finite numbers.
         saved_step: the update of the newest checkpoint that is sealed.
     """
 
-    not_finite = 0
+    unseen: tuple[tuple[int, torch.Tensor], ...] = ()  # (update, loss []) that no one has looked at
+    not_finite = 0  # losses in a row that were no finite numbers
     saved_step = 0
     saved_best = (None, None, None)
     kept: int | None = None  # as many complete checkpoints
@@ -93,28 +96,37 @@ class RunTrainerMixin:
         return True
 
     def get_train_dataloader(self):
-        if not self.args.auto_find_batch_size:
-            # Resuming, Colab's transformers 5.0 takes the micro-batch of the checkpoint and not the one asked for.
-            self._train_batch_size = self.args.train_batch_size
+        # Resuming, Colab's transformers 5.0 takes the micro-batch of the checkpoint and not the one asked for.
+        self._train_batch_size = self.args.train_batch_size
         return super().get_train_dataloader()
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
-        """transformers' own. Raises TrainingDiverged: the loss is not a finite number; no update has been made with
-        it."""
+        """transformers' own. A GPU has a queue, and to look at each loss the host would wait until the queue is empty:
+        there `check_losses` comes when the host waits anyway, to log, evaluate or save. Raises TrainingDiverged."""
         loss = super().training_step(*args, **kwargs)
-        self.not_finite = 0 if loss.isfinite() else self.not_finite + 1
-        if self.not_finite > (PATIENCE if self.args.fp16 else 0):
-            raise self._diverged(
-                f"the loss of update {self.state.global_step + 1} is no finite number, and training was ended before "
-                "the weights were harmed"
-            )
+        # A compiled step writes its next loss into the same place.
+        self.unseen += ((self.state.global_step + 1, loss.detach().clone()),)
+        if len(self.unseen) == MOST_UNSEEN or self.args.device.type in NO_QUEUE:
+            self.check_losses()
         return loss
 
+    def check_losses(self) -> None:
+        """Raises TrainingDiverged if one of the losses since the last call is no finite number."""
+        unseen, self.unseen = self.unseen, ()
+        finite = torch.stack([loss for _, loss in unseen]).isfinite().tolist() if unseen else ()
+        for (update, _), is_finite in zip(unseen, finite, strict=True):
+            self.not_finite = 0 if is_finite else self.not_finite + 1
+            if self.not_finite > (PATIENCE if self.args.fp16 else 0):
+                raise self._diverged(
+                    f"the loss of update {update} is no finite number, and no weights were saved since"
+                )
+
     def check_weights(self) -> None:
-        """Raises TrainingDiverged if a weight is no finite number, on any process: it must not be saved."""
+        """Raises TrainingDiverged if a loss, or a weight on any process, is no finite number: it must not be saved."""
+        self.check_losses()
         # A sum is no finite number if one of its terms is none.
         sums = [weight.detach().sum(dtype=torch.float32) for weight in self.model.parameters() if weight.requires_grad]
-        if self._any(not torch.stack(sums).isfinite().all()):
+        if any_process(not torch.stack(sums).isfinite().all(), self.args):
             what = f"after update {self.state.global_step} weights are no finite numbers, and they were not saved"
             raise self._diverged(what)
 
@@ -125,11 +137,9 @@ class RunTrainerMixin:
             "NL-502",
         )
 
-    def _any(self, flag: bool) -> bool:
-        """True if the flag is true for any process; all have to ask."""
-        return bool(flag) if self.args.world_size == 1 else true_for_any_process(bool(flag), self.args.device)
-
     def _maybe_log_save_evaluate(self, *args, **kwargs):
+        if self.control.should_log:
+            self.check_losses()
         if self.control.should_evaluate or self.control.should_save:
             self.check_weights()
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -153,10 +163,10 @@ class RunTrainerMixin:
             super()._save_checkpoint(*args, **kwargs)
         with self._unless_refused():
             self.before_seal(checkpoint)
-        if not self._any(self.refused) and is_main:
+        if not any_process(self.refused, self.args) and is_main:
             with self._unless_refused():
                 seal_checkpoint(checkpoint)
-        is_refused, why, self.refused = self._any(self.refused), self.refused, None
+        is_refused, why, self.refused = any_process(self.refused, self.args), self.refused, None
         if is_refused:
             self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self.saved_best
         else:
@@ -186,18 +196,6 @@ class RunTrainerMixin:
             if self.refused is None or not why:
                 raise
             self.refused = self.refused or why
-
-    def _save_optimizer_and_scheduler(self, output_dir):
-        with self._unless_refused():
-            super()._save_optimizer_and_scheduler(output_dir)
-
-    def _save_scaler(self, output_dir):
-        with self._unless_refused():
-            super()._save_scaler(output_dir)
-
-    def _save_rng_state(self, output_dir):
-        with self._unless_refused():
-            super()._save_rng_state(output_dir)
 
     def _load_best_model(self):
         if is_complete(Path(self.state.best_model_checkpoint)):

@@ -32,7 +32,7 @@ WORKS = {
     "activation_checkpointing_kwargs": '{"use_reentrant": false}', "gradient_checkpointing": True,
     "gradient_checkpointing_kwargs": '{"use_reentrant": false}', "neftune_noise_alpha": 5.0,
     "torch_empty_cache_steps": 1, "logging_strategy": "steps", "logging_steps": 1, "logging_first_step": True,
-    "log_on_each_node": False, "logging_nan_inf_filter": False, "include_num_input_tokens_seen": "all",
+    "log_on_each_node": False, "logging_nan_inf_filter": True, "include_num_input_tokens_seen": "all",
     "log_level": "error", "log_level_replica": "warning", "disable_tqdm": False, "report_to": "none",
     "run_name": "name", "project": "name", "trackio_space_id": "name", "trackio_bucket_id": "name",
     "trackio_static_space_id": "name", "eval_strategy": "steps", "eval_steps": 3, "eval_delay": 1,
