@@ -10,8 +10,8 @@ from ..data.batches import evaluation_documents, packed_rows
 from ..data.text import load_text
 from ..data.tokenizer import build_tokenizer
 from ..errors import InputError
-from ..training.arguments import ModelArguments, check_metric_of, setting
-from ..training.run import PreparedRun, check_size, new_model, opened_run, prepare_once
+from ..training.arguments import ModelArguments, setting
+from ..training.run import PreparedRun, check_metric_of, check_size, new_model, opened_run, prepare_once
 from ..training.trained_model import open_teacher
 from ..training.trainer import LanguageModelTrainer
 

@@ -14,9 +14,9 @@ from ..data.sources import Splits
 from ..errors import InputError
 from ..models.adjust import extend_positions, grow_context, set_dropout, train_new_context_only
 from ..models.modeling_newllm import NewLLMForCausalLM
-from ..training.arguments import ModelArguments, StageArguments, check_metric_of, setting
+from ..training.arguments import ModelArguments, StageArguments, setting
 from ..training.checkpoint import has_adapters
-from ..training.run import PreparedRun, check_size, new_model, opened_run, prepare_once
+from ..training.run import PreparedRun, check_metric_of, check_size, new_model, opened_run, prepare_once
 from ..training.trained_model import open_model, open_teacher, weights_hash
 from ..training.trainer import LanguageModelTrainer
 

@@ -19,7 +19,6 @@ from transformers.optimization import get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import SchedulerType
 
-from ..data.batches import EvaluationDocuments
 from ..errors import InputError
 from .device import Device, choose_precision, find_device
 
@@ -319,17 +318,16 @@ def check_refused(args: StageArguments) -> None:
 
 def check_numbers(args: TrainingArguments) -> None:
     """Raise InputError for a number that no run could use: sliders have narrower ranges, which are suggestions."""
-    for field in fields(args):
-        name, value = field.name, getattr(args, field.name)
+    for name, value in ((field.name, getattr(args, field.name)) for field in fields(args)):
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
+        least, most = LEAST.get(name, 0), LESS_THAN.get(name, 2**63)  # what is larger, torch cannot count
         if not math.isfinite(value):
             raise InputError(f"{name} has to be a finite number, got {value}.")
-        least = LEAST.get(name, 0)
         if value < least or (value == 0 and name in MORE_THAN_ZERO):
             than = f"more than {least}" if name in MORE_THAN_ZERO else f"at least {least}"
             raise InputError(f"{name} has to be {than}, got {value}.")
-        if value >= (most := LESS_THAN.get(name, 2**63)):  # what is larger, torch cannot count
+        if value >= most:
             raise InputError(f"{name} has to be less than {most}, got {value}.")
     if args.max_steps == 0:
         raise InputError("max_steps has to be at least 1, or -1 for as many as num_train_epochs gives, got 0.")
@@ -341,26 +339,15 @@ def choose_best_metric(args: StageArguments) -> None:
     name = (args.metric_for_best_model or "loss").removeprefix("eval_")
     if name not in args.metrics:
         raise InputError(f"metric_for_best_model has to be one of {', '.join(args.metrics)}, got {name!r}.")
-    if args.greater_is_better not in (None, args.metrics[name]):
+    given, args.metric_for_best_model, args.greater_is_better = args.greater_is_better, name, args.metrics[name]
+    if given not in (None, args.greater_is_better):
         raise InputError(
-            f"greater_is_better {args.greater_is_better} contradicts metric_for_best_model {name}, of which "
-            f"{'more' if args.metrics[name] else 'less'} is better; leave it out."
+            f"greater_is_better {given} contradicts metric_for_best_model {name}, of which "
+            f"{'more' if args.greater_is_better else 'less'} is better; leave it out."
         )
-    args.metric_for_best_model, args.greater_is_better = name, args.metrics[name]
-    if args.early_stopping_patience and args.eval_strategy == "no":
+    if (patience := args.early_stopping_patience) and args.eval_strategy == "no":
         raise InputError(
-            f"early_stopping_patience {args.early_stopping_patience} counts evaluations, and eval_strategy is no; set "
-            "it to steps or epoch."
-        )
-
-
-def check_metric_of(args: TrainingArguments, documents: EvaluationDocuments) -> None:
-    """Raise InputError if this held-out text has no figure for the metric that decides."""
-    name = args.metric_for_best_model
-    if documents.counts.unknown_tokens and name in ("bits_per_byte", "word_perplexity"):
-        raise InputError(
-            f"metric_for_best_model {name} is no figure of {documents.origin}, of which the tokenizer does not know "
-            "every word; choose loss or perplexity."
+            f"early_stopping_patience {patience} counts evaluations, and eval_strategy is no; set it to steps or epoch."
         )
 
 

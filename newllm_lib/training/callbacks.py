@@ -40,8 +40,9 @@ class RunLog(TrainerCallback):
     """Writes metrics.jsonl and curves.png, and logs one line per evaluation. What the disk does not take is written
     when it does; training goes on. The line shows those of `metrics` that have a column."""
 
-    def __init__(self, name: str, metrics: Iterable[str]):
-        self.name, self.metrics = name, [metric for metric in COLUMNS if metric in metrics]
+    def __init__(self, folder: Path, name: str, metrics: Iterable[str]):
+        self.folder, self.path, self.name = folder, folder / METRICS_FILE, name
+        self.metrics = [metric for metric in COLUMNS if metric in metrics]
         self.is_behind = True  # lines are missing in the file
         self.has_warned = False
 
@@ -49,7 +50,6 @@ class RunLog(TrainerCallback):
         self.started, self.first_step = time.perf_counter(), state.global_step
         if not state.is_world_process_zero:
             return
-        self.path = Path(args.output_dir) / METRICS_FILE
         self._write(state.log_history)  # after a resume: what was logged beyond the checkpoint will be logged again
         if self.first_step:
             logger.info("Continuing at update %d of %d.", self.first_step, state.max_steps)
@@ -65,10 +65,10 @@ class RunLog(TrainerCallback):
         if state.is_world_process_zero:
             self._write(state.log_history)
 
-    def write_all(self, args, state) -> None:
+    def write_all(self, state) -> None:
         """Write the whole log: the file of a run that had nothing left to train may be damaged."""
+        self.is_behind = True
         if state.is_world_process_zero:
-            self.is_behind, self.path = True, Path(args.output_dir) / METRICS_FILE
             self._write(state.log_history)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
@@ -87,7 +87,7 @@ class RunLog(TrainerCallback):
         from .curves import save_curves  # matplotlib, which no other part of a training needs
 
         with self._going_on():
-            save_curves({self.name: state.log_history}, Path(args.output_dir) / CURVES_FILE)
+            save_curves({self.name: state.log_history}, self.folder / CURVES_FILE)
 
     def _write(self, history: Sequence[dict]) -> None:
         """The last line, or all where some are missing."""
@@ -104,7 +104,7 @@ class RunLog(TrainerCallback):
             yield
         except OSError as error:
             if not self.has_warned:
-                logger.warning("%s cannot be written (%s): training goes on.", self.path.parent, refusal(error))
+                logger.warning("%s cannot be written (%s): training goes on.", self.folder, refusal(error))
             self.has_warned = True
 
 

@@ -144,14 +144,9 @@ def is_complete(checkpoint: Path, sizes_only: bool = False) -> bool:
     `sizes_only` True for a damaged one, too, and False for one that was cut off."""
     try:
         files = read_json(checkpoint / COMPLETE_FILE)["files"].items()
-        is_there = all((checkpoint / name).stat().st_size == state["bytes"] for name, state in files)
-        return (
-            bool(files)
-            and is_there
-            and (sizes_only or all(_content_of(checkpoint / name) == state for name, state in files))
-        )
-    # A file is missing or unreadable, or the seal is none.
-    except (OSError, LookupError, TypeError, ValueError, AttributeError):
+        is_there = bool(files) and all((checkpoint / it).stat().st_size == state["bytes"] for it, state in files)
+        return is_there and (sizes_only or all(_content_of(checkpoint / it) == state for it, state in files))
+    except (OSError, LookupError, TypeError, ValueError, AttributeError):  # a file is missing, or the seal is none
         return False
 
 

@@ -19,7 +19,7 @@ from transformers import (
     set_seed,
 )
 
-from ..data.batches import TextCounts
+from ..data.batches import EvaluationDocuments, TextCounts
 from ..data.sources import Splits
 from ..data.tokenizer import DEFAULT_VOCAB_SIZE, SPECIAL_TOKENS, end_token_ids
 from ..errors import InputError
@@ -115,6 +115,16 @@ def prepare_once(args: ModelArguments, prepare: Callable[[ModelArguments], Prepa
     return prepared
 
 
+def check_metric_of(args: ModelArguments, documents: EvaluationDocuments) -> None:
+    """Raise InputError if this held-out text has no figure for the metric that decides."""
+    name = args.metric_for_best_model
+    if documents.counts.unknown_tokens and name in ("bits_per_byte", "word_perplexity"):
+        raise InputError(
+            f"metric_for_best_model {name} is no figure of {documents.origin}, of which the tokenizer does not know "
+            "every word; choose loss or perplexity."
+        )
+
+
 class Run:
     """A run in its folder, which no other process works on until `opened_run` ends.
 
@@ -151,7 +161,7 @@ class Run:
     def callbacks(self, callbacks: Sequence[TrainerCallback] = ()) -> list[TrainerCallback]:
         """What a trainer of this run calls back, `callbacks` last."""
         args = self.args
-        self._log, self._interrupt = RunLog(args.model_type, args.metrics), SaveOnInterrupt()
+        self._log, self._interrupt = RunLog(self.folder, args.model_type, args.metrics), SaveOnInterrupt()
         stop_early = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
         by_minutes = [SaveByMinutes(args.save_minutes)] if args.save_minutes and args.save_strategy != "no" else []
         return [*stop_early, EvaluateAtEnd(), self._log, self._interrupt, *by_minutes, *callbacks]
@@ -169,7 +179,7 @@ class Run:
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.resume_or_start()
-            self._log.write_all(self.args, trainer.state)
+            self._log.write_all(trainer.state)
         finally:
             self._interrupt.restore()
         state, saved = trainer.state, trainer.saved_step

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from ..errors import InputError, TrainingDiverged
@@ -37,17 +37,13 @@ NO_QUEUE = {"cpu"}  # devices that have done their work when a call returns
 
 
 class RunTrainerMixin:
-    """Stands before `Trainer` in a class's bases.
+    """Stands before `Trainer` in a class's bases, and gets from the class `scores(held_out)`, the metrics of an
+    evaluation."""
 
-    Attributes:
-        saved_step: the update of the newest checkpoint that is sealed.
-    """
-
-    unseen: tuple[tuple[int, torch.Tensor], ...] = ()  # (update, loss []) that no one has looked at
+    unseen: tuple[tuple[int, torch.Tensor], ...] = ()  # (update, loss []) that the host has not looked at
     not_finite = 0  # losses in a row that were no finite numbers
-    saved_step = 0
-    saved_best = (None, None, None)
-    kept: int | None = None  # as many complete checkpoints
+    saved_step = 0  # the update of the newest checkpoint that is sealed
+    saved_best = (None, None, None)  # what is known of the best one that is
     run_settings: dict[str, Any] | None = None
     refused: str | None = None  # why the checkpoint that is being written cannot be; None: none is being written
 
@@ -63,16 +59,13 @@ class RunTrainerMixin:
                 return
             self.before_resume(checkpoint)
         self.run_settings = read_json(folder / SETTINGS_FILE)
-        self.add_callback(KnowBest(self, checkpoint))
-        asked = {name: getattr(self.args, name) for name in ("save_total_limit", "eval_on_start")}
-        self.kept, self.args.save_total_limit = self.args.save_total_limit, None  # `rotate` removes them
+        eval_on_start = self.args.eval_on_start
         self.args.eval_on_start &= checkpoint is None  # else it was made, and is in the log
         try:
             with freed_memory_kept() if self.args.device.type == "cpu" else nullcontext():
                 self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
-            for name, value in asked.items():
-                setattr(self.args, name, value)
+            self.args.eval_on_start = eval_on_start
 
     def _check_tokenizer(self, checkpoint: Path) -> None:
         """Token ids mean something else to a model of an earlier version, whose tokenizer had no role tokens."""
@@ -94,6 +87,19 @@ class RunTrainerMixin:
         best = best_beside(checkpoint) if self.args.load_best_model_at_end else None
         self._load_from_checkpoint(str(best if best is not None and is_complete(best) else checkpoint))
         return True
+
+    def _load_callback_state(self) -> None:
+        """transformers' own, of the callbacks. It has taken up the state of a checkpoint by now: the best one is beside
+        that, wherever both were when it was noted."""
+        super()._load_callback_state()
+        state = self.state
+        best = best_beside(Path(self.args.output_dir, f"checkpoint-{state.global_step}"))
+        if best is not None and is_complete(best):
+            state.best_model_checkpoint = str(best)
+        elif best is not None:
+            logger.warning("The best checkpoint so far is lost or damaged: the best from now on becomes the result.")
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        self.keep_best()
 
     def get_train_dataloader(self):
         # Resuming, Colab's transformers 5.0 takes the micro-batch of the checkpoint and not the one asked for.
@@ -117,9 +123,8 @@ class RunTrainerMixin:
         for (update, _), is_finite in zip(unseen, finite, strict=True):
             self.not_finite = 0 if is_finite else self.not_finite + 1
             if self.not_finite > (PATIENCE if self.args.fp16 else 0):
-                raise self._diverged(
-                    f"the loss of update {update} is no finite number, and no weights were saved since"
-                )
+                what = f"the loss of update {update} is no finite number, and no weights were saved since"
+                raise self._diverged(what)
 
     def check_weights(self) -> None:
         """Raises TrainingDiverged if a loss, or a weight on any process, is no finite number: it must not be saved."""
@@ -159,8 +164,12 @@ class RunTrainerMixin:
                     folder.mkdir(parents=True, exist_ok=True)
                     write_json(folder / SETTINGS_FILE, self.run_settings)
         self.accelerator.wait_for_everyone()  # each process writes a file of its own
-        with self._unless_refused():
-            super()._save_checkpoint(*args, **kwargs)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # `rotate` removes what is beyond it
+        try:
+            with self._unless_refused():
+                super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
         with self._unless_refused():
             self.before_seal(checkpoint)
         if not any_process(self.refused, self.args) and is_main:
@@ -177,7 +186,7 @@ class RunTrainerMixin:
             logger.warning("in memory and saves when it can. What is safe: update %d.", self.saved_step)
         elif is_main:
             best = self.state.best_model_checkpoint
-            rotate(folder, step, self.kept, best and Path(best).name)
+            rotate(folder, step, limit, best and Path(best).name)
 
     def keep_best(self) -> None:
         """What is known of the best checkpoint is so of one that is sealed."""
@@ -210,10 +219,6 @@ class RunTrainerMixin:
     def before_seal(self, checkpoint: Path) -> None:
         """Add to a checkpoint what else has to be known to go on; called on every process."""
 
-    def scores(self, held_out: Any) -> dict[str, Any]:
-        """What an evaluation gives."""
-        raise NotImplementedError
-
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, Any]:
         started = time.perf_counter()
         scores = self.scores(eval_dataset or self.eval_dataset)
@@ -228,20 +233,3 @@ class RunTrainerMixin:
             super()._save(output_dir, state_dict)
         # A pickle of the settings, which nothing here reads: a run folder holds no pickle of ours.
         (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-
-class KnowBest(TrainerCallback):
-    """Sets at the start of a run which checkpoint is the best so far: the one beside that it goes on from, wherever
-    both were when it was noted."""
-
-    def __init__(self, trainer: RunTrainerMixin, resumed: Path | None):
-        self.trainer, self.resumed = trainer, resumed
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        best = None if self.resumed is None else best_beside(self.resumed)
-        if best is not None and is_complete(best):
-            state.best_model_checkpoint = str(best)
-        elif best is not None:
-            logger.warning("The best checkpoint so far is lost or damaged: the best from now on becomes the result.")
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
-        self.trainer.keep_best()
