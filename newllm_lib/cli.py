@@ -252,8 +252,7 @@ def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog:
     unknown flag or preset, or a value the field refuses."""
     from transformers import HfArgumentParser
 
-    from .training.arguments import SETTING_KEYS
-    from .training.trainer_fields import NO_EFFECT
+    from .training.arguments import NO_EFFECT, SETTING_KEYS
 
     class StageParser(SentenceParser, HfArgumentParser):
         def add_argument(self, *names, **options):

@@ -14,8 +14,8 @@ from ..data.sources import TIMEOUT_SECONDS, HubProblem, problem_of
 from ..errors import InputError
 from ..training.checkpoint import REFERENCE_FOLDER, check_version, has_adapters
 from ..training.device import Device, autocast_dtype, find_device
-from ..training.model_card import BaseModel
-from ..training.model_folder import (
+from ..training.trained_model import (
+    BaseModel,
     RunSettings,
     read_config,
     read_generation,

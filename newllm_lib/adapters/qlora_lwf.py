@@ -19,10 +19,8 @@ from ..models.adjust import set_dropout
 from ..models.frozen_head import check_split
 from ..training.device import find_device
 from ..training.disk import write_json
-from ..training.model_card import BaseModel
-from ..training.model_folder import check_tokens_fit
 from ..training.run import PreparedRun, opened_run, prepare_once
-from ..training.trained_model import adapters_off
+from ..training.trained_model import BaseModel, adapters_off, check_tokens_fit
 from .arguments import PRESETS, QloraLwfArguments
 from .base_model import base_config, find_base_model, open_base, open_tokenizer
 from .forgetting import PROMPTS, replies_before_and_after

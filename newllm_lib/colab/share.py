@@ -59,8 +59,7 @@ def save_and_share(
     unfinished = [folder.name for folder in folders if read_results(folder) is None]
     if unfinished:
         raise InputError(f"{', '.join(unfinished)} is not finished: run the training cell again.", "NL-404")
-    cards = [read_card(folder) for folder in folders]
-    facts = [{**card.texts, **card.metrics} for card in cards]
+    facts = [read_card(folder) for folder in folders]
     rows = [["model card", *(f"<b>{escape(folder.name)}</b>" for folder in folders)]]
     for name in dict.fromkeys(name for model in facts for name in model):
         rows.append([escape(name.replace("_", " ")), *(escape(model.get(name, "-")) for model in facts)])

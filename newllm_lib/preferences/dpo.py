@@ -19,12 +19,10 @@ from ..data.chat_template import learnable_template, template_for
 from ..errors import InputError
 from ..models.adjust import set_dropout
 from ..models.frozen_head import check_split
-from ..training.callbacks import PREFERENCE_COLUMNS
 from ..training.device import find_device
 from ..training.disk import write_json
-from ..training.model_card import BaseModel
-from ..training.model_folder import check_tokens_fit
 from ..training.run import PreparedRun, claim_folder, opened_run, prepare_once
+from ..training.trained_model import BaseModel, check_tokens_fit
 from .arguments import DIALOGPT, PRESETS, DpoArguments
 from .pairs import Preferences, drop_too_long, encode_preferences, sample_pairs
 from .reference import grow, learn_answers, learn_tokens
@@ -140,7 +138,7 @@ def dpo(args: DpoArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
 
     with opened_run(args, prepared, identity) as run:
         if not run.is_finished:
-            ours = run.callbacks(callbacks, PREFERENCE_COLUMNS)
+            ours = run.callbacks(callbacks)
             trainer = PreferenceTrainer(
                 prepared.model, args, prepared.train_rows, prepared.held_out, prepared.tokenizer, callbacks=ours
             )

@@ -14,7 +14,7 @@ from ..data.conversations import Conversations, NumberedConversation, conversati
 from ..data.sources import Splits
 from ..errors import InputError
 from ..training.checkpoint import check_model_folder
-from ..training.model_folder import read_tokenizer
+from ..training.trained_model import read_tokenizer
 
 MAX_ROWS = 20_000  # looked at, so that time and memory are the same for 1.5 million conversations
 CONVERSATIONS_PER_CALL = 200

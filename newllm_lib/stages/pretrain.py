@@ -11,11 +11,9 @@ from ..data.text import load_text
 from ..data.tokenizer import build_tokenizer
 from ..errors import InputError
 from ..training.arguments import ModelArguments, setting
-from ..training.new_model import check_size, new_model
-from ..training.run import PreparedRun, opened_run, prepare_once
+from ..training.run import PreparedRun, check_metric_of, check_size, new_model, opened_run, prepare_once
 from ..training.trained_model import open_teacher
 from ..training.trainer import LanguageModelTrainer
-from ..training.trainer_fields import check_metric_of
 
 # The best of each model's sweep, docs/RESULTS.md: New-LLM's, and every other model's.
 LEARNING_RATES, LEARNING_RATE = {"newllm": 5e-3}, 3e-3

@@ -16,11 +16,9 @@ from ..models.adjust import extend_positions, grow_context, set_dropout, train_n
 from ..models.modeling_newllm import NewLLMForCausalLM
 from ..training.arguments import ModelArguments, StageArguments, setting
 from ..training.checkpoint import has_adapters
-from ..training.new_model import check_size, new_model
-from ..training.run import PreparedRun, opened_run, prepare_once
+from ..training.run import PreparedRun, check_metric_of, check_size, new_model, opened_run, prepare_once
 from ..training.trained_model import open_model, open_teacher, weights_hash
 from ..training.trainer import LanguageModelTrainer
-from ..training.trainer_fields import check_metric_of
 
 # What a finished model brings along, so that it cannot be set beside `model`.
 OF_THE_MODEL = (

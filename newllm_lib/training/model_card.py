@@ -2,7 +2,6 @@
 
 import platform
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from .arguments import StageArguments
 from .callbacks import CURVES_FILE, METRICS_FILE
 from .checkpoint import SETTINGS_FILE, read_results
 from .disk import write_text
+from .trained_model import BaseModel
 
 CARD_FILE = "README.md"
 CARD = """---
@@ -59,26 +59,6 @@ transformers {transformers}.
 """
 
 
-@dataclass(frozen=True)
-class BaseModel:
-    """Where a base model is.
-
-    Attributes:
-        name: for tables and cards.
-        path: folder, or id on the hub; `revision` is the hub's commit.
-        identity: what a run knows it by; changes when the weights do.
-        licence: its licence, or how the user can know.
-        note: what the user should know about how it was chosen.
-    """
-
-    name: str
-    path: str
-    identity: str
-    licence: str
-    revision: str | None = None
-    note: str = ""
-
-
 def write_model_card(
     folder: Path,
     args: StageArguments,
@@ -89,19 +69,15 @@ def write_model_card(
     state: TrainerState,
     base: BaseModel | None = None,
 ) -> None:
-    """Write README.md into the run folder; a model whose tokenizer has a chat template is one to talk to.
-
-    Args:
-        base: of adapters; its licence binds them, too.
-    """
+    """Write README.md into the run folder; a model whose tokenizer has a chat template is one to talk to. `base`: what
+    adapters are trained on; its licence binds them, too."""
     unknown = "not stated: the tokenizer has unknown words"
     shown = {name: unknown if it is None else f"{it:,.4f}".rstrip("0").rstrip(".") for name, it in metrics.items()}
     talks = tokenizer.chat_template is not None
     start = getattr(args, "model", None)
+    begun = "from scratch" if start is None else f"from another one (`{Path(start).name}`)"
     if base is not None:
         begun = f"as adapters on {base.name} (licence: {base.licence})"
-    else:
-        begun = "from scratch" if start is None else f"from another one (`{Path(start).name}`)"
     card = CARD.format(
         start=begun, version=__version__, model_type=args.model_type, parameters=model.num_parameters(),
         purpose="It answers as the conversations it has seen" if talks else "It continues text; it is no assistant",
@@ -118,20 +94,12 @@ def write_model_card(
     write_text(folder / CARD_FILE, card)
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """What a card says of a model: text -> where it is from and its licence; metric -> its value."""
-
-    texts: dict[str, str]
-    metrics: dict[str, str]
-
-
-def read_card(folder: Path) -> CardFacts:
-    """What the card of a finished run says. Raises InputError: there is no card, or it leaves out a licence or a metric
-    of the run."""
+def read_card(folder: Path) -> dict[str, str]:
+    """What the card of a finished run says: text -> where it is from and its licence, metric -> its value. Raises
+    InputError: there is no card, or it leaves out a licence or the metrics of the run."""
     path = folder / CARD_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    rows = dict(match.groups() for line in lines if (match := re.fullmatch(r"\| (.+?) \| (.+) \|", line)))
+    card = path.read_text(encoding="utf-8") if path.is_file() else ""
+    rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", card, re.MULTILINE))
     texts = {name: rows[name] for name in ("trained on", "held out") if "(licence: " in rows.get(name, "")}
     metrics = {name: rows[name] for name in read_results(folder) or () if name in rows}
     missing = [name for name in ("trained on", "held out") if name not in texts] + ["metrics"] * (not metrics)
@@ -141,4 +109,4 @@ def read_card(folder: Path) -> CardFacts:
             "delete results.json beside it and run the training again, which then only scores the model.",
             "NL-404",
         )
-    return CardFacts(texts, metrics)
+    return texts | metrics

@@ -20,7 +20,7 @@ from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.colab.panel.stage import ADAPTER
 from newllm_lib.errors import InputError
 from newllm_lib.training.device import KB, MB, Device
-from newllm_lib.training.model_card import BaseModel
+from newllm_lib.training.trained_model import BaseModel
 
 SLIDERS = {
     "model", "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "distill_weight", "temperature",
