@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import InputError
 from .catalogue import HELD_OUT_SHARE, find_dataset
-from .examples import COLUMNS, Message, RowError, any_conversation, checked_row, conversation_columns, unread
-from .files import check_file, content_hash, read_rows, refuser
+from .examples import COLUMNS, Message, any_conversation, conversation_columns, unread
+from .files import RowError, check_file, checked_row, content_hash, read_rows, refuser
 from .sources import (
     Splits,
     chitchat_conversations,

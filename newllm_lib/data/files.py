@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..errors import InputError
-from .examples import RowError, is_missing
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 DELIMITERS = ",;\t|"
@@ -23,6 +22,54 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+
+
+class RowError(ValueError):
+    """A row that is not as it should be; the message says why, without naming the place."""
+
+
+def is_missing(value: object) -> bool:
+    """True for null, and for NaN, which tables write in its place."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def is_unicode(text: str) -> bool:
+    """False for text with half of a surrogate pair, which JSON can spell and no tokenizer reads."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def checked_row(row: object) -> dict:
+    """The row, if it has columns. Raises RowError: it has none, or its file spells it wrongly."""
+    if isinstance(row, RowError):
+        raise row
+    if not isinstance(row, dict):
+        raise RowError(f"expected an object, got {type(row).__name__}")
+    return row
+
+
+def no_column(row: dict, what: str) -> RowError:
+    """The error that there is no `what`. It cuts the names that are there: a file without a header has text there."""
+    names = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in map(str, row)]
+    found = ", ".join([*names[:12], *(["..."] if len(names) > 12 else [])]) or "none"
+    return RowError(f"there is {what} (found: {found})")
+
+
+def text_of(row: dict, column: str) -> str:
+    """The text in a column. Raises RowError: it is not there, empty, no string, or no Unicode."""
+    if column not in row:
+        raise no_column(row, f"no {column!r} column")
+    value = row[column]
+    if is_missing(value) or value == "":
+        raise RowError(f"{column!r} is empty")
+    if not isinstance(value, str):
+        raise RowError(f"{column!r} has to be a string, got {type(value).__name__}")
+    if not is_unicode(value):
+        raise RowError(f"{column!r} holds half a character (a lone surrogate)")
+    return value
 
 
 def _refusal(path: str | Path, field: str, what: str) -> InputError:

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from ..errors import InputError
 from .catalogue import DATASETS, HELD_OUT_SHARE
-from .examples import RowError, checked_row, text_of
-from .files import check_file, content_hash, read_lines, read_rows, refuser
+from .files import RowError, check_file, checked_row, content_hash, read_lines, read_rows, refuser, text_of
 from .sources import Splits, chitchat_conversations, chitchat_names, find_data
 
 WIKITEXT_TITLE = re.compile(r" = [^=\s](.*[^=\s])? = \n?")

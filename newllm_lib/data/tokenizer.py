@@ -17,7 +17,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..errors import InputError
 from .cache import cache_path, kept
-from .examples import ROLES
 
 LONG_WORD = re.compile(r"\S{256}|\s{256}")
 TOKENIZERS = ("bpe", "byte", "word", "gpt2")
@@ -25,6 +24,7 @@ DEFAULT_VOCAB_SIZE = {"bpe": 4096, "word": 1000}
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
 UNKNOWN = "<unk>"
+ROLES = ("system", "user", "context", "assistant")
 ROLE_TOKENS = {role: f"<|{role}|>" for role in ROLES}
 END_OF_TURN = "<|end|>"
 ROLE_SPECIAL = [*ROLE_TOKENS.values(), END_OF_TURN]

@@ -10,18 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from ..data.catalogue import HELD_OUT_SHARE, find_dataset
 from ..data.chat_template import conversation_ids, plain_messages
 from ..data.conversations import conversation_hash, unread_note
-from ..data.examples import (
-    Message,
-    RowError,
-    answer_turns,
-    check_messages,
-    checked_row,
-    columns_read,
-    is_unicode,
-    prompt_turns,
-    whole_conversation,
-)
-from ..data.files import check_file, content_hash, read_rows, refuser
+from ..data.examples import Message, answer_turns, check_messages, columns_read, prompt_turns, whole_conversation
+from ..data.files import RowError, check_file, checked_row, content_hash, is_unicode, read_rows, refuser
 from ..data.sources import HubSplit, Splits, find_data
 from ..data.text import same_file_note
 from ..errors import InputError

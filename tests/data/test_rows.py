@@ -6,7 +6,8 @@ from byte_ids import byte_ids
 from newllm_lib.data import catalogue, examples
 from newllm_lib.data.catalogue import CONVERSATION_DATASETS, DATASETS
 from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat, encode_conversations, render
-from newllm_lib.data.examples import RowError, check_messages
+from newllm_lib.data.examples import check_messages
+from newllm_lib.data.files import RowError
 from newllm_lib.data.tokenizer import build_tokenizer
 
 
