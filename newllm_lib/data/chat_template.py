@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..errors import InputError
-from .batches import TextCounts, count_text
 from .conversations import Conversations
 from .examples import Message
+from .text import TextCounts, count_text
 from .tokenizer import END_OF_TURN, ROLE_TOKENS, build_tokenizer, has_role_tokens, text_backend
 
 RENDER_SECONDS = 10  # for one conversation; a template takes some thousandths

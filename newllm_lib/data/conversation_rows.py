@@ -17,10 +17,10 @@ from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
-from .batches import IGNORED, Document, EvaluationDocuments, TextCounts
 from .cache import cache_path, known, seal, writing
 from .chat_template import ConversationFormat, EncodedConversation, encoding_of
 from .conversations import Conversations, NumberedConversation
+from .text import IGNORED, Document, EvaluationDocuments, TextCounts
 
 FORMAT_VERSION = 4  # part of the cache key: raise it when rows are laid out otherwise
 CONVERSATIONS_PER_CALL = 500

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..data.batches import IGNORED, Document, EvaluationDocuments, TextCounts
+from ..data.text import IGNORED, Document, EvaluationDocuments, TextCounts
 from ..models.context_cache import ContextCache, RecurrentGenerationMixin
 from ..models.frozen_head import plain_model, split_head, token_scores
 

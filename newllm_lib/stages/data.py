@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerFast
 
-from ..data.catalogue import CONVERSATION_DATASETS, DATASETS
 from ..data.chat_template import ConversationFormat, encode_conversations, learned_tokenizer, render, template_for
 from ..data.conversations import Conversations, NumberedConversation, conversation_hash, first_rows, load_conversations
-from ..data.sources import Splits
+from ..data.sources import CONVERSATION_DATASETS, DATASETS, Splits
 from ..errors import InputError
 from ..training.checkpoint import check_model_folder
 from ..training.model_folder import read_tokenizer

@@ -11,13 +11,11 @@ from typing import Any
 import datasets
 import huggingface_hub
 
-from ..data.batches import EvaluationDocuments, evaluation_documents
-from ..data.catalogue import DATASETS
 from ..data.chat_template import ConversationFormat, borrowed_template
 from ..data.conversation_rows import conversation_documents
 from ..data.conversations import Conversations, load_conversations
-from ..data.sources import hub_problem
-from ..data.text import Text, load_text
+from ..data.sources import DATASETS, hub_problem
+from ..data.text import EvaluationDocuments, Text, evaluation_documents, load_text
 from ..errors import InputError
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..training.checkpoint import read_results

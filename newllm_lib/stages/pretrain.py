@@ -6,8 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..data.batches import evaluation_documents, packed_rows
-from ..data.text import load_text
+from ..data.text import evaluation_documents, load_text, packed_rows
 from ..data.tokenizer import build_tokenizer
 from ..errors import InputError
 from ..training.arguments import ModelArguments, setting

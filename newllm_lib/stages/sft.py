@@ -6,11 +6,10 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..data.catalogue import HELD_OUT_SHARE
 from ..data.chat_template import ConversationFormat, learned_tokenizer, template_for
 from ..data.conversation_rows import conversation_documents, conversation_rows
 from ..data.conversations import Conversations, load_conversations
-from ..data.sources import Splits
+from ..data.sources import HELD_OUT_SHARE, Splits
 from ..errors import InputError
 from ..models.adjust import extend_positions, grow_context, set_dropout, train_new_context_only
 from ..models.modeling_newllm import NewLLMForCausalLM

@@ -16,8 +16,8 @@ from transformers import (
     TrainerCallback,
 )
 
-from ..data.batches import TextCounts
 from ..data.sources import Splits
+from ..data.text import TextCounts
 from ..errors import InputError
 from .arguments import ModelArguments
 from .callbacks import (

@@ -15,7 +15,7 @@ from transformers.optimization import get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import SchedulerType
 
-from ..data.batches import EvaluationDocuments
+from ..data.text import EvaluationDocuments
 from ..errors import InputError
 
 # In every stage: field -> why no other value than its default can be used.

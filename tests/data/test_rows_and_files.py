@@ -159,7 +159,7 @@ def test_wikitext_from_the_hub_is_read_whole(monkeypatch):
     import datasets
 
     from newllm_lib.data import sources
-    from newllm_lib.data.catalogue import DATASETS, Dataset, HubSource
+    from newllm_lib.data.sources import DATASETS, Dataset, HubSource
 
     served = {"train": [" = A = \n", "text\n", ""], "validation": [" = B = \n", "more\n"]}
 
