@@ -67,11 +67,7 @@ def known(path: Path) -> Any:
 
 
 def seal(path: Path, note: Any) -> None:
-    """Seal the file `path`, or its absence, with a note.
-
-    Raises:
-        InputError: the cache cannot be written to.
-    """
+    """Seal the file `path`, or its absence, with a note. Raises InputError: the cache cannot be written to."""
     with writing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps({"sha256": _digest(path, note), "note": note}), encoding="utf-8")
 
@@ -83,11 +79,8 @@ def _digest(path: Path, note: Any) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary path for a file or a folder, which is moved to `path` if it exists in the end.
-
-    Raises:
-        InputError: the cache cannot be written to.
-    """
+    """A temporary path for a file or a folder, which is moved to `path` if it exists in the end. Raises InputError: the
+    cache cannot be written to."""
     folder, temporary = cache_folder(), path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

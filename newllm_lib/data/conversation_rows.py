@@ -89,11 +89,8 @@ def conversation_rows(
 def conversation_documents(
     conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
 ) -> EvaluationDocuments:
-    """Held-out conversations to evaluate on, cut as for training, in memory.
-
-    Raises:
-        InputError: a bad row in the user's file, or no conversation at all.
-    """
+    """Held-out conversations to evaluate on, cut as for training, in memory. Raises InputError: a bad row in the user's
+    file, or no conversation at all."""
     counts, documents = ConversationCounts(), []
     for _, block, found in encoded_blocks(conversations, tokenizer, form, 0):
         counts.add(found)

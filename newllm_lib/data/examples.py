@@ -140,12 +140,9 @@ def _turns(row: dict, column: str, role: str | None) -> list[Message]:
 def check_messages(messages: list) -> list[Message]:
     """The conversation as it is trained on: roles by our names, neighbouring turns of one speaker joined by an empty
     line, and turns after the last supervised answer left out. An answer keeps the blanks that its first line begins
-    with. A turn of weight 0, and one that calls a tool, is context.
-
-    Raises:
-        RowError: a turn that has no known role and no text, a system turn that is not the first, turns of which only
-            some are supervised and that cannot be joined, more than MOST_TURNS, or no answer to learn.
-    """
+    with. A turn of weight 0, and one that calls a tool, is context. Raises RowError: a turn that has no known role and
+    no text, a system turn that is not the first, turns of which only some are supervised and that cannot be joined,
+    more than MOST_TURNS, or no answer to learn."""
     if len(messages) > MOST_TURNS:
         raise RowError(f"{len(messages):,} turns are more than the {MOST_TURNS:,} that are read; part the conversation")
     joined: list[tuple[str, bool, list[str]]] = []  # role, supervised, parts

@@ -128,11 +128,8 @@ def refuser(path: Path, field: str, skips: bool) -> Callable[[str, RowError], No
 
 def read_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
     """(place, row) for every row of a .jsonl, .json, .csv or .parquet file. A RowError stands for a row that is not
-    written as it should be; a row of missing values alone is left out.
-
-    Raises:
-        InputError: the file as a whole is not of its format.
-    """
+    written as it should be; a row of missing values alone is left out. Raises InputError: the file as a whole is not of
+    its format."""
     read = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(path.suffix.lower(), _json_rows)
     for place, row in read(path, field):
         if not (isinstance(row, dict) and row and all(map(is_missing, row.values()))):
@@ -234,11 +231,8 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
 
 def read_lines(path: Path, field: str, most: int = -1) -> Iterator[str]:
     """The lines, each ending in "\\n" whatever the file ends lines with; a line of more than `most` characters comes in
-    parts. A byte order mark, which some spreadsheets write, is left out; UTF-16 is read only with it.
-
-    Raises:
-        InputError: binary, or not Unicode.
-    """
+    parts. A byte order mark, which some spreadsheets write, is left out; UTF-16 is read only with it. Raises
+    InputError: binary, or not Unicode."""
     with path.open("rb") as stream:
         begin = stream.read(4)
     encoding = next((name for mark, name in MARKS.items() if begin.startswith(mark)), "utf-8")

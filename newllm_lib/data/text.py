@@ -94,11 +94,8 @@ def piece_of_conversation(turns: Iterable[str]) -> TextPiece:
 
 def read_pieces(path: Path, field: str, skip_bad_rows: bool = False) -> Iterator[TextPiece | RowError]:
     """A file's text in order, as pieces of documents; in row formats each row's `text` is a document. With
-    `skip_bad_rows`, a row without a string `text` is its error.
-
-    Raises:
-        InputError: no text, binary, or a bad row; names the line.
-    """
+    `skip_bad_rows`, a row without a string `text` is its error. Raises InputError: no text, binary, or a bad row; names
+    the line."""
     if path.suffix.lower() == ".txt":
         yield from pieces_of_lines(read_lines(path, field, PIECE_CHARACTERS))
         return
