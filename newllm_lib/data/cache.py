@@ -37,14 +37,8 @@ def cache_path(kind: str, suffix: str, *contents: object) -> Path:
 
 
 def kept(path: Path, make: Callable[[Path], Any]) -> Any:
-    """The note about the file `path`, which `make` writes if it is missing or damaged.
-
-    Args:
-        make: writes a file to the path it is given, and returns a note that JSON can hold, not None.
-
-    Raises:
-        InputError: the cache cannot be written to.
-    """
+    """The note about the file `path`. If the file is missing or damaged, `make` writes it to the path it is given, and
+    returns a note that JSON can hold, not None. Raises InputError: the cache cannot be written to."""
     if (note := known(path)) is None:
         with writing(path) as temporary:
             note = make(temporary)
@@ -84,7 +78,7 @@ def writing(path: Path) -> Iterator[Path]:
     folder, temporary = cache_folder(), path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _make_room(folder, path)
+        _make_room(folder, path.relative_to(folder).parts[0])
         yield temporary
         if temporary.exists():
             if path.is_dir():
@@ -110,24 +104,21 @@ def _is_of(folder: Path, error: OSError) -> bool:
     return path.is_relative_to(folder) or folder.is_relative_to(path)
 
 
-def _make_room(folder: Path, needed: Path) -> None:
+def _make_room(folder: Path, needed: str) -> None:
     """Remove temporary files of killed processes and then, while the cache is larger than LARGEST_BYTES, the entry used
-    longest ago, except the entry of `needed`."""
-    entries: dict[str, list[Path]] = defaultdict(list)
+    longest ago, except the one that `needed` begins with."""
+    entries: dict[str, list[os.stat_result]] = defaultdict(list)
     for path in folder.iterdir():
-        if not (match := ENTRY.fullmatch(path.name)):
-            continue
-        for part in (path, *(path.rglob("*") if path.is_dir() else ())):
-            if part.name.endswith(".tmp") and not _is_being_written(part):
-                _remove(part)
-            elif part.is_file():
-                entries[match[1]].append(part)
-    status = {name: [part.stat() for part in parts] for name, parts in entries.items()}
-    total = sum(part.st_size for parts in status.values() for part in parts)
-    needed_name = needed.relative_to(folder).parts[0]
-    for name in sorted(status, key=lambda name: max(part.st_mtime for part in status[name])):
-        if total > LARGEST_BYTES and not needed_name.startswith(name):
-            total -= sum(part.st_size for part in status[name])
+        if match := ENTRY.fullmatch(path.name):
+            for part in (path, *(path.rglob("*") if path.is_dir() else ())):
+                if part.name.endswith(".tmp") and not _is_being_written(part):
+                    _remove(part)
+                elif part.is_file():
+                    entries[match[1]].append(part.stat())
+    total = sum(status.st_size for parts in entries.values() for status in parts)
+    for name, parts in sorted(entries.items(), key=lambda entry: max(status.st_mtime for status in entry[1])):
+        if total > LARGEST_BYTES and not needed.startswith(name):
+            total -= sum(status.st_size for status in parts)
             for path in folder.glob(f"{name}*"):
                 _remove(path)
 
