@@ -85,23 +85,16 @@ def writing(path: Path) -> Iterator[Path]:
                 _remove(path)
             os.replace(temporary, path)
     except OSError as error:
-        if not _is_of(folder, error):
+        # The code that makes a file for the cache reads other files, and from the network.
+        refused = None if error.filename is None else Path(os.fsdecode(error.filename))
+        is_in_cache = refused and (refused.is_relative_to(folder) or folder.is_relative_to(refused))
+        if not (error.errno in REFUSED if refused is None else is_in_cache):
             raise
-        raise InputError(
-            f"the cache folder {str(folder)!r} cannot be written to ({error.strerror or error}); make room there, or "
-            "name another folder in the environment variable NEWLLM_CACHE.",
-            "NL-104" if error.errno in FULL else "NL-401",
-        ) from error
+        what = f"the cache folder {str(folder)!r} cannot be written to ({error.strerror or error})"
+        remedy = "make room there, or name another folder in the environment variable NEWLLM_CACHE"
+        raise InputError(f"{what}; {remedy}.", "NL-104" if error.errno in FULL else "NL-401") from error
     finally:
         _remove(temporary)
-
-
-def _is_of(folder: Path, error: OSError) -> bool:
-    """True if the cache refuses: the code that makes a file for it reads other files, and from the network."""
-    if error.filename is None:
-        return error.errno in REFUSED
-    path = Path(os.fsdecode(error.filename))
-    return path.is_relative_to(folder) or folder.is_relative_to(path)
 
 
 def _make_room(folder: Path, needed: str) -> None:

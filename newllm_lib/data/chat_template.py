@@ -76,16 +76,11 @@ def template_for(tokenizer: PreTrainedTokenizerFast, name: str) -> str:
     return ROLE_TEMPLATE if has_role_tokens(tokenizer) else TEMPLATES[name]
 
 
-def marks_answers(template: str | None) -> bool:
-    """True for a chat template that marks what the model writes of a conversation, so that it can be learned."""
-    return template is not None and GENERATION.search(template) is not None
-
-
 def learnable_template(tokenizer: PreTrainedTokenizerFast, name: str) -> tuple[str, str]:
-    """(the tokenizer's own chat template, or that of `template_for` where its own marks no answers; a remark if its own
-    is replaced)."""
+    """(the tokenizer's own chat template, or that of `template_for` where its own does not mark what the model writes,
+    so that it cannot be learned; a remark if its own is replaced)."""
     own = tokenizer.chat_template
-    if marks_answers(own):
+    if own is not None and GENERATION.search(own):
         return own, ""
     remark = "The model's own chat template does not mark what is learned: ours is used." if own else ""
     return template_for(tokenizer, name), remark
@@ -268,10 +263,6 @@ def render(
     return texts, supervised
 
 
-class TooSlow(Exception):
-    """A template does not end in time."""
-
-
 def _in_time(rendering: Callable[..., Any], **arguments: Any) -> Any:
     """The result of `rendering`, within RENDER_SECONDS. A template is compiled to Python, whose every line can be
     watched in this thread alone; another clock would need a process of its own."""
@@ -279,14 +270,14 @@ def _in_time(rendering: Callable[..., Any], **arguments: Any) -> Any:
 
     def watch(frame, event, argument):
         if time.monotonic() > end:
-            raise TooSlow
+            raise TimeoutError
         return watch
 
     before = sys.gettrace()
     sys.settrace(watch)
     try:
         return rendering(**arguments)
-    except TooSlow:
+    except TimeoutError:
         raise InputError(
             f"chat_template of this model does not end within {RENDER_SECONDS} seconds; name a model with another one, "
             "or shorten the conversation."

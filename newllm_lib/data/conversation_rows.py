@@ -69,15 +69,34 @@ def conversation_rows(
     """Training rows on disk with the columns of `packed_rows`: `input_ids`, `labels` (shifted; supervised ones only),
     `position_ids` (0 where a conversation begins), [T] each, and `row`.
 
-    Written once per data, tokenizer and format under the cache folder. A preparation that was cut off goes on after
-    its last whole shard, at the very row.
+    Written once per data, tokenizer and format under the cache folder, in shards; each is sealed with the number of the
+    row after it and its counts. A preparation that was cut off goes on after its last whole shard, at the very row.
 
     Raises:
         InputError: a bad row in the user's file, or no conversation at all.
     """
     source = (conversations.identity, conversations.read_as)
     key = (FORMAT_VERSION, *source, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, form)
-    counts, shards = _prepare(conversations, tokenizer, form, cache_path("conversations", "", *key))
+    folder = cache_path("conversations", "", *key)
+    counts, next_row, shards = ConversationCounts(), 0, []
+    paths = (folder / f"shard-{number:05d}.arrow" for number in itertools.count())
+    for shard in paths:
+        if (note := known(shard)) is None:
+            break
+        counts.add(ConversationCounts(**note["counts"]))
+        next_row = note["next_row"]
+        shards.append(shard)
+    if known(folder / COMPLETE) != asdict(counts):
+        blocks = encoded_blocks(conversations, tokenizer, form, next_row)
+        for block in blocks:
+            with writing(shard) as temporary:
+                parts = itertools.chain([block], blocks)
+                found, next_row = _write_shard(parts, tokenizer, form.max_length, counts.packed_rows, temporary)
+            seal(shard, {"next_row": next_row, "counts": asdict(found)})
+            counts.add(found)
+            shards.append(shard)
+            shard = next(paths)
+        seal(folder / COMPLETE, asdict(counts))
     if not counts.documents:
         what = f"{conversations.origin} gives no conversation to train on"
         raise InputError(f"{what}; {' '.join(counts.remarks(form.max_length))}", "NL-403")
@@ -132,34 +151,6 @@ def encoded_blocks(
             for item in kept:
                 TextCounts.add(counts, item.counts)
             yield rows[-1][0] + 1, kept, counts
-
-
-def _prepare(
-    conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat, folder: Path
-) -> tuple[ConversationCounts, list[Path]]:
-    """Write shards until the data end, after the last whole one; each is sealed with the number of the row after it and
-    its counts. Returns the counts of all shards, and the shards."""
-    total, next_row, shards = ConversationCounts(), 0, []
-    paths = (folder / f"shard-{number:05d}.arrow" for number in itertools.count())
-    for shard in paths:
-        if (note := known(shard)) is None:
-            break
-        total.add(ConversationCounts(**note["counts"]))
-        next_row = note["next_row"]
-        shards.append(shard)
-    if known(folder / COMPLETE) == asdict(total):
-        return total, shards
-    blocks = encoded_blocks(conversations, tokenizer, form, next_row)
-    for block in blocks:
-        with writing(shard) as temporary:
-            parts = itertools.chain([block], blocks)
-            counts, next_row = _write_shard(parts, tokenizer, form.max_length, total.packed_rows, temporary)
-        seal(shard, {"next_row": next_row, "counts": asdict(counts)})
-        total.add(counts)
-        shards.append(shard)
-        shard = next(paths)
-    seal(folder / COMPLETE, asdict(total))
-    return total, shards
 
 
 def _write_shard(

@@ -2,14 +2,14 @@
 file."""
 
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice, takewhile
 
 from ..errors import InputError
 from .examples import COLUMNS, Message, any_conversation, conversation_columns, unread
-from .files import RowError, check_file, checked_row, content_hash, read_rows, refuser
+from .files import PlacedRow, RowError, check_file, checked_row, content_hash, read_rows, refuser
 from .sources import HELD_OUT_SHARE, Examples, Origin, Splits, find_data, find_dataset
 from .text import same_file_note
 
@@ -67,9 +67,10 @@ def load_conversations(
     notes = [found.note]
     if found.source == "file":
         train, validation = _of_file(data, "data", skip_bad_rows), None
-        notes.append(unread_note((row for _, row in read_rows(check_file(data, "data"), "data")), conversation_columns))
+        notes.append(unread_note(read_rows(check_file(data, "data"), "data"), conversation_columns))
     else:
-        sides = {name: _of_examples(rows) for name, rows in found.splits.items()}
+        # The user cannot mend these rows: a bad one is left out, with its complaint.
+        sides = {name: _of_examples(rows, lambda place, error: None) for name, rows in found.splits.items()}
         train, validation = sides["train"], sides.get("validation")
         if not entry.columns:  # for the datasets of the catalogue we know what is not read
             notes.append(unread_note(found.splits["train"].read(0), conversation_columns))
@@ -120,48 +121,37 @@ def first_rows(whole: Conversations, count: int) -> Conversations:
     """The rows with a number below `count`."""
 
     def read(first_row: int) -> Iterator[NumberedConversation]:
-        return itertools.takewhile(lambda item: item[0] < count, whole.read(first_row))
+        return takewhile(lambda item: item[0] < count, whole.read(first_row))
 
     origin = f"{whole.origin}, first {count:,} rows"
     return replace(whole, origin=origin, identity=f"{whole.identity}/{count}", read=read)
 
 
-def unread_note(rows: Iterable[object], columns: Callable[[dict], tuple[str, ...]]) -> str:
+def unread_note(rows: Iterable[PlacedRow], columns: Callable[[dict], tuple[str, ...]]) -> str:
     """A sentence that names what the first LOOKED_AT rows hold and is not read, "" for nothing. `columns` gives those
     that are read of a row."""
-    rows = (row for row in itertools.islice(rows, LOOKED_AT) if isinstance(row, dict))
+    rows = [row for _, row in islice(rows, LOOKED_AT) if isinstance(row, dict)]
     names = dict.fromkeys(name for row in rows for name in unread(row, columns(row)))
     return f"What the rows hold besides is not read: {', '.join(names)}." if names else ""
 
 
 def _of_file(path: str, name: str, skip_bad_rows: bool) -> Conversations:
     file = check_file(path, name, rows_of="conversations")
-
-    def read(first_row: int) -> Iterator[NumberedConversation]:
-        rows = itertools.islice(read_rows(file, name), first_row, None)
-        return _numbered(rows, first_row, refuser(file, name, skip_bad_rows))
-
+    licence, identity = "as the file's owner says", f"file/{content_hash(file)}"
+    rows = Examples(f"file {file.name}", licence, identity, lambda first: islice(read_rows(file, name), first, None))
     read_as = f"{READING}{', without bad ones' if skip_bad_rows else ''}"
-    return Conversations(f"file {file.name}", "as the file's owner says", f"file/{content_hash(file)}", read, read_as)
+    return _of_examples(rows, refuser(file, name, skip_bad_rows), read_as)
 
 
-def _of_examples(rows: Examples) -> Conversations:
-    """Conversations of rows that the user cannot mend: a bad one is left out, with its complaint."""
+def _of_examples(rows: Examples, refuse: Callable[[str, RowError], None], read_as: str = READING) -> Conversations:
+    """Conversations of rows. `refuse` may raise."""
 
     def read(first_row: int) -> Iterator[NumberedConversation]:
-        places = ((f"row {number + 1}", row) for number, row in enumerate(rows.read(first_row), start=first_row))
-        return _numbered(places, first_row, lambda place, error: None)
+        for number, (place, row) in enumerate(rows.read(first_row), start=first_row):
+            try:
+                yield number, any_conversation(checked_row(row)), ""
+            except RowError as error:
+                refuse(place, error)
+                yield number, None, f"{place}: {error}"
 
-    return Conversations(rows.origin, rows.licence, rows.identity, read)
-
-
-def _numbered(
-    rows: Iterable[tuple[str, object]], first_row: int, refuse: Callable[[str, RowError], None]
-) -> Iterator[NumberedConversation]:
-    """(place, row)s -> conversations. `refuse` may raise."""
-    for number, (place, row) in enumerate(rows, start=first_row):
-        try:
-            yield number, any_conversation(checked_row(row)), ""
-        except RowError as error:
-            refuse(place, error)
-            yield number, None, f"{place}: {error}"
+    return Conversations(rows.origin, rows.licence, rows.identity, read, read_as)

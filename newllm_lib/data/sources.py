@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any, Generic, Literal, TypeVar
 
 from ..errors import InputError
+from .files import PlacedRow
 
 HELD_OUT_SHARE = 0.05  # held out for evaluation where the data have no validation split
 DATA_SOURCES = ("auto", "hub", "offline", "file")
@@ -65,11 +66,6 @@ def dialogues_of_utterances(rows: Iterable[dict]) -> Iterator[dict]:
         yield {"dialog": [row["utterance"] for row in group]}
 
 
-def utterances_as_dialogue(rows: Iterable[dict]) -> Iterator[dict]:
-    """{"utterances": [...]} -> rows of DailyDialog."""
-    return ({"dialog": row["utterances"]} for row in rows)
-
-
 THREE_SPLITS = {"train": "train", "validation": "validation", "test": "test"}
 DIALOGUES = {"train": 11_118, "validation": 1_000}
 ALPACA = ("instruction", "input", "output")
@@ -83,7 +79,7 @@ DATASETS: dict[str, Dataset] = {
         HubSource("OpenRL/daily_dialog", splits=THREE_SPLITS, rows=DIALOGUES),
         HubSource("pixelsandpointers/better_daily_dialog", splits=THREE_SPLITS, regroup=dialogues_of_utterances),
         HubSource("roskoN/dailydialog", "refs/convert/parquet", "full", THREE_SPLITS, DIALOGUES,
-                  utterances_as_dialogue),
+                  lambda rows: ({"dialog": row["utterances"]} for row in rows)),
     ), ("dialog",), offline="chitchat"),
     "dolly": Dataset("CC BY-SA 3.0", (
         HubSource("databricks/databricks-dolly-15k", "bdd27f4d94b9c1f951818a7da7fd7aeea5dbff1a",
@@ -142,9 +138,16 @@ class Origin:
 
 @dataclass(frozen=True)
 class Examples(Origin):
-    """The rows of one split, which can be read any number of times, from any row's number on."""
+    """The rows of one split, each with its place, which can be read any number of times, from any row's number on."""
 
-    read: Callable[[int], Iterator[dict]] = field(repr=False)
+    read: Callable[[int], Iterator[PlacedRow]] = field(repr=False)
+
+
+def examples_of_rows(origin: str, licence: str, identity: str, read: Callable[[int], Iterable[dict]]) -> Examples:
+    """Examples of rows in no file of the user, numbered from 1."""
+    return Examples(
+        origin, licence, identity, lambda first: ((f"row {n}", row) for n, row in enumerate(read(first), first + 1))
+    )
 
 
 @dataclass(frozen=True)
@@ -302,7 +305,7 @@ def find_data(
         raise InputError(f"data_source 'offline' needs the package chitchat-dataset; {INSTALL}.", "NL-102")
     from .stand_ins import stand_in
 
-    splits = {side: Examples(*parts) for side, parts in stand_in(entry.offline).items()}
+    splits = {side: examples_of_rows(*parts) for side, parts in stand_in(entry.offline).items()}
     note = f"The hub could not be reached ({problem}): {entry.offline} stands in for {name}." if problem else ""
     return Found("offline", splits, problem, note)
 
@@ -334,18 +337,18 @@ def open_hub_split(entry: Dataset, source: HubSource, split: str) -> Examples:
         what = f"{split} has {len(data)} rows where {source.rows[split]} are expected"
         raise refusal(what, "clear the datasets cache and try again")
 
-    def read(first_row: int) -> Iterator[dict]:
+    def read(first_row: int) -> Iterable[dict]:
         if source.regroup is not None:
             return itertools.islice(source.regroup(data), first_row, None)
-        return iter(data.skip(first_row)) if entry.streamed else map(data.__getitem__, range(first_row, len(data)))
+        return data.skip(first_row) if entry.streamed else map(data.__getitem__, range(first_row, len(data)))
 
     # Other columns are refused here: row by row, every one of them would be a bad row.
     try:
-        first = next(read(0), dict.fromkeys(entry.columns))
+        first = next(iter(read(0)), dict.fromkeys(entry.columns))
     except KeyError as error:
         raise refusal(f"has no column {error}") from error
     if missing := [column for column in entry.columns if column not in first]:
         raise refusal(f"has no column {', '.join(map(repr, missing))} (found: {', '.join(map(repr, first))})")
     config = f", {source.config}" if source.config else ""
     origin = f"{source.hub_id}{config}, {split}, revision {revision[:8]}"
-    return Examples(origin, entry.licence, f"{source.hub_id}/{source.config}/{split}@{revision}", read)
+    return examples_of_rows(origin, entry.licence, f"{source.hub_id}/{source.config}/{split}@{revision}", read)

@@ -28,7 +28,7 @@ def stand_in(name: str) -> dict[str, tuple[str, str, str, Callable[[int], Iterab
     of Dolly, in English, in one."""
     if name == "documentation":
         origin = "questions about the Python standard library, from its documentation"
-        return {"train": (origin, "PSF-2.0", identity_of(name), lambda first: iter(documentation_rows()[first:]))}
+        return {"train": (origin, "PSF-2.0", identity_of(name), lambda first: documentation_rows()[first:])}
 
     def split(name: str) -> tuple:
         origin = f"ChitChat conversations, {name} (package chitchat-dataset {version('chitchat-dataset')})"

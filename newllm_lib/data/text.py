@@ -87,11 +87,6 @@ def pieces_of_row(text: str) -> Iterator[TextPiece]:
             yield TextPiece(document[begin : begin + PIECE_CHARACTERS], begin == 0)
 
 
-def piece_of_conversation(turns: Iterable[str]) -> TextPiece:
-    """Utterances of one conversation -> one document, an utterance a line."""
-    return TextPiece("".join(turn.strip() + "\n" for turn in turns), True)
-
-
 def read_pieces(path: Path, field: str, skip_bad_rows: bool = False) -> Iterator[TextPiece | RowError]:
     """A file's text in order, as pieces of documents; in row formats each row's `text` is a document. With
     `skip_bad_rows`, a row without a string `text` is its error. Raises InputError: no text, binary, or a bad row; names
@@ -157,8 +152,10 @@ def _of_examples(rows: Examples, is_dialogue: bool) -> Text:
 
     def read() -> Iterator[TextPiece]:
         if is_dialogue:
-            return (piece_of_conversation(row["dialog"]) for row in rows.read(0))
-        return pieces_of_lines(row["text"] for row in rows.read(0))
+            # One conversation is one document, an utterance a line.
+            documents = ("".join(turn.strip() + "\n" for turn in row["dialog"]) for _, row in rows.read(0))
+            return (TextPiece(document, True) for document in documents)
+        return pieces_of_lines(row["text"] for _, row in rows.read(0))
 
     return Text(rows.origin, rows.licence, rows.identity, read)
 

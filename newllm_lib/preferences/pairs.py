@@ -177,7 +177,7 @@ def load_preferences(
     notes, validation = [found.note], None
     if found.source == "file":
         train = _of_file(data, "data", skip_bad_rows, max_samples)
-        notes.append(unread_note((row for _, row in read_rows(check_file(data, "data"), "data")), preference_columns))
+        notes.append(unread_note(read_rows(check_file(data, "data"), "data"), preference_columns))
     else:
         train = _of_hub(found.splits["train"], entry.licence, max_samples)
         if "validation" in found.splits:
@@ -222,7 +222,7 @@ def _of_file(path: str, name: str, skip_bad_rows: bool, max_samples: int | None 
 
 def _of_hub(split: Examples, licence: str, count: int | None) -> Preferences:
     # The user cannot mend rows of the hub: a bad one is left out, with its complaint.
-    rows = ((f"row {number}", row) for number, row in enumerate(itertools.islice(split.read(0), count), start=1))
+    rows = itertools.islice(split.read(0), count)
     identity = f"{split.identity}{f'/{count}' if count else ''}"
     return Preferences(split.origin, licence, identity, *_read(rows, lambda place, error: None))
 

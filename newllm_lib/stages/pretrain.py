@@ -85,9 +85,8 @@ def prepare(args: PretrainArguments) -> PreparedRun:
     train_rows, train_counts = packed_rows(splits.train, tokenizer, args.max_length)
     documents = evaluation_documents(splits.validation, tokenizer)
     if not documents.documents:
-        raise InputError(
-            f"{splits.validation.origin} holds no tokens to evaluate on; give another --eval_data.", "NL-403"
-        )
+        what = f"{splits.validation.origin} holds no tokens to evaluate on"
+        raise InputError(f"{what}; give another --eval_data.", "NL-403")
     check_metric_of(args, documents)
     return PreparedRun(splits, tokenizer, train_rows, train_counts, documents, new_model(args, tokenizer))
 

@@ -138,9 +138,8 @@ def test_mirrors_are_regrouped():
         {"dialog": ["Hi", "Yo"]},
         {"dialog": ["Bye", "Ciao"]},
     ]
-    assert list(sources.utterances_as_dialogue([{"utterances": ["Hi", "Yo"], "acts": [1, 2]}])) == [
-        {"dialog": ["Hi", "Yo"]}
-    ]
+    regroup = DATASETS["dailydialog"].sources[2].regroup
+    assert list(regroup([{"utterances": ["Hi", "Yo"], "acts": [1, 2]}])) == [{"dialog": ["Hi", "Yo"]}]
 
 
 def test_rows_of_the_users_own():
