@@ -9,11 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set_seed
 
-from ..data.batches import EvaluationDocuments, evaluation_documents
 from ..data.chat_template import ConversationFormat, learnable_template
 from ..data.conversation_rows import conversation_documents
 from ..data.sources import Splits
-from ..data.text import Text, load_text
+from ..data.text import EvaluationDocuments, Text, evaluation_documents, load_text
 from ..errors import InputError
 from ..models.adjust import set_dropout
 from ..models.frozen_head import check_split

@@ -17,10 +17,10 @@ from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
-from .batches import IGNORED, Document, EvaluationDocuments, TextCounts
 from .cache import cache_path, known, seal, writing
 from .chat_template import ConversationFormat, EncodedConversation, encoding_of
 from .conversations import Conversations, NumberedConversation
+from .text import IGNORED, Document, EvaluationDocuments, TextCounts
 
 FORMAT_VERSION = 4  # part of the cache key: raise it when rows are laid out otherwise
 CONVERSATIONS_PER_CALL = 500
@@ -59,14 +59,18 @@ class ConversationCounts(TextCounts):
         return [sentence for count, sentence in sentences if count]
 
 
+# (number of the row after the block, its conversations as tokens, their counts)
+Block = tuple[int, list[EncodedConversation], ConversationCounts]
+
+
 def conversation_rows(
     conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
 ) -> tuple[datasets.Dataset, ConversationCounts]:
     """Training rows on disk with the columns of `packed_rows`: `input_ids`, `labels` (shifted; supervised ones only),
     `position_ids` (0 where a conversation begins), [T] each, and `row`.
 
-    Written once per data, tokenizer and format under the cache folder. A preparation that was cut off goes on after
-    its last whole shard, at the very row.
+    Written once per data, tokenizer and format under the cache folder, in shards; each is sealed with the number of the
+    row after it and its counts. A preparation that was cut off goes on after its last whole shard, at the very row.
 
     Raises:
         InputError: a bad row in the user's file, or no conversation at all.
@@ -74,14 +78,29 @@ def conversation_rows(
     source = (conversations.identity, conversations.read_as)
     key = (FORMAT_VERSION, *source, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, form)
     folder = cache_path("conversations", "", *key)
-    counts, shards = _prepare(conversations, tokenizer, form, folder)
+    counts, next_row, shards = ConversationCounts(), 0, []
+    paths = (folder / f"shard-{number:05d}.arrow" for number in itertools.count())
+    for shard in paths:
+        if (note := known(shard)) is None:
+            break
+        counts.add(ConversationCounts(**note["counts"]))
+        next_row = note["next_row"]
+        shards.append(shard)
+    if known(folder / COMPLETE) != asdict(counts):
+        blocks = encoded_blocks(conversations, tokenizer, form, next_row)
+        for block in blocks:
+            with writing(shard) as temporary:
+                parts = itertools.chain([block], blocks)
+                found, next_row = _write_shard(parts, tokenizer, form.max_length, counts.packed_rows, temporary)
+            seal(shard, {"next_row": next_row, "counts": asdict(found)})
+            counts.add(found)
+            shards.append(shard)
+            shard = next(paths)
+        seal(folder / COMPLETE, asdict(counts))
     if not counts.documents:
-        raise InputError(
-            f"{conversations.origin} gives no conversation to train on; {' '.join(counts.remarks(form.max_length))}",
-            "NL-403",
-        )
-    # A shard of which every conversation is left out has no file.
-    rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in shards if path.exists()])
+        what = f"{conversations.origin} gives no conversation to train on"
+        raise InputError(f"{what}; {' '.join(counts.remarks(form.max_length))}", "NL-403")
+    rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in shards])
     rows.set_transform(_training_columns)
     return rows, counts
 
@@ -89,29 +108,23 @@ def conversation_rows(
 def conversation_documents(
     conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
 ) -> EvaluationDocuments:
-    """Held-out conversations to evaluate on, cut as for training, in memory.
-
-    Raises:
-        InputError: a bad row in the user's file, or no conversation at all.
-    """
+    """Held-out conversations to evaluate on, cut as for training, in memory. Raises InputError: a bad row in the user's
+    file, or no conversation at all."""
     counts, documents = ConversationCounts(), []
     for _, block, found in encoded_blocks(conversations, tokenizer, form, 0):
         counts.add(found)
         # Every document is read after a first token: that of the conversation.
         documents += [Document(item.token_ids[1:], item.counts, item.supervised[1:]) for item in block]
     if not documents:
-        raise InputError(
-            f"{conversations.origin} holds no conversation to evaluate on; "
-            f"{' '.join(counts.remarks(form.max_length)) or 'give --eval_data or a larger --held_out_share.'}",
-            "NL-403",
-        )
+        remedy = " ".join(counts.remarks(form.max_length)) or "give --eval_data or a larger --held_out_share."
+        raise InputError(f"{conversations.origin} holds no conversation to evaluate on; {remedy}", "NL-403")
     return EvaluationDocuments(documents, conversations.origin)
 
 
 def encoded_blocks(
     conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat, first_row: int
-) -> Iterator[tuple[int, list[EncodedConversation], ConversationCounts]]:
-    """(number of the row after the block, its conversations as tokens, their counts)."""
+) -> Iterator[Block]:
+    """The conversations from a row on as tokens, CONVERSATIONS_PER_CALL rows a block."""
     numbered = conversations.read(first_row)
     blocks = iter(lambda: list(itertools.islice(numbered, CONVERSATIONS_PER_CALL)), [])
     # While one block is with the tokenizer, which takes every core and leaves Python alone, others are rendered here or
@@ -131,53 +144,23 @@ def encoded_blocks(
             kept = [item for item in encoded if item is not None]
             complaints = [complaint for _, messages, complaint in rows if messages is None]
             counts = ConversationCounts(
-                all_tokens=sum(len(item.token_ids) for item in kept),
-                rows_read=len(rows),
-                bad_rows=len(complaints),
-                too_long=len(encoded) - len(kept),
-                shortened=sum(item.turns_left_out > 0 for item in kept),
+                all_tokens=sum(len(item.token_ids) for item in kept), rows_read=len(rows), bad_rows=len(complaints),
+                too_long=len(encoded) - len(kept), shortened=sum(item.turns_left_out > 0 for item in kept),
                 complaints=complaints,
-            )
+            )  # fmt: skip
             for item in kept:
                 TextCounts.add(counts, item.counts)
             yield rows[-1][0] + 1, kept, counts
 
 
-def _prepare(
-    conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat, folder: Path
-) -> tuple[ConversationCounts, list[Path]]:
-    """Write shards until the data end, after the last whole one; each is sealed with the number of the row after it and
-    its counts. Returns the counts of all shards, and the shards."""
-    total, next_row, shards = ConversationCounts(), 0, []
-    while (note := known(shard := folder / f"shard-{len(shards):05d}.arrow")) is not None:
-        total.add(ConversationCounts(**note["counts"]))
-        next_row = note["next_row"]
-        shards.append(shard)
-    if known(folder / COMPLETE) == asdict(total):
-        return total, shards
-    blocks = encoded_blocks(conversations, tokenizer, form, next_row)
-    while True:
-        shard = folder / f"shard-{len(shards):05d}.arrow"
-        with writing(shard) as temporary:
-            counts, next_row = _write_shard(blocks, tokenizer, form.max_length, total.packed_rows, temporary)
-        if not counts.rows_read:
-            break
-        seal(shard, {"next_row": next_row, "counts": asdict(counts)})
-        total.add(counts)
-        shards.append(shard)
-    seal(folder / COMPLETE, asdict(total))
-    return total, shards
-
-
-def _write_shard(blocks, tokenizer, max_length: int, first_number: int, path: Path) -> tuple[ConversationCounts, int]:
-    """(its counts, number of the row after the shard); writes nothing if the data have ended."""
+def _write_shard(
+    blocks: Iterable[Block], tokenizer: PreTrainedTokenizerFast, max_length: int, first_number: int, path: Path
+) -> tuple[ConversationCounts, int]:
+    """(counts of the shard, number of the row after it)."""
     counts, next_row = ConversationCounts(), 0
-    token_type = "uint16" if len(tokenizer) <= 2**16 else "int32"
-    columns = {"input_ids": token_type, "supervised": "bool", "starts": "bool"}
-    features = datasets.Features(
-        {name: datasets.Sequence(datasets.Value(kind), length=max_length) for name, kind in columns.items()}
-        | {"row": datasets.Value("int64")}
-    )
+    columns = {"input_ids": "uint16" if len(tokenizer) <= 2**16 else "int32", "supervised": "bool", "starts": "bool"}
+    features = {name: datasets.Sequence(datasets.Value(kind), length=max_length) for name, kind in columns.items()}
+    features = datasets.Features(features | {"row": datasets.Value("int64")})
 
     def items() -> Iterator[EncodedConversation]:
         nonlocal next_row
@@ -194,10 +177,7 @@ def _write_shard(blocks, tokenizer, max_length: int, first_number: int, path: Pa
             numbers = first_number + counts.packed_rows + np.arange(len(packed))
             writer.write_batch(_columns(packed, max_length, tokenizer.pad_token_id) | {"row": numbers})
             counts.packed_rows += len(packed)
-        if counts.packed_rows:
-            writer.finalize()
-    if not counts.packed_rows:
-        path.unlink()
+        writer.finalize()
     return counts, next_row
 
 

@@ -2,23 +2,15 @@
 file."""
 
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice, takewhile
 
 from ..errors import InputError
-from .catalogue import HELD_OUT_SHARE, find_dataset
-from .examples import COLUMNS, Message, RowError, any_conversation, checked_row, conversation_columns, unread
-from .files import check_file, content_hash, read_rows, refuser
-from .sources import (
-    Splits,
-    chitchat_conversations,
-    chitchat_names,
-    documentation_identity,
-    documentation_rows,
-    find_data,
-)
+from .examples import COLUMNS, Message, any_conversation, conversation_columns, unread
+from .files import PlacedRow, RowError, check_file, checked_row, content_hash, read_rows, refuser
+from .sources import HELD_OUT_SHARE, Examples, Origin, Splits, find_data, find_dataset
 from .text import same_file_note
 
 # Part of the cache keys: raise the number when the same rows come to mean other conversations.
@@ -30,20 +22,14 @@ NumberedConversation = tuple[int, list[Message] | None, str]
 
 
 @dataclass(frozen=True)
-class Conversations:
+class Conversations(Origin):
     """Conversations that can be read any number of times, always the same, from any row on.
 
     Attributes:
-        origin: what they are and where they came from, for plots, model cards and saved settings.
-        licence: their licence, or how the user can know.
-        identity: changes when the conversations do.
         read: starts a pass at a row's number.
         read_as: how the rows of `identity` become conversations. Both together are the key of prepared rows.
     """
 
-    origin: str
-    licence: str
-    identity: str
     read: Callable[[int], Iterator[NumberedConversation]] = field(repr=False)
     read_as: str = READING
 
@@ -78,25 +64,18 @@ def load_conversations(
         raise InputError(f"max_samples has to be at least 1, got {max_samples}.")
     entry = None if dataset is None else find_dataset(dataset)
     found = find_data(dataset, entry, data_source, data)
-    notes, validation = [found.note], None
+    notes = [found.note]
     if found.source == "file":
-        train = _file_conversations(data, "data", skip_bad_rows)
-        notes.append(unread_note((row for _, row in read_rows(check_file(data, "data"), "data")), conversation_columns))
-    elif found.source == "hub":
-        sides = {
-            name: _of_rows(split.origin, entry.licence, split.identity, split.read)
-            for name, split in found.on_hub.items()
-        }
+        train, validation = _of_file(data, "data", skip_bad_rows), None
+        notes.append(unread_note(read_rows(check_file(data, "data"), "data"), conversation_columns))
+    else:
+        # The user cannot mend these rows: a bad one is left out, with its complaint.
+        sides = {name: _of_examples(rows, lambda place, error: None) for name, rows in found.splits.items()}
         train, validation = sides["train"], sides.get("validation")
         if not entry.columns:  # for the datasets of the catalogue we know what is not read
-            notes.append(unread_note(found.on_hub["train"].read(), conversation_columns))
-    elif entry.offline == "chitchat":
-        train, validation = _chitchat("train", False), _chitchat("validation", True)
-    else:
-        origin = "questions about the Python standard library, from its documentation"
-        train = _of_rows(origin, "PSF-2.0", documentation_identity(), lambda first: documentation_rows()[first:])
+            notes.append(unread_note(found.splits["train"].read(0), conversation_columns))
     if eval_data is not None:
-        validation = _file_conversations(eval_data, "eval_data", skip_bad_rows)
+        validation = _of_file(eval_data, "eval_data", skip_bad_rows)
         notes.append(same_file_note(train.identity, validation.identity))
     if validation is None:
         train, validation = hold_out(train, held_out, held_out_share)
@@ -142,58 +121,37 @@ def first_rows(whole: Conversations, count: int) -> Conversations:
     """The rows with a number below `count`."""
 
     def read(first_row: int) -> Iterator[NumberedConversation]:
-        return itertools.takewhile(lambda item: item[0] < count, whole.read(first_row))
+        return takewhile(lambda item: item[0] < count, whole.read(first_row))
 
     origin = f"{whole.origin}, first {count:,} rows"
     return replace(whole, origin=origin, identity=f"{whole.identity}/{count}", read=read)
 
 
-def unread_note(rows: Iterable[object], columns: Callable[[dict], tuple[str, ...]]) -> str:
-    """A sentence that names what the first LOOKED_AT rows hold and is not read, "" for nothing.
-
-    Args:
-        columns: those that are read of a row.
-    """
-    rows = (row for row in itertools.islice(rows, LOOKED_AT) if isinstance(row, dict))
+def unread_note(rows: Iterable[PlacedRow], columns: Callable[[dict], tuple[str, ...]]) -> str:
+    """A sentence that names what the first LOOKED_AT rows hold and is not read, "" for nothing. `columns` gives those
+    that are read of a row."""
+    rows = [row for _, row in islice(rows, LOOKED_AT) if isinstance(row, dict)]
     names = dict.fromkeys(name for row in rows for name in unread(row, columns(row)))
     return f"What the rows hold besides is not read: {', '.join(names)}." if names else ""
 
 
-def _file_conversations(path: str, name: str, skip_bad_rows: bool) -> Conversations:
+def _of_file(path: str, name: str, skip_bad_rows: bool) -> Conversations:
     file = check_file(path, name, rows_of="conversations")
-
-    def read(first_row: int) -> Iterator[NumberedConversation]:
-        rows = itertools.islice(read_rows(file, name), first_row, None)
-        return _numbered(rows, first_row, refuser(file, name, skip_bad_rows))
-
+    licence, identity = "as the file's owner says", f"file/{content_hash(file)}"
+    rows = Examples(f"file {file.name}", licence, identity, lambda first: islice(read_rows(file, name), first, None))
     read_as = f"{READING}{', without bad ones' if skip_bad_rows else ''}"
-    return Conversations(f"file {file.name}", "as the file's owner says", f"file/{content_hash(file)}", read, read_as)
+    return _of_examples(rows, refuser(file, name, skip_bad_rows), read_as)
 
 
-def _of_rows(origin: str, licence: str, identity: str, rows: Callable[[int], Iterable[dict]]) -> Conversations:
-    """Conversations of rows that the user cannot mend: a bad one is left out, with its complaint."""
+def _of_examples(rows: Examples, refuse: Callable[[str, RowError], None], read_as: str = READING) -> Conversations:
+    """Conversations of rows. `refuse` may raise."""
 
     def read(first_row: int) -> Iterator[NumberedConversation]:
-        places = ((f"row {number + 1}", row) for number, row in enumerate(rows(first_row), start=first_row))
-        return _numbered(places, first_row, lambda place, error: None)
+        for number, (place, row) in enumerate(rows.read(first_row), start=first_row):
+            try:
+                yield number, any_conversation(checked_row(row)), ""
+            except RowError as error:
+                refuse(place, error)
+                yield number, None, f"{place}: {error}"
 
-    return Conversations(origin, licence, identity, read)
-
-
-def _chitchat(name: str, held_out: bool) -> Conversations:
-    def rows(first_row: int) -> Iterator[dict]:
-        return ({"dialog": turns} for turns in itertools.islice(chitchat_conversations(held_out), first_row, None))
-
-    return _of_rows(*chitchat_names(name), rows)
-
-
-def _numbered(
-    rows: Iterable[tuple[str, object]], first_row: int, refuse: Callable[[str, RowError], None]
-) -> Iterator[NumberedConversation]:
-    """(place, row)s -> conversations. `refuse` may raise."""
-    for number, (place, row) in enumerate(rows, start=first_row):
-        try:
-            yield number, any_conversation(checked_row(row)), ""
-        except RowError as error:
-            refuse(place, error)
-            yield number, None, f"{place}: {error}"
+    return Conversations(rows.origin, rows.licence, rows.identity, read, read_as)

@@ -18,7 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ..data.examples import is_unicode
+from ..data.files import is_unicode
 from ..data.tokenizer import text_backend
 from ..errors import InputError
 from ..models.context_cache import ContextCache, state_after

@@ -14,8 +14,8 @@ from ..adapters.base_model import find_base_model, open_base, open_tokenizer
 from ..adapters.forgetting import replies_before_and_after
 from ..adapters.lora import check_targets, save_generation_settings
 from ..adapters.merge import merge
-from ..data.batches import TextCounts
 from ..data.chat_template import learnable_template, template_for
+from ..data.text import TextCounts
 from ..errors import InputError
 from ..models.adjust import set_dropout
 from ..models.frozen_head import check_split

@@ -7,22 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerFast
 
-from ..data.catalogue import HELD_OUT_SHARE, find_dataset
 from ..data.chat_template import conversation_ids, plain_messages
 from ..data.conversations import conversation_hash, unread_note
-from ..data.examples import (
-    Message,
-    RowError,
-    answer_turns,
-    check_messages,
-    checked_row,
-    columns_read,
-    is_unicode,
-    prompt_turns,
-    whole_conversation,
-)
-from ..data.files import check_file, content_hash, read_rows, refuser
-from ..data.sources import HubSplit, Splits, find_data
+from ..data.examples import Message, answer_turns, check_messages, columns_read, prompt_turns, whole_conversation
+from ..data.files import RowError, check_file, checked_row, content_hash, is_unicode, read_rows, refuser
+from ..data.sources import HELD_OUT_SHARE, Examples, Splits, find_data, find_dataset
 from ..data.text import same_file_note
 from ..errors import InputError
 from .generator import PreferencePair, generator_identity, preference_pairs
@@ -188,11 +177,11 @@ def load_preferences(
     notes, validation = [found.note], None
     if found.source == "file":
         train = _of_file(data, "data", skip_bad_rows, max_samples)
-        notes.append(unread_note((row for _, row in read_rows(check_file(data, "data"), "data")), preference_columns))
+        notes.append(unread_note(read_rows(check_file(data, "data"), "data"), preference_columns))
     else:
-        train = _of_hub(found.on_hub["train"], entry.licence, max_samples)
-        if "validation" in found.on_hub:
-            validation = _of_hub(found.on_hub["validation"], entry.licence, None)
+        train = _of_hub(found.splits["train"], entry.licence, max_samples)
+        if "validation" in found.splits:
+            validation = _of_hub(found.splits["validation"], entry.licence, None)
     if eval_data is not None:
         validation = _of_file(eval_data, "eval_data", skip_bad_rows)
         notes.append(same_file_note(train.identity, validation.identity))
@@ -231,9 +220,9 @@ def _of_file(path: str, name: str, skip_bad_rows: bool, max_samples: int | None 
     )
 
 
-def _of_hub(split: HubSplit, licence: str, count: int | None) -> Preferences:
+def _of_hub(split: Examples, licence: str, count: int | None) -> Preferences:
     # The user cannot mend rows of the hub: a bad one is left out, with its complaint.
-    rows = ((f"row {number}", row) for number, row in enumerate(itertools.islice(split.read(), count), start=1))
+    rows = itertools.islice(split.read(0), count)
     identity = f"{split.identity}{f'/{count}' if count else ''}"
     return Preferences(split.origin, licence, identity, *_read(rows, lambda place, error: None))
 

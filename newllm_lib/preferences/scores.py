@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from ..data.batches import IGNORED
+from ..data.text import IGNORED
 from ..errors import InputError
 from ..models.frozen_head import split_head, token_scores
 from ..training.trained_model import TrainedModel, adapters_off

@@ -6,12 +6,12 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from ..data.catalogue import CONVERSATION_DATASETS, DATASETS
 from ..data.chat_template import ConversationFormat, encode_conversations, learned_tokenizer, render, template_for
-from ..data.conversations import Conversations, NumberedConversation, conversation_hash, first_rows, load_conversations
-from ..data.sources import Splits
+from ..data.conversations import NumberedConversation, conversation_hash, first_rows, load_conversations
+from ..data.sources import CONVERSATION_DATASETS, DATASETS
 from ..errors import InputError
 from ..training.checkpoint import check_model_folder
 from ..training.trained_model import read_tokenizer
@@ -79,15 +79,21 @@ def inspect_dataset(
         raise InputError(f"{dataset} is running text without conversations; newllm pretrain trains on it.")
     splits = load_conversations(dataset, data_source, data, skip_bad_rows=skip_bad_rows)
     limit = min(max_samples or MAX_ROWS, MAX_ROWS)
-    tokenizer, described = _tokenizer(splits, model, limit)
-    train, seen = splits.train, set()
-    report = DatasetReport(train.origin, train.licence, splits.note, tokenizer.chat_template, described, max_length)
+    if model is None:
+        what = "bpe learned from these conversations"
+        tokenizer = learned_tokenizer(first_rows(splits.train, limit), splits.template, "bpe", None)
+    else:
+        what, tokenizer = f"the tokenizer of {model}", read_tokenizer(check_model_folder(model))
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = template_for(tokenizer, splits.template)
+    train, template, what = splits.train, tokenizer.chat_template, f"{what}, {len(tokenizer):,} types"
+    report = DatasetReport(train.origin, train.licence, splits.note, template, what, max_length)
 
     def is_looked_at(row: NumberedConversation) -> bool:
         report.sampled = row[0] >= limit
         return not report.sampled
 
-    rows = itertools.takewhile(is_looked_at, train.read(0))
+    rows, seen = itertools.takewhile(is_looked_at, train.read(0)), set()
     while block := list(itertools.islice(rows, CONVERSATIONS_PER_CALL)):
         _look_at(report, block, tokenizer, seen)
     if not report.conversations:
@@ -97,17 +103,6 @@ def inspect_dataset(
         report.held_out += 1
         report.overlap += conversation_hash(messages) in seen
     return report
-
-
-def _tokenizer(splits: Splits[Conversations], model: str | None, limit: int) -> tuple[PreTrainedTokenizerFast, str]:
-    """(tokenizer with a chat template, what it is)."""
-    if model is not None:
-        tokenizer = read_tokenizer(check_model_folder(model))
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = template_for(tokenizer, splits.template)
-        return tokenizer, f"the tokenizer of {model}, {len(tokenizer):,} types"
-    tokenizer = learned_tokenizer(first_rows(splits.train, limit), splits.template, "bpe", None)
-    return tokenizer, f"bpe learned from these conversations, {len(tokenizer):,} types"
 
 
 def _look_at(
@@ -125,23 +120,21 @@ def _look_at(
         seen.add(digest)
     if missing := conversations[: ROWS_SHOWN - len(report.examples)]:
         report.examples += render(missing, tokenizer)[0]
-    too_long = []
-    encoded = encode_conversations(conversations, tokenizer, ConversationFormat(WHOLE))
-    for messages, item in zip(conversations, encoded, strict=True):
+    for item in encode_conversations(conversations, tokenizer, ConversationFormat(WHOLE)):
         length = len(item.token_ids)
         report.lengths[bucket(length)] += 1
         report.total_tokens += length
         report.supervised_tokens += int(item.supervised.sum())
         report.longest = max(report.longest, length)
-        if length > report.max_length:
-            too_long.append(messages)
+        if length > report.max_length:  # it ends with an answer, which is lost at least
+            first = item.supervised.argmax()
+            first_end = first + np.append(item.supervised[first:], False).argmin()
+            report.left_out += int(first_end > report.max_length)
+            report.shortened += int(first_end <= report.max_length)
         if not report.tokens or (report.more_tokens and length <= TOKENS_SHOWN):
             shown = [_spelled(tokenizer, int(token)) for token in item.token_ids[:TOKENS_SHOWN]]
             report.tokens = list(zip(shown, item.supervised[:TOKENS_SHOWN].tolist(), strict=True))
             report.more_tokens = length - len(shown)
-    cut = encode_conversations(too_long, tokenizer, ConversationFormat(report.max_length)) if too_long else []
-    report.left_out += sum(item is None for item in cut)
-    report.shortened += sum(item is not None for item in cut)
 
 
 def bucket(length: int) -> int:
@@ -160,12 +153,16 @@ def _spelled(tokenizer: PreTrainedTokenizerFast, token_id: int) -> str:
 
 def report_text(report: DatasetReport) -> str:
     """The report for a terminal."""
-    read = f"{report.rows_read:,} rows of the training split"
+
+    def share(count: int, whole: int) -> str:
+        return f"{count:,} ({count / whole:.1%})" if whole else f"{count:,}"
+
     lines = [
         f"Data       {report.origin}",
         f"Licence    {report.licence}",
         *([f"Note       {report.note}"] if report.note else []),
-        f"Looked at  {read}{', the first ones: there are more' if report.sampled else ', all of them'}",
+        f"Looked at  {report.rows_read:,} rows of the training split, "
+        f"{'the first ones: there are more' if report.sampled else 'all of them'}",
         f"Tokenizer  {report.tokenizer}",
     ]
     for number, example in enumerate(report.examples, start=1):
@@ -173,34 +170,18 @@ def report_text(report: DatasetReport) -> str:
     tokens = " ".join(f"[{token}]" if supervised else token for token, supervised in report.tokens)
     more = f" ... and {report.more_tokens:,} more" if report.more_tokens else ""
     lines += ["", "Chat template", f"  {report.chat_template}", "", "Tokens ([supervised])", f"  {tokens}{more}"]
-    lines += ["", "Tokens per conversation", *_histogram(report)]
-    return "\n".join([*lines, "", *_findings(report)])
-
-
-def _shortened(text: str, characters: int = 1_000, lines: int = 20) -> str:
-    beginning = "".join(text[:characters].splitlines(keepends=True)[:lines])
-    return text if beginning == text else f"{beginning} ... ({len(text):,} characters)"
-
-
-def _histogram(report: DatasetReport) -> list[str]:
-    most, lines = max(report.lengths.values()), []
-    end = min(report.lengths)
+    lines += ["", "Tokens per conversation"]
+    end, most = min(report.lengths), max(report.lengths.values())
     while end <= max(report.lengths):
         count = report.lengths[end]
-        begin = 1 if end == 16 else end // 2 + 1
-        bar = "█" * -(-40 * count // most)
+        begin, bar = 1 if end == 16 else end // 2 + 1, "█" * -(-40 * count // most)
         lines.append(f"  {begin:>7,} - {end:>7,}  {bar:<40} {count:>8,}  {count / report.conversations:>6.1%}")
         end *= 2
-    return lines
-
-
-def _findings(report: DatasetReport) -> list[str]:
-    def share(count: int, whole: int) -> str:
-        return f"{count:,} ({count / whole:.1%})" if whole else f"{count:,}"
-
     mean = report.total_tokens / report.conversations
     supervised = report.supervised_tokens / report.total_tokens
-    return [
+    return "\n".join([
+        *lines,
+        "",
         f"Conversations    {report.conversations:,}; {mean:,.0f} tokens on average, {report.longest:,} at most; "
         f"{supervised:.0%} of the tokens are supervised",
         f"At {report.max_length} tokens    {share(report.shortened, report.conversations)} lose their last turns, "
@@ -210,7 +191,12 @@ def _findings(report: DatasetReport) -> list[str]:
         f"Duplicates       {share(report.duplicates, report.conversations)} were there before, word for word",
         f"In both splits   {share(report.overlap, report.held_out)} of {report.held_out:,} held-out conversations "
         "are in the training split too",
-    ]
+    ])  # fmt: skip
+
+
+def _shortened(text: str, characters: int = 1_000, lines: int = 20) -> str:
+    beginning = "".join(text[:characters].splitlines(keepends=True)[:lines])
+    return text if beginning == text else f"{beginning} ... ({len(text):,} characters)"
 
 
 def catalogue_text() -> str:
@@ -227,27 +213,21 @@ def catalogue_text() -> str:
 TEMPLATE_ROWS = {
     "instruction": [  # of a file that `newllm sft --data FILE.jsonl` takes
         {"prompt": "What is the capital of France?", "completion": "Paris."},
-        {"messages": [
-            {"role": "system", "content": "Answer in one sentence."},
-            {"role": "user", "content": "Why is the sky blue?"},
-            {"role": "assistant", "content": "Air scatters blue light more than red light."},
-        ]},
-        {"messages": [
-            {"role": "user", "content": "Summarise the text."},
-            {"role": "context", "content": "The mill stood still because the river ran low all summer."},
-            {"role": "assistant", "content": "A dry summer stopped the mill."},
-            {"role": "user", "content": "日本語でお願いします。"},
-            {"role": "assistant", "content": "乾いた夏のため、水車は止まっていました。"},
-        ]},
+        {"messages": [{"role": "system", "content": "Answer in one sentence."},
+                      {"role": "user", "content": "Why is the sky blue?"},
+                      {"role": "assistant", "content": "Air scatters blue light more than red light."}]},
+        {"messages": [{"role": "user", "content": "Summarise the text."},
+                      {"role": "context", "content": "The mill stood still because the river ran low all summer."},
+                      {"role": "assistant", "content": "A dry summer stopped the mill."},
+                      {"role": "user", "content": "日本語でお願いします。"},
+                      {"role": "assistant", "content": "乾いた夏のため、水車は止まっていました。"}]},
     ],
     "preference": [  # of a file that `newllm dpo --data FILE.jsonl` takes; `kind`, what is wrong, may be left out
         {"prompt": "Gitとは何ですか。", "chosen": "Gitは、変更の履歴を記録する道具です。",
          "rejected": "いろいろ便利なものです。", "kind": "vague"},
-        {"prompt": [
-            {"role": "user", "content": "Name a prime number."},
-            {"role": "assistant", "content": "Seven."},
-            {"role": "user", "content": "And a larger one?"},
-        ], "chosen": "Eleven.", "rejected": "Nine.", "kind": "wrong_fact"},
+        {"prompt": [{"role": "user", "content": "Name a prime number."}, {"role": "assistant", "content": "Seven."},
+                    {"role": "user", "content": "And a larger one?"}],
+         "chosen": "Eleven.", "rejected": "Nine.", "kind": "wrong_fact"},
     ],
 }  # fmt: skip
 

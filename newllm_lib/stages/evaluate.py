@@ -11,13 +11,11 @@ from typing import Any
 import datasets
 import huggingface_hub
 
-from ..data.batches import EvaluationDocuments, evaluation_documents
-from ..data.catalogue import DATASETS
 from ..data.chat_template import ConversationFormat, borrowed_template
 from ..data.conversation_rows import conversation_documents
 from ..data.conversations import Conversations, load_conversations
-from ..data.sources import hub_problem
-from ..data.text import Text, load_text
+from ..data.sources import DATASETS, hub_problem
+from ..data.text import EvaluationDocuments, Text, evaluation_documents, load_text
 from ..errors import InputError
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..training.checkpoint import read_results
@@ -31,8 +29,7 @@ def held_out_text(trained: TrainedModel, data: str | None = None) -> Text | Conv
     run, session = trained.run, trained.session
     if data is None and run["stage"] == "dpo":
         raise InputError(f"{str(trained.folder)!r} was trained on preferences; name conversations with --data.")
-    names = ["skip_bad_rows"]
-    load = load_text
+    load, names = load_text, ["skip_bad_rows"]
     if is_chat(trained):
         load, names = load_conversations, [*names, "dataset", "held_out", "held_out_share"]
     settings = {name: value for name, value in {**run, **session}.items() if name in names and value is not None}
@@ -57,10 +54,8 @@ def held_out_documents(
     if tokenizer.chat_template is None:
         tokenizer = copy.copy(tokenizer)
         tokenizer.chat_template = borrowed_template(tokenizer, as_trained.tokenizer)
-    names = ("loss_on", "too_long")
-    given = {name: as_trained.run[name] for name in names if name in as_trained.run}
-    form = ConversationFormat(as_trained.run["max_length"], **given)
-    return conversation_documents(text, tokenizer, form)
+    given = {name: as_trained.run[name] for name in ("loss_on", "too_long") if name in as_trained.run}
+    return conversation_documents(text, tokenizer, ConversationFormat(as_trained.run["max_length"], **given))
 
 
 def evaluate(
@@ -70,14 +65,11 @@ def evaluate(
     batch_size: int | None = None,
     base: str | None = None,
 ) -> dict[str, Any]:
-    """The metrics of the model in folder `path`, every token of the text scored once.
+    """The metrics of the model in folder `path`, every token of the text scored once: those of `TextMetrics`, and
+    `text`, where the text came from. For a model tuned by preferences: see `evaluate_preferences`.
 
     Args:
         base: as of `open_model`.
-
-    Returns:
-        loss, perplexity, token_accuracy, bits_per_byte, word_perplexity, unk_rate, and tokens, words, bytes; plus
-        `text`, where the text came from. For a model tuned by preferences: see `evaluate_preferences`.
 
     Raises:
         InputError: bad folder or file.
@@ -95,21 +87,18 @@ def final_metrics(
 ) -> dict[str, Any] | None:
     """The metrics that the run itself ended with, if they are of `text` as `documents` has it: it need not be scored
     again."""
-    results = read_results(trained.folder)
+    results, counts = read_results(trained.folder) or {}, documents.counts
     names = [field.name for field in dataclasses.fields(TextMetrics)]
-    if results is None or not results.keys() >= set(names) or trained.run["validation_text"] != text.identity:
+    if not results.keys() >= set(names) or trained.run["validation_text"] != text.identity:
         return None
-    counts = documents.counts
-    if (results["tokens"], results["bytes"]) != (counts.tokens, counts.bytes):
-        return None
-    return {name: results[name] for name in names}
+    is_same = (results["tokens"], results["bytes"]) == (counts.tokens, counts.bytes)
+    return {name: results[name] for name in names} if is_same else None
 
 
 def score(
     trained: TrainedModel, documents: EvaluationDocuments, max_length: int | None = None, batch_size: int | None = None
 ) -> dict[str, Any]:
-    """The metrics as a dictionary; rows are as long, and as many at a time, as in training unless something else is
-    said."""
+    """The metrics as a dictionary; rows are as long, and as many at a time, as in training unless given."""
     length = max_length or trained.run["max_length"]
     rows = batch_size or trained.session["per_device_eval_batch_size"]
     return dataclasses.asdict(score_documents(trained.model, documents, trained.tokenizer.bos_token_id, length, rows))
@@ -145,11 +134,9 @@ def evaluate_tasks(
         with without_the_hub() if problem else contextlib.nullcontext():
             return simple_evaluate(model, tasks=list(tasks), limit=limit, task_manager=manager)["results"]
     except OSError as error:  # all that the loaders of data raise when they cannot reach them
-        raise InputError(
-            f"tasks {', '.join(tasks)}: their questions could not be had from the hub "
-            f"({problem or ' '.join(str(error).split())[:200]}); check the network and try again.",
-            "NL-301",
-        ) from error
+        why = problem or " ".join(str(error).split())[:200]
+        what = f"tasks {', '.join(tasks)}: their questions could not be had from the hub ({why})"
+        raise InputError(f"{what}; check the network and try again.", "NL-301") from error
 
 
 @contextlib.contextmanager

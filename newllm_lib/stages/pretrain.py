@@ -6,8 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..data.batches import evaluation_documents, packed_rows
-from ..data.text import load_text
+from ..data.text import evaluation_documents, load_text, packed_rows
 from ..data.tokenizer import build_tokenizer
 from ..errors import InputError
 from ..training.arguments import ModelArguments, setting
@@ -84,9 +83,8 @@ def prepare(args: PretrainArguments) -> PreparedRun:
     train_rows, train_counts = packed_rows(splits.train, tokenizer, args.max_length)
     documents = evaluation_documents(splits.validation, tokenizer)
     if not documents.documents:
-        raise InputError(
-            f"{splits.validation.origin} holds no tokens to evaluate on; give another --eval_data.", "NL-403"
-        )
+        what = f"{splits.validation.origin} holds no tokens to evaluate on"
+        raise InputError(f"{what}; give another --eval_data.", "NL-403")
     check_metric_of(args, documents)
     return PreparedRun(splits, tokenizer, train_rows, train_counts, documents, new_model(args, tokenizer))
 

@@ -6,11 +6,10 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..data.catalogue import HELD_OUT_SHARE
 from ..data.chat_template import ConversationFormat, learned_tokenizer, template_for
 from ..data.conversation_rows import conversation_documents, conversation_rows
 from ..data.conversations import Conversations, load_conversations
-from ..data.sources import Splits
+from ..data.sources import HELD_OUT_SHARE, Splits
 from ..errors import InputError
 from ..models.adjust import extend_positions, grow_context, set_dropout, train_new_context_only
 from ..models.modeling_newllm import NewLLMForCausalLM
@@ -114,10 +113,8 @@ def prepare(args: SftArguments) -> PreparedRun:
     splits = args.load_conversations()
     start = None if args.model is None else open_model(args.model)
     if start is not None and has_adapters(start.folder):
-        raise InputError(
-            f"model {args.model!r} holds adapters, which sft does not train; write a whole model with newllm merge and "
-            "name that."
-        )
+        remedy = "write a whole model with newllm merge and name that"
+        raise InputError(f"model {args.model!r} holds adapters, which sft does not train; {remedy}.")
     if start is None:
         tokenizer = learned_tokenizer(splits.train, splits.template, args.tokenizer, args.vocab_size)
     else:
@@ -179,19 +176,16 @@ def sft(args: SftArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
 def advice(args: SftArguments, metrics: dict[str, Any]) -> str:
     """How good the model is and what to do next. The published bands hold for UltraChat in the published setting: a
     thousand words, every token scored."""
-    perplexity = metrics["perplexity"]
+    perplexity = f"Perplexity {metrics['perplexity']:.1f}"
     if args.tokenizer == "word" and args.loss_on == "all" and (args.dataset or "").startswith("ultrachat"):
-        if perplexity < 19:
-            return f"Perplexity {perplexity:.1f} is excellent (below 19): go on with --dataset codealpaca."
-        if perplexity <= 24:
-            return f"Perplexity {perplexity:.1f} is good (19 to 24): train on the full data, --dataset ultrachat-full."
-        return f"Perplexity {perplexity:.1f} is above 24: take more --max_samples, or more --num_layers."
+        if metrics["perplexity"] < 19:
+            return f"{perplexity} is excellent (below 19): go on with --dataset codealpaca."
+        if metrics["perplexity"] <= 24:
+            return f"{perplexity} is good (19 to 24): train on the full data, --dataset ultrachat-full."
+        return f"{perplexity} is above 24: take more --max_samples, or more --num_layers."
     if metrics["bits_per_byte"] is None:
-        return (
-            f"Perplexity {perplexity:.1f} with {metrics['unk_rate']:.0%} unknown words: comparable only to runs with "
-            "the same words."
-        )
-    return (
-        f"{metrics['bits_per_byte']:.3f} bits per byte of the answers (perplexity {perplexity:.1f} per token); lower "
-        f"is better, and more data or epochs lower it. Talk to it: newllm chat {args.output_dir}"
-    )
+        unknown = f"{metrics['unk_rate']:.0%} unknown words"
+        return f"{perplexity} with {unknown}: comparable only to runs with the same words."
+    quality = f"{metrics['bits_per_byte']:.3f} bits per byte of the answers ({perplexity.lower()} per token)"
+    remedy = "lower is better, and more data or epochs lower it"
+    return f"{quality}; {remedy}. Talk to it: newllm chat {args.output_dir}"

@@ -19,8 +19,8 @@ from transformers import (
     set_seed,
 )
 
-from ..data.batches import EvaluationDocuments, TextCounts
 from ..data.sources import Splits
+from ..data.text import EvaluationDocuments, TextCounts
 from ..data.tokenizer import DEFAULT_VOCAB_SIZE, SPECIAL_TOKENS, end_token_ids
 from ..errors import InputError
 from ..models import build_config, build_model, count_parameters

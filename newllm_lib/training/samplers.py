@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
-from ..data.batches import IGNORED
+from ..data.text import IGNORED
 
 NO_ROW = -2  # number of a blank row: no row follows it, and it follows none
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, Trainer
 
-from ..data.batches import IGNORED, EvaluationDocuments, collate_rows, positions_within_row
+from ..data.text import IGNORED, EvaluationDocuments, collate_rows, positions_within_row
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..models.context_cache import ContextCache, RecurrentGenerationMixin, state_after
 from ..models.gpu import WARM_UP, GraphedBackward, can_be_captured

@@ -12,7 +12,7 @@ from newllm_lib.adapters.lora import trainable
 from newllm_lib.adapters.mixture import MixSampler, collate_examples
 from newllm_lib.adapters.qlora_lwf import prepare
 from newllm_lib.adapters.trainer import LwfTrainer, scheduled
-from newllm_lib.data.batches import IGNORED
+from newllm_lib.data.text import IGNORED
 
 
 def trainer_of(args, teacher=None, moved: bool = True):

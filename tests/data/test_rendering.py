@@ -10,7 +10,6 @@ from newllm_lib.data.chat_template import (
     TEMPLATES,
     conversation_ids,
     learnable_template,
-    marks_answers,
     plain_messages,
     render,
 )
@@ -117,10 +116,11 @@ def test_a_template_that_fails_is_a_sentence_and_soon(template, sentence, monkey
 
 
 def test_a_template_of_which_nothing_can_be_learned_gives_way_to_ours(gemma):
-    assert marks_answers(GEMMA) and marks_answers("{%- generation -%}") and not marks_answers("generation")
     assert learnable_template(gemma, "turns") == (GEMMA, "")
     other = build_tokenizer("word", ["one two"])
     assert learnable_template(other, "turns") == (TEMPLATES["turns"], "")
-    other.chat_template = "{{ messages }}"
+    other.chat_template = "{%- generation -%}{%- endgeneration -%}"
+    assert learnable_template(other, "turns") == (other.chat_template, "")
+    other.chat_template = "{{ messages }} generation"
     template, remark = learnable_template(other, "turns")
     assert template == TEMPLATES["turns"] and "does not mark what is learned: ours is used" in remark

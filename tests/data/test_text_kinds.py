@@ -6,9 +6,17 @@ import time
 
 import pytest
 
-from newllm_lib.data import batches
-from newllm_lib.data.batches import evaluation_documents, tokenized_pieces
-from newllm_lib.data.text import PIECE_CHARACTERS, TextPiece, load_text, pieces_of_lines, pieces_of_row, read_pieces
+from newllm_lib.data import text as module
+from newllm_lib.data.text import (
+    PIECE_CHARACTERS,
+    TextPiece,
+    evaluation_documents,
+    load_text,
+    pieces_of_lines,
+    pieces_of_row,
+    read_pieces,
+    tokenized_pieces,
+)
 from newllm_lib.data.tokenizer import build_tokenizer, short_words
 
 ARTICLES = "".join(f" = Title {n} = \n\nText of {n} .\n" for n in range(40))
@@ -76,9 +84,9 @@ def test_a_text_without_line_ends_comes_in_pieces(tmp_path):
 
 
 def test_no_more_text_than_a_bound_is_tokenized_at_a_time(monkeypatch):
-    monkeypatch.setattr(batches, "CHARACTERS_PER_CALL", 50)
+    monkeypatch.setattr(module, "CHARACTERS_PER_CALL", 50)
     pieces = [TextPiece("x" * 30, number == 0) for number in range(7)]
-    assert [len(block) for block in batches._blocks(pieces)] == [2, 2, 2, 1]
+    assert [len(block) for block in module._blocks(pieces)] == [2, 2, 2, 1]
     tokenized = list(tokenized_pieces(pieces, build_tokenizer("byte", [])))
     assert [(len(ids), starts) for ids, starts, _ in tokenized] == [(30, n == 0) for n in range(7)]
 
