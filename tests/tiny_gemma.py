@@ -16,6 +16,10 @@ SIZES = {
     "head_dim": 16,
     "initializer_range": 0.2,  # the usual 0.02 makes models of this size say the same whatever they read
 }
+GEMMA_2B = {  # google/gemma-2b, config.json; for GemmaConfig
+    "vocab_size": 256_000, "hidden_size": 2048, "intermediate_size": 16_384, "num_hidden_layers": 18,
+    "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256,
+}  # fmt: skip
 CONFIGS = {
     "gemma": (GemmaConfig, {}),
     "gemma2": (Gemma2Config, {"final_logit_softcapping": 3.0, "query_pre_attn_scalar": 16, "sliding_window": 32}),

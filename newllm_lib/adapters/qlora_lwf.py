@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from ..data.batches import EvaluationDocuments, evaluation_documents
 from ..data.chat_template import ConversationFormat, learnable_template
@@ -17,7 +17,7 @@ from ..data.text import Text, load_text
 from ..errors import InputError
 from ..models.adjust import set_dropout
 from ..models.frozen_head import check_split
-from ..training.device import find_device
+from ..training.device import GB, find_device
 from ..training.disk import write_json
 from ..training.model_card import BaseModel
 from ..training.model_folder import check_tokens_fit
@@ -27,7 +27,7 @@ from .arguments import PRESETS, QloraLwfArguments
 from .base_model import base_config, find_base_model, open_base, open_tokenizer
 from .forgetting import PROMPTS, replies_before_and_after
 from .lora import RankSchedule, add_adapters, save_generation_settings
-from .memory_budget import GB, BudgetItem, check_fits, memory_budget
+from .memory_budget import ModelSizes, check_fits, memory_budget, model_sizes
 from .mixture import ExampleMix, conversation_examples, in_paragraphs, rehearsal_per_epoch, text_examples
 from .trainer import LwfTrainer, SaveEveryEpoch
 
@@ -83,7 +83,7 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
 def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
     """The frozen base with adapters that do nothing yet. Raises InputError: the settings do not fit into the GPU's
     memory, or not to the model."""
-    check_memory(args, base_config(base))
+    check_memory(args, model_sizes(base_config(base)))
     model = open_base(base, args.load_in_4bit, find_device(args.use_cpu), args.compute_dtype)
     set_seed(args.seed)  # of the adapters' first values
     set_dropout(model, 0.0)  # student and teacher are one network: at the start both have to say the same
@@ -96,18 +96,20 @@ def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
     return adapted
 
 
-def check_memory(args: QloraLwfArguments, config: PreTrainedConfig) -> None:
+def check_memory(args: QloraLwfArguments, sizes: ModelSizes) -> None:
     """Refuse what does not fit into the GPU's memory. Raises InputError: naming the nearest setting that fits."""
     memory_gb = find_device(args.use_cpu).memory_gb
-    asked = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.max_length
-    check_fits(None if memory_gb is None else memory_gb * GB, partial(budget, args, config), *asked)
+    if memory_gb is not None:
+        asked = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.max_length
+        check_fits(memory_gb * GB, partial(gpu_bytes, args, sizes), *asked)
 
 
-def budget(args: QloraLwfArguments, config: PreTrainedConfig, micro_batch: int, max_length: int) -> list[BudgetItem]:
+def gpu_bytes(args: QloraLwfArguments, sizes: ModelSizes, micro_batch: int, max_length: int) -> int:
     """What these settings need on a GPU, with another micro-batch and length."""
     shape = {"micro_batch": micro_batch, "max_length": max_length, "rank": args.lora_r, "target_modules": args.targets}
-    how = {"quantized": args.load_in_4bit, "distills": args.distills}
-    return memory_budget(config, **shape, **how, gradient_checkpointing=args.activation_checkpointing)
+    how = {"quantized": args.load_in_4bit, "distills": args.distills, "compute_bytes": args.compute_dtype.itemsize}
+    parts = memory_budget(sizes, **shape, **how, gradient_checkpointing=args.activation_checkpointing)
+    return sum(parts.values())
 
 
 def extent(args: QloraLwfArguments, mix: ExampleMix, base: BaseModel) -> str:

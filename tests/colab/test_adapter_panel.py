@@ -6,12 +6,11 @@ from html import unescape
 import pytest
 from chats import write_conversations
 from sample_text import make_text
-from tiny_gemma import tiny_gemma_folder
+from tiny_gemma import GEMMA_2B, tiny_gemma_folder
 from transformers import GemmaConfig
 
 from newllm_lib.adapters import offline_gemma, qlora_lwf
 from newllm_lib.adapters.lora import trainable
-from newllm_lib.adapters.memory_budget import GEMMA_2B_CONFIG
 from newllm_lib.adapters.qlora_lwf import prepare
 from newllm_lib.colab import base_model, preview
 from newllm_lib.colab.panel import adapter_estimate, base_lookup, estimate
@@ -67,7 +66,7 @@ def t4(monkeypatch):
         monkeypatch.setattr(module, "find_device", lambda use_cpu: device)
     for module in (base_lookup, adapter_estimate):
         monkeypatch.setattr(module, "base_of", lambda args: base)
-        monkeypatch.setattr(module, "config_of", lambda base: GemmaConfig(**GEMMA_2B_CONFIG))
+        monkeypatch.setattr(module, "config_of", lambda base: GemmaConfig(**GEMMA_2B))
 
 
 def set_to(panel, name, value):
