@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GemmaConfig, PreTrainedModel
 
 from newllm_lib.data.tokenizer import build_tokenizer
@@ -42,3 +43,8 @@ def tiny_gemma_folder(folder: Path, kind: str = "gemma3", **changes) -> Path:
     tiny_gemma(kind, **changes).save_pretrained(folder)
     build_tokenizer("byte", []).save_pretrained(folder)
     return folder
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of those that are trained."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

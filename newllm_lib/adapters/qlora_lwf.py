@@ -16,7 +16,6 @@ from ..data.sources import Splits
 from ..data.text import Text, load_text
 from ..errors import InputError
 from ..models.adjust import set_dropout
-from ..models.frozen_head import check_split
 from ..training.device import GB, find_device
 from ..training.disk import write_json
 from ..training.model_card import BaseModel
@@ -24,7 +23,7 @@ from ..training.model_folder import check_tokens_fit
 from ..training.run import PreparedRun, opened_run, prepare_once
 from ..training.trained_model import adapters_off
 from .arguments import PRESETS, QloraLwfArguments
-from .base_model import base_config, find_base_model, open_base, open_tokenizer
+from .base_model import base_config, find_base_model, open_base, open_to_tune, open_tokenizer
 from .forgetting import PROMPTS, replies_before_and_after
 from .lora import RankSchedule, add_adapters, save_generation_settings
 from .memory_budget import ModelSizes, check_fits, memory_budget, model_sizes
@@ -59,8 +58,8 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     fail later."""
     splits = args.load_conversations()
     text_source = args.data_source if args.data is None and args.rehearsal_data is None else "auto"
-    names = "rehearsal_data", "rehearsal_eval_data"
-    rehearsal = load_text(text_source, *(getattr(args, name) for name in names), args.skip_bad_rows, names)
+    files, names = (args.rehearsal_data, args.rehearsal_eval_data), ("rehearsal_data", "rehearsal_eval_data")
+    rehearsal = load_text(text_source, *files, args.skip_bad_rows, names)
     base = find_base_model(args.model, offline=args.data_source == "offline")
     tokenizer = open_tokenizer(base)
     template = "instruction" if args.dataset is None else splits.template
@@ -84,16 +83,10 @@ def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
     """The frozen base with adapters that do nothing yet. Raises InputError: the settings do not fit into the GPU's
     memory, or not to the model."""
     check_memory(args, model_sizes(base_config(base)))
-    model = open_base(base, args.load_in_4bit, find_device(args.use_cpu), args.compute_dtype)
+    device = find_device(args.use_cpu)
+    model = open_to_tune(base, "qlora-lwf", args.load_in_4bit, device, args.compute_dtype)
     set_seed(args.seed)  # of the adapters' first values
-    set_dropout(model, 0.0)  # student and teacher are one network: at the start both have to say the same
-    try:
-        check_split(model)
-    except ValueError as error:
-        raise InputError(f"model {base.path!r} cannot be tuned by qlora-lwf: {error}") from error
-    adapted = add_adapters(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.targets)
-    adapted.generation_config.repetition_penalty = args.repetition_penalty
-    return adapted
+    return add_adapters(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.targets)
 
 
 def check_memory(args: QloraLwfArguments, sizes: ModelSizes) -> None:
@@ -174,38 +167,28 @@ def before_and_after(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -
         The tuned model's metrics on the new task, and what else belongs into the results.
     """
     model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
-    measured: dict[str, Any] = {}
+    save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 4 * ANSWER_TOKENS, folder)
+    measured, forgetting = {}, {}
     for name, documents in (("new_task", prepared.held_out), ("general_text", prepared.general)):
         tuned, divergence = trainer.score_with_kl(documents)
         with adapters_off(model):
-            before = trainer.score(documents)
-        measured[name] = {
-            "text": documents.origin,
-            "before": dataclasses.asdict(before),
-            "after": {**dataclasses.asdict(tuned), "kl_to_base": divergence},
-        }
-    replies = replies_before_and_after(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS, args.repetition_penalty)
+            before = dataclasses.asdict(trainer.score(documents))
+        after = {**dataclasses.asdict(tuned), "kl_to_base": divergence}
+        measured[name] = {"text": documents.origin, "before": before, "after": after}
+        bits = {f"bits_per_byte_{when}": measured[name][when]["bits_per_byte"] for when in ("before", "after")}
+        forgetting[name] = {**bits, "kl_to_base": divergence}
+    replies = replies_before_and_after(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS)
     write_json(folder / FORGETTING_FILE, {**measured, **replies})
-    save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 4 * ANSWER_TOKENS, folder)
-    of_new_task = {name: value for name, value in measured["new_task"]["after"].items() if name != "kl_to_base"}
-    forgetting = {
-        name: {
-            "bits_per_byte_before": values["before"]["bits_per_byte"],
-            "bits_per_byte_after": values["after"]["bits_per_byte"],
-            "kl_to_base": values["after"]["kl_to_base"],
-        }
-        for name, values in measured.items()
-    }
-    return of_new_task, {"forgetting": forgetting, "answers_ended": replies["ended_by_themselves"]}
+    metrics = {name: value for name, value in measured["new_task"]["after"].items() if name != "kl_to_base"}
+    return metrics, {"forgetting": forgetting, "answers_ended": replies["ended_by_themselves"]}
 
 
 def advice(results: dict[str, Any], folder: str) -> str:
     """What was learned, what was forgotten, and what to do next."""
-    new, general = results["forgetting"]["new_task"], results["forgetting"]["general_text"]
+    new, general = (results["forgetting"][name] for name in ("new_task", "general_text"))
     lost = general["bits_per_byte_after"] / general["bits_per_byte_before"] - 1
-    verdict = (
-        "nothing was forgotten" if lost <= 0 else f"{lost:.1%} was forgotten (more distill_weight or rehearsal: less)"
-    )
+    forgotten = f"{lost:.1%} was forgotten (more distill_weight or rehearsal: less)"
+    verdict = forgotten if lost > 0 else "nothing was forgotten"
     return (
         f"New task: {new['bits_per_byte_before']:.3f} -> {new['bits_per_byte_after']:.3f} bits per byte; general text: "
         f"{general['bits_per_byte_before']:.3f} -> {general['bits_per_byte_after']:.3f}, {verdict}. Talk to it: newllm "

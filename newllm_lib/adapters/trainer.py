@@ -97,14 +97,11 @@ class LwfTrainer(LanguageModelTrainer):
             self.sums.zero_()
         super().log(logs, *args, **kwargs)
 
-    def score_with_kl(
-        self, documents: EvaluationDocuments, compare: bool = True, max_length: int | None = None
-    ) -> tuple[TextMetrics, float]:
-        """(metrics of the model as it is now, its KL from the base per supervised token in nats; 0 if they are not to
-        be compared). `max_length`: tokens that are read at a time; None: as many as an example has."""
-        model, start = self.accelerator.unwrap_model(self.model), self.processing_class.bos_token_id
-        shape = max_length or self.args.max_length, self.args.per_device_eval_batch_size
-        return score_against_base(model, documents, start, *shape, compare)
+    def score_with_kl(self, documents: EvaluationDocuments) -> tuple[TextMetrics, float]:
+        """(metrics of the model as it is now, its KL from the base per supervised token in nats)."""
+        args, model = self.args, self.accelerator.unwrap_model(self.model)
+        shape = args.max_length, args.per_device_eval_batch_size
+        return score_against_base(model, documents, self.processing_class.bos_token_id, *shape)
 
     def scores(self, documents: EvaluationDocuments) -> dict[str, Any]:
         general, divergence = self.score_with_kl(self.general_documents)

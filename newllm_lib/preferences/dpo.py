@@ -10,15 +10,13 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from .. import models  # noqa: F401  registers our models with the Auto classes
-from ..adapters.base_model import find_base_model, open_base, open_tokenizer
+from ..adapters.base_model import find_base_model, open_to_tune, open_tokenizer
 from ..adapters.forgetting import replies_before_and_after
 from ..adapters.lora import check_targets, save_generation_settings
 from ..adapters.merge import merge
 from ..data.batches import TextCounts
 from ..data.chat_template import learnable_template, template_for
 from ..errors import InputError
-from ..models.adjust import set_dropout
-from ..models.frozen_head import check_split
 from ..training.callbacks import PREFERENCE_COLUMNS
 from ..training.device import find_device
 from ..training.disk import write_json
@@ -94,14 +92,9 @@ def open_start(args: DpoArguments, base: BaseModel) -> PreTrainedModel:
     Raises:
         InputError: it cannot be tuned so, or reads fewer than `args.max_length` tokens.
     """
-    model = open_base(base, False, find_device(args.use_cpu), torch.float32)
+    model = open_to_tune(base, "dpo", False, find_device(args.use_cpu), torch.float32)
     check_window(args, base, model.config)
     check_targets(model, args.targets)
-    set_dropout(model, 0.0)  # model and reference are one network: at the start both have to say the same
-    try:
-        check_split(model)
-    except ValueError as error:
-        raise InputError(f"model {base.path!r} cannot be tuned by dpo: {error}") from error
     return model
 
 
@@ -167,14 +160,12 @@ def preferred(
     scores = trainer.score_pairs(held_out)
     metrics, kinds = preference_metrics(scores, args.beta), accuracy_by_kind(scores, held_out, args.beta)
     on_train = preference_metrics(trainer.score_pairs(trainer.train_sample), args.beta)
-    replies = replies_before_and_after(
-        model, prepared.tokenizer, prompts_to_ask(prepared.held_out), ANSWER_TOKENS, args.repetition_penalty
-    )
+    save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 2 * ANSWER_TOKENS, folder)
+    replies = replies_before_and_after(model, prepared.tokenizer, prompts_to_ask(prepared.held_out), ANSWER_TOKENS)
     more = {"accuracy_by_kind": kinds, "train": asdict(on_train)}
     chosen, rejected = scores.reference_chosen.mean(), scores.reference_rejected.mean()
     reference = {"chosen_logp": float(chosen), "rejected_logp": float(rejected)}
     write_json(folder / PREFERENCES_FILE, {"held_out": asdict(metrics), "reference": reference, **more, **replies})
-    save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 2 * ANSWER_TOKENS, folder)
     return asdict(metrics), more
 
 

@@ -6,11 +6,10 @@ from html import unescape
 import pytest
 from chats import write_conversations
 from sample_text import make_text
-from tiny_gemma import GEMMA_2B, tiny_gemma_folder
+from tiny_gemma import GEMMA_2B, tiny_gemma_folder, trainable
 from transformers import GemmaConfig
 
 from newllm_lib.adapters import offline_gemma, qlora_lwf
-from newllm_lib.adapters.lora import trainable
 from newllm_lib.adapters.qlora_lwf import prepare
 from newllm_lib.colab import base_model, preview
 from newllm_lib.colab.panel import adapter_estimate, base_lookup, estimate

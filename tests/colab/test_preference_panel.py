@@ -13,7 +13,9 @@ from preference_runs import make_pairs, tiny_chat_model, write_pairs
 pytest.importorskip("trl")
 pytest.importorskip("optuna")
 
-from newllm_lib.adapters.lora import add_adapters, trainable
+from tiny_gemma import trainable
+
+from newllm_lib.adapters.lora import add_adapters
 from newllm_lib.colab import base_model
 from newllm_lib.colab.panel import start_models
 from newllm_lib.colab.panel.adapter_estimate import generated_for_training
