@@ -124,7 +124,7 @@ def test_minutes_are_told_once_a_block_is_measured(make_panel, monkeypatch):
 
 
 def test_the_panel_opens_no_model(make_panel, monkeypatch):
-    monkeypatch.setattr("newllm_lib.adapters.qlora_lwf.open_base", lambda *args: pytest.fail("a model was opened"))
+    monkeypatch.setattr("newllm_lib.adapters.qlora_lwf.open_to_tune", lambda *args: pytest.fail("a model was opened"))
     monkeypatch.setattr(base_model, "display", lambda content: None)
     make_panel().show()
 

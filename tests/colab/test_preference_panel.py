@@ -207,7 +207,7 @@ def test_without_any_chat_model_one_is_trained_and_said_to_be_small(runs, monkey
 
 
 def test_the_panel_opens_no_model(runs, chat_model, monkeypatch):
-    monkeypatch.setattr("newllm_lib.preferences.dpo.open_base", lambda *args: pytest.fail("a model was opened"))
+    monkeypatch.setattr("newllm_lib.preferences.dpo.open_to_tune", lambda *args: pytest.fail("a model was opened"))
     monkeypatch.setattr(base_model, "say", lambda sentence, status="ok": None)
     base_model.show_tuned_model(PreferencePanel(PREFERENCES, runs))
 
