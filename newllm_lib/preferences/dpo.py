@@ -75,7 +75,7 @@ def prepare(args: DpoArguments) -> PreparedRun:
         f"{base.name}, adapters of rank {args.lora_r}: {pairs:,} pairs, {args.updates(pairs)} updates of "
         f"{args.effective_batch_size} pairs, beta {args.beta:g}, on {args.device}."
     )
-    remarks = tuple(filter(None, [*remarks, *train.remarks(), *held_out.remarks()]))
+    remarks = tuple(filter(None, [*remarks, *train.remarks, *held_out.remarks]))
     counts = TextCounts(documents=2 * pairs)
     return PreparedRun(splits, tokenizer, train, counts, held_out, model, remarks, extent, base)
 

@@ -59,28 +59,14 @@ class Preferences:
 
     Attributes:
         origin, licence, identity: as of `Conversations`.
-        identical: places of rows whose sides are the same; they are left out.
-        complaints: about rows that were left out because they are no preference.
-        cut: sentences on answers that are cut.
+        remarks: sentences on what was left out or cut.
     """
 
     origin: str
     licence: str
     identity: str
     pairs: list[Preference] = field(repr=False)
-    identical: tuple[str, ...] = ()
-    complaints: tuple[str, ...] = ()
-    cut: tuple[str, ...] = ()
-
-    def remarks(self) -> list[str]:
-        """What was left out, a sentence each."""
-        sentences = []
-        if self.identical:
-            places = _some(self.identical)
-            sentences.append(f"{len(self.identical):,} pairs have two identical sides and were left out ({places}).")
-        if self.complaints:
-            sentences.append(f"{len(self.complaints):,} rows do not fit and were left out ({self.complaints[0]}).")
-        return [*sentences, *self.cut]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,8 +167,8 @@ def load_preferences(
     entry = None
     if data is None and dataset is not None:
         if dataset != "hh-rlhf" and "/" not in dataset:
-            names = f"{GENERATED}, hh-rlhf, or the id of a dataset on the hub (owner/name)"
-            raise InputError(f"dataset has to be {names}, got {dataset!r}.")
+            known = f"{GENERATED}, hh-rlhf, or the id of a dataset on the hub (owner/name)"
+            raise InputError(f"dataset has to be {known}, got {dataset!r}.")
         entry = replace(find_dataset(dataset), offline=None)  # conversations, which stand in elsewhere, are no pairs
     found = find_data(dataset, entry, data_source, data)
     notes, validation = [found.note], None
@@ -203,7 +189,7 @@ def load_preferences(
     remedies = {"give more rows": train, "give --eval_data or a larger --held_out_share": validation}
     for remedy, side in remedies.items():
         if not side.pairs:
-            raise InputError(f"{side.origin} holds no pair; {remedy}. {' '.join(side.remarks())}".strip(), "NL-403")
+            raise InputError(f"{side.origin} holds no pair; {remedy}. {' '.join(side.remarks)}".strip(), "NL-403")
     return Splits(train, validation, found.source, " ".join(filter(None, notes)))
 
 
@@ -223,27 +209,27 @@ def _generated(count: int, seed: int, share: float, max_samples: int | None) -> 
 
 def _of_file(path: str, name: str, skip_bad_rows: bool, max_samples: int | None = None) -> Preferences:
     file = check_file(path, name, rows_of="pairs")
-    rows = itertools.islice(read_rows(file, name), max_samples)
-
-    identity = f"file/{content_hash(file)}{f'/{max_samples}' if max_samples else ''}"
-    return Preferences(
-        f"file {file.name}", "as the file's owner says", identity, *_read(rows, refuser(file, name, skip_bad_rows))
-    )
+    names = f"file {file.name}", "as the file's owner says", f"file/{content_hash(file)}"
+    return _read(*names, read_rows(file, name), refuser(file, name, skip_bad_rows), max_samples)
 
 
-def _of_hub(split: HubSplit, licence: str, count: int | None) -> Preferences:
+def _of_hub(split: HubSplit, licence: str, max_samples: int | None) -> Preferences:
     # The user cannot mend rows of the hub: a bad one is left out, with its complaint.
-    rows = ((f"row {number}", row) for number, row in enumerate(itertools.islice(split.read(), count), start=1))
-    identity = f"{split.identity}{f'/{count}' if count else ''}"
-    return Preferences(split.origin, licence, identity, *_read(rows, lambda place, error: None))
+    rows = ((f"row {number}", row) for number, row in enumerate(split.read(), start=1))
+    return _read(split.origin, licence, split.identity, rows, lambda place, error: None, max_samples)
 
 
 def _read(
-    rows: Iterable[tuple[str, object]], refuse: Callable[[str, RowError], None]
-) -> tuple[list[Preference], tuple[str, ...], tuple[str, ...]]:
-    """(pairs, places of identical ones, complaints about bad ones). `refuse` may raise."""
+    origin: str,
+    licence: str,
+    identity: str,
+    rows: Iterable[tuple[str, object]],
+    refuse: Callable[[str, RowError], None],
+    max_samples: int | None,
+) -> Preferences:
+    """The pairs of (place, row)s, the first ones. `refuse` may raise."""
     pairs, identical, complaints = [], [], []
-    for place, row in rows:
+    for place, row in itertools.islice(rows, max_samples):
         try:
             pairs.append(replace(any_preference(checked_row(row)), place=place))
         except IdenticalSides:
@@ -251,21 +237,26 @@ def _read(
         except RowError as error:
             refuse(place, error)
             complaints.append(f"{place}: {error}")
-    return pairs, tuple(identical), tuple(complaints)
+    remarks = []
+    if identical:
+        remarks.append(f"{len(identical):,} pairs have two identical sides and were left out ({_some(identical)}).")
+    if complaints:
+        remarks.append(f"{len(complaints):,} rows do not fit and were left out ({complaints[0]}).")
+    identity = f"{identity}/{max_samples}" if max_samples else identity
+    return Preferences(origin, licence, identity, pairs, tuple(remarks))
 
 
-def _hold_out(whole: Preferences, share: float) -> tuple[Preferences, Preferences]:
-    """(for training, held out): by what the prompt says, so that equal prompts are on the same side."""
-    sides: dict[bool, list[Preference]] = {False: [], True: []}
+def _hold_out(whole: Preferences, share: float) -> list[Preferences]:
+    """[for training, held out]: by what the prompt says, so that equal prompts are on the same side."""
+    sides: dict[str, list[Preference]] = {"train": [], "held out": []}
     for pair in whole.pairs:
-        sides[conversation_hash(list(pair.prompt)) % 10_000 < share * 10_000].append(pair)
-
-    def part(name: str, pairs: list[Preference]) -> Preferences:
-        identity = f"{whole.identity}/{share} {name}"
-        return replace(whole, origin=f"{whole.origin}, {name}", identity=identity, pairs=pairs)
-
-    # Rows that were left out are reported once.
-    return part("train", sides[False]), replace(part("held out", sides[True]), identical=(), complaints=())
+        is_held_out = conversation_hash(list(pair.prompt)) % 10_000 < share * 10_000
+        sides["held out" if is_held_out else "train"].append(pair)
+    train, held_out = (
+        replace(whole, origin=f"{whole.origin}, {name}", identity=f"{whole.identity}/{share} {name}", pairs=pairs)
+        for name, pairs in sides.items()
+    )
+    return [train, replace(held_out, remarks=())]  # rows that were left out are reported once
 
 
 def encode_preferences(
@@ -304,39 +295,43 @@ def _token_ids(tokenizer: PreTrainedTokenizerFast, messages: list) -> list[int]:
 
 def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_length: int, skips: bool) -> Preferences:
     """Without the pairs whose prompt leaves no room for an answer (with `skips` false the first one is refused), and
-    without those whose answers are equal as far as there is room; `cut` reports these, and others that are cut.
+    without those whose answers are equal as far as there is room; the remarks have these, and others that are cut.
 
     Raises:
         InputError: naming the line, or there is no pair left.
     """
     complaint = f"the prompt alone fills max_length {max_length}"
-    complaints, short = [], []
+    kept, long, equal, cut = [], [], [], 0
     for pair in side.pairs:
-        if len(_token_ids(tokenizer, conversations(pair, tokenizer)[0])) < max_length:
-            short.append(pair)
+        if len(_token_ids(tokenizer, conversations(pair, tokenizer)[0])) >= max_length:
+            if not skips:
+                raise InputError(
+                    f"{side.origin}, {pair.place}: {complaint}; choose a larger --max_length, or --skip_bad_rows "
+                    "leaves such rows out."
+                )
+            long.append(pair.place)
             continue
-        if not skips:
-            raise InputError(
-                f"{side.origin}, {pair.place}: {complaint}; choose a larger --max_length, or --skip_bad_rows leaves "
-                "such rows out."
+        (encoded,) = encode_preferences([pair], tokenizer, max_length)
+        if encoded.chosen == encoded.rejected:
+            equal.append(pair.place)
+        else:
+            kept.append(pair)
+            cut += encoded.is_cut
+    if not kept:
+        why = f"{side.origin} has no prompt shorter than max_length {max_length}"
+        if equal:
+            why = (
+                f"in all {len(equal):,} pairs of {side.origin} both answers are the same within max_length {max_length}"
             )
-        complaints.append(f"{pair.place}: {complaint}")
-    if not short:
-        raise InputError(f"{side.origin} has no prompt shorter than max_length {max_length}; choose a larger one.")
-    encoded = list(zip(short, encode_preferences(short, tokenizer, max_length), strict=True))
-    equal = [pair.place for pair, item in encoded if item.chosen == item.rejected]
-    if len(equal) == len(short):
-        raise InputError(
-            f"in all {len(short):,} pairs of {side.origin} both answers are the same within max_length {max_length}; "
-            "choose a larger one."
-        )
-    cut = []
+        raise InputError(f"{why}; choose a larger one.")
+    remarks = list(side.remarks)
+    if long:
+        remarks.append(f"{len(long):,} rows do not fit and were left out ({long[0]}: {complaint}).")
     if equal:
-        cut.append(f"{len(equal):,} pairs are equal within {max_length} tokens and were left out ({_some(equal)}).")
-    if number := sum(item.is_cut for _, item in encoded if item.chosen != item.rejected):
-        cut.append(f"{number:,} pairs have an answer that is cut at {max_length} tokens.")
-    kept = [pair for pair, item in encoded if item.chosen != item.rejected]
-    return replace(side, pairs=kept, complaints=(*side.complaints, *complaints), cut=tuple(cut))
+        remarks.append(f"{len(equal):,} pairs are equal within {max_length} tokens and were left out ({_some(equal)}).")
+    if cut:
+        remarks.append(f"{cut:,} pairs have an answer that is cut at {max_length} tokens.")
+    return replace(side, pairs=kept, remarks=tuple(remarks))
 
 
 def _some(places: Sequence[str]) -> str:
