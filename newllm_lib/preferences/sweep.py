@@ -37,13 +37,9 @@ class SweepArguments(DpoArguments):
     """Settings of a sweep: those of every trial, and where to look."""
 
     stage: Literal["dpo"] = setting("dpo", "The stage whose settings are looked for.")
-    trials: int = setting(
-        12, "Runs to make in all; those that are finished count.", group="Search", low=2, high=100, session=True
-    )
+    trials: int = setting(12, "Runs in all, finished ones included.", group="Search", low=2, high=100, session=True)
     search_beta: str = setting("0.02,0.5", "Smallest and largest beta; one number: keep it.", group="Search")
-    search_learning_rate: str = setting(
-        "1e-4,5e-3", "Smallest and largest learning rate; one number: keep it.", group="Search"
-    )
+    search_learning_rate: str = setting("1e-4,5e-3", "Smallest and largest; one number: keep it.", group="Search")
     search_lora_r: str = setting("4,8,16,32", "Ranks to choose from.", group="Search")
     search_loss_type: str = setting("sigmoid,hinge,ipo", "Losses to choose from.", group="Search")
     output_dir: str = setting("runs/sweep", "Folder of the sweep: a table, plots, and a folder per trial.")
