@@ -1,7 +1,7 @@
 """Stage 6: teach a chat model which of two answers is wanted (DPO), with adapters on it; its reference is the model
 without them."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,11 +162,11 @@ def preferred(
     on_train = preference_metrics(trainer.score_pairs(trainer.train_sample), args.beta)
     save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 2 * ANSWER_TOKENS, folder)
     replies = replies_before_and_after(model, prepared.tokenizer, prompts_to_ask(prepared.held_out), ANSWER_TOKENS)
-    more = {"accuracy_by_kind": kinds, "train": asdict(on_train)}
+    more = {"accuracy_by_kind": kinds, "train": on_train}
     chosen, rejected = scores.reference_chosen.mean(), scores.reference_rejected.mean()
     reference = {"chosen_logp": float(chosen), "rejected_logp": float(rejected)}
-    write_json(folder / PREFERENCES_FILE, {"held_out": asdict(metrics), "reference": reference, **more, **replies})
-    return asdict(metrics), more
+    write_json(folder / PREFERENCES_FILE, {"held_out": metrics, "reference": reference, **more, **replies})
+    return metrics, more
 
 
 def prompts_to_ask(held_out: Preferences) -> list[str]:

@@ -265,7 +265,7 @@ def encode_preferences(
     """Pairs as the model's chat template has them, answers cut at `max_length` tokens of prompt and answer together.
     The prompt of every pair has to be shorter than that: see `drop_too_long`."""
     for pair in pairs:
-        prompt, chosen, rejected = (_token_ids(tokenizer, messages) for messages in conversations(pair, tokenizer))
+        prompt, chosen, rejected = token_ids(pair, tokenizer)
         # The answers begin where one of them first differs from the prompt.
         start = len(prompt)
         while prompt[:start] != chosen[:start] or prompt[:start] != rejected[:start]:
@@ -281,16 +281,13 @@ def sample_pairs(pairs: Iterable[EncodedPreference], max_tokens: int) -> list[En
     return pairs[:: max(-(-tokens // max_tokens), 1)]
 
 
-def conversations(pair: Preference, tokenizer: PreTrainedTokenizerFast) -> tuple[list, list, list]:
-    """(the prompt, the prompt with the chosen answer, with the rejected one) as messages, without special tokens that
-    the texts spell out."""
+def token_ids(pair: Preference, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """The prompt up to where an answer begins, the prompt with the chosen answer, and with the rejected one, without
+    special tokens that the texts spell out."""
     prompt = list(pair.prompt)
-    answers = ({"role": "assistant", "content": side} for side in (pair.chosen, pair.rejected))
-    return tuple(plain_messages(messages, tokenizer) for messages in (prompt, *([*prompt, turn] for turn in answers)))
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerFast, messages: list) -> list[int]:
-    return conversation_ids(messages, tokenizer, is_turn_open=messages[-1]["role"] != "assistant")
+    turns = [[], *([{"role": "assistant", "content": side}] for side in (pair.chosen, pair.rejected))]
+    conversations = [plain_messages([*prompt, *turn], tokenizer) for turn in turns]
+    return [conversation_ids(said, tokenizer, is_turn_open=said is conversations[0]) for said in conversations]
 
 
 def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_length: int, skips: bool) -> Preferences:
@@ -303,7 +300,7 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
     complaint = f"the prompt alone fills max_length {max_length}"
     kept, long, equal, cut = [], [], [], 0
     for pair in side.pairs:
-        if len(_token_ids(tokenizer, conversations(pair, tokenizer)[0])) >= max_length:
+        if len(token_ids(pair, tokenizer)[0]) >= max_length:
             if not skips:
                 raise InputError(
                     f"{side.origin}, {pair.place}: {complaint}; choose a larger --max_length, or --skip_bad_rows "
