@@ -115,11 +115,8 @@ class DpoArguments(AdapterArguments):
         return "fp32" if device.kind == "cpu" else super().precision_on(device)
 
     def load_preferences(self) -> Splits[Preferences]:
-        """The pairs these settings name.
-
-        Raises:
-            InputError: bad file or row, unknown dataset or source, or data out of reach.
-        """
+        """The pairs these settings name. Raises InputError: bad file or row, unknown dataset or source, or data out of
+        reach."""
         names = ("dataset", "data_source", "data", "eval_data", "skip_bad_rows", "pairs", "pairs_seed",
                  "held_out_share", "max_samples")  # fmt: skip
         return load_preferences(**{name: getattr(self, name) for name in names})

@@ -40,11 +40,8 @@ PROMPTS_ASKED = 5
 
 
 def prepare(args: DpoArguments) -> PreparedRun:
-    """Load the pairs and the model; trains nothing.
-
-    Raises:
-        InputError: anything about the input that would fail later.
-    """
+    """Load the pairs and the model; trains nothing. Raises InputError: anything about the input that would fail
+    later."""
     check_trl()
     splits = args.load_preferences()
     if args.model is None and args.data_source == "offline":
@@ -61,11 +58,9 @@ def prepare(args: DpoArguments) -> PreparedRun:
         remarks.append(f"{base.name} has no chat template: it gets {'its own turn format' if of_dialogpt else 'ours'}.")
     if args.sft_epochs > 0:
         tokenizer.chat_template, replaced = learnable_template(tokenizer, "dialogue")
-        remarks.append(replaced)
-        remarks.append(learn_tokens(tokenizer, splits.train, args.new_tokens, base.name))
-    skips = args.skip_bad_rows or splits.source != "file"
-    train = drop_too_long(splits.train, tokenizer, args.max_length, skips)
-    held_out = drop_too_long(splits.validation, tokenizer, args.max_length, skips)
+        remarks += [replaced, learn_tokens(tokenizer, splits.train, args.new_tokens, base.name)]
+    limits = args.max_length, args.skip_bad_rows or splits.source != "file"
+    train, held_out = (drop_too_long(side, tokenizer, *limits) for side in (splits.train, splits.validation))
     model = open_start(args, base)
     if args.sft_epochs > 0:
         grow(model, len(tokenizer), args.seed)
@@ -76,8 +71,9 @@ def prepare(args: DpoArguments) -> PreparedRun:
         f"{args.effective_batch_size} pairs, beta {args.beta:g}, on {args.device}."
     )
     remarks = tuple(filter(None, [*remarks, *train.remarks, *held_out.remarks]))
-    counts = TextCounts(documents=2 * pairs)
-    return PreparedRun(splits, tokenizer, train, counts, held_out, model, remarks, extent, base)
+    return PreparedRun(
+        splits, tokenizer, train, TextCounts(documents=2 * pairs), held_out, model, remarks, extent, base
+    )
 
 
 def check_trl() -> None:
@@ -87,11 +83,8 @@ def check_trl() -> None:
 
 
 def open_start(args: DpoArguments, base: BaseModel) -> PreTrainedModel:
-    """The model in fp32, whatever its file holds: steps of DPO are smaller than half precision can tell.
-
-    Raises:
-        InputError: it cannot be tuned so, or reads fewer than `args.max_length` tokens.
-    """
+    """The model in fp32, whatever its file holds: steps of DPO are smaller than half precision can tell. Raises
+    InputError: it cannot be tuned so, or reads fewer than `args.max_length` tokens."""
     model = open_to_tune(base, "dpo", False, find_device(args.use_cpu), torch.float32)
     check_window(args, base, model.config)
     check_targets(model, args.targets)
@@ -133,10 +126,8 @@ def dpo(args: DpoArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
 
     with opened_run(args, prepared, identity) as run:
         if not run.is_finished:
-            ours = run.callbacks(callbacks, PREFERENCE_COLUMNS)
-            trainer = PreferenceTrainer(
-                prepared.model, args, prepared.train_rows, prepared.held_out, prepared.tokenizer, callbacks=ours
-            )
+            parts = prepared.model, args, prepared.train_rows, prepared.held_out, prepared.tokenizer
+            trainer = PreferenceTrainer(*parts, run.callbacks(callbacks, PREFERENCE_COLUMNS))
             run.train(trainer)
             metrics, more = preferred(args, prepared, trainer, run.folder)
             run.finish(metrics, more, advice(args, {**metrics, **more}))
@@ -149,11 +140,7 @@ def preferred(
     args: DpoArguments, prepared: PreparedRun, trainer: "PreferenceTrainer", folder: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure the tuned model on all held-out pairs and on as many training pairs, by kind of flaw, and let it and its
-    reference answer held-out prompts.
-
-    Returns:
-        The metrics on held-out pairs, and more for the results.
-    """
+    reference answer held-out prompts. Returns the metrics on held-out pairs, and more for the results."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     encoded = encode_preferences(prepared.held_out.pairs, prepared.tokenizer, args.max_length)
     held_out = sample_pairs(encoded, args.max_test_tokens)

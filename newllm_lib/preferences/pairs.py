@@ -49,10 +49,6 @@ class Preference:
     place: str = ""
 
 
-class IdenticalSides(RowError):
-    """Both answers are the same: there is nothing to prefer."""
-
-
 @dataclass(frozen=True)
 class Preferences:
     """Pairs in memory.
@@ -90,7 +86,7 @@ def any_preference(row: dict) -> Preference:
     the prompt, as TRL has them; or of two whole conversations that differ in their last answer, turns or transcripts.
 
     Raises:
-        RowError: it is none of these, a side is empty or no text, or (IdenticalSides) both sides are the same.
+        RowError: it is none of these, or a side is empty or no text.
     """
     if "prompt" not in columns_read(row) and "chosen" in row and "rejected" in row:
         (*prompt, chosen), (*other, rejected) = (whole_conversation(row, name) for name in ("chosen", "rejected"))
@@ -106,8 +102,6 @@ def any_preference(row: dict) -> Preference:
         if not prompt or last["content"] != "?":
             raise RowError("'prompt' has to end with a turn that is to be answered")
         answers = _answer(row, "chosen", prompt), _answer(row, "rejected", prompt)
-    if answers[0] == answers[1]:
-        raise IdenticalSides("'chosen' and 'rejected' are the same")
     kind = row.get("kind")
     return Preference(tuple(prompt), *answers, kind if isinstance(kind, str) and is_unicode(kind) else "")
 
@@ -171,26 +165,26 @@ def load_preferences(
             raise InputError(f"dataset has to be {known}, got {dataset!r}.")
         entry = replace(find_dataset(dataset), offline=None)  # conversations, which stand in elsewhere, are no pairs
     found = find_data(dataset, entry, data_source, data)
-    notes, validation = [found.note], None
+    notes = [found.note]
     if found.source == "file":
-        train = _of_file(data, "data", skip_bad_rows, max_samples)
+        sides = {"train": _of_file(data, "data", skip_bad_rows, max_samples)}
         notes.append(unread_note((row for _, row in read_rows(check_file(data, "data"), "data")), preference_columns))
     else:
-        train = _of_hub(found.on_hub["train"], entry.licence, max_samples)
-        if "validation" in found.on_hub:
-            validation = _of_hub(found.on_hub["validation"], entry.licence, None)
+        most = {"train": max_samples}
+        sides = {name: _of_hub(split, entry.licence, most.get(name)) for name, split in found.on_hub.items()}
     if eval_data is not None:
-        validation = _of_file(eval_data, "eval_data", skip_bad_rows)
-        notes.append(same_file_note(train.identity, validation.identity))
-    if validation is None:
+        sides["validation"] = _of_file(eval_data, "eval_data", skip_bad_rows)
+        notes.append(same_file_note(sides["train"].identity, sides["validation"].identity))
+    if "validation" not in sides:
         share = HELD_OUT_SHARE if held_out_share is None else held_out_share
-        train, validation = _hold_out(train, share)
+        sides = _hold_out(sides["train"], share)
         notes.append(f"{share:.0%} of the prompts are held out for evaluation.")
-    remedies = {"give more rows": train, "give --eval_data or a larger --held_out_share": validation}
-    for remedy, side in remedies.items():
-        if not side.pairs:
-            raise InputError(f"{side.origin} holds no pair; {remedy}. {' '.join(side.remarks)}".strip(), "NL-403")
-    return Splits(train, validation, found.source, " ".join(filter(None, notes)))
+    remedies = {"train": "give more rows", "validation": "give --eval_data or a larger --held_out_share"}
+    for name, remedy in remedies.items():
+        if not sides[name].pairs:
+            why = f"{sides[name].origin} holds no pair; {remedy}. {' '.join(sides[name].remarks)}"
+            raise InputError(why.strip(), "NL-403")
+    return Splits(sides["train"], sides["validation"], found.source, " ".join(filter(None, notes)))
 
 
 def _generated(count: int, seed: int, share: float, max_samples: int | None) -> Splits[Preferences]:
@@ -210,53 +204,46 @@ def _generated(count: int, seed: int, share: float, max_samples: int | None) -> 
 def _of_file(path: str, name: str, skip_bad_rows: bool, max_samples: int | None = None) -> Preferences:
     file = check_file(path, name, rows_of="pairs")
     names = f"file {file.name}", "as the file's owner says", f"file/{content_hash(file)}"
-    return _read(*names, read_rows(file, name), refuser(file, name, skip_bad_rows), max_samples)
+    return _read(names, read_rows(file, name), refuser(file, name, skip_bad_rows), max_samples)
 
 
 def _of_hub(split: HubSplit, licence: str, max_samples: int | None) -> Preferences:
     # The user cannot mend rows of the hub: a bad one is left out, with its complaint.
     rows = ((f"row {number}", row) for number, row in enumerate(split.read(), start=1))
-    return _read(split.origin, licence, split.identity, rows, lambda place, error: None, max_samples)
+    return _read((split.origin, licence, split.identity), rows, lambda place, error: None, max_samples)
 
 
 def _read(
-    origin: str,
-    licence: str,
-    identity: str,
+    names: tuple[str, str, str],
     rows: Iterable[tuple[str, object]],
     refuse: Callable[[str, RowError], None],
     max_samples: int | None,
 ) -> Preferences:
-    """The pairs of (place, row)s, the first ones. `refuse` may raise."""
-    pairs, identical, complaints = [], [], []
+    """The pairs of (place, row)s, the first ones. `names`: origin, licence and identity of the rows; `refuse` may
+    raise."""
+    pairs, complaints = [], []
     for place, row in itertools.islice(rows, max_samples):
         try:
             pairs.append(replace(any_preference(checked_row(row)), place=place))
-        except IdenticalSides:
-            identical.append(place)
         except RowError as error:
             refuse(place, error)
             complaints.append(f"{place}: {error}")
-    remarks = []
-    if identical:
-        remarks.append(f"{len(identical):,} pairs have two identical sides and were left out ({_some(identical)}).")
-    if complaints:
-        remarks.append(f"{len(complaints):,} rows do not fit and were left out ({complaints[0]}).")
-    identity = f"{identity}/{max_samples}" if max_samples else identity
-    return Preferences(origin, licence, identity, pairs, tuple(remarks))
+    remarks = (f"{len(complaints):,} rows do not fit and were left out ({complaints[0]}).",) if complaints else ()
+    origin, licence, identity = names
+    return Preferences(origin, licence, f"{identity}/{max_samples}" if max_samples else identity, pairs, remarks)
 
 
-def _hold_out(whole: Preferences, share: float) -> list[Preferences]:
-    """[for training, held out]: by what the prompt says, so that equal prompts are on the same side."""
-    sides: dict[str, list[Preference]] = {"train": [], "held out": []}
+def _hold_out(whole: Preferences, share: float) -> dict[str, Preferences]:
+    """Both sides by what the prompt says, so that equal prompts are on the same one."""
+    parts: dict[str, list[Preference]] = {"train": [], "held out": []}
     for pair in whole.pairs:
         is_held_out = conversation_hash(list(pair.prompt)) % 10_000 < share * 10_000
-        sides["held out" if is_held_out else "train"].append(pair)
+        parts["held out" if is_held_out else "train"].append(pair)
     train, held_out = (
         replace(whole, origin=f"{whole.origin}, {name}", identity=f"{whole.identity}/{share} {name}", pairs=pairs)
-        for name, pairs in sides.items()
+        for name, pairs in parts.items()
     )
-    return [train, replace(held_out, remarks=())]  # rows that were left out are reported once
+    return {"train": train, "validation": replace(held_out, remarks=())}  # what was left out is reported once
 
 
 def encode_preferences(
@@ -320,7 +307,7 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
             why = (
                 f"in all {len(equal):,} pairs of {side.origin} both answers are the same within max_length {max_length}"
             )
-        raise InputError(f"{why}; choose a larger one.")
+        raise InputError(f"{why}; choose a larger one, or other data.")
     remarks = list(side.remarks)
     if long:
         remarks.append(f"{len(long):,} rows do not fit and were left out ({long[0]}: {complaint}).")
