@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,24 @@ def set_up_output() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stdout)
     logging.getLogger(__package__).setLevel(logging.INFO)
-    from .quiet import quiet_libraries
-
     quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries below us to errors, for what a run has to say it says itself: no warnings and no progress bars
+    of transformers and datasets, nor of what one library calls by an old name in another; nor of bitsandbytes, which on
+    a CPU with bf16 misses a package when it is imported."""
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore", r".* is deprecated and will be removed in v6", FutureWarning)
+    # Checkpoints may follow each other quickly; their numbers show their order as well.
+    warnings.filterwarnings("ignore", "mtime may not be reliable")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def training_command(name: str, arguments: str) -> Callable[[Sequence[str]], None]:
