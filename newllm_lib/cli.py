@@ -36,24 +36,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command not in COMMANDS:
             raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; newllm --help lists them all.")
         set_up_output()
-        COMMANDS[command][0](rest)
+        run, purpose = COMMANDS[command]
+        run(SentenceParser(prog=f"newllm {command}", description=f"{purpose[0].upper()}{purpose[1:]}."), rest)
+        return 0
     except InputError as error:
-        print(f"newllm: {error}", file=sys.stderr)
-        return 2
+        sentence, code = str(error), 2
     except OSError as error:
         if error.errno not in OF_THE_DISK:
             raise
         where = f" for {error.filename}" if error.filename else ""
-        sentence = InputError(
-            f"the disk refuses{where}: {error.strerror}; make room, or name another folder, and give the same command "
-            "again. Nothing that was saved is lost."
-        )
-        print(f"newllm: {sentence}", file=sys.stderr)
-        return 2
+        remedy = "make room, or name another folder, and give the same command again. Nothing that was saved is lost."
+        sentence, code = str(InputError(f"the disk refuses{where}: {error.strerror}; {remedy}")), 2
     except KeyboardInterrupt as error:
-        print(f"newllm: {error if error.args else 'Interrupted; nothing that was saved is lost.'}", file=sys.stderr)
-        return 130
-    return 0
+        sentence, code = str(error) if error.args else "Interrupted; nothing that was saved is lost.", 130
+    print(f"newllm: {sentence}", file=sys.stderr)
+    return code
 
 
 def usage() -> str:
@@ -94,30 +91,52 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def training_command(name: str, arguments: str) -> Callable[[Sequence[str]], None]:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """', did you mean X?' or nothing."""
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+class SentenceParser(argparse.ArgumentParser):
+    """argparse whose complaint is one InputError in place of the usage and an exit."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str):
+        raise InputError(f"{message}; {self.prog} --help lists the fields.")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse all of `argv`; an unknown flag is named with the nearest known one."""
+        namespace, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [option for action in self._actions for option in action.option_strings]
+            word = unknown[0].split("=")[0]
+            raise InputError(f"unknown argument {word!r}{nearest(word, flags)}; {self.prog} --help lists the fields.")
+        return namespace
+
+
+def training_command(name: str, arguments: str) -> "Command":
     """The command of a stage: the function of the module `name` that is called like it, with the fields of its
     dataclass `arguments`."""
 
-    def run(argv: Sequence[str]) -> None:
-        module, stage = wing(name), name.split(".")[1]
-        prog = f"newllm {stage.replace('_', '-')}"
-        getattr(module, stage)(parse_stage(getattr(module, arguments), module.PRESETS, prog, argv))
+    def run(parser: SentenceParser, argv: Sequence[str]) -> None:
+        module = wing(name)
+        getattr(module, name.split(".")[1])(parse_stage(getattr(module, arguments), module.PRESETS, parser.prog, argv))
 
     return run
 
 
-def run_merge(argv: Sequence[str]) -> None:
-    parser = SentenceParser(prog="newllm merge", description="Write adapters and their base as one plain model.")
+def run_merge(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_model_field(parser)
     parser.add_argument("--output_dir", required=True, help="folder for the merged model; must not exist yet")
     fields = parser.parse(argv)
     wing("adapters.merge").merge(fields.model, fields.output_dir, fields.base)
 
 
-def run_data(argv: Sequence[str]) -> None:
+def run_data(parser: SentenceParser, argv: Sequence[str]) -> None:
     from transformers.hf_argparser import string_to_bool
 
-    parser = SentenceParser(prog="newllm data", description="Look at a dataset; without a name, list those we know.")
     parser.add_argument("name", nargs="?", help="a dataset of the list, or an id on the hub (owner/name)")
     parser.add_argument("--data", help="file with the rows; the name then says which chat template they get")
     parser.add_argument("--data_source", default="auto", help="auto, hub, offline or file")
@@ -140,8 +159,7 @@ def run_data(argv: Sequence[str]) -> None:
         print(data.report_text(report))
 
 
-def run_evaluate(argv: Sequence[str]) -> None:
-    parser = SentenceParser(prog="newllm evaluate", description="Metrics of a trained model, every token scored once.")
+def run_evaluate(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_model_field(parser)
     add_text_fields(parser)
     parser.add_argument("--max_length", type=int, help="tokens per forward pass; as in training if left out")
@@ -168,8 +186,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
             print(f"{name:<16} {shown}")
 
 
-def run_compare(argv: Sequence[str]) -> None:
-    parser = SentenceParser(prog="newllm compare", description="Trained models side by side.")
+def run_compare(parser: SentenceParser, argv: Sequence[str]) -> None:
     parser.add_argument("models", nargs="+", help="folders of finished runs")
     add_text_fields(parser)
     parser.add_argument("--picture", metavar="PNG", help="also draw the comparison into this file")
@@ -186,8 +203,7 @@ def run_compare(argv: Sequence[str]) -> None:
     print(json.dumps(rows) if fields.json else comparison_table(rows))
 
 
-def run_generate(argv: Sequence[str]) -> None:
-    parser = SentenceParser(prog="newllm generate", description="Continue a prompt.")
+def run_generate(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_model_field(parser)
     parser.add_argument("--prompt", required=True, help="beginning of the text")
     add_sampling_fields(parser, max_new_tokens=60)
@@ -199,8 +215,7 @@ def run_generate(argv: Sequence[str]) -> None:
     print(generate(fields.model, fields.prompt, *sampling, fields.base))
 
 
-def run_chat(argv: Sequence[str]) -> None:
-    parser = SentenceParser(prog="newllm chat", description="Talk to a trained model; an empty line ends it.")
+def run_chat(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_model_field(parser)
     add_sampling_fields(parser, max_new_tokens=200)
     parser.add_argument("--seed", type=int, help="draw the same replies every time")
@@ -227,8 +242,7 @@ def read_line() -> str:
         raise InputError("prompt holds bytes that are no UTF-8 text; set the terminal to UTF-8.") from error
 
 
-def run_doctor(argv: Sequence[str]) -> None:
-    parser = SentenceParser(prog="newllm doctor", description="What this machine is and what will run on it.")
+def run_doctor(parser: SentenceParser, argv: Sequence[str]) -> None:
     parser.add_argument("--folder", default=".", help="where runs would be saved")
     fields = parser.parse(argv)
     from .doctor import doctor
@@ -236,31 +250,6 @@ def run_doctor(argv: Sequence[str]) -> None:
     marks = {"ok": "✓", "note": "!", "fail": "✗"}
     for finding in doctor(fields.folder):
         print(f"{marks[finding.status]} {finding.subject:<14} {finding.value:<34} {finding.advice}".rstrip())
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """', did you mean X?' or nothing."""
-    matches = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
-
-
-class SentenceParser(argparse.ArgumentParser):
-    """argparse whose complaint is one InputError in place of the usage and an exit."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
-
-    def error(self, message: str):
-        raise InputError(f"{message}; {self.prog} --help lists the fields.")
-
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse all of `argv`; an unknown flag is named with the nearest known one."""
-        namespace, unknown = self.parse_known_args(argv)
-        if unknown:
-            flags = [option for action in self._actions for option in action.option_strings]
-            word = unknown[0].split("=")[0]
-            raise InputError(f"unknown argument {word!r}{nearest(word, flags)}; {self.prog} --help lists the fields.")
-        return namespace
 
 
 def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog: str, argv: Sequence[str]) -> Any:
@@ -318,7 +307,8 @@ def add_sampling_fields(parser: argparse.ArgumentParser, max_new_tokens: int) ->
     parser.add_argument("--top_p", type=float, default=0.95)
 
 
-COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+Command = Callable[[SentenceParser, Sequence[str]], None]
+COMMANDS: dict[str, tuple[Command, str]] = {
     "pretrain": (training_command("stages.pretrain", "PretrainArguments"),
                  "train New-LLM or a baseline from scratch on text"),
     "sft": (training_command("stages.sft", "SftArguments"), "teach a model to talk: conversations, instructions"),
