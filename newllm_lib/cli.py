@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; newllm --help lists them all.")
         set_up_output()
         run, purpose = COMMANDS[command]
-        run(SentenceParser(prog=f"newllm {command}", description=f"{purpose[0].upper()}{purpose[1:]}."), rest)
+        run(SentenceParser(prog=f"newllm {command}", description=f"{purpose}.", allow_abbrev=False), rest)
         return 0
     except InputError as error:
         sentence, code = str(error), 2
@@ -100,9 +101,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
 class SentenceParser(argparse.ArgumentParser):
     """argparse whose complaint is one InputError in place of the usage and an exit."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
-
     def error(self, message: str):
         raise InputError(f"{message}; {self.prog} --help lists the fields.")
 
@@ -116,22 +114,17 @@ class SentenceParser(argparse.ArgumentParser):
         return namespace
 
 
-def training_command(name: str, arguments: str) -> "Command":
+def run_stage(name: str, arguments: str, parser: SentenceParser, argv: Sequence[str]) -> None:
     """The command of a stage: the function of the module `name` that is called like it, with the fields of its
     dataclass `arguments`."""
-
-    def run(parser: SentenceParser, argv: Sequence[str]) -> None:
-        module = wing(name)
-        getattr(module, name.split(".")[1])(parse_stage(getattr(module, arguments), module.PRESETS, parser.prog, argv))
-
-    return run
+    module = wing(name)
+    getattr(module, name.split(".")[1])(parse_stage(getattr(module, arguments), module.PRESETS, parser.prog, argv))
 
 
 def run_merge(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_model_field(parser)
     parser.add_argument("--output_dir", required=True, help="folder for the merged model; must not exist yet")
-    fields = parser.parse(argv)
-    wing("adapters.merge").merge(fields.model, fields.output_dir, fields.base)
+    wing("adapters.merge").merge(**vars(parser.parse(argv)))
 
 
 def run_data(parser: SentenceParser, argv: Sequence[str]) -> None:
@@ -175,9 +168,9 @@ def run_evaluate(parser: SentenceParser, argv: Sequence[str]) -> None:
 
     if fields.tasks is not None:
         asked = fields.tasks.split(","), fields.batch_size or 32, fields.limit
-        print(json.dumps(evaluate_tasks(fields.model, *asked, fields.base), indent=2))
+        print(json.dumps(evaluate_tasks(fields.path, *asked, fields.base), indent=2))
         return
-    metrics = evaluate(fields.model, fields.data, fields.max_length, fields.batch_size, fields.base)
+    metrics = evaluate(fields.path, fields.data, fields.max_length, fields.batch_size, fields.base)
     if fields.json:
         print(json.dumps(metrics))
     else:
@@ -211,8 +204,7 @@ def run_generate(parser: SentenceParser, argv: Sequence[str]) -> None:
     fields = parser.parse(argv)
     from .stages.generate import generate
 
-    sampling = fields.max_new_tokens, fields.seed, fields.temperature, fields.top_p
-    print(generate(fields.model, fields.prompt, *sampling, fields.base))
+    print(generate(**vars(fields)))
 
 
 def run_chat(parser: SentenceParser, argv: Sequence[str]) -> None:
@@ -220,12 +212,11 @@ def run_chat(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_sampling_fields(parser, max_new_tokens=200)
     parser.add_argument("--seed", type=int, help="draw the same replies every time")
     parser.add_argument("--repetition_penalty", type=float, help="above 1: fewer repetitions; as trained if left out")
-    fields = parser.parse(argv)
+    fields = vars(parser.parse(argv))
     from .chat import Chat
     from .training.trained_model import open_model
 
-    sampling = fields.max_new_tokens, fields.temperature, fields.top_p, fields.repetition_penalty
-    chat = Chat(open_model(fields.model, fields.base), *sampling, fields.seed)
+    chat = Chat(open_model(fields.pop("path"), fields.pop("base")), **fields)
     for line in iter(read_line, ""):
         for piece in chat.reply(line):
             print(piece, end="", flush=True)
@@ -273,7 +264,7 @@ def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog:
 
     fields = dataclasses.fields(arguments_class)
     types = [field.type for field in fields]
-    parser = StageParser(arguments_class, prog=prog)
+    parser = StageParser(arguments_class, prog=prog, allow_abbrev=False)
     # HfArgumentParser rewrites the dataclass's own field types (`str | None` to `str`); other readers need them whole.
     for field, kind in zip(fields, types, strict=True):
         field.type = kind
@@ -282,17 +273,11 @@ def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog:
         if preset not in presets:
             raise InputError(f"preset has to be one of {', '.join(presets)}, got {preset!r}{nearest(preset, presets)}.")
         parser.set_defaults(**presets[preset])
-    values = vars(parser.parse(argv))
-    try:
-        return arguments_class(**values)
-    except InputError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+    return arguments_class(**vars(parser.parse(argv)))
 
 
 def add_model_field(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="folder of a finished run")
+    parser.add_argument("path", metavar="model", help="folder of a finished run")
     parser.add_argument("--base", help="of adapters: the folder of the model they were trained on, if it has moved")
 
 
@@ -307,21 +292,22 @@ def add_sampling_fields(parser: argparse.ArgumentParser, max_new_tokens: int) ->
     parser.add_argument("--top_p", type=float, default=0.95)
 
 
-Command = Callable[[SentenceParser, Sequence[str]], None]
-COMMANDS: dict[str, tuple[Command, str]] = {
-    "pretrain": (training_command("stages.pretrain", "PretrainArguments"),
+# word -> (its function, of a parser and the arguments; what it does)
+COMMANDS: dict[str, tuple[Callable[[SentenceParser, Sequence[str]], None], str]] = {
+    "pretrain": (partial(run_stage, "stages.pretrain", "PretrainArguments"),
                  "train New-LLM or a baseline from scratch on text"),
-    "sft": (training_command("stages.sft", "SftArguments"), "teach a model to talk: conversations, instructions"),
-    "qlora-lwf": (training_command("adapters.qlora_lwf", "QloraLwfArguments"),
+    "sft": (partial(run_stage, "stages.sft", "SftArguments"), "teach a model to talk: conversations, instructions"),
+    "qlora-lwf": (partial(run_stage, "adapters.qlora_lwf", "QloraLwfArguments"),
                   "teach a large model in 4 bit a new task, keeping what it knew"),
-    "dpo": (training_command("preferences.dpo", "DpoArguments"), "teach a chat model which of two answers is wanted"),
-    "sweep": (training_command("preferences.sweep", "SweepArguments"),
+    "dpo": (partial(run_stage, "preferences.dpo", "DpoArguments"),
+            "teach a chat model which of two answers is wanted"),
+    "sweep": (partial(run_stage, "preferences.sweep", "SweepArguments"),
               "look for good settings of dpo: many short runs, one table"),
     "merge": (run_merge, "adapters and their base into one plain model"),
-    "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates"),
+    "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates; without a name, list those we know"),
     "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),
     "compare": (run_compare, "several models side by side: quality, speed, state, samples"),
     "generate": (run_generate, "continue a prompt"),
-    "chat": (run_chat, "talk to a model"),
+    "chat": (run_chat, "talk to a model; an empty line ends it"),
     "doctor": (run_doctor, "what this machine is and what will run on it"),
 }  # fmt: skip
