@@ -27,11 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     accept_every_character()
     try:
-        if not argv or argv[0] in ("-h", "--help"):
-            print(usage())
-            return 0
-        if argv[0] == "--version":
-            print(f"newllm {__version__}")
+        if not argv or argv[0] in ("-h", "--help", "--version"):
+            print(f"newllm {__version__}" if argv == ["--version"] else usage())
             return 0
         command, *rest = argv
         if command not in COMMANDS:
@@ -229,8 +226,6 @@ def read_line() -> str:
         return input("> ")
     except EOFError:
         return ""
-    except UnicodeDecodeError as error:
-        raise InputError("prompt holds bytes that are no UTF-8 text; set the terminal to UTF-8.") from error
 
 
 def run_doctor(parser: SentenceParser, argv: Sequence[str]) -> None:

@@ -74,9 +74,8 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     mix = ExampleMix(new, stretches)
     remarks = tuple(filter(None, [base.note, rehearsal.note, replaced, *counts.remarks(args.max_length)]))
     held_out, general = (these.sample(args.max_test_tokens) for these in (documents, general))
-    about_training = extent(args, mix, base)
-    known = (splits, tokenizer, mix, counts, held_out, None, remarks, about_training, base)
-    return PreparedLwf(*known, rehearsal=rehearsal, general=general)
+    run = splits, tokenizer, mix, counts, held_out, None, remarks, extent(args, mix, base), base
+    return PreparedLwf(*run, rehearsal=rehearsal, general=general)
 
 
 def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
@@ -160,12 +159,8 @@ def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[
 
 
 def before_and_after(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Measure base and tuned model on both kinds of text and let both answer, write it into the run folder, and leave
-    what a chat needs to stop: the settings of generation.
-
-    Returns:
-        The tuned model's metrics on the new task, and what else belongs into the results.
-    """
+    """Measure base and tuned model on both kinds of text, let both answer, and write it into the run folder. Returns
+    the tuned model's metrics on the new task, and what else belongs into the results."""
     model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
     save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 4 * ANSWER_TOKENS, folder)
     measured, forgetting = {}, {}
