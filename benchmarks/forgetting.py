@@ -19,6 +19,7 @@ from newllm_lib.adapters.qlora_lwf import PRESETS, QloraLwfArguments, prepare
 from newllm_lib.adapters.trainer import LwfTrainer
 from newllm_lib.cli import parse_stage, set_up_output
 from newllm_lib.data.text import EvaluationDocuments
+from newllm_lib.evaluation.perplexity import score_against_base
 from newllm_lib.training.disk import write_json
 from newllm_lib.training.trained_model import adapters_off
 
@@ -83,7 +84,9 @@ def scores(trainer: LwfTrainer, text: EvaluationDocuments, compare: bool = True)
     groups = [EvaluationDocuments(text.documents[first::count], text.origin) for first in range(count)]
     found = {"nats": [], "bytes": [], "kl": [], "tokens": []}
     for group in groups:
-        metrics, divergence = trainer.score_with_kl(group, compare, WINDOW)
+        shape = WINDOW, trainer.args.per_device_eval_batch_size
+        start = trainer.processing_class.bos_token_id
+        metrics, divergence = score_against_base(trainer.model, group, start, *shape, compare)
         found["nats"].append(metrics.loss * metrics.tokens)
         found["bytes"].append(metrics.bytes)
         found["tokens"].append(metrics.tokens)

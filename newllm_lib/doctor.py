@@ -14,18 +14,14 @@ from packaging.version import Version
 from .data.sources import DATASETS, has_chitchat, hub_problem
 from .training.device import GB, Device, choose_precision, find_device, size
 
-# package -> what it is for
+# package -> (what it is for, the stages that alone need it or () for all, what pip installs)
 PACKAGES = {
-    **dict.fromkeys(("torch", "transformers", "datasets", "accelerate"), "all stages"),
-    "matplotlib": "curves", "ipywidgets": "notebooks",
+    **{name: ("all stages", (), name) for name in ("torch", "transformers", "datasets", "accelerate")},
+    "matplotlib": ("curves", (), "matplotlib"), "ipywidgets": ("notebooks", (), "ipywidgets"),
+    "peft": ("adapters, in stage 5 and stage 6", (5, 6), "'newllm[qlora]'"),
+    "bitsandbytes": ("models in 4 bit, in stage 5", (5,), "'newllm[qlora]'"),
+    "trl": ("preferences, in stage 6", (6,), "'newllm[dpo]'"),
 }  # fmt: skip
-# What only some stages need; without it a remark is all that the others are due.
-# package -> (what it is for, the stages, the extra that brings it)
-OF_SOME_STAGES = {
-    "peft": ("adapters", (5, 6), "qlora"),
-    "bitsandbytes": ("models in 4 bit", (5,), "qlora"),
-    "trl": ("preferences", (6,), "dpo"),
-}
 # name -> (the least that setup.py asks for, "" for any; the newest this release was tested with: constraints.txt)
 TESTED = {
     "Python": ("3.10", "3.13"), "torch": ("2.6", "2.13.0"), "transformers": ("5.0", "5.23.0"),
@@ -33,14 +29,17 @@ TESTED = {
     "ipywidgets": ("7.7.1", "8.1.9"), "peft": ("", "0.21.2"), "bitsandbytes": ("", "0.50.2"),
     "trl": ("0.29.1", "1.16.0"),
 }  # fmt: skip
-FREE_DISK_GB = 2.0
-FREE_MEMORY_GB = 2.0
+FREE_GB = 2.0  # of memory, and of the disk
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the check-up. `status`: ok, note (will run, with a remark) or fail (will not); `code`: one of CODES,
-    "" where there is nothing to explain."""
+    """One line of the check-up.
+
+    Attributes:
+        status: ok, note (will run, with a remark) or fail (will not).
+        code: one of CODES, "" where there is nothing to explain.
+    """
 
     subject: str
     value: str
@@ -77,18 +76,19 @@ def of_the_device(device: Device) -> list[Finding]:
 def of_memory(memory: Any) -> Finding:
     """The machine's memory, as psutil has it."""
     value = f"{size(memory.available)} of {size(memory.total)} free"
-    if memory.available < FREE_MEMORY_GB * GB:
-        return Finding("Memory", value, "note", "Close what else runs, or take a smaller preset.", "NL-103")
-    return Finding("Memory", value, "ok")
+    return _of_space("Memory", memory.available, value, "Close what else runs, or take a smaller preset.", "NL-103")
 
 
 def of_the_disk(folder: Path) -> Finding:
     """The disk that `folder` is on, or would be."""
-    existing = next(path for path in [folder, *folder.parents] if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < FREE_DISK_GB * GB:
-        return Finding("Disk", f"{size(free)} free", "note", f"Keep {FREE_DISK_GB:.0f} GB for checkpoints.", "NL-104")
-    return Finding("Disk", f"{size(free)} free", "ok")
+    free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
+    return _of_space("Disk", free, f"{size(free)} free", f"Keep {FREE_GB:.0f} GB for checkpoints.", "NL-104")
+
+
+def _of_space(subject: str, free: float, value: str, advice: str, code: str) -> Finding:
+    if free < FREE_GB * GB:
+        return Finding(subject, value, "note", advice, code)
+    return Finding(subject, value, "ok")
 
 
 def of_packages(runs: dict[int, bool]) -> list[Finding]:
@@ -98,16 +98,12 @@ def of_packages(runs: dict[int, bool]) -> list[Finding]:
         runs: stage -> whether what only it needs has to be there.
     """
     findings = []
-    for package in (*PACKAGES, *OF_SOME_STAGES):
+    for package, (purpose, stages, install) in PACKAGES.items():
         try:
             findings.append(of_version(package, version(package)))
         except PackageNotFoundError:
-            status, advice = "fail", f"Needed for {PACKAGES.get(package)}: pip install {package}"
-            if package in OF_SOME_STAGES:
-                purpose, stages, extra = OF_SOME_STAGES[package]
-                status = "fail" if any(runs[stage] for stage in stages) else "note"
-                needed = " and ".join(f"stage {stage}" for stage in stages)
-                advice = f"For {purpose}, in {needed}: pip install 'newllm[{extra}]'"
+            status = "fail" if not stages or any(runs[stage] for stage in stages) else "note"
+            advice = f"Needed for {purpose}: pip install {install}"
             findings.append(Finding(package, "missing", status, advice, "NL-102"))
     return findings
 

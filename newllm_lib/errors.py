@@ -45,8 +45,6 @@ CODES: dict[str, tuple[str, str]] = {
     "NL-901": ("A fault of ours.",
         "Make a report in the notebook's last cell, read it, and send it to us; what was saved is kept."),
 }  # fmt: skip
-
-
 LONGEST = 880  # characters of a sentence; what the user gave stands in its middle
 
 
@@ -64,8 +62,7 @@ class InputError(ValueError):
         if len(message) > LONGEST:
             message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
         super().__init__(message)
-        self.code = code
-        self.field = message.split(maxsplit=1)[0].rstrip(":") if message.strip() else ""
+        self.code, self.field = code, message.partition(" ")[0].rstrip(":")
 
 
 class TrainingDiverged(InputError, FloatingPointError):

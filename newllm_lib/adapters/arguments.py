@@ -23,12 +23,8 @@ class AdapterArguments(StageArguments):
 
     model: str | None = setting(None, "What the adapters are trained on.", session=True)
     lora_r: int = setting(8, "Rank of the adapters: how much they can learn.", group="Model", low=2, high=64, log=True)
-    lora_alpha: float = setting(
-        16.0, "The adapters' part is scaled by alpha / rank.", group="Model", low=4, high=128, log=True
-    )
-    lora_target_modules: str = setting(
-        "all-linear", "Layers with adapters: all-linear, or names such as q_proj,v_proj."
-    )
+    lora_alpha: float = setting(16.0, "Adapters are scaled by alpha / rank.", group="Model", low=4, high=128, log=True)
+    lora_target_modules: str = setting("all-linear", "Layers with adapters: all-linear, or names: q_proj,v_proj.")
     repetition_penalty: float = setting(
         1.1, "Of the answers this model gives; above 1: fewer repetitions.", group="Answers", low=1.0, high=1.5
     )
@@ -70,42 +66,29 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
         None, "Id on the hub, a folder, or gemma-3-270m; none: Gemma-2B, offline Gemma 3 270M.", group="Model"
     )
     load_in_4bit: bool = setting(True, "Hold the base in 4 bit (NF4): a quarter of the memory.", group="Model")
-    lora_dropout: float = setting(
-        0.05, "Share of the adapters' inputs dropped in training.", group="Model", low=0.0, high=0.5
-    )
+    lora_dropout: float = setting(0.05, "Share of the adapters' inputs dropped.", group="Model", low=0.0, high=0.5)
     rank_schedule: str | None = setting(
-        None, "Let the rank grow: 4,8,16 spends a third of the run at each. It then takes the place of lora_r."
+        None, "A growing rank: 4,8,16 is a third of the run at each, in place of lora_r."
     )
     distill_weight: float = setting(
         0.5, "How strongly the base holds the model to what it knew; 0: not.", group="Forgetting", low=0.0, high=4.0
     )
     distill_weight_end: float | None = setting(None, "The weight at the end of the run, reached in a straight line.")
     temperature: float = setting(
-        1.0, "Softens what model and base say before they are compared.", group="Forgetting", low=0.5, high=4.0
+        1.0, "Softens both predictions before they are compared.", group="Forgetting", low=0.5, high=4.0
     )
     temperature_end: float | None = setting(None, "The temperature at the end of the run.")
     rehearsal_ratio: float = setting(
-        0.2,
-        "Stretches of other text per example of the new task, in every epoch.",
-        group="Forgetting",
-        low=0.0,
-        high=1.0,
+        0.2, "Stretches of other text per example of the new task, every epoch.", group="Forgetting", low=0.0, high=1.0
     )
     rehearsal_data: str | None = setting(
         None, "Text to rehearse; none: WikiText-2, offline ChitChat.", group="Forgetting", session=True
     )
     rehearsal_eval_data: str | None = setting(
-        None,
-        "Text on which forgetting is measured; none: 5 %% of the text to rehearse.",
-        group="Forgetting",
-        session=True,
+        None, "Text on which forgetting is measured; none: 5 %% of that to rehearse.", group="Forgetting", session=True
     )
-    teacher: str | None = setting(
-        None, "Another model with the same tokenizer to be held to, in place of the base.", session=True
-    )
-    teacher_on_cpu: bool = setting(
-        False, "With --teacher: keep it in the computer's memory, not the GPU's.", session=True
-    )
+    teacher: str | None = setting(None, "Another model (same tokenizer) to be held to, not the base.", session=True)
+    teacher_on_cpu: bool = setting(False, "With --teacher: keep it in the CPU's memory.", session=True)
     max_length: int = setting(512, "Tokens per example at most.", group="Data", low=64, high=2048, log=True)
     output_dir: str = setting("runs/qlora-lwf", "Folder of the run: settings, adapters, checkpoints, curves.")
     learning_rate: float = setting(2e-4, "Peak learning rate.", group="Training", low=1e-5, high=1e-2, log=True)
@@ -120,9 +103,7 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
     warmup_steps: float = setting(0.03, "Updates (or, below 1, share of them) of warm-up.", group="Training")
     weight_decay: float = setting(0.0, "AdamW's weight decay.", group="Training", low=0, high=1.0)
     max_eval_tokens: int = setting(20_000, "Held-out tokens of either kind scored at each evaluation.")
-    max_test_tokens: int = setting(
-        100_000, "Held-out tokens of either kind that base and model are scored on at the end."
-    )
+    max_test_tokens: int = setting(100_000, "Held-out tokens of either kind that both are scored on at the end.")
     eval_on_start: bool = setting(True, "Evaluate the base before the first update.")
 
     def __post_init__(self):

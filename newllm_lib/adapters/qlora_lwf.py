@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from ..data.chat_template import ConversationFormat, learnable_template
 from ..data.conversation_rows import conversation_documents
@@ -15,16 +15,15 @@ from ..data.sources import Splits
 from ..data.text import EvaluationDocuments, Text, evaluation_documents, load_text
 from ..errors import InputError
 from ..models.adjust import set_dropout
-from ..models.frozen_head import check_split
-from ..training.device import find_device
+from ..training.device import GB, find_device
 from ..training.disk import write_json
 from ..training.run import PreparedRun, opened_run, prepare_once
 from ..training.trained_model import BaseModel, adapters_off, check_tokens_fit
 from .arguments import PRESETS, QloraLwfArguments
-from .base_model import base_config, find_base_model, open_base, open_tokenizer
+from .base_model import base_config, find_base_model, open_base, open_to_tune, open_tokenizer
 from .forgetting import PROMPTS, replies_before_and_after
 from .lora import RankSchedule, add_adapters, save_generation_settings
-from .memory_budget import GB, BudgetItem, check_fits, memory_budget
+from .memory_budget import ModelSizes, check_fits, memory_budget, model_sizes
 from .mixture import ExampleMix, conversation_examples, in_paragraphs, rehearsal_per_epoch, text_examples
 from .trainer import LwfTrainer, SaveEveryEpoch
 
@@ -56,8 +55,8 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     fail later."""
     splits = args.load_conversations()
     text_source = args.data_source if args.data is None and args.rehearsal_data is None else "auto"
-    names = "rehearsal_data", "rehearsal_eval_data"
-    rehearsal = load_text(text_source, *(getattr(args, name) for name in names), args.skip_bad_rows, names)
+    files, names = (args.rehearsal_data, args.rehearsal_eval_data), ("rehearsal_data", "rehearsal_eval_data")
+    rehearsal = load_text(text_source, *files, args.skip_bad_rows, names)
     base = find_base_model(args.model, offline=args.data_source == "offline")
     tokenizer = open_tokenizer(base)
     template = "instruction" if args.dataset is None else splits.template
@@ -72,39 +71,34 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     mix = ExampleMix(new, stretches)
     remarks = tuple(filter(None, [base.note, rehearsal.note, replaced, *counts.remarks(args.max_length)]))
     held_out, general = (these.sample(args.max_test_tokens) for these in (documents, general))
-    about_training = extent(args, mix, base)
-    known = (splits, tokenizer, mix, counts, held_out, None, remarks, about_training, base)
-    return PreparedLwf(*known, rehearsal=rehearsal, general=general)
+    run = splits, tokenizer, mix, counts, held_out, None, remarks, extent(args, mix, base), base
+    return PreparedLwf(*run, rehearsal=rehearsal, general=general)
 
 
 def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
     """The frozen base with adapters that do nothing yet. Raises InputError: the settings do not fit into the GPU's
     memory, or not to the model."""
-    check_memory(args, base_config(base))
-    model = open_base(base, args.load_in_4bit, find_device(args.use_cpu), args.compute_dtype)
+    check_memory(args, model_sizes(base_config(base)))
+    device = find_device(args.use_cpu)
+    model = open_to_tune(base, "qlora-lwf", args.load_in_4bit, device, args.compute_dtype)
     set_seed(args.seed)  # of the adapters' first values
-    set_dropout(model, 0.0)  # student and teacher are one network: at the start both have to say the same
-    try:
-        check_split(model)
-    except ValueError as error:
-        raise InputError(f"model {base.path!r} cannot be tuned by qlora-lwf: {error}") from error
-    adapted = add_adapters(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.targets)
-    adapted.generation_config.repetition_penalty = args.repetition_penalty
-    return adapted
+    return add_adapters(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.targets)
 
 
-def check_memory(args: QloraLwfArguments, config: PreTrainedConfig) -> None:
+def check_memory(args: QloraLwfArguments, sizes: ModelSizes) -> None:
     """Refuse what does not fit into the GPU's memory. Raises InputError: naming the nearest setting that fits."""
     memory_gb = find_device(args.use_cpu).memory_gb
-    asked = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.max_length
-    check_fits(None if memory_gb is None else memory_gb * GB, partial(budget, args, config), *asked)
+    if memory_gb is not None:
+        asked = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.max_length
+        check_fits(memory_gb * GB, partial(gpu_bytes, args, sizes), *asked)
 
 
-def budget(args: QloraLwfArguments, config: PreTrainedConfig, micro_batch: int, max_length: int) -> list[BudgetItem]:
+def gpu_bytes(args: QloraLwfArguments, sizes: ModelSizes, micro_batch: int, max_length: int) -> int:
     """What these settings need on a GPU, with another micro-batch and length."""
     shape = {"micro_batch": micro_batch, "max_length": max_length, "rank": args.lora_r, "target_modules": args.targets}
-    how = {"quantized": args.load_in_4bit, "distills": args.distills}
-    return memory_budget(config, **shape, **how, gradient_checkpointing=args.activation_checkpointing)
+    how = {"quantized": args.load_in_4bit, "distills": args.distills, "compute_bytes": args.compute_dtype.itemsize}
+    parts = memory_budget(sizes, **shape, **how, gradient_checkpointing=args.activation_checkpointing)
+    return sum(parts.values())
 
 
 def extent(args: QloraLwfArguments, mix: ExampleMix, base: BaseModel) -> str:
@@ -162,45 +156,31 @@ def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[
 
 
 def before_and_after(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Measure base and tuned model on both kinds of text and let both answer, write it into the run folder, and leave
-    what a chat needs to stop: the settings of generation.
-
-    Returns:
-        The tuned model's metrics on the new task, and what else belongs into the results.
-    """
+    """Measure base and tuned model on both kinds of text, let both answer, and write it into the run folder. Returns
+    the tuned model's metrics on the new task, and what else belongs into the results."""
     model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
-    measured: dict[str, Any] = {}
+    save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 4 * ANSWER_TOKENS, folder)
+    measured, forgetting = {}, {}
     for name, documents in (("new_task", prepared.held_out), ("general_text", prepared.general)):
         tuned, divergence = trainer.score_with_kl(documents)
         with adapters_off(model):
-            before = trainer.score(documents)
-        measured[name] = {
-            "text": documents.origin,
-            "before": dataclasses.asdict(before),
-            "after": {**dataclasses.asdict(tuned), "kl_to_base": divergence},
-        }
-    replies = replies_before_and_after(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS, args.repetition_penalty)
+            before = dataclasses.asdict(trainer.score(documents))
+        after = {**dataclasses.asdict(tuned), "kl_to_base": divergence}
+        measured[name] = {"text": documents.origin, "before": before, "after": after}
+        bits = {f"bits_per_byte_{when}": measured[name][when]["bits_per_byte"] for when in ("before", "after")}
+        forgetting[name] = {**bits, "kl_to_base": divergence}
+    replies = replies_before_and_after(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS)
     write_json(folder / FORGETTING_FILE, {**measured, **replies})
-    save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 4 * ANSWER_TOKENS, folder)
-    of_new_task = {name: value for name, value in measured["new_task"]["after"].items() if name != "kl_to_base"}
-    forgetting = {
-        name: {
-            "bits_per_byte_before": values["before"]["bits_per_byte"],
-            "bits_per_byte_after": values["after"]["bits_per_byte"],
-            "kl_to_base": values["after"]["kl_to_base"],
-        }
-        for name, values in measured.items()
-    }
-    return of_new_task, {"forgetting": forgetting, "answers_ended": replies["ended_by_themselves"]}
+    metrics = {name: value for name, value in measured["new_task"]["after"].items() if name != "kl_to_base"}
+    return metrics, {"forgetting": forgetting, "answers_ended": replies["ended_by_themselves"]}
 
 
 def advice(results: dict[str, Any], folder: str) -> str:
     """What was learned, what was forgotten, and what to do next."""
-    new, general = results["forgetting"]["new_task"], results["forgetting"]["general_text"]
+    new, general = (results["forgetting"][name] for name in ("new_task", "general_text"))
     lost = general["bits_per_byte_after"] / general["bits_per_byte_before"] - 1
-    verdict = (
-        "nothing was forgotten" if lost <= 0 else f"{lost:.1%} was forgotten (more distill_weight or rehearsal: less)"
-    )
+    forgotten = f"{lost:.1%} was forgotten (more distill_weight or rehearsal: less)"
+    verdict = forgotten if lost > 0 else "nothing was forgotten"
     return (
         f"New task: {new['bits_per_byte_before']:.3f} -> {new['bits_per_byte_after']:.3f} bits per byte; general text: "
         f"{general['bits_per_byte_before']:.3f} -> {general['bits_per_byte_after']:.3f}, {verdict}. Talk to it: newllm "

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 
 from ..data.text import IGNORED, EvaluationDocuments
 from ..evaluation.perplexity import TextMetrics, score_against_base
@@ -24,21 +24,12 @@ class LwfTrainer(LanguageModelTrainer):
     its sum over an update divided by the update's number of supervised tokens, however they fall into micro-batches.
 
     Args:
+        general: the text on which forgetting is measured.
         separate_teacher: another model with the same tokenizer, on a device of its own or on the model's; None: the
             model itself with its adapters off, for which nothing has to be held twice.
     """
 
-    def __init__(
-        self,
-        model,
-        args,
-        train_rows,
-        documents,
-        tokenizer,
-        general_documents: EvaluationDocuments,
-        separate_teacher: PreTrainedModel | None = None,
-        **kwargs,
-    ):
+    def __init__(self, model, args, train_rows, documents, tokenizer, general, separate_teacher=None, **kwargs):
         self.separate_teacher = separate_teacher
         if separate_teacher is not None:
             self.teacher_decoder, self.teacher_head = split_head(separate_teacher.eval())
@@ -46,7 +37,7 @@ class LwfTrainer(LanguageModelTrainer):
             bias = None if self.teacher_head.bias is None else self.teacher_head.bias.to(args.device)
             weight = self.teacher_head.weight.to(args.device)
             self.teacher_head = replace(self.teacher_head, weight=weight, bias=bias)
-        self.general_documents = general_documents.sample(args.max_eval_tokens)
+        self.general_documents = general.sample(args.max_eval_tokens)
         self.sums = torch.zeros(3, dtype=torch.float64)  # since the last line of the log: task, KL, tokens
         super().__init__(model, args, train_rows, documents, tokenizer, carry_context=False, **kwargs)
         self.data_collator = collate_examples
@@ -97,14 +88,11 @@ class LwfTrainer(LanguageModelTrainer):
             self.sums.zero_()
         super().log(logs, *args, **kwargs)
 
-    def score_with_kl(
-        self, documents: EvaluationDocuments, compare: bool = True, max_length: int | None = None
-    ) -> tuple[TextMetrics, float]:
-        """(metrics of the model as it is now, its KL from the base per supervised token in nats; 0 if they are not to
-        be compared). `max_length`: tokens that are read at a time; None: as many as an example has."""
-        model, start = self.accelerator.unwrap_model(self.model), self.processing_class.bos_token_id
-        shape = max_length or self.args.max_length, self.args.per_device_eval_batch_size
-        return score_against_base(model, documents, start, *shape, compare)
+    def score_with_kl(self, documents: EvaluationDocuments) -> tuple[TextMetrics, float]:
+        """(metrics of the model as it is now, its KL from the base per supervised token in nats)."""
+        args, model = self.args, self.accelerator.unwrap_model(self.model)
+        shape = args.max_length, args.per_device_eval_batch_size
+        return score_against_base(model, documents, self.processing_class.bos_token_id, *shape)
 
     def scores(self, documents: EvaluationDocuments) -> dict[str, Any]:
         general, divergence = self.score_with_kl(self.general_documents)
@@ -124,4 +112,3 @@ class SaveEveryEpoch(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_save = True
-        return control

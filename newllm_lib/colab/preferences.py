@@ -129,7 +129,7 @@ def counts_html(splits: Splits[Preferences]) -> str:
     if any(counts):
         flaws = (", ".join(f"{count}&nbsp;{escape(title(kind))}" for kind, count in side) for side in counts)
         rows.append(["flaws", *flaws])
-    remarks = [splits.note, *(remark for side in sides for remark in side.remarks())]
+    remarks = [splits.note, *(remark for side in sides for remark in side.remarks)]
     return table_html([*rows, *(["remark", escape(remark), ""] for remark in remarks if remark)])
 
 

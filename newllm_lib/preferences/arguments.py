@@ -45,9 +45,7 @@ class DpoArguments(AdapterArguments):
         "label_smoothing_factor": "of pairs it is --label_smoothing, with --loss_type robust"
     }
 
-    model: str | None = setting(
-        None, "Folder of a chat model, or id on the hub; none: DialoGPT-small from the hub.", group="Model"
-    )
+    model: str | None = setting(None, "Folder of a chat model, or id on the hub; none: DialoGPT-small.", group="Model")
     data_source: Literal["auto", "hub", "offline", "file"] = setting(
         "auto", "Where model and pairs may come from; auto asks the hub for what is not given.", group="Data"
     )
@@ -61,32 +59,23 @@ class DpoArguments(AdapterArguments):
     max_samples: int | None = setting(
         None, "Rows of the data to take, the first ones.", group="Data", low=100, high=200_000, log=True
     )
-    held_out_share: float | None = setting(
-        None, "Share held out; none: 15 %% of the topics of generated pairs, 5 %% of other prompts."
-    )
+    held_out_share: float | None = setting(None, "Held out; none: 15 %% of generated topics, 5 %% of other prompts.")
 
     beta: float = setting(
-        0.3, "How strongly the model is held to its reference; less: further away.", group="Preference",
-        low=0.01, high=1.0, log=True,
-    )  # fmt: skip
+        0.3, "How strongly the reference holds the model.", group="Preference", low=0.01, high=1.0, log=True
+    )
     loss_type: Loss = setting(  # noqa: RUF009  a field
         "sigmoid", "DPO's own loss (sigmoid), or one of TRL's others.", group="Preference"
     )
     sft_epochs: float = setting(
-        2.5, "First passes over all answers, wanted or not, so that the model knows such text; the result is the "
-        "reference. 0: none.",
-        group="Preference", low=0.0, high=10.0,
-    )  # fmt: skip
+        2.5, "First passes over all answers, which make the reference. 0: none.", group="Preference", low=0.0, high=10.0
+    )
     new_tokens: int = setting(
-        1200,
-        "With sft_epochs: tokens the tokenizer gets at most, for pieces of the answers that it takes apart into "
-        "less than characters. 0: none.",
+        1200, "With sft_epochs: new tokens at most, for pieces that the tokenizer takes apart. 0: none."
     )
-    sft_learning_rate: float | None = setting(
-        None, "Peak learning rate of these; none: 3e-3, or 1e-4 for more than 10 million parameters."
-    )
+    sft_learning_rate: float | None = setting(None, "Its peak learning rate; none: 3e-3, above 10 M parameters 1e-4.")
     sft_weight: float = setting(
-        1.0, "Weight of learning the chosen answers as such, beside the preference: it keeps them likely.",
+        1.0, "Weight of learning the chosen answers as such: it keeps them likely.",
         group="Preference", low=0.0, high=10.0,
     )  # fmt: skip
     label_smoothing: float = setting(0.0, "With loss_type robust: share of pairs that are labelled wrongly.")
@@ -95,9 +84,7 @@ class DpoArguments(AdapterArguments):
     max_length: int = setting(256, "Tokens of prompt and answer at most.", group="Data", low=64, high=1024, log=True)
     output_dir: str = setting("runs/dpo", "Folder of the run: settings, adapters, checkpoints, curves.")
     lora_r: int = setting(16, "Rank of the adapters: how much they can learn.", group="Model", low=2, high=64, log=True)
-    lora_alpha: float = setting(
-        64.0, "The adapters' part is scaled by alpha / rank.", group="Model", low=4, high=128, log=True
-    )
+    lora_alpha: float = setting(64.0, "Adapters are scaled by alpha / rank.", group="Model", low=4, high=128, log=True)
     learning_rate: float = setting(2e-3, "Peak learning rate.", group="Training", low=1e-6, high=1e-2, log=True)
     num_train_epochs: float = setting(3.0, "Passes over the pairs.", group="Training", low=1, high=20)
     per_device_train_batch_size: int = setting(4, "Pairs per forward pass.", group="Training", low=1, high=64, log=True)
@@ -105,7 +92,7 @@ class DpoArguments(AdapterArguments):
     per_device_eval_batch_size: int = setting(16, "Pairs per forward pass in evaluation.")
     weight_decay: float = setting(0.0, "AdamW's weight decay.", group="Training", low=0, high=1.0)
     max_eval_tokens: int = setting(
-        10_000, "Tokens of held-out answers scored at each evaluation, and as many of training pairs."
+        10_000, "Tokens of held-out answers scored at each evaluation, and of training pairs."
     )
     max_test_tokens: int = setting(200_000, "Tokens of held-out answers scored at the end.")
     eval_on_start: bool = setting(True, "Evaluate the reference before the first update.")
@@ -128,11 +115,8 @@ class DpoArguments(AdapterArguments):
         return "fp32" if device.kind == "cpu" else super().precision_on(device)
 
     def load_preferences(self) -> Splits[Preferences]:
-        """The pairs these settings name.
-
-        Raises:
-            InputError: bad file or row, unknown dataset or source, or data out of reach.
-        """
+        """The pairs these settings name. Raises InputError: bad file or row, unknown dataset or source, or data out of
+        reach."""
         names = ("dataset", "data_source", "data", "eval_data", "skip_bad_rows", "pairs", "pairs_seed",
                  "held_out_share", "max_samples")  # fmt: skip
         return load_preferences(**{name: getattr(self, name) for name in names})

@@ -1,7 +1,7 @@
 """Stage 6: teach a chat model which of two answers is wanted (DPO), with adapters on it; its reference is the model
 without them."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +10,13 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
 
 from .. import models  # noqa: F401  registers our models with the Auto classes
-from ..adapters.base_model import find_base_model, open_base, open_tokenizer
+from ..adapters.base_model import find_base_model, open_to_tune, open_tokenizer
 from ..adapters.forgetting import replies_before_and_after
 from ..adapters.lora import check_targets, save_generation_settings
 from ..adapters.merge import merge
 from ..data.chat_template import learnable_template, template_for
 from ..data.text import TextCounts
 from ..errors import InputError
-from ..models.adjust import set_dropout
-from ..models.frozen_head import check_split
 from ..training.device import find_device
 from ..training.disk import write_json
 from ..training.run import PreparedRun, claim_folder, opened_run, prepare_once
@@ -40,11 +38,8 @@ PROMPTS_ASKED = 5
 
 
 def prepare(args: DpoArguments) -> PreparedRun:
-    """Load the pairs and the model; trains nothing.
-
-    Raises:
-        InputError: anything about the input that would fail later.
-    """
+    """Load the pairs and the model; trains nothing. Raises InputError: anything about the input that would fail
+    later."""
     check_trl()
     splits = args.load_preferences()
     if args.model is None and args.data_source == "offline":
@@ -61,11 +56,9 @@ def prepare(args: DpoArguments) -> PreparedRun:
         remarks.append(f"{base.name} has no chat template: it gets {'its own turn format' if of_dialogpt else 'ours'}.")
     if args.sft_epochs > 0:
         tokenizer.chat_template, replaced = learnable_template(tokenizer, "dialogue")
-        remarks.append(replaced)
-        remarks.append(learn_tokens(tokenizer, splits.train, args.new_tokens, base.name))
-    skips = args.skip_bad_rows or splits.source != "file"
-    train = drop_too_long(splits.train, tokenizer, args.max_length, skips)
-    held_out = drop_too_long(splits.validation, tokenizer, args.max_length, skips)
+        remarks += [replaced, learn_tokens(tokenizer, splits.train, args.new_tokens, base.name)]
+    limits = args.max_length, args.skip_bad_rows or splits.source != "file"
+    train, held_out = (drop_too_long(side, tokenizer, *limits) for side in (splits.train, splits.validation))
     model = open_start(args, base)
     if args.sft_epochs > 0:
         grow(model, len(tokenizer), args.seed)
@@ -75,9 +68,10 @@ def prepare(args: DpoArguments) -> PreparedRun:
         f"{base.name}, adapters of rank {args.lora_r}: {pairs:,} pairs, {args.updates(pairs)} updates of "
         f"{args.effective_batch_size} pairs, beta {args.beta:g}, on {args.device}."
     )
-    remarks = tuple(filter(None, [*remarks, *train.remarks(), *held_out.remarks()]))
-    counts = TextCounts(documents=2 * pairs)
-    return PreparedRun(splits, tokenizer, train, counts, held_out, model, remarks, extent, base)
+    remarks = tuple(filter(None, [*remarks, *train.remarks, *held_out.remarks]))
+    return PreparedRun(
+        splits, tokenizer, train, TextCounts(documents=2 * pairs), held_out, model, remarks, extent, base
+    )
 
 
 def check_trl() -> None:
@@ -87,19 +81,11 @@ def check_trl() -> None:
 
 
 def open_start(args: DpoArguments, base: BaseModel) -> PreTrainedModel:
-    """The model in fp32, whatever its file holds: steps of DPO are smaller than half precision can tell.
-
-    Raises:
-        InputError: it cannot be tuned so, or reads fewer than `args.max_length` tokens.
-    """
-    model = open_base(base, False, find_device(args.use_cpu), torch.float32)
+    """The model in fp32, whatever its file holds: steps of DPO are smaller than half precision can tell. Raises
+    InputError: it cannot be tuned so, or reads fewer than `args.max_length` tokens."""
+    model = open_to_tune(base, "dpo", False, find_device(args.use_cpu), torch.float32)
     check_window(args, base, model.config)
     check_targets(model, args.targets)
-    set_dropout(model, 0.0)  # model and reference are one network: at the start both have to say the same
-    try:
-        check_split(model)
-    except ValueError as error:
-        raise InputError(f"model {base.path!r} cannot be tuned by dpo: {error}") from error
     return model
 
 
@@ -138,10 +124,8 @@ def dpo(args: DpoArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
 
     with opened_run(args, prepared, identity) as run:
         if not run.is_finished:
-            ours = run.callbacks(callbacks)
-            trainer = PreferenceTrainer(
-                prepared.model, args, prepared.train_rows, prepared.held_out, prepared.tokenizer, callbacks=ours
-            )
+            parts = prepared.model, args, prepared.train_rows, prepared.held_out, prepared.tokenizer
+            trainer = PreferenceTrainer(*parts, run.callbacks(callbacks))
             run.train(trainer)
             metrics, more = preferred(args, prepared, trainer, run.folder)
             run.finish(metrics, more, advice(args, {**metrics, **more}))
@@ -154,26 +138,20 @@ def preferred(
     args: DpoArguments, prepared: PreparedRun, trainer: "PreferenceTrainer", folder: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure the tuned model on all held-out pairs and on as many training pairs, by kind of flaw, and let it and its
-    reference answer held-out prompts.
-
-    Returns:
-        The metrics on held-out pairs, and more for the results.
-    """
+    reference answer held-out prompts. Returns the metrics on held-out pairs, and more for the results."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     encoded = encode_preferences(prepared.held_out.pairs, prepared.tokenizer, args.max_length)
     held_out = sample_pairs(encoded, args.max_test_tokens)
     scores = trainer.score_pairs(held_out)
     metrics, kinds = preference_metrics(scores, args.beta), accuracy_by_kind(scores, held_out, args.beta)
     on_train = preference_metrics(trainer.score_pairs(trainer.train_sample), args.beta)
-    replies = replies_before_and_after(
-        model, prepared.tokenizer, prompts_to_ask(prepared.held_out), ANSWER_TOKENS, args.repetition_penalty
-    )
-    more = {"accuracy_by_kind": kinds, "train": asdict(on_train)}
+    save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 2 * ANSWER_TOKENS, folder)
+    replies = replies_before_and_after(model, prepared.tokenizer, prompts_to_ask(prepared.held_out), ANSWER_TOKENS)
+    more = {"accuracy_by_kind": kinds, "train": on_train}
     chosen, rejected = scores.reference_chosen.mean(), scores.reference_rejected.mean()
     reference = {"chosen_logp": float(chosen), "rejected_logp": float(rejected)}
-    write_json(folder / PREFERENCES_FILE, {"held_out": asdict(metrics), "reference": reference, **more, **replies})
-    save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 2 * ANSWER_TOKENS, folder)
-    return asdict(metrics), more
+    write_json(folder / PREFERENCES_FILE, {"held_out": metrics, "reference": reference, **more, **replies})
+    return metrics, more
 
 
 def prompts_to_ask(held_out: Preferences) -> list[str]:

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 
 VERSION = 1  # to be raised when the same tables come to mean other pairs
-KINDS = ("off_topic", "vague", "impolite", "wrong_fact", "cut_short", "repetitive", "wrong_language")
 MIN_PAIRS = 20
 MAX_CHARACTERS = 90  # of a Japanese answer
 MAX_ENGLISH_CHARACTERS = 160
@@ -66,16 +65,21 @@ def preference_pairs(
     Raises:
         InputError: fewer pairs than MIN_PAIRS or more than there are questions, or a share outside (0, 0.5].
     """
-    questions = _phrases()["questions"]
-    most = len(_topics()) * sum(len(phrasings) for phrasings in questions.values())
+    most = len(_topics()) * sum(map(len, _phrases()["questions"].values()))
     if not MIN_PAIRS <= count <= most:
         raise InputError(f"pairs has to be between {MIN_PAIRS} and {most}, the questions there are, got {count}.")
     if not 0 < held_out_share <= 0.5:
         raise InputError(f"held_out_share of generated pairs has to be above 0 and at most 0.5, got {held_out_share}.")
     rng = random.Random(seed)
-    train, held_out = _split_topics(held_out_share, rng)
+    train, held_out = [], []
+    for _, group in itertools.groupby(_topics(), key=lambda topic: topic.field):
+        topics = list(group)
+        rng.shuffle(topics)
+        boundary = max(round(len(topics) * held_out_share), 1)
+        held_out += topics[:boundary]
+        train += topics[boundary:]
     num_held_out = max(round(count * len(held_out) / len(_topics())), 1)
-    used: set[str] = set()
+    used: set[str] = set()  # wrong answers that are about no topic in particular
     return _side(train, count - num_held_out, used, rng), _side(held_out, num_held_out, used, rng)
 
 
@@ -98,20 +102,8 @@ def _phrases() -> dict[str, Any]:
     return json.loads((files(__package__) / "preference_phrases.json").read_text(encoding="utf-8"))
 
 
-def _split_topics(held_out_share: float, rng: random.Random) -> tuple[list[Topic], list[Topic]]:
-    """(to train on, held out), with the share of every field."""
-    train, held_out = [], []
-    for _, group in itertools.groupby(_topics(), key=lambda topic: topic.field):
-        topics = list(group)
-        rng.shuffle(topics)
-        boundary = max(round(len(topics) * held_out_share), 1)
-        held_out += topics[:boundary]
-        train += topics[boundary:]
-    return train, held_out
-
-
 def _side(topics: list[Topic], count: int, used: set[str], rng: random.Random) -> list[PreferencePair]:
-    """`count` pairs about the topics. `used` holds wrong answers that are about no topic in particular."""
+    """`count` pairs about the topics, none with a wrong answer of `used`, which grows."""
     questions = itertools.islice(_questions(topics, rng), count)
     flaws = _flaws(count, rng)
     return [_pair(topics, question, flaw, used, rng) for question, flaw in zip(questions, flaws, strict=True)]
@@ -182,34 +174,35 @@ def _without_subject(topic: Topic, sentence: str) -> str:
     return re.sub(f"^{re.escape(topic.name)}{SUBJECT}", "", sentence)
 
 
-def _off_topic(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
+# Wrong answers of a kind to a question about an aspect of a topic; `others`: topics of the same side.
+
+
+def _off_topic(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> Iterator[str]:
     """A right answer to the same question about another topic, or one to three remarks on everyday matters."""
     if rng.random() < 0.5:
         table = _phrases()["everyday"]
-        return ["".join(rng.sample(table, rng.randint(1, 3))) for _ in range(DRAWS)]
-    return [answer for other in rng.sample(others, min(len(others), 4)) for answer in _right_answers(other, aspect)]
+        yield from ("".join(rng.sample(table, rng.randint(1, 3))) for _ in range(DRAWS))
+    else:
+        for other in rng.sample(others, min(len(others), 4)):
+            yield from _right_answers(other, aspect)
 
 
-def _vague(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
+def _vague(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> Iterator[str]:
     """One to four generalities, of which the first may name the topic."""
     table = _phrases()["vague"]
     named, unnamed = ([text for text in table if ("{name}" in text) is wanted] for wanted in (True, False))
-    answers = []
     for _ in range(DRAWS):
         first = [rng.choice(named).format(name=topic.name)] if rng.random() < 0.5 else []
-        answers.append("".join([*first, *rng.sample(unnamed, rng.randint(1 - len(first), 4 - len(first)))]))
-    return answers
+        yield "".join([*first, *rng.sample(unnamed, rng.randint(1 - len(first), 4 - len(first)))])
 
 
-def _impolite(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
+def _impolite(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> Iterator[str]:
     """A right answer between two rude phrases, half of the times curt itself."""
-    answers = []
     for _ in range(DRAWS):
         shortest, *longer = _right_answers(topic, aspect)
         answer = _without_subject(topic, shortest) if rng.random() < 0.5 else rng.choice([shortest, *longer])
         answer = _curt(answer) if rng.random() < 0.5 else answer
-        answers.append(rng.choice(_phrases()["rude_openings"]) + answer + rng.choice(_phrases()["rude_closings"]))
-    return answers
+        yield rng.choice(_phrases()["rude_openings"]) + answer + rng.choice(_phrases()["rude_closings"])
 
 
 @functools.cache
@@ -226,60 +219,51 @@ def _sentences(answer: str) -> list[str]:
     return [f"{sentence}。" for sentence in answer.split("。")[:-1]]
 
 
-def _wrong_fact(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
+def _wrong_fact(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> Iterator[str]:
     """One to three claims that are true of no topic, the first about the aspect asked for."""
     table = _phrases()["wrong_facts"]
-    answers = []
     for _ in range(DRAWS):
         aspects = rng.sample([other for other in table if other != aspect], rng.randint(0, 2))
         first, *rest = (rng.choice(table[chosen]).format(name=topic.name) for chosen in (aspect, *aspects))
-        rest = rest if rng.random() < 0.3 else [_without_subject(topic, claim) for claim in rest]
-        answers.append("".join([first, *rest]))
-    return answers
+        yield "".join([first, *(rest if rng.random() < 0.3 else [_without_subject(topic, claim) for claim in rest])])
 
 
-def _cut_short(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
+def _cut_short(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> Iterator[str]:
     """A right answer that breaks off within its last sentence."""
-    answers = []
     for _ in range(DRAWS):
         answer = rng.choice(_right_answers(topic, aspect))
         start = len(answer) - len(_sentences(answer)[-1])
-        answers.append(answer[: rng.randint(start + MIN_CUT, len(answer) - MIN_CUT)].rstrip("、"))
-    return answers
+        yield answer[: rng.randint(start + MIN_CUT, len(answer) - MIN_CUT)].rstrip("、")
 
 
-def _repetitive(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
+def _repetitive(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> Iterator[str]:
     """A right sentence said two to four times, or a part of it again and again: its beginning, its end, or what is
     left without its subject."""
     sentence = getattr(topic, aspect)
     rest = _without_subject(topic, sentence)
     subject = sentence.removesuffix(rest)
     cuts = [match.end() for match in re.finditer(PHRASE_END, rest) if MIN_CUT < match.end() < len(rest) - MIN_CUT]
-    answers = []
     for times in (2, 3, 4):
-        answers += [sentence * times, rest * times, subject + rest * times]
+        yield from (sentence * times, rest * times, subject + rest * times)
         for cut in cuts:
-            start, end = rest[:cut], rest[cut:]
-            answers += [end * times, rest + end * (times - 1), sentence + end * (times - 1)]
-            answers += [start * (times - 1) + rest, subject + start * (times - 1) + rest]
-    return answers
+            starts, end, ends = rest[:cut] * (times - 1), rest[cut:], rest[cut:] * (times - 1)
+            yield from (end + ends, rest + ends, sentence + ends, starts + rest, subject + starts + rest)
 
 
-def _wrong_language(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
+def _wrong_language(topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> Iterator[str]:
     """One to three English sentences on the topic."""
-    chosen = itertools.chain.from_iterable(itertools.combinations(topic.english, number) for number in (1, 2, 3))
-    return list(map(" ".join, chosen))
+    for number in (1, 2, 3):
+        yield from map(" ".join, itertools.combinations(topic.english, number))
 
 
-# In the order of KINDS: possible answers to a question, from (topic, aspect, other topics of the same side, random
-# numbers).
-WRONG_ANSWERS: tuple[Callable[[Topic, str, list[Topic], random.Random], list[str]], ...] = (
-    _off_topic, _vague, _impolite, _wrong_fact, _cut_short, _repetitive, _wrong_language
-)  # fmt: skip
+WRONG_ANSWERS: dict[str, Callable[[Topic, str, list[Topic], random.Random], Iterator[str]]] = {
+    "off_topic": _off_topic, "vague": _vague, "impolite": _impolite, "wrong_fact": _wrong_fact,
+    "cut_short": _cut_short, "repetitive": _repetitive, "wrong_language": _wrong_language,
+}  # fmt: skip
+KINDS = tuple(WRONG_ANSWERS)
 
 
 def _wrong_answers(kind: str, topic: Topic, aspect: str, others: list[Topic], rng: random.Random) -> list[str]:
     """Possible answers with a flaw, as far as they are not too long."""
     most = MAX_ENGLISH_CHARACTERS if kind == "wrong_language" else MAX_CHARACTERS
-    answers = WRONG_ANSWERS[KINDS.index(kind)](topic, aspect, others, rng)
-    return [answer for answer in answers if len(answer) <= most]
+    return [answer for answer in WRONG_ANSWERS[kind](topic, aspect, others, rng) if len(answer) <= most]

@@ -38,38 +38,20 @@ class Preference:
     place: str = ""
 
 
-class IdenticalSides(RowError):
-    """Both answers are the same: there is nothing to prefer."""
-
-
 @dataclass(frozen=True)
 class Preferences:
     """Pairs in memory.
 
     Attributes:
         origin, licence, identity: as of `Conversations`.
-        identical: places of rows whose sides are the same; they are left out.
-        complaints: about rows that were left out because they are no preference.
-        cut: sentences on answers that are cut.
+        remarks: sentences on what was left out or cut.
     """
 
     origin: str
     licence: str
     identity: str
     pairs: list[Preference] = field(repr=False)
-    identical: tuple[str, ...] = ()
-    complaints: tuple[str, ...] = ()
-    cut: tuple[str, ...] = ()
-
-    def remarks(self) -> list[str]:
-        """What was left out, a sentence each."""
-        sentences = []
-        if self.identical:
-            places = _some(self.identical)
-            sentences.append(f"{len(self.identical):,} pairs have two identical sides and were left out ({places}).")
-        if self.complaints:
-            sentences.append(f"{len(self.complaints):,} rows do not fit and were left out ({self.complaints[0]}).")
-        return [*sentences, *self.cut]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +75,7 @@ def any_preference(row: dict) -> Preference:
     the prompt, as TRL has them; or of two whole conversations that differ in their last answer, turns or transcripts.
 
     Raises:
-        RowError: it is none of these, a side is empty or no text, or (IdenticalSides) both sides are the same.
+        RowError: it is none of these, or a side is empty or no text.
     """
     if "prompt" not in columns_read(row) and "chosen" in row and "rejected" in row:
         (*prompt, chosen), (*other, rejected) = (whole_conversation(row, name) for name in ("chosen", "rejected"))
@@ -109,8 +91,6 @@ def any_preference(row: dict) -> Preference:
         if not prompt or last["content"] != "?":
             raise RowError("'prompt' has to end with a turn that is to be answered")
         answers = _answer(row, "chosen", prompt), _answer(row, "rejected", prompt)
-    if answers[0] == answers[1]:
-        raise IdenticalSides("'chosen' and 'rejected' are the same")
     kind = row.get("kind")
     return Preference(tuple(prompt), *answers, kind if isinstance(kind, str) and is_unicode(kind) else "")
 
@@ -170,30 +150,30 @@ def load_preferences(
     entry = None
     if data is None and dataset is not None:
         if dataset != "hh-rlhf" and "/" not in dataset:
-            names = f"{GENERATED}, hh-rlhf, or the id of a dataset on the hub (owner/name)"
-            raise InputError(f"dataset has to be {names}, got {dataset!r}.")
+            known = f"{GENERATED}, hh-rlhf, or the id of a dataset on the hub (owner/name)"
+            raise InputError(f"dataset has to be {known}, got {dataset!r}.")
         entry = replace(find_dataset(dataset), offline=None)  # conversations, which stand in elsewhere, are no pairs
     found = find_data(dataset, entry, data_source, data)
-    notes, validation = [found.note], None
+    notes = [found.note]
     if found.source == "file":
-        train = _of_file(data, "data", skip_bad_rows, max_samples)
+        sides = {"train": _of_file(data, "data", skip_bad_rows, max_samples)}
         notes.append(unread_note(read_rows(check_file(data, "data"), "data"), preference_columns))
     else:
-        train = _of_hub(found.splits["train"], entry.licence, max_samples)
-        if "validation" in found.splits:
-            validation = _of_hub(found.splits["validation"], entry.licence, None)
+        most = {"train": max_samples}
+        sides = {name: _of_hub(split, entry.licence, most.get(name)) for name, split in found.splits.items()}
     if eval_data is not None:
-        validation = _of_file(eval_data, "eval_data", skip_bad_rows)
-        notes.append(same_file_note(train.identity, validation.identity))
-    if validation is None:
+        sides["validation"] = _of_file(eval_data, "eval_data", skip_bad_rows)
+        notes.append(same_file_note(sides["train"].identity, sides["validation"].identity))
+    if "validation" not in sides:
         share = HELD_OUT_SHARE if held_out_share is None else held_out_share
-        train, validation = _hold_out(train, share)
+        sides = _hold_out(sides["train"], share)
         notes.append(f"{share:.0%} of the prompts are held out for evaluation.")
-    remedies = {"give more rows": train, "give --eval_data or a larger --held_out_share": validation}
-    for remedy, side in remedies.items():
-        if not side.pairs:
-            raise InputError(f"{side.origin} holds no pair; {remedy}. {' '.join(side.remarks())}".strip(), "NL-403")
-    return Splits(train, validation, found.source, " ".join(filter(None, notes)))
+    remedies = {"train": "give more rows", "validation": "give --eval_data or a larger --held_out_share"}
+    for name, remedy in remedies.items():
+        if not sides[name].pairs:
+            why = f"{sides[name].origin} holds no pair; {remedy}. {' '.join(sides[name].remarks)}"
+            raise InputError(why.strip(), "NL-403")
+    return Splits(sides["train"], sides["validation"], found.source, " ".join(filter(None, notes)))
 
 
 def _generated(count: int, seed: int, share: float, max_samples: int | None) -> Splits[Preferences]:
@@ -212,49 +192,46 @@ def _generated(count: int, seed: int, share: float, max_samples: int | None) -> 
 
 def _of_file(path: str, name: str, skip_bad_rows: bool, max_samples: int | None = None) -> Preferences:
     file = check_file(path, name, rows_of="pairs")
-    rows = itertools.islice(read_rows(file, name), max_samples)
-
-    identity = f"file/{content_hash(file)}{f'/{max_samples}' if max_samples else ''}"
-    return Preferences(
-        f"file {file.name}", "as the file's owner says", identity, *_read(rows, refuser(file, name, skip_bad_rows))
-    )
+    names = f"file {file.name}", "as the file's owner says", f"file/{content_hash(file)}"
+    return _read(names, read_rows(file, name), refuser(file, name, skip_bad_rows), max_samples)
 
 
-def _of_hub(split: Examples, licence: str, count: int | None) -> Preferences:
+def _of_hub(split: Examples, licence: str, max_samples: int | None) -> Preferences:
     # The user cannot mend rows of the hub: a bad one is left out, with its complaint.
-    rows = itertools.islice(split.read(0), count)
-    identity = f"{split.identity}{f'/{count}' if count else ''}"
-    return Preferences(split.origin, licence, identity, *_read(rows, lambda place, error: None))
+    return _read((split.origin, licence, split.identity), split.read(0), lambda place, error: None, max_samples)
 
 
 def _read(
-    rows: Iterable[tuple[str, object]], refuse: Callable[[str, RowError], None]
-) -> tuple[list[Preference], tuple[str, ...], tuple[str, ...]]:
-    """(pairs, places of identical ones, complaints about bad ones). `refuse` may raise."""
-    pairs, identical, complaints = [], [], []
-    for place, row in rows:
+    names: tuple[str, str, str],
+    rows: Iterable[tuple[str, object]],
+    refuse: Callable[[str, RowError], None],
+    max_samples: int | None,
+) -> Preferences:
+    """The pairs of (place, row)s, the first ones. `names`: origin, licence and identity of the rows; `refuse` may
+    raise."""
+    pairs, complaints = [], []
+    for place, row in itertools.islice(rows, max_samples):
         try:
             pairs.append(replace(any_preference(checked_row(row)), place=place))
-        except IdenticalSides:
-            identical.append(place)
         except RowError as error:
             refuse(place, error)
             complaints.append(f"{place}: {error}")
-    return pairs, tuple(identical), tuple(complaints)
+    remarks = (f"{len(complaints):,} rows do not fit and were left out ({complaints[0]}).",) if complaints else ()
+    origin, licence, identity = names
+    return Preferences(origin, licence, f"{identity}/{max_samples}" if max_samples else identity, pairs, remarks)
 
 
-def _hold_out(whole: Preferences, share: float) -> tuple[Preferences, Preferences]:
-    """(for training, held out): by what the prompt says, so that equal prompts are on the same side."""
-    sides: dict[bool, list[Preference]] = {False: [], True: []}
+def _hold_out(whole: Preferences, share: float) -> dict[str, Preferences]:
+    """Both sides by what the prompt says, so that equal prompts are on the same one."""
+    parts: dict[str, list[Preference]] = {"train": [], "held out": []}
     for pair in whole.pairs:
-        sides[conversation_hash(list(pair.prompt)) % 10_000 < share * 10_000].append(pair)
-
-    def part(name: str, pairs: list[Preference]) -> Preferences:
-        identity = f"{whole.identity}/{share} {name}"
-        return replace(whole, origin=f"{whole.origin}, {name}", identity=identity, pairs=pairs)
-
-    # Rows that were left out are reported once.
-    return part("train", sides[False]), replace(part("held out", sides[True]), identical=(), complaints=())
+        is_held_out = conversation_hash(list(pair.prompt)) % 10_000 < share * 10_000
+        parts["held out" if is_held_out else "train"].append(pair)
+    train, held_out = (
+        replace(whole, origin=f"{whole.origin}, {name}", identity=f"{whole.identity}/{share} {name}", pairs=pairs)
+        for name, pairs in parts.items()
+    )
+    return {"train": train, "validation": replace(held_out, remarks=())}  # what was left out is reported once
 
 
 def encode_preferences(
@@ -263,7 +240,7 @@ def encode_preferences(
     """Pairs as the model's chat template has them, answers cut at `max_length` tokens of prompt and answer together.
     The prompt of every pair has to be shorter than that: see `drop_too_long`."""
     for pair in pairs:
-        prompt, chosen, rejected = (_token_ids(tokenizer, messages) for messages in conversations(pair, tokenizer))
+        prompt, chosen, rejected = token_ids(pair, tokenizer)
         # The answers begin where one of them first differs from the prompt.
         start = len(prompt)
         while prompt[:start] != chosen[:start] or prompt[:start] != rejected[:start]:
@@ -279,53 +256,54 @@ def sample_pairs(pairs: Iterable[EncodedPreference], max_tokens: int) -> list[En
     return pairs[:: max(-(-tokens // max_tokens), 1)]
 
 
-def conversations(pair: Preference, tokenizer: PreTrainedTokenizerFast) -> tuple[list, list, list]:
-    """(the prompt, the prompt with the chosen answer, with the rejected one) as messages, without special tokens that
-    the texts spell out."""
+def token_ids(pair: Preference, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
+    """The prompt up to where an answer begins, the prompt with the chosen answer, and with the rejected one, without
+    special tokens that the texts spell out."""
     prompt = list(pair.prompt)
-    answers = ({"role": "assistant", "content": side} for side in (pair.chosen, pair.rejected))
-    return tuple(plain_messages(messages, tokenizer) for messages in (prompt, *([*prompt, turn] for turn in answers)))
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerFast, messages: list) -> list[int]:
-    return conversation_ids(messages, tokenizer, is_turn_open=messages[-1]["role"] != "assistant")
+    turns = [[], *([{"role": "assistant", "content": side}] for side in (pair.chosen, pair.rejected))]
+    conversations = [plain_messages([*prompt, *turn], tokenizer) for turn in turns]
+    return [conversation_ids(said, tokenizer, is_turn_open=said is conversations[0]) for said in conversations]
 
 
 def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_length: int, skips: bool) -> Preferences:
     """Without the pairs whose prompt leaves no room for an answer (with `skips` false the first one is refused), and
-    without those whose answers are equal as far as there is room; `cut` reports these, and others that are cut.
+    without those whose answers are equal as far as there is room; the remarks have these, and others that are cut.
 
     Raises:
         InputError: naming the line, or there is no pair left.
     """
     complaint = f"the prompt alone fills max_length {max_length}"
-    complaints, short = [], []
+    kept, long, equal, cut = [], [], [], 0
     for pair in side.pairs:
-        if len(_token_ids(tokenizer, conversations(pair, tokenizer)[0])) < max_length:
-            short.append(pair)
+        if len(token_ids(pair, tokenizer)[0]) >= max_length:
+            if not skips:
+                raise InputError(
+                    f"{side.origin}, {pair.place}: {complaint}; choose a larger --max_length, or --skip_bad_rows "
+                    "leaves such rows out."
+                )
+            long.append(pair.place)
             continue
-        if not skips:
-            raise InputError(
-                f"{side.origin}, {pair.place}: {complaint}; choose a larger --max_length, or --skip_bad_rows leaves "
-                "such rows out."
+        (encoded,) = encode_preferences([pair], tokenizer, max_length)
+        if encoded.chosen == encoded.rejected:
+            equal.append(pair.place)
+        else:
+            kept.append(pair)
+            cut += encoded.is_cut
+    if not kept:
+        why = f"{side.origin} has no prompt shorter than max_length {max_length}"
+        if equal:
+            why = (
+                f"in all {len(equal):,} pairs of {side.origin} both answers are the same within max_length {max_length}"
             )
-        complaints.append(f"{pair.place}: {complaint}")
-    if not short:
-        raise InputError(f"{side.origin} has no prompt shorter than max_length {max_length}; choose a larger one.")
-    encoded = list(zip(short, encode_preferences(short, tokenizer, max_length), strict=True))
-    equal = [pair.place for pair, item in encoded if item.chosen == item.rejected]
-    if len(equal) == len(short):
-        raise InputError(
-            f"in all {len(short):,} pairs of {side.origin} both answers are the same within max_length {max_length}; "
-            "choose a larger one."
-        )
-    cut = []
+        raise InputError(f"{why}; choose a larger one, or other data.")
+    remarks = list(side.remarks)
+    if long:
+        remarks.append(f"{len(long):,} rows do not fit and were left out ({long[0]}: {complaint}).")
     if equal:
-        cut.append(f"{len(equal):,} pairs are equal within {max_length} tokens and were left out ({_some(equal)}).")
-    if number := sum(item.is_cut for _, item in encoded if item.chosen != item.rejected):
-        cut.append(f"{number:,} pairs have an answer that is cut at {max_length} tokens.")
-    kept = [pair for pair, item in encoded if item.chosen != item.rejected]
-    return replace(side, pairs=kept, complaints=(*side.complaints, *complaints), cut=tuple(cut))
+        remarks.append(f"{len(equal):,} pairs are equal within {max_length} tokens and were left out ({_some(equal)}).")
+    if cut:
+        remarks.append(f"{cut:,} pairs have an answer that is cut at {max_length} tokens.")
+    return replace(side, pairs=kept, remarks=tuple(remarks))
 
 
 def _some(places: Sequence[str]) -> str:

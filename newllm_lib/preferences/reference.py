@@ -2,7 +2,6 @@
 is compared (Rafailov et al. 2023, section 4, with the chosen answers only)."""
 
 import dataclasses
-import itertools
 import math
 import re
 from collections import Counter
@@ -61,11 +60,9 @@ def reference_arguments(args: DpoArguments, parameters: int, max_length: int) ->
     return ReferenceArguments(**{**values_for(StageArguments, args), **ours})
 
 
-def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
-    """Train all weights of the prepared model on the answers of its pairs, or go on with it.
-
-    Returns:
-        The folder of the reference, a run of its own in that of stage 6.
+def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[TrainerCallback, ...]) -> Path:
+    """Train all weights of the prepared model on the answers of its pairs, or go on with it. Returns the folder of the
+    reference, a run of its own in that of stage 6.
 
     Raises:
         InputError: no answer fits.
@@ -79,14 +76,11 @@ def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[Tr
     model = prepared.model.requires_grad_(True)
     settings = reference_arguments(args, model.num_parameters(), max_length)
     identity = {"stage": "sft", "start": prepared.base.identity}
-    prepared = dataclasses.replace(
-        prepared, splits=splits, train_rows=rows, train_counts=counts, held_out=documents, extent="", base=None
-    )
-    with opened_run(settings, prepared, identity) as run:
+    data = {"splits": splits, "train_rows": rows, "train_counts": counts, "held_out": documents}
+    with opened_run(settings, dataclasses.replace(prepared, **data, extent="", base=None), identity) as run:
         if not run.is_finished:
-            trainer = LanguageModelTrainer(
-                model, settings, rows, documents, prepared.tokenizer, False, callbacks=run.callbacks(callbacks)
-            )
+            parts = model, settings, rows, documents, prepared.tokenizer
+            trainer = LanguageModelTrainer(*parts, carry_context=False, callbacks=run.callbacks(callbacks))
             run.train(trainer)
             run.finish(trainer.scores(documents))
     return run.folder
@@ -115,17 +109,13 @@ def new_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, most: i
     """
     if most == 0:
         return []
-    split = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.UnicodeScripts()]
-    )
+    parts = pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.UnicodeScripts()
+    split = pre_tokenizers.Sequence(list(parts))
     words = Counter(word for text in texts for word, _ in split.pre_tokenize_str(text))
-    is_taken_apart = _taken_apart(list(words), tokenizer)
+    taken_apart = _taken_apart(list(words), tokenizer)
     found = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(vocab_size=most, min_frequency=2, show_progress=False)
-    found.train_from_iterator(
-        itertools.chain.from_iterable([word] * count for word, count in words.items() if word in is_taken_apart),
-        trainer,
-    )
+    found.train_from_iterator((word for word in words.elements() if word in taken_apart), trainer)
     pieces = sorted(_taken_apart(list(found.get_vocab()), tokenizer))
     while pieces:
         longest_first = re.compile("|".join(map(re.escape, sorted(pieces, key=len, reverse=True))))
@@ -139,9 +129,7 @@ def new_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, most: i
 
 def _taken_apart(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> set[str]:
     """The texts that have more tokens than characters."""
-    if not texts:
-        return set()
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     return {text for text, ids in zip(texts, encoded, strict=True) if len(ids) > len(text)}
 
 
@@ -163,6 +151,5 @@ def all_answers(side: Preferences) -> Conversations:
         for number, (prompt, answer) in enumerate(answers[first_row:], start=first_row):
             yield number, [*prompt, {"role": "assistant", "content": answer}], ""
 
-    return Conversations(
-        f"the answers of {side.origin}", side.licence, f"answers of {side.identity}/{len(side.pairs)}", read
-    )
+    identity = f"answers of {side.identity}/{len(side.pairs)}"
+    return Conversations(f"the answers of {side.origin}", side.licence, identity, read)

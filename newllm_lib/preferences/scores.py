@@ -4,7 +4,7 @@ Dimensions: B rows (two per pair), T tokens, N scored tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,29 +20,6 @@ from .pairs import EncodedPreference, drop_too_long, encode_preferences, load_pr
 
 NOTABLE_FALL = 1.0  # nats of a whole answer
 ROUNDING = 1e-3  # nats of a whole answer in fp32
-
-
-@dataclass(frozen=True)
-class PreferenceMetrics:
-    """Means over pairs. The reference is the model with its adapters off.
-
-    Attributes:
-        loss: DPO's, -log sigmoid(margin) (Rafailov et al. 2023, equation 7), whatever the loss in training.
-        accuracy: share of pairs whose chosen answer has the higher reward; a tie counts half.
-        margin: reward of the chosen answer minus that of the rejected one, the reward being
-            beta * (log-probability under the model - under the reference).
-        chosen_logp, rejected_logp: log-probability of the whole answer in nats.
-        kl: KL(model ‖ reference) per token of the chosen answers, in nats.
-        pairs: how many.
-    """
-
-    loss: float
-    accuracy: float
-    margin: float
-    chosen_logp: float
-    rejected_logp: float
-    kl: float
-    pairs: int
 
 
 @dataclass(frozen=True)
@@ -69,10 +46,9 @@ def score_pairs(
     """Both answers of every pair under the model and under the model without its adapters."""
     was_training = model.training
     model.eval()
-    parts = []
+    batches = [pairs[first : first + batch_size] for first in range(0, len(pairs), batch_size)]
     try:
-        for first in range(0, len(pairs), batch_size):
-            parts.append(_score_batch(model, pairs[first : first + batch_size], pad_token_id))
+        parts = [_score_batch(model, batch, pad_token_id) for batch in batches]
     finally:
         model.train(was_training)
     return PairScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
@@ -80,19 +56,20 @@ def score_pairs(
 
 def _score_batch(model: PreTrainedModel, pairs: Sequence[EncodedPreference], pad_token_id: int) -> list[torch.Tensor]:
     decoder, head = split_head(model)
-    device = head.weight.device
-    rows = [pair.prompt + pair.chosen for pair in pairs] + [pair.prompt + pair.rejected for pair in pairs]
-    prompts = [len(pair.prompt) for pair in pairs] * 2
-    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad_token_id)
-    positions = torch.arange(ids.shape[1])
-    lengths, starts = torch.tensor([len(row) for row in rows])[:, None], torch.tensor(prompts)[:, None]
-    labels = ids.masked_fill((positions < starts) | (positions >= lengths), IGNORED)[:, 1:].to(device)
-    # Padding stands behind the answers, where nothing that is scored looks.
-    inputs = {"input_ids": ids.to(device), "attention_mask": (positions < lengths).long().to(device)}
+    rows = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
+
+    def padded(rows: list[list[int]], value: int) -> torch.Tensor:  # behind the answers, where nothing scored looks
+        rows = [torch.tensor(row) for row in rows]
+        return pad_sequence(rows, batch_first=True, padding_value=value).to(head.weight.device)
+
+    input_ids = padded([prompt + answer for prompt, answer in rows], pad_token_id)
+    attention_mask = padded([[1] * len(prompt + answer) for prompt, answer in rows], 0)
+    labels = padded([[IGNORED] * len(prompt) + answer for prompt, answer in rows], IGNORED)[:, 1:]
     scored = labels != IGNORED
 
     def hidden_states() -> torch.Tensor:
-        return decoder(**inputs, use_cache=False).last_hidden_state[:, :-1][scored]
+        read = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return read.last_hidden_state[:, :-1][scored]
 
     hidden = hidden_states()
     with adapters_off(model):
@@ -108,18 +85,26 @@ def _score_batch(model: PreTrainedModel, pairs: Sequence[EncodedPreference], pad
     return [log_p[:half], log_p[half:], log_q[:half], log_q[half:], kl[:half], tokens[:half]]
 
 
-def preference_metrics(scores: PairScores, beta: float) -> PreferenceMetrics:
-    """The means over all pairs."""
+def preference_metrics(scores: PairScores, beta: float) -> dict[str, float]:
+    """Means over all pairs. A reward is beta * (log-probability under the model - under the reference), the reference
+    being the model with its adapters off.
+
+    Returns:
+        `loss`: DPO's, -log sigmoid(margin) (Rafailov et al. 2023, equation 7), whatever the loss in training;
+        `accuracy`: share of pairs whose chosen answer has the higher reward, a tie counting half; `margin`: reward of
+        the chosen answer minus that of the rejected one; `chosen_logp`, `rejected_logp`: log-probability of the whole
+        answer in nats; `kl`: KL(model ‖ reference) per token of the chosen answers in nats; `pairs`: how many.
+    """
     margins = scores.margins(beta)
-    return PreferenceMetrics(
-        loss=float(-functional.logsigmoid(margins).mean()),
-        accuracy=share_ahead(margins, beta),
-        margin=float(margins.mean()),
-        chosen_logp=float(scores.chosen.mean()),
-        rejected_logp=float(scores.rejected.mean()),
-        kl=float(scores.kl.sum() / scores.tokens.sum()),
-        pairs=len(margins),
-    )
+    return {
+        "loss": float(-functional.logsigmoid(margins).mean()),
+        "accuracy": share_ahead(margins, beta),
+        "margin": float(margins.mean()),
+        "chosen_logp": float(scores.chosen.mean()),
+        "rejected_logp": float(scores.rejected.mean()),
+        "kl": float(scores.kl.sum() / scores.tokens.sum()),
+        "pairs": len(margins),
+    }
 
 
 def share_ahead(margins: torch.Tensor, beta: float) -> float:
@@ -158,12 +143,12 @@ def evaluate_preferences(
     """Score a model tuned by preferences on the pairs held out when it was trained, or on those in a file.
 
     Returns:
-        The fields of `PreferenceMetrics`, `accuracy_by_kind` of flaw, and `text`, where the pairs came from.
+        `preference_metrics`, `accuracy_by_kind` of flaw, and `text`, where the pairs came from.
 
     Raises:
         InputError: a bad file, or the held-out pairs are out of reach or have changed.
     """
-    run, length = trained.run, max_length or trained.run["max_length"]
+    run, length, tokenizer = trained.run, max_length or trained.run["max_length"], trained.tokenizer
     names = ("dataset", "skip_bad_rows", "pairs", "pairs_seed", "held_out_share")
     settings = {name: run[name] for name in names if name in run}
     if data is not None:
@@ -175,12 +160,9 @@ def evaluate_preferences(
             raise InputError(
                 f"the pairs held out of {str(trained.folder)!r} have changed since; name some with --data."
             )
-    held_out = drop_too_long(held_out, trained.tokenizer, length, skips=True)
-    pairs = list(encode_preferences(held_out.pairs, trained.tokenizer, length))
+    held_out = drop_too_long(held_out, tokenizer, length, skips=True)
+    pairs = list(encode_preferences(held_out.pairs, tokenizer, length))
     rows = batch_size or trained.session["per_device_eval_batch_size"]
-    scores = score_pairs(trained.model, pairs, trained.tokenizer.pad_token_id, rows)
-    return {
-        **asdict(preference_metrics(scores, run["beta"])),
-        "accuracy_by_kind": accuracy_by_kind(scores, pairs, run["beta"]),
-        "text": held_out.origin,
-    }
+    scores = score_pairs(trained.model, pairs, tokenizer.pad_token_id, rows)
+    kinds = accuracy_by_kind(scores, pairs, run["beta"])
+    return {**preference_metrics(scores, run["beta"]), "accuracy_by_kind": kinds, "text": held_out.origin}

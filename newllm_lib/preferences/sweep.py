@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..training.arguments import setting, values_for
 from ..training.callbacks import TrainingInterrupted, read_history
 from ..training.checkpoint import open_run, read_results
-from ..training.disk import in_use, read_json, write_json, write_text
+from ..training.disk import in_use, write_json, write_text
 from .arguments import LOSS_TYPES, PRESETS, DpoArguments
 from .dpo import dpo, prepare
 from .reference import learn_answers
@@ -27,6 +27,7 @@ __all__ = ["PRESETS", "SweepArguments", "sweep"]
 
 TRIALS_FILE = "trials.jsonl"
 BEST_FILE = "best.json"
+SEARCHED = ("beta", "learning_rate", "lora_r", "loss_type")  # the fields
 RESULTS = ("accuracy", "margin", "loss", "kl", "chosen_logp", "rejected_logp", "updates")  # of a finished trial
 
 logger = logging.getLogger(__name__)
@@ -37,13 +38,9 @@ class SweepArguments(DpoArguments):
     """Settings of a sweep: those of every trial, and where to look."""
 
     stage: Literal["dpo"] = setting("dpo", "The stage whose settings are looked for.")
-    trials: int = setting(
-        12, "Runs to make in all; those that are finished count.", group="Search", low=2, high=100, session=True
-    )
+    trials: int = setting(12, "Runs in all, finished ones included.", group="Search", low=2, high=100, session=True)
     search_beta: str = setting("0.02,0.5", "Smallest and largest beta; one number: keep it.", group="Search")
-    search_learning_rate: str = setting(
-        "1e-4,5e-3", "Smallest and largest learning rate; one number: keep it.", group="Search"
-    )
+    search_learning_rate: str = setting("1e-4,5e-3", "Smallest and largest; one number: keep it.", group="Search")
     search_lora_r: str = setting("4,8,16,32", "Ranks to choose from.", group="Search")
     search_loss_type: str = setting("sigmoid,hinge,ipo", "Losses to choose from.", group="Search")
     output_dir: str = setting("runs/sweep", "Folder of the sweep: a table, plots, and a folder per trial.")
@@ -51,14 +48,11 @@ class SweepArguments(DpoArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        self.searched()
+        self.ranges(), self.choices()  # refused now if they cannot be
 
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """(smallest, largest) of the fields that are searched on a logarithmic scale.
-
-        Raises:
-            InputError: not one or two positive numbers in order.
-        """
+        """(smallest, largest) of the fields that are searched on a logarithmic scale. Raises InputError: not one or two
+        positive numbers in order."""
         found = {}
         for name in ("beta", "learning_rate"):
             text = getattr(self, f"search_{name}")
@@ -68,23 +62,14 @@ class SweepArguments(DpoArguments):
                 numbers = []
             are_numbers = all(0 < number < math.inf for number in numbers)  # nan is neither
             if len(numbers) not in (1, 2) or not are_numbers or numbers != sorted(numbers):
-                raise InputError(
-                    f"search_{name} has to be one positive number, or the smallest and the largest such as "
-                    f"0.02,0.5, got {text!r}."
-                )
+                wanted = "one positive number, or the smallest and the largest such as 0.02,0.5"
+                raise InputError(f"search_{name} has to be {wanted}, got {text!r}.")
             found[name] = (numbers[0], numbers[-1])
         return found
 
-    def searched(self) -> tuple[str, ...]:
-        """The fields that are searched."""
-        return (*self.ranges(), *self.choices())
-
     def choices(self) -> dict[str, list[Any]]:
-        """The values of the fields that are searched one by one.
-
-        Raises:
-            InputError: a rank that is no positive integer, or an unknown loss.
-        """
+        """The values of the fields that are searched one by one. Raises InputError: a rank that is no positive integer,
+        or an unknown loss."""
         ranks = [part.strip() for part in self.search_lora_r.split(",")]
         if not all(part.isdecimal() and int(part) > 0 for part in ranks):
             raise InputError(f"search_lora_r has to be ranks such as 4,8,16, got {self.search_lora_r!r}.")
@@ -119,8 +104,7 @@ def sweep(args: SweepArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> 
             rows[-1] = run_trial(args, rows[-1], reference, callbacks)
             write_trials(folder, rows)
             if best := best_trial(rows):
-                settings = {name: best[name] for name in args.searched()}
-                write_json(folder / BEST_FILE, {"trial": best["trial"], "settings": settings})
+                write_json(folder / BEST_FILE, {"trial": best["trial"], "settings": searched_settings(best)})
             logger.info("%s", trial_line(rows[-1], args.trials))
     logger.info("%s", verdict(rows, folder))
     return folder
@@ -176,13 +160,16 @@ def trial_folder(folder: Path, number: int) -> Path:
     return folder / f"trial-{number:03d}"
 
 
+def searched_settings(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in SEARCHED}
+
+
 def run_trial(
     args: SweepArguments, row: dict[str, Any], reference: dict[str, Any], callbacks: tuple[TrainerCallback, ...]
 ) -> dict[str, Any]:
     """The row with the trial's results, or with the error that ended it."""
-    settings = {name: row[name] for name in args.searched()}
     folder = trial_folder(Path(args.output_dir), row["trial"])
-    values = {**values_for(DpoArguments, args), **settings, **reference, "output_dir": str(folder)}
+    values = {**values_for(DpoArguments, args), **searched_settings(row), **reference, "output_dir": str(folder)}
     try:
         dpo(DpoArguments(**values), callbacks)
     except TrainingInterrupted as error:
@@ -219,11 +206,10 @@ def verdict(rows: Sequence[dict[str, Any]], folder: Path) -> str:
     best = best_trial(rows)
     if best is None:
         return f"No trial was finished; {folder / TRIALS_FILE} says why."
+    flags = "--beta {beta:.4g} --learning_rate {learning_rate:.4g} --lora_r {lora_r} --loss_type {loss_type}"
     return (
         f"Best of {len(rows)}: trial {best['trial']}, {best['accuracy']:.1%} of the held-out pairs. These pairs have "
-        "chosen it: expect a little less on others. Its settings: newllm dpo "
-        f"--beta {best['beta']:.4g} --learning_rate {best['learning_rate']:.4g} --lora_r {best['lora_r']} --loss_type "
-        f"{best['loss_type']}"
+        f"chosen it: expect a little less on others. Its settings: newllm dpo {flags.format(**best)}"
     )
 
 
@@ -238,12 +224,9 @@ def margin_histories(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[int, 
 
 
 def sweep_settings(folder: str | Path) -> dict[str, Any]:
-    """The best trial's settings, for a run of `dpo`.
-
-    Raises:
-        InputError: no trial is finished, or the file that says so is damaged.
-    """
-    best = read_json(Path(folder) / BEST_FILE)
-    if not isinstance(best, dict) or not isinstance(best.get("settings"), dict):
+    """The best trial's settings, for a run of `dpo`. Raises InputError: no trial is finished, or the table is
+    damaged."""
+    best = best_trial(read_trials(Path(folder)))
+    if best is None:
         raise InputError(f"{str(folder)!r} holds no finished trial; run the sweep first.")
-    return best["settings"]
+    return searched_settings(best)

@@ -3,7 +3,6 @@
 Importing this module imports TRL, which takes seconds.
 """
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -18,8 +17,10 @@ from ..training.arguments import values_for
 from ..training.run_trainer import RunTrainerMixin
 from ..training.samplers import ShuffledLengthGroups
 from .arguments import DpoArguments
-from .pairs import EncodedPreference, Preferences, conversations, encode_preferences, sample_pairs
+from .pairs import EncodedPreference, Preferences, encode_preferences, sample_pairs
 from .scores import PairScores, chosen_falls, preference_metrics, score_pairs
+
+SIDES = ("prompt", "chosen", "rejected")
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +70,16 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
         super().__init__(
             model=model,
             args=dpo_config(args),
-            train_dataset=trl_rows(train_pairs, tokenizer),
-            # Evaluation is ours and does not use it, but a Trainer that evaluates wants one.
-            eval_dataset=trl_rows(dataclasses.replace(held_out, pairs=held_out.pairs[:1]), tokenizer),
+            train_dataset=trl_rows(encoded),
+            eval_dataset=trl_rows(encoded[:1]),  # evaluation is ours, but a Trainer that evaluates wants one
             processing_class=tokenizer,
             peft_config=lora_config(model, args.lora_r, args.lora_alpha, 0.0, args.targets),
             callbacks=[*callbacks, ChosenFalls()],
         )
+
+    def _prepare_dataset(self, dataset: Dataset, *args) -> Dataset:
+        """As it is: TRL would make the same token ids of the conversations."""
+        return dataset
 
     def _get_train_sampler(self, train_dataset=None) -> ShuffledLengthGroups:
         return ShuffledLengthGroups(self.settings.effective_batch_size, self.lengths, self.args.seed)
@@ -104,12 +108,11 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
         return score_pairs(model, pairs, self.processing_class.pad_token_id, self.settings.per_device_eval_batch_size)
 
     def scores(self, held_out: Any) -> dict[str, Any]:
-        beta = self.settings.beta
         on_held_out, on_train = (
-            preference_metrics(self.score_pairs(pairs), beta) for pairs in (self.held_out_sample, self.train_sample)
+            preference_metrics(self.score_pairs(pairs), self.settings.beta)
+            for pairs in (self.held_out_sample, self.train_sample)
         )
-        of_train = {f"train_{name}": value for name, value in dataclasses.asdict(on_train).items() if name != "pairs"}
-        return {**dataclasses.asdict(on_held_out), **of_train}
+        return {**on_held_out, **{f"train_{name}": value for name, value in on_train.items() if name != "pairs"}}
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if any(name.startswith("eval_") for name in logs):
@@ -144,10 +147,6 @@ class ChosenFalls(TrainerCallback):
             logger.warning("%s", sentence)
 
 
-def trl_rows(side: Preferences, tokenizer) -> Dataset:
-    """The pairs as TRL's conversational rows."""
-    rows = []
-    for pair in side.pairs:
-        prompt, with_chosen, with_rejected = conversations(pair, tokenizer)
-        rows.append({"prompt": prompt, "chosen": with_chosen[-1:], "rejected": with_rejected[-1:]})
-    return Dataset.from_list(rows)
+def trl_rows(pairs: Sequence[EncodedPreference]) -> Dataset:
+    """The pairs as TRL's collator takes them."""
+    return Dataset.from_list([{f"{side}_ids": getattr(pair, side) for side in SIDES} for pair in pairs])

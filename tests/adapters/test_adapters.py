@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 from peft import PeftModel
-from tiny_gemma import tiny_gemma, tiny_gemma_folder
+from tiny_gemma import tiny_gemma, tiny_gemma_folder, trainable
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config
 
 from newllm_lib.adapters import lora as adapters
@@ -18,7 +18,6 @@ from newllm_lib.adapters.lora import (
     rank_at,
     save_generation_settings,
     set_compute_dtype,
-    trainable,
 )
 from newllm_lib.data.tokenizer import build_tokenizer
 

@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from newllm_lib.adapters import base_model, offline_gemma
 from newllm_lib.adapters.base_model import GEMMA_2B, base_of_run, find_base_model, open_base, open_tokenizer
-from newllm_lib.data.sources import HubProblem
 from newllm_lib.errors import InputError
 from newllm_lib.training.device import Device
 
@@ -27,15 +26,22 @@ def hub(monkeypatch):
     """A hub that serves the ids in the set it gives; `gated` are those that want a token."""
     import huggingface_hub
 
+    def answer(status):
+        request = types.SimpleNamespace(headers={}, url="", method="")
+        response = types.SimpleNamespace(status_code=status, headers={}, request=request)
+        raise huggingface_hub.errors.HfHubHTTPError("refused", response=response)
+
     served, gated = set(), set()
 
     def model_info(self, hub_id, timeout):
-        if hub_id not in served:
+        if not served:
             raise ConnectionError("no route")
+        if hub_id not in served:
+            answer(404)
         return types.SimpleNamespace(sha=COMMIT, gated="manual" if hub_id in gated else False)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
-    monkeypatch.setattr(base_model, "has_access", lambda hub_id: False)
+    monkeypatch.setattr(base_model, "auth_check", lambda hub_id: answer(401))
     return served, gated
 
 
@@ -71,7 +77,6 @@ def test_gemma_2b_is_taken_by_the_first_id_that_answers(hub, monkeypatch):
     assert "Gemma Terms of Use" in base.note
     assert base_of_run(base.identity, None).revision == COMMIT
 
-    monkeypatch.setattr(base_model, "problem_of", lambda *args: HubProblem("other", "it answered 404"))
     served.difference_update(GEMMA_2B[:2])
     gated.add("google/gemma-2b")  # without a token it is passed over
     base = find_base_model(None)

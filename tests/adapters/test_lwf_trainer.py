@@ -6,9 +6,9 @@ import types
 import pytest
 import torch
 from lwf_runs import lwf_arguments
+from tiny_gemma import trainable
 from torch.nn import functional
 
-from newllm_lib.adapters.lora import trainable
 from newllm_lib.adapters.mixture import MixSampler, collate_examples
 from newllm_lib.adapters.qlora_lwf import prepare
 from newllm_lib.adapters.trainer import LwfTrainer, scheduled
@@ -24,7 +24,7 @@ def trainer_of(args, teacher=None, moved: bool = True):
         prepared.train_rows,
         prepared.held_out,
         prepared.tokenizer,
-        general_documents=prepared.general,
+        general=prepared.general,
         separate_teacher=teacher,
     )
     if moved:

@@ -7,24 +7,12 @@ from itertools import pairwise
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tiny_gemma import GEMMA_2B
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GemmaConfig, LlamaConfig
 
-from newllm_lib.adapters.memory_budget import (
-    CUDA_CONTEXT,
-    GB,
-    GEMMA_2B_CONFIG,
-    LOSS_BUFFER,
-    USABLE_SHARE,
-    BudgetItem,
-    budget_table,
-    check_fits,
-    memory_budget,
-    model_sizes,
-    nearest_that_fits,
-    total_bytes,
-)
+from newllm_lib.adapters.memory_budget import GB, USABLE_SHARE, check_fits, memory_budget, model_sizes
 from newllm_lib.errors import InputError
 from newllm_lib.models import NewLLMConfig
 
@@ -38,19 +26,17 @@ SMALL = {
     "vocab_size": 512,
 }
 ROWS, TOKENS, RANK = 2, 96, 8  # few: most CPUs multiply bf16 slowly
-ACTIVATIONS = ("projections, MLP", "attention", "norms")
-QLORA = {"target_modules": "all-linear", "quantized": True, "distills": True, "gradient_checkpointing": True}
-gemma_2b = partial(memory_budget, GemmaConfig(**GEMMA_2B_CONFIG), **{**QLORA, "rank": 8})
-
-
-def by_name(items: list[BudgetItem]) -> dict[str, int]:
-    assert len({item.name for item in items}) == len(items)
-    return {item.name: item.bytes for item in items}
+QLORA = {
+    "target_modules": "all-linear", "quantized": True, "distills": True, "gradient_checkpointing": True,
+    "compute_bytes": 2,
+}  # fmt: skip
+gemma_2b = partial(memory_budget, model_sizes(GemmaConfig(**GEMMA_2B)), **QLORA | {"rank": 8})
 
 
 def small_budget(**changes) -> dict[str, int]:
+    layers = changes.pop("num_hidden_layers", SMALL["num_hidden_layers"])
     settings = {**QLORA, "rank": RANK, "micro_batch": ROWS, "max_length": TOKENS, **changes}
-    return by_name(memory_budget(GemmaConfig(**SMALL), **settings))
+    return memory_budget(model_sizes(GemmaConfig(**{**SMALL, "num_hidden_layers": layers})), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -132,25 +118,25 @@ def test_weights_equal_bitsandbytes(qlora):
             quantized += sum(tensor.nbytes for tensor in tensors)
         else:
             others += parameter.nbytes
-    assert budget["linear layers in NF4"] == quantized
+    assert budget["linear layers"] == quantized
     assert budget["embeddings, norms, biases"] == others
-    assert budget["adapters"] == budget["adapters' gradients"] == adapters
     optimizer = torch.optim.AdamW([parameter for parameter in qlora.parameters() if parameter.requires_grad])
     update(qlora, tokens=2)
-    assert budget["adapters' gradients"] == sum(p.grad.nbytes for p in qlora.parameters() if p.grad is not None)
+    gradients = sum(p.grad.nbytes for p in qlora.parameters() if p.grad is not None)
     optimizer.step()
     qlora.zero_grad()
     moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
-    assert budget["AdamW's moments"] == sum(moment.nbytes for moment in moments)
+    cast = adapters // 2  # in bf16
+    assert budget["adapters"] == adapters + gradients + sum(moment.nbytes for moment in moments) + cast
 
 
 def test_activations_are_what_autograd_keeps(qlora, autocast_seen):
     qlora.gradient_checkpointing_disable()
     budget = small_budget(gradient_checkpointing=False)
     last_norm = 4 * ROWS * TOKENS * SMALL["hidden_size"]  # counted with the hidden states
-    measured = kept_for_backward(qlora) - budget["adapters for autocast"] - last_norm
-    counted = sum(budget[f"all layers: {name}"] for name in ACTIVATIONS)
-    assert measured <= counted <= 1.25 * measured
+    cast = budget["adapters"] // 9  # 2 of 18 bytes
+    measured = kept_for_backward(qlora) - cast - last_norm
+    assert measured <= budget["layers' activations"] <= 1.25 * measured
 
 
 def test_checkpointed_layers_keep_their_inputs(qlora, autocast_seen):
@@ -164,9 +150,9 @@ def test_checkpointed_layers_keep_their_inputs(qlora, autocast_seen):
 def test_peak_of_an_update_is_within_the_budget(qlora, autocast_seen):
     qlora.gradient_checkpointing_enable({"use_reentrant": False})
     budget = small_budget()
-    apart = ("linear layers in NF4", "embeddings, norms, biases", "adapters", "AdamW's moments", "loss buffers")
-    apart += ("fragmentation", "CUDA context, workspaces")
-    counted = sum(size for name, size in budget.items() if name not in apart)
+    there_before = 12 / 18 * budget["adapters"]  # weights and moments
+    apart = ("linear layers", "embeddings, norms, biases", "the loss's logits")
+    counted = sum(size for name, size in budget.items() if name not in apart) - there_before
     update(qlora, tokens=2)  # what the first pass alone allocates
     qlora.zero_grad()
     measured = peak_bytes(lambda: update(qlora))
@@ -175,56 +161,49 @@ def test_peak_of_an_update_is_within_the_budget(qlora, autocast_seen):
 
 
 def test_gemma_2b_is_counted_whole():
-    items = by_name(gemma_2b(micro_batch=4, max_length=512))
-    sizes = model_sizes(GemmaConfig(**GEMMA_2B_CONFIG))
+    parts = gemma_2b(micro_batch=4, max_length=512)
+    sizes = model_sizes(GemmaConfig(**GEMMA_2B))
     assert sum(layer.weights for layer in sizes.linear) + sizes.other_parameters == 2_506_172_416  # published
-    assert items["embeddings, norms, biases"] == 2 * (256_000 * 2048 + 37 * 2048)
-    assert items["layer inputs"] == 18 * 4 * 512 * 2048 * 2
-    assert items["loss buffers"] == LOSS_BUFFER
-    assert items["CUDA context, workspaces"] == CUDA_CONTEXT
-    allocated = sum(size for name, size in items.items() if name not in ("fragmentation", "CUDA context, workspaces"))
-    assert items["fragmentation"] == pytest.approx(0.1 * allocated)
+    assert parts["embeddings, norms, biases"] == 2 * (256_000 * 2048 + 37 * 2048)
+    assert parts["layer inputs"] == 18 * 4 * 512 * 2048 * 2
+    assert parts["the loss's logits"] == 2**29
 
 
-@pytest.mark.parametrize("max_length", [512, 1024])
-def test_gemma_2b_needs_less_than_10_gb(max_length):
-    assert total_bytes(gemma_2b(micro_batch=4, max_length=max_length)) < 10e9
+@pytest.mark.parametrize(("max_length", "measured"), [(512, 3.02), (1024, 4.09)])
+def test_the_budget_is_an_upper_bound_within_15_percent(max_length, measured):
+    """Measured: the most that torch had allocated on an H100 that worked in fp16 like a T4, 4 rows."""
+    total = sum(gemma_2b(micro_batch=4, max_length=max_length).values()) / GB
+    assert measured <= total <= 1.15 * measured
 
 
 def test_more_is_never_less():
     for name, values in {"max_length": (64, 500, 512, 4096), "micro_batch": (1, 3, 8), "rank": (1, 8, 64)}.items():
-        budgets = [by_name(gemma_2b(**{"micro_batch": 2, "max_length": 512, name: value})) for value in values]
+        budgets = [gemma_2b(**{"rank": 8, "micro_batch": 2, "max_length": 512, name: value}) for value in values]
         for less, more in pairwise(budgets):
-            assert all(less[item] <= more[item] for item in less)
+            assert all(less[part] <= more[part] for part in less)
             assert sum(less.values()) < sum(more.values())
 
 
 def test_what_each_option_saves():
     tokens = {"micro_batch": 4, "max_length": 512}
-    whole = total_bytes(gemma_2b(**tokens))
+    whole = sum(gemma_2b(**tokens).values())
     for option in ("quantized", "gradient_checkpointing"):
-        assert total_bytes(gemma_2b(**tokens, **{option: False})) > 1.5 * whole
-    alone = by_name(gemma_2b(**tokens, distills=False))
-    assert alone["loss buffers"] == LOSS_BUFFER
-    assert by_name(gemma_2b(**tokens, compute_bytes=4))["linear layers in NF4"] == alone["linear layers in NF4"]
-    two = by_name(gemma_2b(**tokens, target_modules=["q_proj", "v_proj"]))
-    assert two == by_name(gemma_2b(**tokens, target_modules=r".*\.(q|v)_proj"))
-    assert two["adapters"] == 4 * 18 * 8 * (2048 + 2048 + 2048 + 256)
+        assert sum(gemma_2b(**tokens, **{option: False}).values()) > 1.5 * whole
+    assert sum(gemma_2b(**tokens, distills=False).values()) < whole
+    assert gemma_2b(**tokens, compute_bytes=4)["linear layers"] == gemma_2b(**tokens)["linear layers"]
+    two = gemma_2b(**tokens, target_modules=["q_proj", "v_proj"])
+    assert two == gemma_2b(**tokens, target_modules=r".*\.(q|v)_proj")
+    assert two["adapters"] == 18 * 18 * 8 * (2048 + 2048 + 2048 + 256)
 
 
 def test_layers_count_in_proportion():
     """Twice the layers: twice of what each has, and no more of what one at a time has."""
-    few, many = (
-        by_name(memory_budget(GemmaConfig(**{**SMALL, "num_hidden_layers": layers}), rank=RANK, micro_batch=ROWS,
-                              max_length=TOKENS, **QLORA))
-        for layers in (2, 4)
-    )  # fmt: skip
-    each = ("linear layers in NF4", "adapters", "adapters' gradients", "AdamW's moments", "layer inputs")
-    assert all(many[name] == 2 * few[name] for name in each)
-    once = [*(f"one layer: {name}" for name in ACTIVATIONS), "gradients in flight", "a dequantised weight"]
+    few, many = (small_budget(num_hidden_layers=layers) for layers in (2, 4))
+    assert all(many[name] == 2 * few[name] for name in ("linear layers", "adapters", "layer inputs"))
+    once = ("layers' activations", "gradients in flight", "a dequantised weight")
     assert all(many[name] == few[name] for name in once)
     stored = small_budget(gradient_checkpointing=False)
-    assert all(stored[f"all layers: {name}"] == 2 * few[f"one layer: {name}"] for name in ACTIVATIONS)
+    assert stored["layers' activations"] == 2 * few["layers' activations"] and stored["layer inputs"] == 0
 
 
 def test_head_of_its_own_is_not_quantised():
@@ -236,70 +215,60 @@ def test_head_of_its_own_is_not_quantised():
     assert sizes.other_parameters == 2 * 100 * 64 + 5 * 64  # embeddings, head, norms
 
 
-def test_table_has_a_line_per_item_and_the_total():
-    items = gemma_2b(micro_batch=4, max_length=512)
-    *lines, last = budget_table(items).splitlines()
-    assert [line.split("  ")[0] for line in lines] == [item.name for item in items]
-    assert all(item.how and item.how in line for item, line in zip(items, lines, strict=True))
-    assert last.split() == ["total", f"{total_bytes(items) / GB:.3f}", "GB"]
-
-
-def product_budget(micro_batch: int, max_length: int) -> list[BudgetItem]:
-    return [BudgetItem("rows and tokens", micro_batch * max_length, "a byte each")]
-
-
 @pytest.mark.parametrize(
     ("available", "asked", "nearest"),
     [
-        (4096, (4, 2, 1024), (4, 2, 1024)),  # it fits
+        (4096, (4, 2, 1024), None),  # it fits
         (4095, (4, 2, 1024), (2, 4, 1024)),
         (1024, (4, 2, 1024), (1, 8, 1024)),
         (1023, (4, 2, 1024), (1, 8, 512)),  # shorter only when a single row is too long
         (100, (6, 1, 100), (1, 6, 100)),
+        (200, (6, 1, 100), (2, 3, 100)),
         (300, (6, 1, 100), (3, 2, 100)),
         (500, (5, 1, 101), (1, 5, 101)),  # 5 rows cannot be halved
         (64, (1, 1, 100), (1, 1, 64)),
-        (63, (8, 1, 1024), None),
-        (31, (1, 1, 32), None),  # never longer than asked for
     ],
 )
-def test_nearest_that_fits(available, asked, nearest):
-    assert nearest_that_fits(available, product_budget, *asked) == nearest
+def test_the_refusal_names_the_nearest_setting_that_fits(available, asked, nearest):
+    def check(rows, accumulation, length):
+        check_fits(available / USABLE_SHARE + 0.01, lambda rows, length: rows * length, rows, accumulation, length)
 
-
-def test_refusal_names_a_setting_that_fits():
-    memory, budget_of = 14.56 * GB, lambda rows, length: gemma_2b(micro_batch=rows, max_length=length)
-    check_fits(memory, budget_of, 4, 4, 1024)
+    if nearest is None:
+        check(*asked)
+        return
     with pytest.raises(InputError) as refusal:
-        check_fits(memory, budget_of, 64, 1, 2048)
+        check(*asked)
+    flags = r"--per_device_train_batch_size (\d+) --gradient_accumulation_steps (\d+) --max_length (\d+)\.$"
+    assert tuple(map(int, re.search(flags, str(refusal.value)).groups())) == nearest
+    check(*nearest)
+
+
+def test_a_refusal_says_what_is_needed_and_what_there_is():
+    def needed(rows, length):
+        return sum(gemma_2b(micro_batch=rows, max_length=length).values())
+
+    check_fits(14.56 * GB, needed, 4, 4, 1024)
+    with pytest.raises(InputError) as refusal:
+        check_fits(14.56 * GB, needed, 64, 1, 2048)
     message = str(refusal.value)
     assert message.startswith(
         "per_device_train_batch_size 64 with gradient_accumulation_steps 1 and max_length 2048 needs about "
     )
-    assert f"{total_bytes(budget_of(64, 2048)) / GB:.1f} GB, but 13.1 of the device's 14.6 GB may be used" in message
-    flags = r"--per_device_train_batch_size (\d+) --gradient_accumulation_steps (\d+) --max_length (\d+)\.$"
-    rows, accumulation, length = map(int, re.search(flags, message).groups())
-    assert rows * accumulation == 64 and length == 2048
-    check_fits(memory, budget_of, rows, accumulation, length)
-    assert total_bytes(budget_of(2 * rows, length)) > USABLE_SHARE * memory  # nothing nearer does
+    assert f"{needed(64, 2048) / GB:.1f} GB, but 13.1 of the device's 14.6 GB may be used" in message
 
 
-def test_refusal_when_nothing_fits():
-    with pytest.raises(
-        InputError, match=r"may be used: not even one row of 64 tokens fits; choose a smaller --model\.$"
-    ):
-        check_fits(2 * GB, lambda rows, length: gemma_2b(micro_batch=rows, max_length=length), 4, 1, 512)
-
-
-def test_cpu_refuses_nothing():
-    check_fits(None, lambda rows, length: pytest.fail("nothing to count"), 10**6, 1, 10**6)
+@pytest.mark.parametrize(("rows", "length", "shortest"), [(8, 1024, 64), (1, 32, 32)])  # never longer than asked for
+def test_refusal_when_nothing_fits(rows, length, shortest):
+    words = rf"may be used: not even one row of {shortest} tokens fits; choose a smaller --model\.$"
+    with pytest.raises(InputError, match=words):
+        check_fits(31, lambda rows, length: rows * length, rows, 1, length)
 
 
 def test_a_model_without_attention_has_a_budget():
     config = NewLLMConfig()
-    settings = {**QLORA, "rank": RANK, "micro_batch": ROWS, "max_length": TOKENS}
-    items = by_name(memory_budget(config, **settings))
-    assert total_bytes(memory_budget(config, **settings)) > CUDA_CONTEXT + items["linear layers in NF4"]
-    targets = 7 * config.num_hidden_layers + 1  # three into the context, one out of it, the MLP's; the projection
-    (adapters,) = (item.how for item in memory_budget(config, **settings) if item.name == "adapters")
-    assert f"on {targets} layers" in adapters
+    parts = memory_budget(model_sizes(config), **QLORA, rank=RANK, micro_batch=ROWS, max_length=TOKENS)
+    targets = model_sizes(config).linear
+    # Three into the context, one out of it, the MLP's; the projection.
+    assert len(targets) == 7 * config.num_hidden_layers + 1
+    assert parts["adapters"] == 18 * RANK * sum(layer.inputs + layer.outputs for layer in targets)
+    assert min(parts.values()) > 0

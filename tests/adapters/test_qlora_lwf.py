@@ -8,10 +8,9 @@ import torch
 from lwf_runs import lwf_arguments
 from run_files import StopAt
 from safetensors.torch import load_file
-from tiny_gemma import tiny_gemma_folder
+from tiny_gemma import tiny_gemma_folder, trainable
 from transformers import TrainerCallback
 
-from newllm_lib.adapters.lora import trainable
 from newllm_lib.adapters.merge import merge
 from newllm_lib.adapters.qlora_lwf import FORGETTING_FILE, PRESETS, QloraLwfArguments, prepare, qlora_lwf
 from newllm_lib.chat import Chat
@@ -238,7 +237,7 @@ def test_what_does_not_fit_on_the_gpu_is_refused_before_anything_is_loaded(tmp_p
     from newllm_lib.adapters import qlora_lwf as stage
 
     monkeypatch.setattr(stage, "find_device", lambda use_cpu=False: Device("cuda", "small", 2.0, (7, 5), 2))
-    monkeypatch.setattr(stage, "open_base", lambda *args: pytest.fail("it was loaded"))
+    monkeypatch.setattr(stage, "open_to_tune", lambda *args: pytest.fail("it was loaded"))
     with pytest.raises(InputError, match=r"needs about .* the nearest setting that fits is --per_device_train_batch_s"):
         qlora_lwf(lwf_arguments(tmp_path, per_device_train_batch_size=4096))
 

@@ -6,12 +6,10 @@ from html import unescape
 import pytest
 from chats import write_conversations
 from sample_text import make_text
-from tiny_gemma import tiny_gemma_folder
+from tiny_gemma import GEMMA_2B, tiny_gemma_folder, trainable
 from transformers import GemmaConfig
 
 from newllm_lib.adapters import offline_gemma, qlora_lwf
-from newllm_lib.adapters.lora import trainable
-from newllm_lib.adapters.memory_budget import GEMMA_2B_CONFIG
 from newllm_lib.adapters.qlora_lwf import prepare
 from newllm_lib.colab import base_model, preview
 from newllm_lib.colab.panel import adapter_estimate, base_lookup, estimate
@@ -67,7 +65,7 @@ def t4(monkeypatch):
         monkeypatch.setattr(module, "find_device", lambda use_cpu: device)
     for module in (base_lookup, adapter_estimate):
         monkeypatch.setattr(module, "base_of", lambda args: base)
-        monkeypatch.setattr(module, "config_of", lambda base: GemmaConfig(**GEMMA_2B_CONFIG))
+        monkeypatch.setattr(module, "config_of", lambda base: GemmaConfig(**GEMMA_2B))
 
 
 def set_to(panel, name, value):
@@ -126,7 +124,7 @@ def test_minutes_are_told_once_a_block_is_measured(make_panel, monkeypatch):
 
 
 def test_the_panel_opens_no_model(make_panel, monkeypatch):
-    monkeypatch.setattr("newllm_lib.adapters.qlora_lwf.open_base", lambda *args: pytest.fail("a model was opened"))
+    monkeypatch.setattr("newllm_lib.adapters.qlora_lwf.open_to_tune", lambda *args: pytest.fail("a model was opened"))
     monkeypatch.setattr(base_model, "display", lambda content: None)
     make_panel().show()
 

@@ -13,7 +13,9 @@ from preference_runs import make_pairs, tiny_chat_model, write_pairs
 pytest.importorskip("trl")
 pytest.importorskip("optuna")
 
-from newllm_lib.adapters.lora import add_adapters, trainable
+from tiny_gemma import trainable
+
+from newllm_lib.adapters.lora import add_adapters
 from newllm_lib.colab import base_model
 from newllm_lib.colab.panel import start_models
 from newllm_lib.colab.panel.adapter_estimate import generated_for_training
@@ -205,7 +207,7 @@ def test_without_any_chat_model_one_is_trained_and_said_to_be_small(runs, monkey
 
 
 def test_the_panel_opens_no_model(runs, chat_model, monkeypatch):
-    monkeypatch.setattr("newllm_lib.preferences.dpo.open_base", lambda *args: pytest.fail("a model was opened"))
+    monkeypatch.setattr("newllm_lib.preferences.dpo.open_to_tune", lambda *args: pytest.fail("a model was opened"))
     monkeypatch.setattr(base_model, "say", lambda sentence, status="ok": None)
     base_model.show_tuned_model(PreferencePanel(PREFERENCES, runs))
 

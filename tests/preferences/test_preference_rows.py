@@ -3,7 +3,7 @@
 import pytest
 
 from newllm_lib.data.files import RowError
-from newllm_lib.preferences.pairs import IdenticalSides, any_preference
+from newllm_lib.preferences.pairs import any_preference
 
 USER = {"role": "user", "content": "Why?"}
 YES, NO = {"role": "assistant", "content": "Because."}, {"role": "assistant", "content": "No idea."}
@@ -77,9 +77,3 @@ def test_system_and_history_are_part_of_the_prompt():
 def test_a_bad_row_says_why(row, complaint):
     with pytest.raises(RowError, match=complaint):
         any_preference(row)
-
-
-@pytest.mark.parametrize("rejected", ["Because.", "Because. \n"])
-def test_identical_sides_are_told_apart_from_bad_rows(rejected):
-    with pytest.raises(IdenticalSides):
-        any_preference({"prompt": "Why?", "chosen": "Because.", "rejected": rejected})

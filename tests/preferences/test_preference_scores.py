@@ -72,8 +72,8 @@ def test_metrics_are_means_over_pairs():
     )  # fmt: skip
     metrics = preference_metrics(scores, beta=0.5)
     assert scores.margins(0.5).tolist() == [2.5, 2.5, 0.0]
-    assert metrics.accuracy == pytest.approx(2.5 / 3) and metrics.margin == pytest.approx(5 / 3)
-    assert metrics.loss == pytest.approx((2 * math.log1p(math.exp(-2.5)) + math.log(2)) / 3)
-    assert (metrics.chosen_logp, metrics.rejected_logp, metrics.kl, metrics.pairs) == (-20, -20, 0.2, 3)
+    assert metrics["accuracy"] == pytest.approx(2.5 / 3) and metrics["margin"] == pytest.approx(5 / 3)
+    assert metrics["loss"] == pytest.approx((2 * math.log1p(math.exp(-2.5)) + math.log(2)) / 3)
+    assert [metrics[name] for name in ("chosen_logp", "rejected_logp", "kl", "pairs")] == [-20, -20, 0.2, 3]
     pairs = [EncodedPreference([1], [2], [3], kind) for kind in ("rude", "", "vague")]
     assert accuracy_by_kind(scores, pairs, 0.5) == {"rude": 1.0, "vague": 0.5}

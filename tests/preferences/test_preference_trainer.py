@@ -9,12 +9,14 @@ from preference_runs import dpo_arguments, opened
 
 pytest.importorskip("trl")
 
+from datasets import Dataset
 from transformers import Trainer, TrainerState, TrainingArguments
+from trl import DPOTrainer
 
 from newllm_lib.preferences.dpo import prepare
 from newllm_lib.preferences.pairs import encode_preferences
 from newllm_lib.preferences.scores import preference_metrics
-from newllm_lib.preferences.trainer import ChosenFalls, PreferenceTrainer, chosen_falls, dpo_config, trl_rows
+from newllm_lib.preferences.trainer import ChosenFalls, PreferenceTrainer, chosen_falls, dpo_config
 
 
 def trainer_of(args, **fields):
@@ -64,18 +66,16 @@ def test_our_metrics_are_trls(tmp_path, model_type):
     trainer.resume_or_start()
     pairs = list(encode_preferences(rows.pairs, trainer.processing_class, args.max_length))
     ours = preference_metrics(trainer.score_pairs(pairs), args.beta)
-    for pair, row in zip(pairs, trainer.train_dataset, strict=True):
-        assert (pair.prompt, pair.chosen, pair.rejected) == (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[n] for n in range(len(pairs))]))
     trainer.model.eval()
     with torch.no_grad():
         loss = trainer.compute_loss(trainer.model, batch)
     theirs = {name: sum(values) / len(values) for name, values in trainer._metrics["eval"].items()}
-    assert float(loss) == pytest.approx(ours.loss, abs=1e-5)
-    assert theirs["rewards/accuracies"] == ours.accuracy > 0.9
-    assert theirs["rewards/margins"] == pytest.approx(ours.margin, abs=1e-4)
-    assert theirs["logps/chosen"] == pytest.approx(ours.chosen_logp, abs=1e-3)
-    assert theirs["logps/rejected"] == pytest.approx(ours.rejected_logp, abs=1e-3)
+    assert float(loss) == pytest.approx(ours["loss"], abs=1e-5)
+    assert theirs["rewards/accuracies"] == ours["accuracy"] > 0.9
+    assert theirs["rewards/margins"] == pytest.approx(ours["margin"], abs=1e-4)
+    assert theirs["logps/chosen"] == pytest.approx(ours["chosen_logp"], abs=1e-3)
+    assert theirs["logps/rejected"] == pytest.approx(ours["rejected_logp"], abs=1e-3)
 
 
 def test_an_evaluation_takes_nothing_from_the_log_of_training(tmp_path):
@@ -86,10 +86,16 @@ def test_an_evaluation_takes_nothing_from_the_log_of_training(tmp_path):
     assert all("rewards/margins" not in entry for entry in trainer.state.log_history if "eval_loss" in entry)
 
 
-def test_what_trl_learns_from_is_the_conversation_of_the_template(tmp_path):
-    prepared = prepare(dpo_arguments(tmp_path))
-    row = trl_rows(prepared.train_rows, prepared.tokenizer)[0]
-    assert [message["role"] for message in row["prompt"]] == ["user"] and row["chosen"][0]["role"] == "assistant"
+def test_what_trl_learns_from_is_what_it_would_make_of_the_conversations(tmp_path):
+    trainer, pairs = trainer_of(dpo_arguments(tmp_path))
+    rows = [
+        {"prompt": list(pair.prompt)}
+        | {side: [{"role": "assistant", "content": getattr(pair, side)}] for side in ("chosen", "rejected")}
+        for pair in pairs.pairs
+    ]
+    whole = Dataset.from_list(rows), trainer.processing_class, trainer.args, "train"
+    for row, wanted in zip(trainer.train_dataset, DPOTrainer._prepare_dataset(trainer, *whole), strict=True):
+        assert row == {name: wanted[name] for name in row}
 
 
 def test_the_base_is_not_half_precision(tmp_path):

@@ -47,14 +47,14 @@ def test_a_file_is_split_by_prompt(tmp_path):
     assert len(load_preferences(data=str(file), eval_data=str(own)).validation.pairs) == 3
 
 
-def test_identical_sides_are_dropped_and_counted(tmp_path):
+def test_identical_sides_are_dropped_and_counted(tmp_path, tokenizer):
     pairs = make_pairs(40)
     for number in (3, 8):
         pairs[number]["rejected"] = pairs[number]["chosen"]
-    splits = load_preferences(data=str(write_pairs(tmp_path / "pairs.jsonl", pairs)))
-    assert len(splits.train.pairs) + len(splits.validation.pairs) == 38
-    assert splits.train.remarks() == ["2 pairs have two identical sides and were left out (line 4, line 9)."]
-    assert splits.validation.remarks() == []
+    file = str(write_pairs(tmp_path / "pairs.jsonl", pairs))
+    side = drop_too_long(load_preferences(data=file, eval_data=file).train, tokenizer, 512, skips=False)
+    assert len(side.pairs) == 38
+    assert side.remarks == ("2 pairs are equal within 512 tokens and were left out (line 4, line 9).",)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_bad_row_is_named_with_its_line(tmp_path, field, value, complaint):
         load_preferences(data=str(file))
     splits = load_preferences(data=str(file), skip_bad_rows=True)
     assert len(splits.train.pairs) + len(splits.validation.pairs) == 29
-    assert "1 rows do not fit and were left out (line 5: " in splits.train.remarks()[0]
+    assert "1 rows do not fit and were left out (line 5: " in splits.train.remarks[0]
 
 
 def test_a_line_that_is_no_json_and_one_without_a_column(tmp_path):
@@ -115,8 +115,9 @@ def test_hh_rlhf_from_the_hub(monkeypatch):
     }
     monkeypatch.setattr(sources, "first_opened", lambda entry: (opened, None))
     splits = load_preferences("hh-rlhf", max_samples=11)
-    assert splits.source == "hub" and len(splits.train.pairs) == len(splits.validation.pairs) == 10
-    assert len(splits.train.complaints) == 1 and splits.validation.identical == ("row 12",)
+    assert splits.source == "hub" and (len(splits.train.pairs), len(splits.validation.pairs)) == (10, 11)
+    (complaint,) = splits.train.remarks
+    assert complaint.startswith("1 rows do not fit and were left out (row 11: ")
     problem = HubProblem("unreachable", "no connection")
     monkeypatch.setattr(sources, "first_opened", lambda entry: (None, problem))
     with pytest.raises(InputError, match=r"'hh-rlhf' could not be had from the hub .*--data"):
@@ -169,7 +170,7 @@ def test_a_prompt_longer_than_the_window_is_named(tmp_path, tokenizer):
     with pytest.raises(InputError, match=r"file pairs.jsonl, line 3: the prompt alone fills max_length 64; .*larger"):
         drop_too_long(side, tokenizer, 64, skips=False)
     kept = drop_too_long(side, tokenizer, 64, skips=True)
-    assert len(kept.pairs) == 5 and "line 3: the prompt alone" in kept.remarks()[0]
+    assert len(kept.pairs) == 5 and "line 3: the prompt alone" in kept.remarks[0]
     assert drop_too_long(side, tokenizer, 512, skips=False).pairs == side.pairs
     with pytest.raises(InputError, match="no prompt shorter than max_length 8"):
         drop_too_long(side, tokenizer, 8, skips=True)
@@ -184,22 +185,13 @@ def test_pairs_that_are_equal_within_a_row_are_told_and_left_out(tmp_path, token
     side = load_preferences(data=str(file), eval_data=str(file)).train
     kept = drop_too_long(side, tokenizer, 64, skips=False)
     assert [pair.place for pair in kept.pairs] == [f"line {number}" for number in (1, 3, 4, 5, 6)]
-    equal, cut = kept.remarks()
+    equal, cut = kept.remarks
     assert equal == "1 pairs are equal within 64 tokens and were left out (line 2)."
     assert cut.endswith("pairs have an answer that is cut at 64 tokens.")
-    assert drop_too_long(side, tokenizer, 512, skips=False).remarks() == []
+    assert drop_too_long(side, tokenizer, 512, skips=False).remarks == ()
     file = write_pairs(tmp_path / "equal.jsonl", [pairs[1]] * 3)
     side = load_preferences(data=str(file), eval_data=str(file)).train
     with pytest.raises(
         InputError, match=r"in all 3 pairs of file equal\.jsonl both answers are the same within max_length"
     ):
         drop_too_long(side, tokenizer, 64, skips=False)
-
-
-def test_pairs_of_which_all_are_identical_are_refused_as_such(tmp_path):
-    pairs = [{**pair, "rejected": pair["chosen"]} for pair in make_pairs(30)]
-    file = write_pairs(tmp_path / "pairs.jsonl", pairs)
-    with pytest.raises(
-        InputError, match=r"holds no pair; 30 pairs have two identical sides .*line 1.*; give more rows|rows\."
-    ):
-        load_preferences(data=str(file))

@@ -178,7 +178,4 @@ def test_a_second_sweep_on_one_folder_says_who_is_at_work(tmp_path):
 def test_a_damaged_table_is_one_sentence(tmp_path, damage):
     (tmp_path / "trials.jsonl").write_bytes(damage)
     with pytest.raises(InputError, match=r"trials\.jsonl, is damaged; choose another --output_dir"):
-        stage.read_trials(tmp_path)
-    (tmp_path / "best.json").write_bytes(damage)
-    with pytest.raises(InputError, match="no finished trial"):
         stage.sweep_settings(tmp_path)

@@ -6,8 +6,7 @@ import functools
 
 from ...adapters.base_model import open_tokenizer
 from ...adapters.lora import add_adapters
-from ...adapters.memory_budget import total_bytes
-from ...adapters.qlora_lwf import QloraLwfArguments, budget
+from ...adapters.qlora_lwf import QloraLwfArguments, gpu_bytes
 from ...models import build_model, count_parameters
 from ...preferences.arguments import DpoArguments
 from ...preferences.pairs import GENERATED, GENERATED_SHARE, load_preferences
@@ -66,8 +65,8 @@ def lwf_phrases(arguments: dict[str, QloraLwfArguments], measured: dict[str, Mea
         seconds = measured[model].seconds_of(weights, updates * args.effective_batch_size * example)
         parts.append(minutes_phrase(seconds))
     if find_device(args.use_cpu).memory_gb is not None:
-        items = budget(args, config, args.per_device_train_batch_size, args.max_length)
-        parts += gpu_phrase(args, [total_bytes(items)])
+        needed = gpu_bytes(args, sizes_of(base), args.per_device_train_batch_size, args.max_length)
+        parts += gpu_phrase(args, [needed])
     return parts
 
 

@@ -101,7 +101,7 @@ def check_lwf(args: QloraLwfArguments) -> None:
     """Refuse what does not fit into the GPU's memory; nothing is looked up where there is none. Raises InputError:
     naming the nearest setting that fits."""
     if find_device(args.use_cpu).memory_gb is not None:
-        check_memory(args, config_of(base_of(args)))
+        check_memory(args, sizes_of(base_of(args)))
 
 
 def resolve_pairs(args: DpoArguments) -> dict[str, str]:
