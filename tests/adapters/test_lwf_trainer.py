@@ -39,7 +39,8 @@ def trainer_of(args, teacher=None, moved: bool = True):
 
 def a_batch(trainer, count: int = 4) -> dict[str, torch.Tensor]:
     order = list(MixSampler(trainer.train_dataset, 0.5, 4, seed=1))
-    return collate_examples([trainer.train_dataset[index] for index in order[:count]])
+    batch = collate_examples([trainer.train_dataset[index] for index in order[:count]])
+    return {name: tensor.to(trainer.args.device) for name, tensor in batch.items()}
 
 
 def full_logits_loss(trainer, batch, weight: float, temperature: float, smoothing: float = 0.0) -> torch.Tensor:

@@ -22,6 +22,8 @@ from newllm_lib.training import curves, run_trainer
 from newllm_lib.training.checkpoint import is_complete, numbered_checkpoints
 
 torch.set_num_threads(1)
+if torch.cuda.is_available():
+    torch.use_deterministic_algorithms(True, warn_only=True)  # as in conftest.py
 
 
 def train(folder: Path, text: str, limit: int) -> None:

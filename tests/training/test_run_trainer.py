@@ -18,6 +18,7 @@ from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.training import run_trainer
 from newllm_lib.training.checkpoint import numbered_checkpoints
 from newllm_lib.training.run_trainer import MOST_UNSEEN, PATIENCE, RunTrainerMixin
+from newllm_lib.training.trainer import GraphedTrainer
 
 FIELDS = {"max_steps": 12, "eval_steps": 4, "save_steps": 4}
 
@@ -33,24 +34,25 @@ def tune_preferences(folder, name, text_file, callbacks=(), **fields):
     return dpo(dpo_arguments(folder, name, **{**FIELDS, **fields}), callbacks)
 
 
-def break_losses(monkeypatch, *numbers):
-    """Let these losses of all that follow, counted from 1, be no numbers."""
-    real, count = Trainer.training_step, 0
+def break_losses(monkeypatch, train, number):
+    """Let the `number`th loss of `train` be no number; a loss that a CUDA graph gives has passed no `Trainer`."""
+    kind = GraphedTrainer if train is train_language_model else Trainer
+    real, count = kind.training_step, 0
 
     def training_step(*args, **kwargs):
         nonlocal count
         count += 1
         loss = real(*args, **kwargs)
-        return loss * math.nan if count in numbers else loss
+        return loss * math.nan if count == number else loss
 
-    monkeypatch.setattr(Trainer, "training_step", training_step)
+    monkeypatch.setattr(kind, "training_step", training_step)
 
 
 @pytest.mark.parametrize("train", [train_language_model, tune_preferences])
 def test_it_ends_at_once_and_goes_on_from_what_was_saved(tmp_path, text_file, monkeypatch, train):
     whole = train(tmp_path, "whole", text_file)
     with monkeypatch.context() as patch:
-        break_losses(patch, 7)
+        break_losses(patch, train, 7)
         with pytest.raises(TrainingDiverged, match=r"learning_rate 0\.\d+: the loss of update 7 is no finite") as error:
             train(tmp_path, "broken", text_file)
     assert error.value.code == "NL-502"
@@ -119,7 +121,7 @@ def test_what_a_finished_run_has_lost_is_made_again(tmp_path, text_file, lost):
 def test_a_run_with_another_tokenizer_is_not_gone_on_with(tmp_path, text_file, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("newllm_lib.stages.pretrain.build_tokenizer", lambda *args: earlier_byte_tokenizer())
-        break_losses(patch, 7)
+        break_losses(patch, train_language_model, 7)
         with pytest.raises(TrainingDiverged):
             train_language_model(tmp_path, "broken", text_file)
     with pytest.raises(InputError, match=r"an earlier version, with another tokenizer; choose another --output_dir"):
