@@ -52,6 +52,7 @@ class Preferences:
     identity: str
     pairs: list[Preference] = field(repr=False)
     remarks: tuple[str, ...] = ()  # sentences on what was left out or cut
+    encoded: list["EncodedPreference"] = field(default_factory=list, repr=False)  # the pairs, after `drop_too_long`
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
         InputError: naming the line, or there is no pair left.
     """
     complaint = f"the prompt alone fills max_length {max_length}"
-    kept, long, equal, cut = [], [], [], 0
+    kept, ids, long, equal = [], [], [], []
     for pair in side.pairs:
         if len(token_ids(pair, tokenizer)[0]) >= max_length:
             if not skips:
@@ -286,7 +287,7 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
             equal.append(pair.place)
         else:
             kept.append(pair)
-            cut += encoded.is_cut
+            ids.append(encoded)
     if not kept:
         why = f"{side.origin} has no prompt shorter than max_length {max_length}"
         if equal:
@@ -299,9 +300,9 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
         remarks.append(f"{len(long):,} rows do not fit and were left out ({long[0]}: {complaint}).")
     if equal:
         remarks.append(f"{len(equal):,} pairs are equal within {max_length} tokens and were left out ({_some(equal)}).")
-    if cut:
+    if cut := sum(encoded.is_cut for encoded in ids):
         remarks.append(f"{cut:,} pairs have an answer that is cut at {max_length} tokens.")
-    return replace(side, pairs=kept, remarks=tuple(remarks))
+    return replace(side, pairs=kept, remarks=tuple(remarks), encoded=ids)
 
 
 def _some(places: Sequence[str]) -> str:
