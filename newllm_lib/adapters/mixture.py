@@ -115,15 +115,10 @@ class ExampleMix(ConcatDataset):
 
 
 class MixSampler(Sampler[int]):
-    """Every epoch: all examples of the new task, and `ratio` times as many to rehearse, shuffled. Examples to rehearse
-    come from one endless sequence of passes over all of them, which goes on from epoch to epoch: none comes again
-    before every other has been seen.
-
-    Args:
-        batch: examples of an update. Within one they are sorted by length: the same update, with less padding in its
-            micro-batches.
-        seed: with the epoch's number it decides the order, so that a resumed run sees what an unbroken one would.
-    """
+    """Every epoch: all examples of the new task, and `ratio` times as many to rehearse, shuffled by seed and epoch, so
+    that a resumed run sees what an unbroken one would. Examples to rehearse come from one endless sequence of passes
+    over all of them, which goes on from epoch to epoch: none comes again before every other has been seen. Within the
+    `batch` of an update they are sorted by length: the same update, with less padding in its micro-batches."""
 
     def __init__(self, mix: ExampleMix, ratio: float, batch: int, seed: int):
         self.mix, self.batch, self.seed, self.epoch = mix, batch, seed, 0
