@@ -343,10 +343,11 @@ def _rows(
         }
 
 
-def collate_rows(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Rows of `packed_rows` -> [B, T] tensors, and `row` [B]. `shift_labels` tells transformers that the labels are
-    shifted already."""
-    batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])).long() for name in rows[0]}
+def collate_rows(rows: list[dict[str, np.ndarray]] | dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Rows of `packed_rows`, or their columns -> [B, T] tensors, and `row` [B]. `shift_labels` tells transformers that
+    the labels are shifted already."""
+    columns = rows if isinstance(rows, dict) else {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    batch = {name: torch.from_numpy(column.astype(np.int64)) for name, column in columns.items()}
     return batch | {"shift_labels": batch["labels"]}
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+import datasets
 import numpy as np
+import pyarrow
 import torch
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
@@ -37,6 +39,28 @@ class LaneSampler(Sampler[int]):
         for step in range(self.rows_per_lane):
             for lane in range(self.lanes):
                 yield (first + lane * self.rows_per_lane + step) % self.num_rows
+
+
+class RowsOnDisk(Dataset):
+    """Rows of `packed_rows`; a batch is read at once, for one by one takes longer than an update on a GPU."""
+
+    def __init__(self, rows: datasets.Dataset):
+        self.rows, self.table = rows, rows.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.rows[index]
+
+    def __getitems__(self, indices: list[int]) -> dict[str, np.ndarray]:
+        """Columns of tokens [B, T], of numbers [B]."""
+        table, batch = self.table[indices], {}
+        for name in table.column_names:
+            column = table[name].combine_chunks()
+            is_row = pyarrow.types.is_fixed_size_list(column.type)
+            batch[name] = column.flatten().to_numpy().reshape(len(indices), -1) if is_row else column.to_numpy()
+        return batch
 
 
 class RowsAndBlank(Dataset):
