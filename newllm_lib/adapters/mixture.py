@@ -171,9 +171,10 @@ def rehearsal_per_epoch(mix: ExampleMix, ratio: float) -> int:
 
 
 def collate_examples(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Examples -> `input_ids` and `labels` [B, T], padded to the longest, and `is_new` [B]. labels[t] is what follows
-    input_ids[t], or IGNORED where that is not supervised. Padding stands on the right, where attention does not look
-    and no label is: no attention mask is needed."""
+    """Examples -> `input_ids` and `labels` [B, T], padded to the longest, `is_new` [B], and `supervised` [N], the
+    numbers of the tokens in the flattened batch that have a label: a GPU that had to count them would keep everybody
+    waiting. labels[t] is what follows input_ids[t], or IGNORED where that is not supervised. Padding stands on the
+    right, where attention does not look and no label is: no attention mask is needed."""
     length = max(len(row["input_ids"]) for row in rows) - 1
     input_ids = np.zeros((len(rows), length), dtype=np.int64)
     labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
@@ -184,5 +185,6 @@ def collate_examples(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tenso
     return {
         "input_ids": torch.from_numpy(input_ids),
         "labels": torch.from_numpy(labels),
+        "supervised": torch.from_numpy(np.flatnonzero(labels != IGNORED)),
         "is_new": torch.tensor([bool(row["is_new"]) for row in rows]),
     }
