@@ -10,6 +10,7 @@ adapters/memory_budget.py says. TRL turns adapters on 4-bit weights into bf16, o
 
 import argparse
 import gc
+import itertools
 import statistics
 import tempfile
 import time
@@ -26,7 +27,7 @@ from newllm_lib.adapters.arguments import QloraLwfArguments
 from newllm_lib.adapters.lora import add_adapters, set_compute_dtype
 from newllm_lib.adapters.mixture import ExampleMix
 from newllm_lib.adapters.trainer import LwfTrainer
-from newllm_lib.data.batches import Document, EvaluationDocuments, TextCounts
+from newllm_lib.data.batches import EvaluationDocuments
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.training.device import GB
 
@@ -90,7 +91,7 @@ class Clock(TrainerCallback):
     @property
     def seconds(self) -> list[float]:
         kept = self.ends[WARM_UP - 1 : len(self.ends) - (self.profiler is not None)]
-        return [after - before for before, after in zip(kept, kept[1:], strict=False)]
+        return [after - before for before, after in itertools.pairwise(kept)]
 
 
 def lwf_trainer(model: PeftModel, rows: list[list[int]], settings: dict) -> LwfTrainer:
@@ -99,7 +100,9 @@ def lwf_trainer(model: PeftModel, rows: list[list[int]], settings: dict) -> LwfT
         eval_on_start=False, load_best_model_at_end=False, eval_strategy="no", save_strategy="no", **settings,
     )  # fmt: skip
     supervised = [[number > 0 for number in range(len(row))] for row in rows]
-    mix = ExampleMix(datasets.Dataset.from_dict({"input_ids": rows, "supervised": supervised}).with_format("numpy"), None)
+    mix = ExampleMix(
+        datasets.Dataset.from_dict({"input_ids": rows, "supervised": supervised}).with_format("numpy"), None
+    )
     held_out = EvaluationDocuments([], "nothing")
     return LwfTrainer(model, args, mix, held_out, build_tokenizer("byte", []), held_out)
 
@@ -140,11 +143,9 @@ def clean() -> None:
 
 def kernel_table(profiler: profile, count: int) -> str:
     """The kernels (operators on a CPU) that took most of an update."""
-    events = profiler.key_averages()
-    if CUDA:
-        events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
-    rows = sorted(((event.self_device_time_total if CUDA else event.self_cpu_time_total, event) for event in events),
-                  key=lambda row: -row[0])  # fmt: skip
+    events = [event for event in profiler.key_averages() if not event.key.startswith("Optimizer.step")]  # a range
+    rows = [(event.self_device_time_total if CUDA else event.self_cpu_time_total, event) for event in events]
+    rows = sorted((row for row in rows if row[0] > 0), key=lambda row: -row[0])
     whole = sum(microseconds for microseconds, _ in rows)
     calls = sum(event.count for _, event in rows)
     lines = [f"one update of ours: {whole / 1000:.1f} ms in {calls:,} {'kernels' if CUDA else 'operators'}"]
@@ -175,7 +176,9 @@ def main() -> None:
         f"{name}, {options.precision}, {model.num_parameters() / 1e9:.2f} G parameters in {held:.2f} GB, made in "
         f"{time.perf_counter() - started:.1f} s; {options.accumulation} micro-batches of {options.micro_batch} rows"
     )
-    print(f"{'tokens':>6} {'':<20} {'s/update':>9} {'tokens/s':>9} {'to TRL':>7} {'peak GB':>8} {'budget':>7}", flush=True)
+    print(
+        f"{'tokens':>6} {'':<20} {'s/update':>9} {'tokens/s':>9} {'to TRL':>7} {'peak GB':>8} {'budget':>7}", flush=True
+    )
     updates = WARM_UP + options.updates
     generator = torch.Generator().manual_seed(0)
     profiler = None
@@ -193,8 +196,8 @@ def main() -> None:
             makers = {"ours, LwF": lambda rows=rows, settings=settings: lwf_trainer(model, rows, settings)}
             if not options.without_trl:
                 for kind, keep in {"fp32": True, "bf16": False}.items():
-                    makers[f"TRL, SFT, {kind} LoRA"] = (
-                        lambda rows=rows, settings=settings, keep=keep: trl_trainer(model, rows, settings, keep)
+                    makers[f"TRL, SFT, {kind} LoRA"] = lambda rows=rows, settings=settings, keep=keep: trl_trainer(
+                        model, rows, settings, keep
                     )
             found = {}
             for kind, make in makers.items():
@@ -203,7 +206,9 @@ def main() -> None:
                         if parameter.requires_grad:
                             parameter.data = parameter.data.float()
                 wanted = options.profile and kind == "ours, LwF" and max_length == options.max_length[0]
-                watch = profile(activities=[ProfilerActivity.CUDA if CUDA else ProfilerActivity.CPU]) if wanted else None
+                watch = (
+                    profile(activities=[ProfilerActivity.CUDA if CUDA else ProfilerActivity.CPU]) if wanted else None
+                )
                 profiler = watch or profiler
                 trainer = make()
                 found[kind] = measure(trainer, Clock(updates, watch))
@@ -216,7 +221,9 @@ def main() -> None:
         for kind, (seconds, peak) in found.items():
             ratio = "" if kind.startswith("ours") else f"{ours / seconds:.2f}"
             most = f"{limit:.2f}" if kind.startswith("ours") else ""
-            print(f"{max_length:>6,} {kind:<20} {seconds:9.3f} {tokens / seconds:9,.0f} {ratio:>7} {peak:8.2f} {most:>7}")
+            print(
+                f"{max_length:>6,} {kind:<20} {seconds:9.3f} {tokens / seconds:9,.0f} {ratio:>7} {peak:8.2f} {most:>7}"
+            )
     if profiler is not None:
         print(kernel_table(profiler, 15))
     print(f"{time.perf_counter() - started:.0f} s in all")

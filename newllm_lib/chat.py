@@ -55,9 +55,7 @@ class Chat:
         penalty = 1.0 if repetition_penalty is None else repetition_penalty
         check_sampling(max_new_tokens, temperature, top_p, penalty, seed)
         self.trained = path if isinstance(path, TrainedModel) else open_model(path)
-        self.tokenizer = self.trained.tokenizer
-        self.model = self.trained.model
-        self.base = base
+        self.tokenizer, self.model, self.base = self.trained.tokenizer, self.trained.model, base
         generator = torch.Generator(self.model.device)
         generator.seed() if seed is None else generator.manual_seed(seed)
         self.stream = TokenStream(self.model, generator=generator)
@@ -68,14 +66,7 @@ class Chat:
     def set_sampling(
         self, max_new_tokens: int, temperature: float, top_p: float, repetition_penalty: float | None = None
     ) -> None:
-        """How replies are drawn from the next one on.
-
-        Args:
-            repetition_penalty: None takes what the model's folder says.
-
-        Raises:
-            InputError: a value is outside its range.
-        """
+        """How replies are drawn from the next one on, as in `Chat`. Raises InputError: a value is outside its range."""
         if repetition_penalty is None:
             repetition_penalty = self.model.generation_config.repetition_penalty or 1.0
         check_sampling(max_new_tokens, temperature, top_p, repetition_penalty)
@@ -84,13 +75,9 @@ class Chat:
 
     def reply(self, text: str) -> Iterator[str]:
         """Say `text`; yields the reply as it is made, a piece a token. The conversation grows by both when it is done,
-        or when the caller stops listening.
-
-        A piece is empty where a token ends no character: the caller can stop a reply of which nothing can be shown.
-
-        Raises:
-            InputError: `text` is no text (the conversation is then as it was), or the model's template refuses it.
-        """
+        or when the caller stops listening. A piece is empty where a token ends no character: the caller can stop a
+        reply of which nothing can be shown. Raises InputError: `text` is no text (the conversation is then as it was),
+        or the model's template refuses it."""
         check_prompt(text)
         self.messages.append({"role": "user", "content": text})
         pieces = []
@@ -131,29 +118,22 @@ class Chat:
         return weights_hash(self.trained.folder)
 
     def memory_file(self, with_words: bool = False) -> bytes:
-        """What `save_memory` writes (see evaluation/memory_file.py). Raises InputError: there is no such memory."""
+        """What the model remembers of the conversation, as a file (see evaluation/memory_file.py); `with_words`: also
+        what has been said, in the file's header, for people to read. Raises InputError: nothing has been said, or the
+        model has no memory of fixed size."""
+        problem = "" if self.messages or self.memory else "nothing has been said yet: there is no memory to save."
         if not self.is_recurrent:
-            raise InputError(
-                f"{self.trained.name} has no memory of fixed size: only that of a New-LLM can be saved.", "NL-405"
-            )
-        if not self.messages and self.memory is None:
-            raise InputError("nothing has been said yet: there is no memory to save.", "NL-405")
+            problem = f"{self.trained.name} has no memory of fixed size: only that of a New-LLM can be saved."
+        if problem:
+            raise InputError(problem, "NL-405")
         self.stream.catch_up(self._token_ids(is_turn_open=False))
-        state, tokens = self.stream.cache.context, self.stream.cache.seen_tokens
-        messages = tuple(self.messages) if with_words else ()
-        return Memory(state, tokens, self.trained.name, self.weights, messages).file(self.model.config)
+        cache, messages = self.stream.cache, tuple(self.messages) if with_words else ()
+        memory = Memory(cache.context, cache.seen_tokens, self.trained.name, self.weights, messages)
+        return memory.file(self.model.config)
 
     def save_memory(self, path: str | Path, with_words: bool = False) -> Path:
-        """Write what the model remembers of the conversation to a file, whole or not at all.
-
-        Args:
-            with_words: also what has been said, in the file's header, for people to read; the model needs none of it.
-
-        Raises:
-            InputError: nothing has been said, or the model has no memory of fixed size.
-        """
-        path = Path(path).expanduser()
-        content = self.memory_file(with_words)
+        """Write `memory_file` to a file, whole or not at all. Raises InputError: there is no such memory."""
+        path, content = Path(path).expanduser(), self.memory_file(with_words)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
         return path
@@ -162,20 +142,17 @@ class Chat:
         """Go on from what `save_memory` has written, in place of the conversation so far; the repetition penalty knows
         only what is said from now on. Raises InputError: no such file, damaged, or of another model; the conversation
         is then as it was."""
-        memory = read_memory(path)
-        name = Path(path).name
-        problem = ""
+        memory, what = read_memory(path), f"memory {Path(path).name!r}"
         if not self.is_recurrent or memory.weights != self.weights:
-            problem = (
-                f"was made by another model ({memory.model}, weights {memory.weights}) and means nothing to this one "
-                f"({self.trained.name}, weights {self.weights}); load it with the model that made it."
+            raise InputError(
+                f"{what} was made by another model ({memory.model}, weights {memory.weights}) and means nothing to "
+                f"this one ({self.trained.name}, weights {self.weights}); load it with the model that made it.",
+                "NL-405",
             )
-        elif (numbers := memory.state.shape[1]) != (size := self._state_numbers):
-            problem = f"holds {numbers} numbers, but this model's state has {size}; it is damaged: save it again."
-        if problem:
-            raise InputError(f"memory {name!r} {problem}", "NL-405")
-        self.messages = list(memory.messages)
-        self.memory = memory
+        if (numbers := memory.state.shape[1]) != self._state_numbers:
+            size = f"holds {numbers} numbers, but this model's state has {self._state_numbers}"
+            raise InputError(f"{what} {size}; it is damaged: save it again.", "NL-405")
+        self.messages, self.memory = list(memory.messages), memory
         self.stream.begin(memory.state, memory.tokens)
         return memory
 
@@ -206,11 +183,8 @@ class Chat:
             yield token
 
     def _token_ids(self, is_turn_open: bool = True) -> list[int]:
-        """The conversation, or what has been said since the memory that it began with.
-
-        Args:
-            is_turn_open: it is the model's turn.
-        """
+        """The conversation, or what has been said since the memory that it began with; `is_turn_open`: it is the
+        model's turn."""
         said = self.messages[len(self.memory.messages) if self.memory else 0 :]
         if not said:
             return []

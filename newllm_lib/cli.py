@@ -9,7 +9,9 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,34 +27,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     accept_every_character()
     try:
-        if not argv or argv[0] in ("-h", "--help"):
-            print(usage())
-            return 0
-        if argv[0] == "--version":
-            print(f"newllm {__version__}")
+        if not argv or argv[0] in ("-h", "--help", "--version"):
+            print(f"newllm {__version__}" if argv == ["--version"] else usage())
             return 0
         command, *rest = argv
         if command not in COMMANDS:
             raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; newllm --help lists them all.")
         set_up_output()
-        COMMANDS[command][0](rest)
+        run, purpose = COMMANDS[command]
+        run(SentenceParser(prog=f"newllm {command}", description=f"{purpose}.", allow_abbrev=False), rest)
+        return 0
     except InputError as error:
-        print(f"newllm: {error}", file=sys.stderr)
-        return 2
+        sentence, code = str(error), 2
     except OSError as error:
         if error.errno not in OF_THE_DISK:
             raise
         where = f" for {error.filename}" if error.filename else ""
-        sentence = InputError(
-            f"the disk refuses{where}: {error.strerror}; make room, or name another folder, and give the same command "
-            "again. Nothing that was saved is lost."
-        )
-        print(f"newllm: {sentence}", file=sys.stderr)
-        return 2
+        remedy = "make room, or name another folder, and give the same command again. Nothing that was saved is lost."
+        sentence, code = str(InputError(f"the disk refuses{where}: {error.strerror}; {remedy}")), 2
     except KeyboardInterrupt as error:
-        print(f"newllm: {error if error.args else 'Interrupted; nothing that was saved is lost.'}", file=sys.stderr)
-        return 130
-    return 0
+        sentence, code = str(error) if error.args else "Interrupted; nothing that was saved is lost.", 130
+    print(f"newllm: {sentence}", file=sys.stderr)
+    return code
 
 
 def usage() -> str:
@@ -73,36 +69,67 @@ def set_up_output() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stdout)
     logging.getLogger(__package__).setLevel(logging.INFO)
-    from .quiet import quiet_libraries
-
     quiet_libraries()
 
 
-def training_command(name: str, arguments: str) -> Callable[[Sequence[str]], None]:
+def quiet_libraries() -> None:
+    """Keep the libraries below us to errors, for what a run has to say it says itself: no warnings and no progress bars
+    of transformers and datasets, nor of what one library calls by an old name in another; nor of bitsandbytes, which on
+    a CPU with bf16 misses a package when it is imported."""
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore", r".* is deprecated and will be removed in v6", FutureWarning)
+    # Checkpoints may follow each other quickly; their numbers show their order as well.
+    warnings.filterwarnings("ignore", "mtime may not be reliable")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """', did you mean X?' or nothing."""
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+class SentenceParser(argparse.ArgumentParser):
+    """argparse whose complaint is one InputError in place of the usage and an exit."""
+
+    def error(self, message: str):
+        raise InputError(f"{message}; {self.prog} --help lists the fields.")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse all of `argv`; an unknown flag is named with the nearest known one."""
+        namespace, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [option for action in self._actions for option in action.option_strings]
+            word = unknown[0].split("=")[0]
+            self.error(f"unknown argument {word!r}{nearest(word, flags)}")
+        return namespace
+
+
+def run_stage(name: str, arguments: str, parser: SentenceParser, argv: Sequence[str]) -> None:
     """The command of a stage: the function of the module `name` that is called like it, with the fields of its
     dataclass `arguments`."""
-
-    def run(argv: Sequence[str]) -> None:
-        module, stage = wing(name), name.split(".")[1]
-        prog = f"newllm {stage.replace('_', '-')}"
-        getattr(module, stage)(parse_stage(getattr(module, arguments), module.PRESETS, prog, argv))
-
-    return run
+    module = wing(name)
+    getattr(module, name.split(".")[1])(parse_stage(getattr(module, arguments), module.PRESETS, parser.prog, argv))
 
 
-def run_merge(argv: Sequence[str]) -> None:
-    parser = SentenceParser(prog="newllm merge", description="Write adapters and their base as one plain model.")
+def run_merge(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_model_field(parser)
     parser.add_argument("--output_dir", required=True, help="folder for the merged model; must not exist yet")
-    fields = parser.parse(argv)
-    wing("adapters.merge").merge(fields.model, fields.output_dir, fields.base)
+    wing("adapters.merge").merge(**vars(parser.parse(argv)))
 
 
-def run_data(argv: Sequence[str]) -> None:
+def run_data(parser: SentenceParser, argv: Sequence[str]) -> None:
     from transformers.hf_argparser import string_to_bool
 
-    parser = SentenceParser(prog="newllm data", description="Look at a dataset; without a name, list those we know.")
-    parser.add_argument("name", nargs="?", help="a dataset of the list, or an id on the hub (owner/name)")
+    parser.add_argument(
+        "dataset", metavar="name", nargs="?", help="a dataset of the list, or an id on the hub (owner/name)"
+    )
     parser.add_argument("--data", help="file with the rows; the name then says which chat template they get")
     parser.add_argument("--data_source", default="auto", help="auto, hub, offline or file")
     parser.add_argument("--model", help="finished run whose tokenizer and chat template to use")
@@ -111,21 +138,18 @@ def run_data(argv: Sequence[str]) -> None:
     flag = {"nargs": "?", "const": True, "default": False, "type": string_to_bool}
     parser.add_argument("--skip_bad_rows", **flag, help="count rows that do not fit, and leave them out")
     parser.add_argument("--template", choices=["instruction", "preference"], help="print rows to write your own after")
-    fields = parser.parse(argv)
+    fields = vars(parser.parse(argv))
     from .stages import data
 
-    if fields.template is not None:
-        print(data.template_rows(fields.template))
-    elif fields.name is None and fields.data is None:
+    if template := fields.pop("template"):
+        print(data.template_rows(template))
+    elif fields["dataset"] is None and fields["data"] is None:
         print(data.catalogue_text())
     else:
-        source = fields.name, fields.data_source, fields.data, fields.model
-        report = data.inspect_dataset(*source, fields.max_length, fields.max_samples, fields.skip_bad_rows)
-        print(data.report_text(report))
+        print(data.report_text(data.inspect_dataset(**fields)))
 
 
-def run_evaluate(argv: Sequence[str]) -> None:
-    parser = SentenceParser(prog="newllm evaluate", description="Metrics of a trained model, every token scored once.")
+def run_evaluate(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_model_field(parser)
     add_text_fields(parser)
     parser.add_argument("--max_length", type=int, help="tokens per forward pass; as in training if left out")
@@ -141,9 +165,9 @@ def run_evaluate(argv: Sequence[str]) -> None:
 
     if fields.tasks is not None:
         asked = fields.tasks.split(","), fields.batch_size or 32, fields.limit
-        print(json.dumps(evaluate_tasks(fields.model, *asked, fields.base), indent=2))
+        print(json.dumps(evaluate_tasks(fields.path, *asked, fields.base), indent=2))
         return
-    metrics = evaluate(fields.model, fields.data, fields.max_length, fields.batch_size, fields.base)
+    metrics = evaluate(fields.path, fields.data, fields.max_length, fields.batch_size, fields.base)
     if fields.json:
         print(json.dumps(metrics))
     else:
@@ -152,8 +176,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
             print(f"{name:<16} {shown}")
 
 
-def run_compare(argv: Sequence[str]) -> None:
-    parser = SentenceParser(prog="newllm compare", description="Trained models side by side.")
+def run_compare(parser: SentenceParser, argv: Sequence[str]) -> None:
     parser.add_argument("models", nargs="+", help="folders of finished runs")
     add_text_fields(parser)
     parser.add_argument("--picture", metavar="PNG", help="also draw the comparison into this file")
@@ -170,8 +193,7 @@ def run_compare(argv: Sequence[str]) -> None:
     print(json.dumps(rows) if fields.json else comparison_table(rows))
 
 
-def run_generate(argv: Sequence[str]) -> None:
-    parser = SentenceParser(prog="newllm generate", description="Continue a prompt.")
+def run_generate(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_model_field(parser)
     parser.add_argument("--prompt", required=True, help="beginning of the text")
     add_sampling_fields(parser, max_new_tokens=60)
@@ -179,22 +201,19 @@ def run_generate(argv: Sequence[str]) -> None:
     fields = parser.parse(argv)
     from .stages.generate import generate
 
-    sampling = fields.max_new_tokens, fields.seed, fields.temperature, fields.top_p
-    print(generate(fields.model, fields.prompt, *sampling, fields.base))
+    print(generate(**vars(fields)))
 
 
-def run_chat(argv: Sequence[str]) -> None:
-    parser = SentenceParser(prog="newllm chat", description="Talk to a trained model; an empty line ends it.")
+def run_chat(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_model_field(parser)
     add_sampling_fields(parser, max_new_tokens=200)
     parser.add_argument("--seed", type=int, help="draw the same replies every time")
     parser.add_argument("--repetition_penalty", type=float, help="above 1: fewer repetitions; as trained if left out")
-    fields = parser.parse(argv)
+    fields = vars(parser.parse(argv))
     from .chat import Chat
     from .training.trained_model import open_model
 
-    sampling = fields.max_new_tokens, fields.temperature, fields.top_p, fields.repetition_penalty
-    chat = Chat(open_model(fields.model, fields.base), *sampling, fields.seed)
+    chat = Chat(open_model(fields.pop("path"), fields.pop("base")), **fields)
     for line in iter(read_line, ""):
         for piece in chat.reply(line):
             print(piece, end="", flush=True)
@@ -207,12 +226,9 @@ def read_line() -> str:
         return input("> ")
     except EOFError:
         return ""
-    except UnicodeDecodeError as error:
-        raise InputError("prompt holds bytes that are no UTF-8 text; set the terminal to UTF-8.") from error
 
 
-def run_doctor(argv: Sequence[str]) -> None:
-    parser = SentenceParser(prog="newllm doctor", description="What this machine is and what will run on it.")
+def run_doctor(parser: SentenceParser, argv: Sequence[str]) -> None:
     parser.add_argument("--folder", default=".", help="where runs would be saved")
     fields = parser.parse(argv)
     from .doctor import doctor
@@ -220,31 +236,6 @@ def run_doctor(argv: Sequence[str]) -> None:
     marks = {"ok": "✓", "note": "!", "fail": "✗"}
     for finding in doctor(fields.folder):
         print(f"{marks[finding.status]} {finding.subject:<14} {finding.value:<34} {finding.advice}".rstrip())
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """', did you mean X?' or nothing."""
-    matches = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
-
-
-class SentenceParser(argparse.ArgumentParser):
-    """argparse whose complaint is one InputError in place of the usage and an exit."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
-
-    def error(self, message: str):
-        raise InputError(f"{message}; {self.prog} --help lists the fields.")
-
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse all of `argv`; an unknown flag is named with the nearest known one."""
-        namespace, unknown = self.parse_known_args(argv)
-        if unknown:
-            flags = [option for action in self._actions for option in action.option_strings]
-            word = unknown[0].split("=")[0]
-            raise InputError(f"unknown argument {word!r}{nearest(word, flags)}; {self.prog} --help lists the fields.")
-        return namespace
 
 
 def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog: str, argv: Sequence[str]) -> Any:
@@ -266,28 +257,20 @@ def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog:
                 options["help"] = f"has no effect here: {NO_EFFECT[name]}."
             return super().add_argument(*names, **options)
 
-    fields = dataclasses.fields(arguments_class)
-    types = [field.type for field in fields]
-    parser = StageParser(arguments_class, prog=prog)
+    types = {field: field.type for field in dataclasses.fields(arguments_class)}
+    parser = StageParser(arguments_class, prog=prog, allow_abbrev=False)
     # HfArgumentParser rewrites the dataclass's own field types (`str | None` to `str`); other readers need them whole.
-    for field, kind in zip(fields, types, strict=True):
+    for field, kind in types.items():
         field.type = kind
     preset = parser.parse_known_args(argv)[0].preset
-    if preset is not None:
-        if preset not in presets:
-            raise InputError(f"preset has to be one of {', '.join(presets)}, got {preset!r}{nearest(preset, presets)}.")
-        parser.set_defaults(**presets[preset])
-    values = vars(parser.parse(argv))
-    try:
-        return arguments_class(**values)
-    except InputError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+    if preset is not None and preset not in presets:
+        raise InputError(f"preset has to be one of {', '.join(presets)}, got {preset!r}{nearest(preset, presets)}.")
+    parser.set_defaults(**presets.get(preset, {}))
+    return arguments_class(**vars(parser.parse(argv)))
 
 
 def add_model_field(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="folder of a finished run")
+    parser.add_argument("path", metavar="model", help="folder of a finished run")
     parser.add_argument("--base", help="of adapters: the folder of the model they were trained on, if it has moved")
 
 
@@ -302,20 +285,22 @@ def add_sampling_fields(parser: argparse.ArgumentParser, max_new_tokens: int) ->
     parser.add_argument("--top_p", type=float, default=0.95)
 
 
-COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
-    "pretrain": (training_command("stages.pretrain", "PretrainArguments"),
+# word -> (its function, of a parser and the arguments; what it does)
+COMMANDS: dict[str, tuple[Callable[[SentenceParser, Sequence[str]], None], str]] = {
+    "pretrain": (partial(run_stage, "stages.pretrain", "PretrainArguments"),
                  "train New-LLM or a baseline from scratch on text"),
-    "sft": (training_command("stages.sft", "SftArguments"), "teach a model to talk: conversations, instructions"),
-    "qlora-lwf": (training_command("adapters.qlora_lwf", "QloraLwfArguments"),
+    "sft": (partial(run_stage, "stages.sft", "SftArguments"), "teach a model to talk: conversations, instructions"),
+    "qlora-lwf": (partial(run_stage, "adapters.qlora_lwf", "QloraLwfArguments"),
                   "teach a large model in 4 bit a new task, keeping what it knew"),
-    "dpo": (training_command("preferences.dpo", "DpoArguments"), "teach a chat model which of two answers is wanted"),
-    "sweep": (training_command("preferences.sweep", "SweepArguments"),
+    "dpo": (partial(run_stage, "preferences.dpo", "DpoArguments"),
+            "teach a chat model which of two answers is wanted"),
+    "sweep": (partial(run_stage, "preferences.sweep", "SweepArguments"),
               "look for good settings of dpo: many short runs, one table"),
     "merge": (run_merge, "adapters and their base into one plain model"),
-    "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates"),
+    "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates; without a name, list those we know"),
     "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),
     "compare": (run_compare, "several models side by side: quality, speed, state, samples"),
     "generate": (run_generate, "continue a prompt"),
-    "chat": (run_chat, "talk to a model"),
+    "chat": (run_chat, "talk to a model; an empty line ends it"),
     "doctor": (run_doctor, "what this machine is and what will run on it"),
 }  # fmt: skip

@@ -15,18 +15,14 @@ from .data.catalogue import DATASETS
 from .data.sources import has_chitchat, hub_problem
 from .training.device import GB, Device, choose_precision, find_device, size
 
-# package -> what it is for
+# package -> (what it is for, the stages that alone need it or () for all, what pip installs)
 PACKAGES = {
-    **dict.fromkeys(("torch", "transformers", "datasets", "accelerate"), "all stages"),
-    "matplotlib": "curves", "ipywidgets": "notebooks",
+    **{name: ("all stages", (), name) for name in ("torch", "transformers", "datasets", "accelerate")},
+    "matplotlib": ("curves", (), "matplotlib"), "ipywidgets": ("notebooks", (), "ipywidgets"),
+    "peft": ("adapters, in stage 5 and stage 6", (5, 6), "'newllm[qlora]'"),
+    "bitsandbytes": ("models in 4 bit, in stage 5", (5,), "'newllm[qlora]'"),
+    "trl": ("preferences, in stage 6", (6,), "'newllm[dpo]'"),
 }  # fmt: skip
-# What only some stages need; without it a remark is all that the others are due.
-# package -> (what it is for, the stages, the extra that brings it)
-OF_SOME_STAGES = {
-    "peft": ("adapters", (5, 6), "qlora"),
-    "bitsandbytes": ("models in 4 bit", (5,), "qlora"),
-    "trl": ("preferences", (6,), "dpo"),
-}
 # name -> (the least that setup.py asks for, "" for any; the newest this release was tested with: constraints.txt)
 TESTED = {
     "Python": ("3.10", "3.13"), "torch": ("2.6", "2.13.0"), "transformers": ("5.0", "5.23.0"),
@@ -34,29 +30,23 @@ TESTED = {
     "ipywidgets": ("7.7.1", "8.1.9"), "peft": ("", "0.21.2"), "bitsandbytes": ("", "0.50.2"),
     "trl": ("0.29.1", "1.16.0"),
 }  # fmt: skip
-FREE_DISK_GB = 2.0
-FREE_MEMORY_GB = 2.0
+FREE_GB = 2.0  # of memory, and of the disk
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the check-up. `status`: ok, note (will run, with a remark) or fail (will not); `code`: one of CODES,
-    "" where there is nothing to explain."""
+    """One line of the check-up."""
 
     subject: str
     value: str
-    status: str
+    status: str  # ok, note (will run, with a remark) or fail (will not)
     advice: str = ""
-    code: str = ""
+    code: str = ""  # one of CODES, "" where there is nothing to explain
 
 
 def doctor(folder: str | Path = ".", adapters: bool = False, preferences: bool = False) -> list[Finding]:
-    """Examine the machine.
-
-    Args:
-        folder: where runs would be saved.
-        adapters: stage 5 is to run, and what only it needs has to be there; preferences: likewise for stage 6.
-    """
+    """Examine the machine, and the disk of the folder where runs would be saved. `adapters`: stage 5 is to run, and
+    what only it needs has to be there; `preferences`: likewise for stage 6."""
     machine = of_memory(psutil.virtual_memory()), of_the_disk(Path(folder).absolute())
     packages = of_version("Python", platform.python_version()), *of_packages({5: adapters, 6: preferences})
     return [*of_the_device(find_device()), *machine, *packages, *of_data()]
@@ -64,7 +54,6 @@ def doctor(folder: str | Path = ".", adapters: bool = False, preferences: bool =
 
 def of_the_device(device: Device) -> list[Finding]:
     """GPU or CPU, and the precision that follows from it."""
-    precision, why = choose_precision(device)
     advice = "Small presets run on the CPU. On Colab: Runtime > Change runtime type > T4."
     findings = [Finding("GPU", "none", "note", advice, "NL-101")]
     if device.kind == "cuda":
@@ -72,43 +61,38 @@ def of_the_device(device: Device) -> list[Finding]:
         capability = ".".join(map(str, device.capability))
         findings.append(Finding("Compute capability", capability, "ok", "bf16 arithmetic needs 8.0 or more."))
     cpu = Finding("CPU", f"{os.cpu_count()} cores, {device.threads} threads for torch", "ok")
+    precision, why = choose_precision(device)
     return [*findings, cpu, Finding("Precision", precision, "ok", why)]
 
 
 def of_memory(memory: Any) -> Finding:
     """The machine's memory, as psutil has it."""
     value = f"{size(memory.available)} of {size(memory.total)} free"
-    if memory.available < FREE_MEMORY_GB * GB:
-        return Finding("Memory", value, "note", "Close what else runs, or take a smaller preset.", "NL-103")
-    return Finding("Memory", value, "ok")
+    return _of_space("Memory", memory.available, value, "Close what else runs, or take a smaller preset.", "NL-103")
 
 
 def of_the_disk(folder: Path) -> Finding:
     """The disk that `folder` is on, or would be."""
-    existing = next(path for path in [folder, *folder.parents] if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < FREE_DISK_GB * GB:
-        return Finding("Disk", f"{size(free)} free", "note", f"Keep {FREE_DISK_GB:.0f} GB for checkpoints.", "NL-104")
-    return Finding("Disk", f"{size(free)} free", "ok")
+    free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
+    return _of_space("Disk", free, f"{size(free)} free", f"Keep {FREE_GB:.0f} GB for checkpoints.", "NL-104")
+
+
+def _of_space(subject: str, free: float, value: str, advice: str, code: str) -> Finding:
+    if free < FREE_GB * GB:
+        return Finding(subject, value, "note", advice, code)
+    return Finding(subject, value, "ok")
 
 
 def of_packages(runs: dict[int, bool]) -> list[Finding]:
-    """What is installed, against what this release was tested with.
-
-    Args:
-        runs: stage -> whether what only it needs has to be there.
-    """
+    """What is installed, against what this release was tested with. `runs`: stage -> whether what only it needs has to
+    be there."""
     findings = []
-    for package in (*PACKAGES, *OF_SOME_STAGES):
+    for package, (purpose, stages, install) in PACKAGES.items():
         try:
             findings.append(of_version(package, version(package)))
         except PackageNotFoundError:
-            status, advice = "fail", f"Needed for {PACKAGES.get(package)}: pip install {package}"
-            if package in OF_SOME_STAGES:
-                purpose, stages, extra = OF_SOME_STAGES[package]
-                status = "fail" if any(runs[stage] for stage in stages) else "note"
-                needed = " and ".join(f"stage {stage}" for stage in stages)
-                advice = f"For {purpose}, in {needed}: pip install 'newllm[{extra}]'"
+            status = "fail" if not stages or any(runs[stage] for stage in stages) else "note"
+            advice = f"Needed for {purpose}: pip install {install}"
             findings.append(Finding(package, "missing", status, advice, "NL-102"))
     return findings
 
@@ -127,8 +111,7 @@ def of_version(name: str, found: str) -> Finding:
 
 def of_data() -> list[Finding]:
     """Where data can come from."""
-    problem = hub_problem(DATASETS["wikitext"].sources[0])
-    offline = has_chitchat()
+    problem, offline = hub_problem(DATASETS["wikitext"].sources[0]), has_chitchat()
     hub = Finding("Hub", "reached", "ok")
     if problem is not None:
         advice = "The offline data will be used." if offline else "pip install 'newllm[offline]', or your own file."

@@ -45,27 +45,20 @@ CODES: dict[str, tuple[str, str]] = {
     "NL-901": ("A fault of ours.",
         "Make a report in the notebook's last cell, read it, and send it to us; what was saved is kept."),
 }  # fmt: skip
-
-
 LONGEST = 880  # characters of a sentence; what the user gave stands in its middle
 
 
 class InputError(ValueError):
     """Bad input, found at the boundary. The message is one sentence naming the field, the value and the remedy: on one
-    line, and with its middle left out where a value of any length makes it too long to read.
-
-    Attributes:
-        code: one of CODES.
-        field: the word that the sentence begins with, which is the setting if it is about one.
-    """
+    line, and with its middle left out where a value of any length makes it too long to read. `code` is one of CODES;
+    `field` the word that the sentence begins with, which is the setting if it is about one."""
 
     def __init__(self, message: str, code: str = "NL-401"):
         message = " ".join(message.splitlines())
         if len(message) > LONGEST:
             message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
         super().__init__(message)
-        self.code = code
-        self.field = message.split(maxsplit=1)[0].rstrip(":") if message.strip() else ""
+        self.code, self.field = code, message.partition(" ")[0].rstrip(":")
 
 
 class TrainingDiverged(InputError, FloatingPointError):

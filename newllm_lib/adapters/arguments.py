@@ -132,9 +132,7 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
     def ranks(self) -> list[int]:
         """The ranks of the run in turn; the last is the adapters' own. Raises InputError: the schedule is not a rising
         list of ranks."""
-        if self.rank_schedule is None:
-            return [self.lora_r]
-        parts = self.rank_schedule.replace(" ", "").split(",")
+        parts = (self.rank_schedule or str(self.lora_r)).replace(" ", "").split(",")
         ranks = [int(part) for part in parts if part.isdecimal()]
         if len(ranks) < len(parts) or ranks != sorted(set(ranks)) or ranks[0] < 1:
             raise InputError(f"rank_schedule has to be rising ranks such as 4,8,16, got {self.rank_schedule!r}.")

@@ -1,5 +1,5 @@
-"""The loss of learning without forgetting from the logits of a few tokens, and its gradient in their place, as one Triton
-kernel: torch would launch some 45 kernels for every block of types, and hold the logits in fp32.
+"""The loss of learning without forgetting from the logits of a few tokens, and its gradient in their place, as one
+Triton kernel: torch would launch some 45 kernels for every block of types, and hold the logits in fp32.
 
 The definition is `lwf_loss.loss_of_chunk`. Without a GPU, TRITON_INTERPRET=1 runs the kernel on a CPU.
 
@@ -97,8 +97,8 @@ def losses_of_logits(
     label_smoothing: float,
     trains: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every token: cross-entropy [n] and KL [n] in fp32. If it trains, the gradient of the loss by the logits before
-    soft-capping overwrites the student's.
+    """For every token: cross-entropy [n] and KL [n] in fp32. If it trains, the gradient of the loss by the logits
+    before soft-capping overwrites the student's.
 
     Args:
         student, teacher: [n, V], contiguous, before soft-capping; `softcaps` of both.

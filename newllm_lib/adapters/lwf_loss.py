@@ -8,11 +8,11 @@ computed once: three matrix products, as with full logits.
 Dimensions: N tokens, n tokens of a chunk, H width of a head's input, V vocabulary, v token types of a block.
 """
 
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -38,19 +38,12 @@ from ..models.matrix_products import product
 GPU_TYPES_PER_BLOCK = 2**16  # of one product that makes the gradient; the sum of blocks is in fp32
 
 
-@dataclass(frozen=True)
-class LwfLoss:
-    """Sums over tokens, in nats.
+class LwfLoss(NamedTuple):
+    """Sums over tokens, in nats."""
 
-    Args:
-        total: task + distill_weight * temperature**2 * kl; the one that can go backward.
-        task: cross-entropy, with label smoothing.
-        kl: KL(teacher || student) of the softened predictions; zero without a teacher.
-    """
-
-    total: torch.Tensor
-    task: torch.Tensor
-    kl: torch.Tensor
+    total: torch.Tensor  # task + distill_weight * temperature**2 * kl; the one that can go backward
+    task: torch.Tensor  # cross-entropy, with label smoothing
+    kl: torch.Tensor  # KL(teacher || student) of the softened predictions; zero without a teacher
 
 
 def lwf_loss(
@@ -79,8 +72,7 @@ def lwf_loss(
     models = checked_models(hidden, head, labels, teacher_hidden, teacher_head)
     trains = torch.is_grad_enabled() and hidden.requires_grad
     with torch.autocast(hidden.device.type, enabled=False):
-        total, task, kl = ChunkedLwf.apply(trains, hidden, labels, models, distill_weight, temperature, label_smoothing)
-    return LwfLoss(total, task, kl)
+        return LwfLoss(*ChunkedLwf.apply(trains, hidden, labels, models, distill_weight, temperature, label_smoothing))
 
 
 class ChunkedLwf(torch.autograd.Function):
@@ -116,10 +108,10 @@ def loss_of_chunk(
     models: list[Model],
     labels: torch.Tensor,
     tokens: slice,
-    distill_weight: float = 0.0,
-    temperature: float = 1.0,
-    label_smoothing: float = 0.0,
-    trains: bool = False,
+    distill_weight: float,
+    temperature: float,
+    label_smoothing: float,
+    trains: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """For every token: cross-entropy [n], KL [n], and, if it trains, the gradient of total by hidden [n, H]."""
     count = tokens.stop - tokens.start
@@ -136,9 +128,8 @@ def loss_of_chunk(
         softened = normalizers if temperature == 1 else log_normalizers(student, temperature)
         teacher_softened = log_normalizers(teacher, temperature)
     grad = nats.new_zeros(len(labels), head.weight.shape[1]) if trains else None
-    for index, types in enumerate(
-        blocks_of_types(head.weight)
-    ):  # overwrites the logits: only [n, v] is held beside them
+    # The logits are overwritten: only [n, v] is held beside them.
+    for index, types in enumerate(blocks_of_types(head.weight)):
         logits, pull = student[index], None
         # d logits / d what softcap caps
         damping = 1 - (logits / head.softcap) ** 2 if trains and head.softcap is not None else None

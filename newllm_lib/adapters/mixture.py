@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets.arrow_writer import ArrowWriter
-from torch.utils.data import Dataset, Sampler
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import ConcatDataset, Sampler
 from transformers import PreTrainedTokenizerFast
 
 from ..data.batches import IGNORED, TextCounts, tokenized_pieces
@@ -106,41 +107,24 @@ def _written_once(kind: str, key: tuple, tokenizer, examples, counts_class: type
     return datasets.Dataset.from_file(str(path)).with_format("numpy"), counts
 
 
-class ExampleMix(Dataset):
+class ExampleMix(ConcatDataset):
     """Examples of the new task, and after them those to rehearse."""
 
     def __init__(self, new: datasets.Dataset, rehearsal: datasets.Dataset | None):
-        self.parts = [new] if rehearsal is None else [new, rehearsal]
-        self.num_new = len(new)
-        self.num_rehearsal = 0 if rehearsal is None else len(rehearsal)
-        self.lengths = np.concatenate([pc.list_value_length(part.data.column("input_ids")) for part in self.parts])
-
-    def __len__(self) -> int:
-        return self.num_new + self.num_rehearsal
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        part = self.parts[0] if index < self.num_new else self.parts[1]
-        row = part[int(index if index < self.num_new else index - self.num_new)]
-        return {**row, "is_new": index < self.num_new}
+        super().__init__([new] if rehearsal is None else [new, rehearsal])
+        self.num_new, self.num_rehearsal = len(new), len(self) - len(new)
+        self.lengths = np.concatenate([pc.list_value_length(part.data.column("input_ids")) for part in self.datasets])
 
 
 class MixSampler(Sampler[int]):
-    """Every epoch: all examples of the new task, and `ratio` times as many to rehearse, shuffled. Examples to rehearse
-    come from one endless sequence of passes over all of them, which goes on from epoch to epoch: none comes again
-    before every other has been seen.
-
-    Args:
-        batch: examples of an update. Within one they are sorted by length: the same update, with less padding in its
-            micro-batches.
-        seed: with the epoch's number it decides the order, so that a resumed run sees what an unbroken one would.
-    """
+    """Every epoch: all examples of the new task, and `ratio` times as many to rehearse, shuffled by seed and epoch, so
+    that a resumed run sees what an unbroken one would. Examples to rehearse come from one endless sequence of passes
+    over all of them, which goes on from epoch to epoch: none comes again before every other has been seen. Within the
+    `batch` of an update they are sorted by length: the same update, with less padding in its micro-batches."""
 
     def __init__(self, mix: ExampleMix, ratio: float, batch: int, seed: int):
-        self.mix = mix
+        self.mix, self.batch, self.seed, self.epoch = mix, batch, seed, 0
         self.per_epoch = rehearsal_per_epoch(mix, ratio)
-        self.batch = batch
-        self.seed = seed
-        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -171,20 +155,15 @@ def rehearsal_per_epoch(mix: ExampleMix, ratio: float) -> int:
 
 
 def collate_examples(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Examples -> `input_ids` and `labels` [B, T], padded to the longest, `is_new` [B], and `supervised` [N], the
-    numbers of the tokens in the flattened batch that have a label: a GPU that had to count them would keep everybody
-    waiting. labels[t] is what follows input_ids[t], or IGNORED where that is not supervised. Padding stands on the
-    right, where attention does not look and no label is: no attention mask is needed."""
-    length = max(len(row["input_ids"]) for row in rows) - 1
-    input_ids = np.zeros((len(rows), length), dtype=np.int64)
-    labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
-    for number, row in enumerate(rows):
-        token_ids = row["input_ids"]
-        input_ids[number, : len(token_ids) - 1] = token_ids[:-1]
-        labels[number, : len(token_ids) - 1] = np.where(row["supervised"][1:], token_ids[1:], IGNORED)
+    """Examples -> `input_ids` and `labels` [B, T], padded to the longest, and `supervised` [N], the numbers of the
+    tokens in the flattened batch that have a label: a GPU that had to count them would keep Python waiting. labels[t]
+    is what follows input_ids[t], or IGNORED where that is not supervised. Padding stands on the right, where attention
+    does not look and no label is: no attention mask is needed."""
+    ids = [torch.tensor(row["input_ids"], dtype=torch.long) for row in rows]
+    labels = [item.where(torch.tensor(row["supervised"]), IGNORED) for item, row in zip(ids, rows, strict=True)]
+    labels = pad_sequence([item[1:] for item in labels], batch_first=True, padding_value=IGNORED)
     return {
-        "input_ids": torch.from_numpy(input_ids),
-        "labels": torch.from_numpy(labels),
-        "supervised": torch.from_numpy(np.flatnonzero(labels != IGNORED)),
-        "is_new": torch.tensor([bool(row["is_new"]) for row in rows]),
+        "input_ids": pad_sequence([item[:-1] for item in ids], batch_first=True),
+        "labels": labels,
+        "supervised": (labels.flatten() != IGNORED).nonzero()[:, 0],
     }

@@ -74,9 +74,8 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     mix = ExampleMix(new, stretches)
     remarks = tuple(filter(None, [base.note, rehearsal.note, replaced, *counts.remarks(args.max_length)]))
     held_out, general = (these.sample(args.max_test_tokens) for these in (documents, general))
-    about_training = extent(args, mix, base)
-    known = (splits, tokenizer, mix, counts, held_out, None, remarks, about_training, base)
-    return PreparedLwf(*known, rehearsal=rehearsal, general=general)
+    run = splits, tokenizer, mix, counts, held_out, None, remarks, extent(args, mix, base), base
+    return PreparedLwf(*run, rehearsal=rehearsal, general=general)
 
 
 def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
@@ -90,7 +89,7 @@ def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
 
 
 def check_memory(args: QloraLwfArguments, sizes: ModelSizes) -> None:
-    """Refuse what does not fit into the GPU's memory. Raises InputError: naming the nearest setting that fits."""
+    """Raises InputError for what does not fit into the GPU's memory, naming the nearest setting that fits."""
     memory_gb = find_device(args.use_cpu).memory_gb
     if memory_gb is not None:
         asked = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.max_length
@@ -150,9 +149,8 @@ def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[
     found = find_base_model(args.teacher)
     tokenizer = open_tokenizer(found)
     if tokenizer.backend_tokenizer.to_str() != prepared.tokenizer.backend_tokenizer.to_str():
-        raise InputError(
-            f"teacher {args.teacher!r} has another tokenizer than {prepared.base.name}; both need the same."
-        )
+        other = f"teacher {args.teacher!r} has another tokenizer than {prepared.base.name}"
+        raise InputError(f"{other}; both need the same.")
     device = find_device(args.use_cpu or args.teacher_on_cpu)
     teacher = open_base(found, args.load_in_4bit and device.kind == "cuda", device, args.compute_dtype)
     set_dropout(teacher, 0.0)
@@ -160,12 +158,8 @@ def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[
 
 
 def before_and_after(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Measure base and tuned model on both kinds of text and let both answer, write it into the run folder, and leave
-    what a chat needs to stop: the settings of generation.
-
-    Returns:
-        The tuned model's metrics on the new task, and what else belongs into the results.
-    """
+    """Measure base and tuned model on both kinds of text, let both answer, and write it into the run folder. Returns
+    the tuned model's metrics on the new task, and what else belongs into the results."""
     model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
     save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 4 * ANSWER_TOKENS, folder)
     measured, forgetting = {}, {}

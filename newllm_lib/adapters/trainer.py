@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 
 from ..data.batches import IGNORED, EvaluationDocuments
 from ..evaluation.perplexity import TextMetrics, score_against_base
@@ -26,21 +26,12 @@ class LwfTrainer(LanguageModelTrainer):
     its sum over an update divided by the update's number of supervised tokens, however they fall into micro-batches.
 
     Args:
+        general: the text on which forgetting is measured.
         separate_teacher: another model with the same tokenizer, on a device of its own or on the model's; None: the
             model itself with its adapters off, for which nothing has to be held twice.
     """
 
-    def __init__(
-        self,
-        model,
-        args,
-        train_rows,
-        documents,
-        tokenizer,
-        general_documents: EvaluationDocuments,
-        separate_teacher: PreTrainedModel | None = None,
-        **kwargs,
-    ):
+    def __init__(self, model, args, train_rows, documents, tokenizer, general, separate_teacher=None, **kwargs):
         self.separate_teacher = separate_teacher
         if separate_teacher is not None:
             self.teacher_decoder, self.teacher_head = split_head(separate_teacher.eval())
@@ -48,7 +39,7 @@ class LwfTrainer(LanguageModelTrainer):
             bias = None if self.teacher_head.bias is None else self.teacher_head.bias.to(args.device)
             weight = self.teacher_head.weight.to(args.device)
             self.teacher_head = replace(self.teacher_head, weight=weight, bias=bias)
-        self.general_documents = general_documents.sample(args.max_eval_tokens)
+        self.general_documents = general.sample(args.max_eval_tokens)
         # Since the last line of the log: task, KL, tokens. Where the loss is taken: nothing waits for a GPU.
         self.sums = torch.zeros(3, dtype=sums_dtype(args.device), device=args.device)
         super().__init__(model, args, train_rows, documents, tokenizer, carry_context=False, **kwargs)
@@ -136,4 +127,3 @@ class SaveEveryEpoch(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control.should_save = True
-        return control

@@ -1,6 +1,6 @@
 """The notebooks' side of the library: what is shown, asked and drawn there. No other package may import google.colab,
 IPython or ipywidgets."""
 
-from ..quiet import quiet_libraries
+from ..cli import quiet_libraries
 
 quiet_libraries()  # before the first of them is imported: some speak up when they are

@@ -34,35 +34,24 @@ PLACES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Preference:
-    """A choice between two answers.
+    """A choice between two answers."""
 
-    Attributes:
-        prompt: the conversation up to the answer; the last turn is not the assistant's.
-        kind: the flaw of the rejected answer, where it is known.
-        place: where it stands in its file, for the user who has to mend it.
-    """
-
-    prompt: tuple[Message, ...]
+    prompt: tuple[Message, ...]  # the conversation up to the answer; the last turn is not the assistant's
     chosen: str
     rejected: str
-    kind: str = ""
-    place: str = ""
+    kind: str = ""  # the flaw of the rejected answer, where it is known
+    place: str = ""  # where it stands in its file, for the user who has to mend it
 
 
 @dataclass(frozen=True)
 class Preferences:
-    """Pairs in memory.
-
-    Attributes:
-        origin, licence, identity: as of `Conversations`.
-        remarks: sentences on what was left out or cut.
-    """
+    """Pairs in memory; origin, licence and identity as of `Conversations`."""
 
     origin: str
     licence: str
     identity: str
     pairs: list[Preference] = field(repr=False)
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # sentences on what was left out or cut
 
 
 @dataclass(frozen=True)
@@ -97,8 +86,7 @@ def any_preference(row: dict) -> Preference:
         answers = chosen["content"], rejected["content"]
     else:
         # The check wants an answer at the end of every conversation: the prompt gets one for as long as it takes.
-        turns = [*prompt_turns(row), {"role": "assistant", "content": "?"}]
-        *prompt, last = _conversation("prompt", turns)
+        *prompt, last = _conversation("prompt", [*prompt_turns(row), {"role": "assistant", "content": "?"}])
         if not prompt or last["content"] != "?":
             raise RowError("'prompt' has to end with a turn that is to be answered")
         answers = _answer(row, "chosen", prompt), _answer(row, "rejected", prompt)
@@ -189,12 +177,10 @@ def load_preferences(
 
 def _generated(count: int, seed: int, share: float, max_samples: int | None) -> Splits[Preferences]:
     def side(name: str, pairs: list[PreferencePair]) -> Preferences:
-        return Preferences(
-            f"{len(pairs):,} generated Japanese pairs, {name}, seed {seed}",
-            "MIT, as this package",
-            f"{generator_identity(count, seed, share)}/{name}/{len(pairs)}",
-            [Preference(({"role": "user", "content": p.prompt},), p.chosen, p.rejected, p.kind) for p in pairs],
-        )
+        origin = f"{len(pairs):,} generated Japanese pairs, {name}, seed {seed}"
+        identity = f"{generator_identity(count, seed, share)}/{name}/{len(pairs)}"
+        items = [Preference(({"role": "user", "content": p.prompt},), p.chosen, p.rejected, p.kind) for p in pairs]
+        return Preferences(origin, "MIT, as this package", identity, items)
 
     train, held_out = preference_pairs(count, seed, share)
     note = f"{share:.0%} of the topics are held out for evaluation."

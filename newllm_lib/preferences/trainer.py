@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from trl import DPOConfig, DPOTrainer
 
 from ..adapters.lora import allow_old_torchao, lora_config
@@ -20,24 +20,17 @@ from .arguments import DpoArguments
 from .pairs import EncodedPreference, Preferences, encode_preferences, sample_pairs
 from .scores import PairScores, chosen_falls, preference_metrics, score_pairs
 
-SIDES = ("prompt", "chosen", "rejected")
-
 logger = logging.getLogger(__name__)
 
 
 def dpo_config(args: DpoArguments) -> DPOConfig:
     """Our settings for TRL, whose other fields keep their defaults."""
-    with_sft = args.sft_weight > 0
-    return DPOConfig(
-        **values_for(TrainingArguments, args),
-        remove_unused_columns=False,
-        beta=args.beta,
-        loss_type=[args.loss_type, "sft"] if with_sft else [args.loss_type],
-        loss_weights=[1.0, args.sft_weight] if with_sft else None,
-        label_smoothing=args.label_smoothing,
-        max_length=args.max_length,
-        disable_dropout=True,
-    )
+    losses, weights = [args.loss_type], None
+    if args.sft_weight > 0:
+        losses, weights = [args.loss_type, "sft"], [1.0, args.sft_weight]
+    ours = {"beta": args.beta, "loss_type": losses, "loss_weights": weights, "label_smoothing": args.label_smoothing}
+    fixed = {"max_length": args.max_length, "remove_unused_columns": False, "disable_dropout": True}
+    return DPOConfig(**{**values_for(TrainingArguments, args), **ours, **fixed})
 
 
 class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
@@ -51,13 +44,7 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        args: DpoArguments,
-        train_pairs: Preferences,
-        held_out: Preferences,
-        tokenizer: PreTrainedTokenizerFast,
-        callbacks: Sequence[TrainerCallback] = (),
+        self, model, args: DpoArguments, train_pairs: Preferences, held_out: Preferences, tokenizer, callbacks=()
     ):
         allow_old_torchao()
         self.settings = args
@@ -149,4 +136,5 @@ class ChosenFalls(TrainerCallback):
 
 def trl_rows(pairs: Sequence[EncodedPreference]) -> Dataset:
     """The pairs as TRL's collator takes them."""
-    return Dataset.from_list([{f"{side}_ids": getattr(pair, side) for side in SIDES} for pair in pairs])
+    rows = [{"prompt_ids": pair.prompt, "chosen_ids": pair.chosen, "rejected_ids": pair.rejected} for pair in pairs]
+    return Dataset.from_list(rows)

@@ -48,7 +48,7 @@ def test_labels_are_shifted_and_padding_is_never_learned(tmp_path, tokenizer):
         tmp_path, ['{"prompt": "Hi?", "completion": "Yo."}', '{"prompt": "A longer one?", "completion": "Y"}']
     )
     rows, _ = conversation_examples(conversations, tokenizer, ConversationFormat(64))
-    batch = collate_examples([{**row, "is_new": True} for row in rows])
+    batch = collate_examples(list(rows))
     assert batch["input_ids"].shape == batch["labels"].shape
     assert torch.equal(batch["labels"].flatten()[batch["supervised"]], batch["labels"][batch["labels"] != IGNORED])
     for number, row in enumerate(rows):
@@ -154,5 +154,5 @@ def test_alike_lengths_stand_together_within_an_update_only():
 def test_the_mix_says_which_is_which():
     mix = mix_of(3, 2)
     assert [mix[index]["name"] for index in range(len(mix))] == [0, 1, 2, 1000, 1001]
-    assert [mix[index]["is_new"] for index in range(len(mix))] == [True, True, True, False, False]
+    assert (mix.num_new, mix.num_rehearsal) == (3, 2)
     assert mix.lengths.tolist() == [len(mix[index]["input_ids"]) for index in range(len(mix))]

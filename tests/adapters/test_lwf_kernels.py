@@ -89,7 +89,11 @@ def test_in_half_precision(monkeypatch, on_cpu, dtype):
 
 def test_without_a_teacher_and_without_a_gradient(monkeypatch, on_cpu):
     hidden, head, labels, teacher_hidden, _ = case(torch.float32, 5.0, False)
-    for inputs in ((hidden, head, labels), (hidden.detach(), head, labels, teacher_hidden), (hidden[:0], head, labels[:0])):
+    for inputs in (
+        (hidden, head, labels),
+        (hidden.detach(), head, labels, teacher_hidden),
+        (hidden[:0], head, labels[:0]),
+    ):
         for ours, theirs in zip(*both(inputs, monkeypatch, on_cpu, label_smoothing=0.1), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 

@@ -24,7 +24,7 @@ def trainer_of(args, teacher=None, moved: bool = True):
         prepared.train_rows,
         prepared.held_out,
         prepared.tokenizer,
-        general_documents=prepared.general,
+        general=prepared.general,
         separate_teacher=teacher,
     )
     if moved:

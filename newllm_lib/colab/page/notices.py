@@ -21,8 +21,8 @@ import torch
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
+from ...cli import quiet_libraries
 from ...errors import CODES, FULL, InputError
-from ...quiet import quiet_libraries
 
 # status -> mark, colour of its badge (white text on it is readable on any page)
 MARKS = {"ok": ("✓", "#1a7f37"), "note": ("!", "#9a6700"), "fail": ("✗", "#cf222e")}
