@@ -18,7 +18,7 @@ import numpy as np
 from newllm_lib.adapters.qlora_lwf import PRESETS, QloraLwfArguments, prepare
 from newllm_lib.adapters.trainer import LwfTrainer
 from newllm_lib.cli import parse_stage, set_up_output
-from newllm_lib.data.batches import EvaluationDocuments
+from newllm_lib.data.text import EvaluationDocuments
 from newllm_lib.evaluation.perplexity import score_against_base
 from newllm_lib.training.disk import write_json
 from newllm_lib.training.trained_model import adapters_off

@@ -2,7 +2,8 @@
 of the same number of parameters (within 2 %).
 
 The models take turns; every figure is a median over the rounds, every ratio is within a round. An operation is what
-torch dispatches, views and allocations aside; the scan counts as one each way.
+torch dispatches, views and allocations aside; the scan counts as one each way. On a GPU New-LLM, whose forward and
+backward the Trainer captures as one CUDA graph, is measured launch by launch and "graphed", and TinyGPT2 too.
 
     OMP_NUM_THREADS=2 python benchmarks/throughput.py --batch_size 32 --max_length 64
     OMP_NUM_THREADS=2 python benchmarks/throughput.py --batch_size 128 --max_length 128 --compile
@@ -11,10 +12,8 @@ Another version is measured by this file too: PYTHONPATH=CHECKOUT python benchma
 """
 
 import argparse
-import itertools
 import statistics
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from newllm_lib.models import build_config, build_model
 from newllm_lib.training.device import freed_memory_kept
 from newllm_lib.training.disk import write_json
-from newllm_lib.training.trainer import timed_update
+from newllm_lib.training.trainer import TimedUpdate
 
 MODELS = ("newllm", "newllm-reference", "lstm", "tiny-gpt2")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,37 +45,37 @@ class CountOperations(TorchDispatchMode):
 
 
 def updates(
-    model: nn.Module, input_ids: torch.LongTensor, precision: str, compiled: bool
+    model: nn.Module, input_ids: torch.LongTensor, precision: str, how: str
 ) -> tuple[Callable[[], float], int | None]:
-    """(one timed update, operations in it if it is not compiled); warmed up."""
+    """(one timed update, operations in it if they are launched one by one); warmed up."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    run = partial(timed_update, model, optimizer, input_ids, DTYPES[precision])
-    if compiled:
+    if how == "compiled":
         model.model.compile() if hasattr(model, "model") else model.transformer.compile()
+    run = TimedUpdate(model, optimizer, input_ids, DTYPES[precision], is_graphed=how == "graphed")
     run()
     with CountOperations() as operations:
-        if not compiled:
+        if not how:
             run()
     run()
-    return run, None if compiled else operations.count
+    return run, None if how else operations.count
 
 
 def measure(options: argparse.Namespace, batch_size: int, max_length: int) -> list[dict]:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     input_ids = torch.randint(0, options.vocab_size, (batch_size, max_length), device=device)
-    names = [(name, False) for name in options.models]
-    if options.compile:
-        names += [(name, True) for name in options.models if name in ("newllm", "tiny-gpt2")]
+    names = [(name, "") for name in options.models]
+    for how in ["compiled"] * options.compile + ["graphed"] * (device == "cuda"):
+        names += [(name, how) for name in options.models if name in ("newllm", "tiny-gpt2")]
     runs, rows = [], []
-    for name, compiled in names:
+    for name, how in names:
         config = build_config(name, options.vocab_size, max_length, num_parameters=options.num_parameters)
         model = build_model(config).to(device).train()
-        run, operations = updates(model, input_ids, options.precision, compiled)
+        run, operations = updates(model, input_ids, options.precision, how)
         runs.append(run)
         rows.append(
             {
-                "model": name + (" compiled" if compiled else ""),
+                "model": f"{name} {how}".strip(),
                 "parameters": model.num_parameters(),
                 "batch_size": batch_size,
                 "max_length": max_length,
@@ -132,7 +131,7 @@ def main() -> None:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     torch.set_num_interop_threads(1)
     titles, tables = [], []
-    for batch_size, max_length in itertools.product(options.batch_size, options.max_length):
+    for batch_size, max_length in zip(options.batch_size, options.max_length, strict=True):
         titles.append(
             f"{batch_size} x {max_length} tokens, {options.vocab_size:,} types, {options.precision}, "
             f"{torch.get_num_threads()} thread(s)"

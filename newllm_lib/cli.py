@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     accept_every_character()
     try:
         if not argv or argv[0] in ("-h", "--help", "--version"):
-            print(f"newllm {__version__}" if argv == ["--version"] else usage())
+            words = "".join(f"\n  {word:<10} {text}" for word, (_, text) in COMMANDS.items())
+            usage = f"usage: newllm COMMAND ...    (newllm COMMAND --help shows its fields)\n{words}"
+            print(f"newllm {__version__}" if argv == ["--version"] else usage)
             return 0
         command, *rest = argv
         if command not in COMMANDS:
@@ -49,11 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence, code = str(error) if error.args else "Interrupted; nothing that was saved is lost.", 130
     print(f"newllm: {sentence}", file=sys.stderr)
     return code
-
-
-def usage() -> str:
-    lines = ["usage: newllm COMMAND ...    (newllm COMMAND --help shows its fields)", ""]
-    return "\n".join(lines + [f"  {word:<10} {text}" for word, (_, text) in COMMANDS.items()])
 
 
 def accept_every_character() -> None:
@@ -243,8 +240,7 @@ def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog:
     unknown flag or preset, or a value the field refuses."""
     from transformers import HfArgumentParser
 
-    from .training.arguments import SETTING_KEYS
-    from .training.trainer_fields import NO_EFFECT
+    from .training.arguments import NO_EFFECT, SETTING_KEYS
 
     class StageParser(SentenceParser, HfArgumentParser):
         def add_argument(self, *names, **options):

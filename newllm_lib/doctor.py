@@ -11,8 +11,7 @@ from typing import Any
 import psutil
 from packaging.version import Version
 
-from .data.catalogue import DATASETS
-from .data.sources import has_chitchat, hub_problem
+from .data.sources import DATASETS, has_chitchat, hub_problem
 from .training.device import GB, Device, choose_precision, find_device, size
 
 # package -> (what it is for, the stages that alone need it or () for all, what pip installs)

@@ -40,7 +40,7 @@ CODES: dict[str, tuple[str, str]] = {
     "NL-405": ("A saved memory of a conversation is damaged, or was made by another model.",
         "Load it with the model that made it; the words are not lost, if they were saved with it."),
     "NL-501": ("The cell was stopped by hand.", "Run it again: a training goes on from its last save."),
-    "NL-502": ("The loss or a weight is no longer a finite number; training was ended before the weights were harmed.",
+    "NL-502": ("The loss or a weight is no longer a finite number; training was ended, and no such weights were saved.",
         "Choose a smaller learning rate and train again, which starts a run of its own; what was saved is kept."),
     "NL-901": ("A fault of ours.",
         "Make a report in the notebook's last cell, read it, and send it to us; what was saved is kept."),

@@ -72,11 +72,11 @@ def test_another_program_finds_its_way_in_the_file(tmp_path):
     assert header["format"] == FORMAT and header["model_type"] == "newllm"
     assert int(header["context_numbers"]) == layers * context and len(state) == layers * (context + 2 * hidden)
     contexts, u, v = state_parts(chat.model.config, chat.stream.cache.context)
-    assert torch.equal(state, torch.cat([*contexts, *u, *v], dim=1)[0])
+    assert torch.equal(state, torch.cat([*contexts, *u, *v], dim=1)[0].cpu())
     with torch.no_grad():  # the first layer's u is the normed embedding of the last token that was read
         model = chat.model.model
-        embedding = model.embed_tokens(torch.tensor(chat.stream.read[-1])) * hidden**0.5
-        first = model.layers[0].input_norm(embedding)
+        embedding = model.embed_tokens(torch.tensor(chat.stream.read[-1], device=model.device)) * hidden**0.5
+        first = model.layers[0].input_norm(embedding).cpu()
     begin = layers * context
     torch.testing.assert_close(state[begin : begin + hidden], first)
 
@@ -173,7 +173,7 @@ def test_the_picture_s_numbers_end_with_what_is_held(folder):
     talk(chat, SAID[0])
     tokens, contexts = chat.context_trace(last=7)
     assert len(tokens) == 7 and len(contexts) == 8
-    held = chat.stream.cache.context[0, : contexts.shape[1]]
+    held = chat.stream.cache.context[0, : contexts.shape[1]].cpu()
     torch.testing.assert_close(contexts[-1], held, rtol=1e-4, atol=1e-5)
     # The one token of the reply has been chosen, but not read yet.
     assert "".join(tokens) == (" there<|assistant|>" if chat.tokenizer.chat_template else "o there")

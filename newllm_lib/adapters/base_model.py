@@ -15,8 +15,8 @@ from ..models.adjust import set_dropout
 from ..models.frozen_head import check_split
 from ..training.checkpoint import REFERENCE_FOLDER, check_version, has_adapters
 from ..training.device import Device, autocast_dtype, find_device
-from ..training.model_card import BaseModel
-from ..training.model_folder import (
+from ..training.trained_model import (
+    BaseModel,
     RunSettings,
     read_config,
     read_generation,

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from ..data.tokenizer import end_token_ids
 from ..errors import InputError
 from ..training.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from ..training.model_folder import check_finite, check_speaks, read_object, reading
+from ..training.trained_model import check_finite, check_speaks, read_object, reading
 from .memory_budget import is_target
 
 TORCHAO_OF_PEFT = Version("0.16")  # older ones PEFT refuses to run beside, though it needs none

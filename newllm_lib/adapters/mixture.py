@@ -17,12 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import ConcatDataset, Sampler
 from transformers import PreTrainedTokenizerFast
 
-from ..data.batches import IGNORED, TextCounts, tokenized_pieces
 from ..data.cache import cache_path, kept
 from ..data.chat_template import ConversationFormat
-from ..data.conversation_rows import ConversationCounts, encoded_blocks
-from ..data.conversations import Conversations
-from ..data.text import Text, TextPiece
+from ..data.conversations import ConversationCounts, Conversations, encoded_blocks
+from ..data.text import IGNORED, Text, TextCounts, TextPiece, tokenized_pieces
 from ..errors import InputError
 
 PARAGRAPH_CHARACTERS = 400

@@ -9,19 +9,16 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from ..data.batches import EvaluationDocuments, evaluation_documents
 from ..data.chat_template import ConversationFormat, learnable_template
-from ..data.conversation_rows import conversation_documents
+from ..data.conversations import conversation_documents
 from ..data.sources import Splits
-from ..data.text import Text, load_text
+from ..data.text import EvaluationDocuments, Text, evaluation_documents, load_text
 from ..errors import InputError
 from ..models.adjust import set_dropout
 from ..training.device import GB, find_device
 from ..training.disk import write_json
-from ..training.model_card import BaseModel
-from ..training.model_folder import check_tokens_fit
 from ..training.run import PreparedRun, opened_run, prepare_once
-from ..training.trained_model import adapters_off
+from ..training.trained_model import BaseModel, adapters_off, check_tokens_fit
 from .arguments import PRESETS, QloraLwfArguments
 from .base_model import base_config, find_base_model, open_base, open_to_tune, open_tokenizer
 from .forgetting import PROMPTS, replies_before_and_after

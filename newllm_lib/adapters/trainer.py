@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from ..data.batches import IGNORED, EvaluationDocuments
+from ..data.text import IGNORED, EvaluationDocuments
 from ..evaluation.perplexity import TextMetrics, score_against_base
 from ..models.frozen_head import split_head
 from ..training.trained_model import adapters_off

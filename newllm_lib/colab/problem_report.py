@@ -23,7 +23,7 @@ from IPython.display import HTML, display
 from .. import __version__
 from ..adapters import offline_gemma
 from ..adapters.base_model import GEMMA_2B
-from ..data.catalogue import DATASETS
+from ..data.sources import DATASETS
 from ..doctor import TESTED, doctor
 from ..errors import CODES, InputError
 from ..preferences.arguments import LOSS_TYPES

@@ -14,8 +14,7 @@ from ..errors import InputError
 from ..evaluation.generation import reply_to
 from ..stages.evaluate import held_out_documents, held_out_text, score
 from ..training.checkpoint import check_model_folder, read_results
-from ..training.model_folder import read_tokenizer
-from ..training.trained_model import open_model
+from ..training.trained_model import open_model, read_tokenizer
 from .page.notices import AS_WRITTEN, FAINT, escape, in_one_sentence, say, table_html
 from .panel.settings_panel import SettingsPanel
 

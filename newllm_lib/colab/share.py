@@ -27,7 +27,7 @@ from ..training.checkpoint import (
 )
 from ..training.device import size
 from ..training.disk import PARTIAL, temporary
-from ..training.model_card import CARD_FILE, read_card
+from ..training.run import CARD_FILE, read_card
 from .chat_box import ChatBox
 from .drive.drive_copy import wait_for_drive
 from .page.notices import button_box, escape, in_one_sentence, say, sentence_html, table_html
@@ -59,8 +59,7 @@ def save_and_share(
     unfinished = [folder.name for folder in folders if read_results(folder) is None]
     if unfinished:
         raise InputError(f"{', '.join(unfinished)} is not finished: run the training cell again.", "NL-404")
-    cards = [read_card(folder) for folder in folders]
-    facts = [{**card.texts, **card.metrics} for card in cards]
+    facts = [read_card(folder) for folder in folders]
     rows = [["model card", *(f"<b>{escape(folder.name)}</b>" for folder in folders)]]
     for name in dict.fromkeys(name for model in facts for name in model):
         rows.append([escape(name.replace("_", " ")), *(escape(model.get(name, "-")) for model in facts)])

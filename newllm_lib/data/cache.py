@@ -37,14 +37,8 @@ def cache_path(kind: str, suffix: str, *contents: object) -> Path:
 
 
 def kept(path: Path, make: Callable[[Path], Any]) -> Any:
-    """The note about the file `path`, which `make` writes if it is missing or damaged.
-
-    Args:
-        make: writes a file to the path it is given, and returns a note that JSON can hold, not None.
-
-    Raises:
-        InputError: the cache cannot be written to.
-    """
+    """The note about the file `path`. If the file is missing or damaged, `make` writes it to the path it is given, and
+    returns a note that JSON can hold, not None. Raises InputError: the cache cannot be written to."""
     if (note := known(path)) is None:
         with writing(path) as temporary:
             note = make(temporary)
@@ -67,11 +61,7 @@ def known(path: Path) -> Any:
 
 
 def seal(path: Path, note: Any) -> None:
-    """Seal the file `path`, or its absence, with a note.
-
-    Raises:
-        InputError: the cache cannot be written to.
-    """
+    """Seal the file `path`, or its absence, with a note. Raises InputError: the cache cannot be written to."""
     with writing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps({"sha256": _digest(path, note), "note": note}), encoding="utf-8")
 
@@ -83,58 +73,45 @@ def _digest(path: Path, note: Any) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary path for a file or a folder, which is moved to `path` if it exists in the end.
-
-    Raises:
-        InputError: the cache cannot be written to.
-    """
+    """A temporary path for a file or a folder, which is moved to `path` if it exists in the end. Raises InputError: the
+    cache cannot be written to."""
     folder, temporary = cache_folder(), path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _make_room(folder, path)
+        _make_room(folder, path.relative_to(folder).parts[0])
         yield temporary
         if temporary.exists():
             if path.is_dir():
                 _remove(path)
             os.replace(temporary, path)
     except OSError as error:
-        if not _is_of(folder, error):
+        # The code that makes a file for the cache reads other files, and from the network.
+        refused = None if error.filename is None else Path(os.fsdecode(error.filename))
+        is_in_cache = refused and (refused.is_relative_to(folder) or folder.is_relative_to(refused))
+        if not (error.errno in REFUSED if refused is None else is_in_cache):
             raise
-        raise InputError(
-            f"the cache folder {str(folder)!r} cannot be written to ({error.strerror or error}); make room there, or "
-            "name another folder in the environment variable NEWLLM_CACHE.",
-            "NL-104" if error.errno in FULL else "NL-401",
-        ) from error
+        what = f"the cache folder {str(folder)!r} cannot be written to ({error.strerror or error})"
+        remedy = "make room there, or name another folder in the environment variable NEWLLM_CACHE"
+        raise InputError(f"{what}; {remedy}.", "NL-104" if error.errno in FULL else "NL-401") from error
     finally:
         _remove(temporary)
 
 
-def _is_of(folder: Path, error: OSError) -> bool:
-    """True if the cache refuses: the code that makes a file for it reads other files, and from the network."""
-    if error.filename is None:
-        return error.errno in REFUSED
-    path = Path(os.fsdecode(error.filename))
-    return path.is_relative_to(folder) or folder.is_relative_to(path)
-
-
-def _make_room(folder: Path, needed: Path) -> None:
+def _make_room(folder: Path, needed: str) -> None:
     """Remove temporary files of killed processes and then, while the cache is larger than LARGEST_BYTES, the entry used
-    longest ago, except the entry of `needed`."""
-    entries: dict[str, list[Path]] = defaultdict(list)
+    longest ago, except the one that `needed` begins with."""
+    entries: dict[str, list[os.stat_result]] = defaultdict(list)
     for path in folder.iterdir():
-        if not (match := ENTRY.fullmatch(path.name)):
-            continue
-        for part in (path, *(path.rglob("*") if path.is_dir() else ())):
-            if part.name.endswith(".tmp") and not _is_being_written(part):
-                _remove(part)
-            elif part.is_file():
-                entries[match[1]].append(part)
-    status = {name: [part.stat() for part in parts] for name, parts in entries.items()}
-    total = sum(part.st_size for parts in status.values() for part in parts)
-    needed_name = needed.relative_to(folder).parts[0]
-    for name in sorted(status, key=lambda name: max(part.st_mtime for part in status[name])):
-        if total > LARGEST_BYTES and not needed_name.startswith(name):
-            total -= sum(part.st_size for part in status[name])
+        if match := ENTRY.fullmatch(path.name):
+            for part in (path, *(path.rglob("*") if path.is_dir() else ())):
+                if part.name.endswith(".tmp") and not _is_being_written(part):
+                    _remove(part)
+                elif part.is_file():
+                    entries[match[1]].append(part.stat())
+    total = sum(status.st_size for parts in entries.values() for status in parts)
+    for name, parts in sorted(entries.items(), key=lambda entry: max(status.st_mtime for status in entry[1])):
+        if total > LARGEST_BYTES and not needed.startswith(name):
+            total -= sum(status.st_size for status in parts)
             for path in folder.glob(f"{name}*"):
                 _remove(path)
 

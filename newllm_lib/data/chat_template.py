@@ -11,7 +11,7 @@ import re
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..errors import InputError
-from .batches import TextCounts, count_text
-from .conversations import Conversations
 from .examples import Message
-from .tokenizer import END_OF_TURN, ROLE_TOKENS, build_tokenizer, has_role_tokens, text_backend
+from .text import Document, count_text
+from .tokenizer import END_OF_TURN, ROLE_TOKENS, has_role_tokens, text_backend
 
 RENDER_SECONDS = 10  # for one conversation; a template takes some thousandths
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -31,8 +30,7 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # The space makes the first word of a turn the token that it is inside running text: fewer tokens, and known ones after
 # pretraining. A role token ends the turn before it, so that only answers need an end of turn.
 ROLE_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message.role + '|>' }}"
-    "{% if message.role == 'assistant' %}"
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message.role + '|>' }}{% if message.role == 'assistant' %}"
     "{% generation %}{{ ' ' + message.content + '<|end|>' }}{% endgeneration %}"
     "{% else %}{{ ' ' + message.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -47,32 +45,13 @@ DIALOGUE = (
     "{% endif %}{% if message.role != 'assistant' or not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-TEMPLATES = {
-    "dialogue": DIALOGUE,
-    "instruction": DIALOGUE.replace("Assistant:", "Response:").replace("'User'", "'Instruction'"),
-    # DialoGPT's (Zhang et al. 2019): turn after turn, each closed by the end-of-text token, no word for who speaks.
-    "turns": (
-        "{% for message in messages %}{% if message.role == 'assistant' %}"
-        "{% generation %}{{ message.content + eos_token }}{% endgeneration %}"
-        "{% else %}{{ message.content + eos_token }}{% endif %}{% endfor %}"
-    ),
-}
-
-
-def learned_tokenizer(
-    conversations: Conversations, template: str, kind: str, vocab_size: int | None
-) -> PreTrainedTokenizerFast:
-    """A tokenizer learned from the contents of the turns, role words left out, with the chat template of
-    `template_for`.
-
-    Raises:
-        InputError: as `build_tokenizer`.
-    """
-    space = " " if kind == "bpe" else ""  # as ROLE_TEMPLATE has it
-    contents = (space + message["content"] for messages in conversations for message in messages)
-    tokenizer = build_tokenizer(kind, contents, vocab_size, f"{conversations.identity}/{conversations.read_as}")
-    tokenizer.chat_template = template_for(tokenizer, template)
-    return tokenizer
+# DialoGPT's (Zhang et al. 2019): turn after turn, each closed by the end-of-text token, no word for who speaks.
+TURNS = (
+    "{% for message in messages %}{% if message.role == 'assistant' %}{% generation %}{{ message.content + eos_token }}"
+    "{% endgeneration %}{% else %}{{ message.content + eos_token }}{% endif %}{% endfor %}"
+)
+INSTRUCTION = DIALOGUE.replace("Assistant:", "Response:").replace("'User'", "'Instruction'")
+TEMPLATES = {"dialogue": DIALOGUE, "instruction": INSTRUCTION, "turns": TURNS}
 
 
 def template_for(tokenizer: PreTrainedTokenizerFast, name: str) -> str:
@@ -80,17 +59,11 @@ def template_for(tokenizer: PreTrainedTokenizerFast, name: str) -> str:
     return ROLE_TEMPLATE if has_role_tokens(tokenizer) else TEMPLATES[name]
 
 
-def marks_answers(template: str | None) -> bool:
-    """True for a chat template that marks the part of a conversation that the model writes, so that it can be
-    learned."""
-    return template is not None and GENERATION.search(template) is not None
-
-
 def learnable_template(tokenizer: PreTrainedTokenizerFast, name: str) -> tuple[str, str]:
-    """(the tokenizer's own chat template, or that of `template_for` where its own marks no answers; a remark if its own
-    is replaced)."""
+    """(the tokenizer's own chat template, or that of `template_for` where its own does not mark what the model writes,
+    so that it cannot be learned; a remark if its own is replaced)."""
     own = tokenizer.chat_template
-    if marks_answers(own):
+    if own is not None and GENERATION.search(own):
         return own, ""
     remark = "The model's own chat template does not mark what is learned: ours is used." if own else ""
     return template_for(tokenizer, name), remark
@@ -104,27 +77,20 @@ def borrowed_template(tokenizer: PreTrainedTokenizerFast, lender: PreTrainedToke
 
 @dataclass(frozen=True)
 class ConversationFormat:
-    """How a conversation becomes tokens.
-
-    Attributes:
-        loss_on: "assistant": its words and the end of its turns; "all": every token after the first.
-        too_long: for a conversation of more than `max_length` tokens. "turns" keeps whole turns, up to the last answer
-            that fits; "cut" the first `max_length` tokens, as in the published runs.
-    """
+    """How a conversation becomes tokens."""
 
     max_length: int
-    loss_on: str = "assistant"
+    loss_on: str = "assistant"  # its words and the end of its turns; "all": every token after the first
+    # Of a conversation of more than `max_length` tokens, "turns" keeps whole turns, up to the last answer that fits;
+    # "cut" the first `max_length` tokens, as in the published runs.
     too_long: str = "turns"
 
 
-@dataclass(frozen=True)
-class EncodedConversation:
-    """Tokens [N] int32, which of them are supervised [N] bool, and the counts of the supervised text."""
+@dataclass
+class EncodedConversation(Document):
+    """A conversation as tokens [N]; its counts are of the supervised text."""
 
-    token_ids: np.ndarray
-    supervised: np.ndarray
-    counts: TextCounts
-    turns_left_out: int
+    turns_left_out: int = 0
 
 
 def encode_conversations(
@@ -140,22 +106,24 @@ def encoding_of(
     """`encode_conversations`, with the part still to be called that several threads may do at a time: only one may
     render a template."""
     conversations = [messages[: form.max_length] for messages in conversations]  # a turn is a token at least
-    if _writes_role_tokens(tokenizer):
-        return functools.partial(_encode_with_roles, conversations, tokenizer, form)
-    return functools.partial(_encode_rendered, *render(conversations, tokenizer), tokenizer, form)
+    by_roles = _writes_role_tokens(tokenizer)
+    texts, answers = ([], []) if by_roles else render(conversations, tokenizer)
+
+    def encode() -> list[EncodedConversation | None]:
+        if by_roles:
+            items = zip(conversations, _turn_ids(conversations, tokenizer), strict=True)
+            return [_encoded_turns(*item, tokenizer, form) for item in items]
+        encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [_encoded_text(*item, tokenizer, form) for item in zip(texts, answers, encodings, strict=True)]
+
+    return encode
 
 
 def conversation_ids(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast, is_turn_open: bool = True
 ) -> list[int]:
     """A conversation as the model reads it when it is asked: the beginning of its training row, token by token.
-
-    Args:
-        is_turn_open: it is the model's turn.
-
-    Raises:
-        InputError: the template fails, takes too long, or writes nothing.
-    """
+    `is_turn_open`: it is the model's turn. Raises InputError: the template fails, takes too long, or writes nothing."""
     if _writes_role_tokens(tokenizer):
         (turns,) = _turn_ids([messages], tokenizer)
         role = [tokenizer.convert_tokens_to_ids(ROLE_TOKENS["assistant"])] if is_turn_open else []
@@ -188,83 +156,64 @@ def _turn_ids(conversations: Sequence[Sequence[Message]], tokenizer: PreTrainedT
     ]
 
 
-def _encode_with_roles(
-    conversations: Sequence[list[Message]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
-) -> list[EncodedConversation | None]:
-    encoded = []
-    for messages, turns in zip(conversations, _turn_ids(conversations, tokenizer), strict=True):
-        joined, end, left_out = [tokenizer.bos_token_id], 0, 0
-        spans: list[tuple[int, int, str]] = []  # supervised: [begin, end) after a role token, and the content
-        for message, turn in zip(messages, turns, strict=True):
-            begin = len(joined) + 1
-            joined += turn
-            is_answer = message["role"] == "assistant" and message.get("train", True)
-            if is_answer or form.loss_on == "all":
-                spans.append((begin, len(joined), message["content"]))
-            if is_answer:
-                left_out += len(joined) > form.max_length
-                if form.too_long == "cut" or len(joined) <= form.max_length:
-                    end = len(joined)
-        token_ids = np.asarray(joined[: min(end, form.max_length)], dtype=np.int32)
-        supervised = np.zeros(len(token_ids), dtype=bool)
-        if form.loss_on == "all":
-            supervised[1:] = True  # the beginning is given
-        texts = []
-        for begin, stop, content in spans:
-            if begin < len(token_ids):
-                supervised[begin:stop] = True
-                texts.append(content if stop <= len(token_ids) else tokenizer.decode(token_ids[begin:]).strip())
-        counts = count_text(texts, token_ids[supervised], tokenizer)
-        encoded.append(EncodedConversation(token_ids, supervised, counts, left_out) if counts.tokens else None)
-    return encoded
+def _encoded_turns(
+    messages: list[Message], turns: list[list[int]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
+) -> EncodedConversation | None:
+    token_ids, spans, ends = [tokenizer.bos_token_id], [], []
+    for message, turn in zip(messages, turns, strict=True):
+        begin = len(token_ids) + 1  # after the role
+        token_ids += turn
+        is_answer = message["role"] == "assistant" and message.get("train", True)
+        if is_answer or form.loss_on == "all":
+            spans.append((begin, len(token_ids), message["content"]))
+        if is_answer:
+            ends.append(len(token_ids))
+    return _encoded(token_ids, spans, ends, lambda begin, end: tokenizer.decode(token_ids[begin:end]), tokenizer, form)
 
 
-def _encode_rendered(
-    texts: list[str], spans: list[list[tuple[int, int]]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
-) -> list[EncodedConversation | None]:
-    """The texts and spans of `render` as tokens."""
-    encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-    return [_encoded(*item, tokenizer, form) for item in zip(texts, spans, encodings, strict=True)]
+def _encoded_text(text: str, answers: list[tuple[int, int]], encoding, tokenizer, form) -> EncodedConversation | None:
+    ends = [encoding.char_to_token(stop - 1) + 1 for _, stop in answers]
 
-
-def _encoded(text, answers, encoding, tokenizer, form: ConversationFormat) -> EncodedConversation | None:
-    token_ids = np.asarray(encoding.ids, dtype=np.int32)
-    supervised = np.zeros(len(token_ids), dtype=bool)
-    kept, end, left_out = [], 0, 0
-    for begin, stop in answers:
-        after = encoding.char_to_token(stop - 1) + 1
-        left_out += after > form.max_length
-        if form.too_long == "turns" and after > form.max_length:
-            continue
-        tokens = map(encoding.char_to_token, range(begin, stop))
-        supervised[next(token for token in tokens if token is not None) : after] = True  # white space may have none
-        kept.append(text[begin:stop].removesuffix(tokenizer.eos_token).removeprefix(" ").rstrip())
-        end = after
-    if not kept:
-        return None
-    token_ids, supervised = token_ids[:end][: form.max_length], supervised[:end][: form.max_length]
-    if form.loss_on == "all":
-        supervised = np.ones(len(token_ids), dtype=bool)
-        supervised[0] = False  # the beginning is given
-        whole = text[: encoding.offsets[len(token_ids) - 1][1]]
+    def spelled(begin: int, end: int) -> str:
+        part = text[encoding.offsets[begin][0] : encoding.offsets[end - 1][1]]
         for token in {tokenizer.bos_token, tokenizer.eos_token}:
-            whole = whole.replace(token, "")
-        kept = [whole]
-    elif not supervised.any():
-        return None  # the cut lies before the first answer
-    elif end > form.max_length:  # cut in the middle of an answer: its supervised characters are not known
-        kept = [tokenizer.decode(token_ids[supervised], skip_special_tokens=True).strip()]
-    return EncodedConversation(token_ids, supervised, count_text(kept, token_ids[supervised], tokenizer), left_out)
+            part = part.replace(token, "")
+        return part
+
+    if form.loss_on == "all":
+        spans = [(1, len(encoding), spelled(1, len(encoding)))] if len(encoding) > 1 else []
+    else:
+        spans = []
+        for (begin, stop), end in zip(answers, ends, strict=True):
+            tokens = map(encoding.char_to_token, range(begin, stop))
+            first = next(token for token in tokens if token is not None)  # white space may have none
+            spans.append((first, end, text[begin:stop].removesuffix(tokenizer.eos_token).removeprefix(" ").rstrip()))
+    return _encoded(encoding.ids, spans, ends, spelled, tokenizer, form)
+
+
+def _encoded(token_ids, spans, ends, spelled, tokenizer, form) -> EncodedConversation | None:
+    """Tokens cut at the last answer that is kept. `spans` are (begin, end, text) of what is supervised, in tokens;
+    `spelled(begin, end)` gives the text of others; answers end at `ends`."""
+    fitting = [end for end in ends if end <= form.max_length or form.too_long == "cut"]
+    token_ids = np.asarray(token_ids[: min(max(fitting, default=0), form.max_length)], dtype=np.int32)
+    length, texts = len(token_ids), []
+    supervised = np.zeros(length, dtype=bool)
+    if form.loss_on == "all":
+        supervised[1:] = True  # the beginning is given
+    for begin, end, text in spans:
+        if begin < length:
+            supervised[begin:end] = True
+            texts.append(text if end <= length else spelled(begin, length).strip())
+    counts = count_text(texts, token_ids[supervised], tokenizer)
+    left_out = sum(end > form.max_length for end in ends)
+    return EncodedConversation(token_ids, counts, supervised, left_out) if counts.tokens else None
 
 
 def render(
     conversations: Sequence[list[Message]], tokenizer: PreTrainedTokenizerFast
 ) -> tuple[list[str], list[list[tuple[int, int]]]]:
-    """(texts, for each the [begin, end) characters of its supervised answers, end of turn included).
-
-    Raises:
-        InputError: the template fails, or takes too long.
-    """
+    """(texts, for each the [begin, end) characters of its supervised answers, end of turn included). Raises InputError:
+    the template fails, or takes too long."""
     texts, supervised = [], []
     for messages in conversations:
         (text,), (spans,) = _in_time(
@@ -280,10 +229,6 @@ def render(
     return texts, supervised
 
 
-class TooSlow(Exception):
-    """A template does not end in time."""
-
-
 def _in_time(rendering: Callable[..., Any], **arguments: Any) -> Any:
     """The result of `rendering`, within RENDER_SECONDS. A template is compiled to Python, whose every line can be
     watched in this thread alone; another clock would need a process of its own."""
@@ -291,67 +236,57 @@ def _in_time(rendering: Callable[..., Any], **arguments: Any) -> Any:
 
     def watch(frame, event, argument):
         if time.monotonic() > end:
-            raise TooSlow
+            raise TimeoutError
         return watch
 
-    before = sys.gettrace()
+    before, remedy = sys.gettrace(), "name a model with another one"
     sys.settrace(watch)
     try:
         return rendering(**arguments)
-    except TooSlow:
-        raise InputError(
-            f"chat_template of this model does not end within {RENDER_SECONDS} seconds; name a model with another one, "
-            "or shorten the conversation."
-        ) from None
+    except TimeoutError:
+        what = f"chat_template of this model does not end within {RENDER_SECONDS} seconds"
+        raise InputError(f"{what}; {remedy}, or shorten the conversation.") from None
     except Exception as error:  # templates are programs: they raise what they like
-        sentence = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"chat_template of this model refuses a conversation ({type(error).__name__}: {sentence}); name a model "
-            "with another one, or change the conversation."
-        ) from error
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        what = f"chat_template of this model refuses a conversation ({why})"
+        raise InputError(f"{what}; {remedy}, or change the conversation.") from error
     finally:
         sys.settrace(before)
 
 
-def plain_messages(messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast) -> Sequence[Message]:
+def plain_messages(messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast) -> list[Message]:
     """The conversation with a space in place of every token of control that its texts spell out: in a rendered template
     it would end a turn in its middle, or begin another speaker's."""
-    control, first_signs = _control_tokens(tokenizer, len(tokenizer), tokenizer.chat_template)
+    control, spellings = _control_tokens(tokenizer, len(tokenizer), tokenizer.chat_template)
     plain = []
     for message in messages:
-        text = _folded(message["content"])
-        if any(sign in text for sign in first_signs) and any(spelling in text for spelling in control.values()):
-            message = {**message, "content": _plain(message["content"], tokenizer, control)}
-        plain.append(message)
+        content = message["content"]
+        # Few texts spell one, and a search is quick. Then the tokenizer itself decides, in whatever spelling.
+        while spellings.search(_folded(content)):  # again: the text around a removed token may spell another
+            encoding = tokenizer.backend_tokenizer.encode(content, add_special_tokens=False)
+            if control.isdisjoint(encoding.ids):
+                break
+            for token_id, (begin, end) in zip(reversed(encoding.ids), reversed(encoding.offsets), strict=True):
+                if token_id in control:
+                    content = f"{content[:begin]} {content[end:]}"
+        plain.append({**message, "content": content})
     return plain
-
-
-def _plain(content: str, tokenizer: PreTrainedTokenizerFast, control: Container[int]) -> str:
-    """The tokenizer itself decides what is a token of control, in whatever spelling."""
-    while True:  # the text around a removed token may spell another
-        encoding = tokenizer.backend_tokenizer.encode(content, add_special_tokens=False)
-        before = content
-        for token_id, (begin, end) in zip(reversed(encoding.ids), reversed(encoding.offsets), strict=True):
-            if token_id in control:
-                content = f"{content[:begin]} {content[end:]}"
-        if content == before:
-            return content
 
 
 @functools.lru_cache(maxsize=8)
 def _control_tokens(
     tokenizer: PreTrainedTokenizerFast, num_types: int, template: str | None
-) -> tuple[dict[int, str], frozenset[str]]:
-    """(id -> spelling of the special tokens and of other added tokens in the template, the signs they begin with);
-    computed again when `num_types` says that tokens were added. The unknown token is none: it steers nothing."""
+) -> tuple[frozenset[int], re.Pattern]:
+    """(the special tokens, and other added tokens in the template; what finds their folded spellings); computed again
+    when `num_types` says that tokens were added. The unknown token is none: it steers nothing."""
     control = {
-        token_id: _folded(token.content.strip())
+        token_id: re.escape(_folded(token.content.strip()))
         for token_id, token in tokenizer.added_tokens_decoder.items()
         if token.content.strip()
         and token_id != tokenizer.unk_token_id
         and (token.special or token.content in (template or ""))
     }
-    return control, frozenset(spelling[0] for spelling in control.values())
+    return frozenset(control), re.compile("|".join(control.values()) or "(?!)")
 
 
 def _folded(text: str) -> str:

@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from .files import RowError, is_missing, is_unicode, no_column, text_of
+from .tokenizer import ROLES
+
 # {"role": one of ROLES, "content": text}, and "train": False in an answer that is not supervised.
 Message = dict[str, Any]
-ROLES = ("system", "user", "context", "assistant")
 ROLE_NAMES = {  # names in public data -> ours
     **{role: role for role in ROLES},
     "developer": "system", "human": "user", "gpt": "assistant", "model": "assistant", "function_call": "assistant",
@@ -27,71 +29,12 @@ COLUMNS = {
     "answer": ("completion", "response", "output", "answer", "chosen"),
 }
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-
-
-class RowError(ValueError):
-    """A row that is not as it should be; the message says why, without naming the place."""
-
-
-def is_missing(value: object) -> bool:
-    """True for null, and for NaN, which tables write in its place."""
-    return value is None or (isinstance(value, float) and value != value)
+NO_TURN = " has to be an object with 'role' and 'content'"
+HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def is_blank(value: object) -> bool:
     return is_missing(value) or value == [] or (isinstance(value, str) and not value.strip())
-
-
-def is_unicode(text: str) -> bool:
-    """False for text with half of a surrogate pair, which JSON can spell and no tokenizer reads."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def checked_row(row: object) -> dict:
-    """The row, once it is known to have columns.
-
-    Raises:
-        RowError: it has none, or its file spells it wrongly.
-    """
-    if isinstance(row, RowError):
-        raise row
-    if not isinstance(row, dict):
-        raise RowError(f"expected an object, got {type(row).__name__}")
-    return row
-
-
-def _missing(what: str, row: dict) -> RowError:
-    """The complaint that columns are missing; names that are there are cut, for a file without a header has text
-    there."""
-    names = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in map(str, row)]
-    found = ", ".join([*names[:12], *(["..."] if len(names) > 12 else [])]) or "none"
-    return RowError(f"there is {what} (found: {found})")
-
-
-def _no_column(row: dict, *names: str, beside: str = "") -> RowError:
-    return _missing(f"no {' or '.join(map(repr, names))} column{beside}", row)
-
-
-def text_of(row: dict, column: str) -> str:
-    """The text in a column that has to be filled.
-
-    Raises:
-        RowError: it is not there, empty, no string, or no Unicode.
-    """
-    if column not in row:
-        raise _no_column(row, column)
-    value = row[column]
-    if is_missing(value) or value == "":
-        raise RowError(f"{column!r} is empty")
-    if not isinstance(value, str):
-        raise RowError(f"{column!r} has to be a string, got {type(value).__name__}")
-    if not is_unicode(value):
-        raise RowError(f"{column!r} holds half a character (a lone surrogate)")
-    return value
 
 
 def columns_read(row: dict) -> dict[str, str]:
@@ -110,8 +53,7 @@ def columns_read(row: dict) -> dict[str, str]:
 def conversation_columns(row: dict) -> tuple[str, ...]:
     """The columns that `any_conversation` reads of a row."""
     read = columns_read(row)
-    meanings = ("turns", "system") if "turns" in read else read
-    return tuple(column for meaning, column in read.items() if meaning in meanings)
+    return tuple(read[meaning] for meaning in (("turns", "system") if "turns" in read else read) if meaning in read)
 
 
 def unread(row: dict, read: Iterable[str]) -> list[str]:
@@ -126,11 +68,7 @@ def unread(row: dict, read: Iterable[str]) -> list[str]:
 
 def any_conversation(row: dict) -> list[Message]:
     """A row with a column of turns, or with a prompt and an answer, by COLUMNS; or a transcript in `chosen`, as in
-    hh-rlhf. The turns are those of `check_messages`.
-
-    Raises:
-        RowError: it is none of these, or no conversation.
-    """
+    hh-rlhf. The turns are those of `check_messages`. Raises RowError: it is none of these, or no conversation."""
     read = columns_read(row)
     if "turns" in read:
         has_system = "system" in read and not is_blank(row[read["system"]])
@@ -141,22 +79,18 @@ def any_conversation(row: dict) -> list[Message]:
     if "chosen" in row:
         return whole_conversation(row, "chosen")
     if "prompt" in read:
-        answers = [name for name in COLUMNS["answer"] if name != "chosen"]
-        raise _no_column(row, *answers, beside=f" beside {read['prompt']!r}")
-    raise _missing(
-        "neither a 'messages' column nor 'prompt' and 'completion', nor 'instruction' with 'response' or 'output'", row
-    )
+        names = " or ".join(repr(name) for name in COLUMNS["answer"] if name != "chosen")
+        raise no_column(row, f"no {names} column beside {read['prompt']!r}")
+    what = "neither a 'messages' column nor 'prompt' and 'completion', nor 'instruction' with 'response' or 'output'"
+    raise no_column(row, what)
 
 
 def prompt_turns(row: dict) -> list[Message]:
-    """The turns before the answer: system, history, prompt and context, as far as the row has them.
-
-    Raises:
-        RowError: there is no prompt.
-    """
+    """The turns before the answer: system, history, prompt and context, as far as the row has them. Raises RowError:
+    there is no prompt."""
     read = columns_read(row)
     if "prompt" not in read:
-        raise _no_column(row, *COLUMNS["prompt"])
+        raise no_column(row, f"no {' or '.join(map(repr, COLUMNS['prompt']))} column")
     turns = []
     for meaning, role in (("system", "system"), ("history", None), ("prompt", "user"), ("context", "context")):
         if meaning in read and (meaning == "prompt" or not is_blank(row[read[meaning]])):
@@ -167,25 +101,20 @@ def prompt_turns(row: dict) -> list[Message]:
 def answer_turns(row: dict, column: str) -> list[Message]:
     """The turns of a column that is an answer, or ends with one."""
     if column not in row:
-        raise _no_column(row, column)
+        raise no_column(row, f"no {column!r} column")
     return _turns(row, column, "assistant")
 
 
 def whole_conversation(row: dict, column: str) -> list[Message]:
     """A conversation up to its last answer, as a list of turns or as one text, "\\n\\nHuman: ...\\n\\nAssistant: ...".
-
-    Raises:
-        RowError: it is neither.
-    """
-    value = row[column]
-    if isinstance(value, list):
+    Raises RowError: it is neither."""
+    if isinstance(row[column], list):
         return check_messages(_turns(row, column, None))
     before, *parts = HH_TURN.split(text_of(row, column))
     if before.strip():
         raise RowError(f"{column!r} has to begin with a turn of Human or Assistant")
-    roles = {"Human": "user", "Assistant": "assistant"}
     turns = zip(parts[0::2], parts[1::2], strict=True)
-    return check_messages([{"role": roles[speaker], "content": content.strip()} for speaker, content in turns])
+    return check_messages([{"role": HH_ROLES[speaker], "content": content.strip()} for speaker, content in turns])
 
 
 def _turns(row: dict, column: str, role: str | None) -> list[Message]:
@@ -211,17 +140,17 @@ def _turns(row: dict, column: str, role: str | None) -> list[Message]:
 def check_messages(messages: list) -> list[Message]:
     """The conversation as it is trained on: roles by our names, neighbouring turns of one speaker joined by an empty
     line, and turns after the last supervised answer left out. An answer keeps the blanks that its first line begins
-    with. A turn of weight 0, and one that calls a tool, is context.
-
-    Raises:
-        RowError: a turn that has no known role and no text, a system turn that is not the first, turns of which only
-            some are supervised and that cannot be joined, more than MOST_TURNS, or no answer to learn.
-    """
+    with. A turn of weight 0, and one that calls a tool, is context. Raises RowError: a turn that has no known role and
+    no text, a system turn that is not the first, turns of which only some are supervised and that cannot be joined,
+    more than MOST_TURNS, or no answer to learn."""
     if len(messages) > MOST_TURNS:
         raise RowError(f"{len(messages):,} turns are more than the {MOST_TURNS:,} that are read; part the conversation")
     joined: list[tuple[str, bool, list[str]]] = []  # role, supervised, parts
     for number, message in enumerate(messages, start=1):
-        role, content, is_supervised = _checked_turn(number, message)
+        try:
+            role, content, is_supervised = _checked_turn(message)
+        except RowError as error:
+            raise RowError(f"turn {number}{error}") from error
         if content is None:
             continue
         if role == "system" and joined and joined[-1][0] != "system":
@@ -244,51 +173,45 @@ def check_messages(messages: list) -> list[Message]:
     ]
 
 
-def _checked_turn(number: int, message: object) -> tuple[str, str | None, bool]:
-    """(role, content, whether it is supervised if it is an answer) of a turn; content is None if it only calls a
-    tool."""
+def _checked_turn(message: object) -> tuple[str, str | None, bool]:
+    """(role, content, whether it is supervised if it is an answer) of a turn; content is None if it only calls a tool.
+    The message of a RowError goes on after "turn N"."""
     if not isinstance(message, dict):
-        raise RowError(f"turn {number} has to be an object with 'role' and 'content'")
+        raise RowError(NO_TURN)
     name, content = message.get("role"), message.get("content")
     name = message.get("from") if is_missing(name) else name
     content = message.get("value") if is_missing(content) else content
     has_marks = message.keys() != {"role", "content"}  # most turns of millions have none
     has_call = has_marks and not all(is_blank(message.get(key)) for key in CALLS)
     if name is None or (content is None and not has_call and "content" not in message):
-        raise RowError(f"turn {number} has to be an object with 'role' and 'content'")
+        raise RowError(NO_TURN)
     role = ROLE_NAMES.get(name) if isinstance(name, str) else None
     if role is None:
-        raise RowError(f"turn {number}: role has to be one of {', '.join(ROLE_NAMES)}, got {str(name)[:40]!r}")
+        raise RowError(f": role has to be one of {', '.join(ROLE_NAMES)}, got {str(name)[:40]!r}")
     if has_call and is_blank(content):
         return role, None, False
     if isinstance(content, list):
-        content = "".join(_part(number, part) for part in content)
-    if is_missing(content):
-        content = ""
+        content = "".join(map(_text_of_part, content))
+    content = "" if is_missing(content) else content
     if not isinstance(content, str):
-        raise RowError(f"turn {number}: content has to be a string, got {type(content).__name__}")
+        raise RowError(f": content has to be a string, got {type(content).__name__}")
     if not content.strip():
-        raise RowError(f"turn {number} ({role}) is empty")
+        raise RowError(f" ({role}) is empty")
     if not is_unicode(content):
-        raise RowError(f"turn {number} ({role}) holds half a character (a lone surrogate)")
+        raise RowError(f" ({role}) holds half a character (a lone surrogate)")
     if role != "assistant":
         return role, content.strip(), True
+    for key in ("weight", "train") if has_marks else ():
+        mark = message.get(key)
+        if not has_call and not is_missing(mark) and mark not in (0, 1):
+            raise RowError(f": {key} has to be 0 or 1, got {str(mark)[:40]!r}")
+    is_supervised = not has_call and message.get("weight") != 0 and message.get("train") != 0
     first_line = content.rfind("\n", 0, len(content) - len(content.lstrip())) + 1
-    return role, content[first_line:].rstrip(), not has_marks or (not has_call and _is_supervised(number, message))
+    return role, content[first_line:].rstrip(), is_supervised
 
 
-def _part(number: int, part: object) -> str:
-    """The text of a part of a turn's content."""
+def _text_of_part(part: object) -> str:
     kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
     if kind != "text" or not isinstance(part.get("text"), str):
-        raise RowError(f"turn {number}: content has a part that is no text, {str(kind)[:40]!r}")
+        raise RowError(f": content has a part that is no text, {str(kind)[:40]!r}")
     return part["text"]
-
-
-def _is_supervised(number: int, message: dict) -> bool:
-    """The value that `weight` (0 or 1) or `train` (false or true) give an answer."""
-    for key in ("weight", "train"):
-        mark = message.get(key)
-        if not is_missing(mark) and mark not in (0, 1):
-            raise RowError(f"turn {number}: {key} has to be 0 or 1, got {str(mark)[:40]!r}")
-    return message.get("weight") != 0 and message.get("train") != 0

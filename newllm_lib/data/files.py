@@ -11,18 +11,63 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..errors import InputError
-from .examples import RowError, is_missing
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 DELIMITERS = ",;\t|"
-# Byte order marks; that of UTF-32 begins with that of UTF-16.
-MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
+MARKS = {  # byte order marks; that of UTF-32 begins with that of UTF-16
+    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+# As it is read: (its place in the file, the row or a RowError that stands for one not written as it should be).
+PlacedRow = tuple[str, object]
+
+
+class RowError(ValueError):
+    """A row that is not as it should be; the message says why, without naming the place."""
+
+
+def is_missing(value: object) -> bool:
+    """True for null, and for NaN, which tables write in its place."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def is_unicode(text: str) -> bool:
+    """False for text with half of a surrogate pair, which JSON can spell and no tokenizer reads."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def checked_row(row: object) -> dict:
+    """The row, if it has columns. Raises RowError: it has none, or its file spells it wrongly."""
+    if isinstance(row, RowError):
+        raise row
+    if not isinstance(row, dict):
+        raise RowError(f"expected an object, got {type(row).__name__}")
+    return row
+
+
+def no_column(row: dict, what: str) -> RowError:
+    """The error that there is no `what`. It cuts the names that are there: a file without a header has text there."""
+    names = [repr(name if len(name) <= 40 else f"{name[:40]}...") for name in map(str, row)]
+    found = ", ".join([*names[:12], *(["..."] if len(names) > 12 else [])]) or "none"
+    return RowError(f"there is {what} (found: {found})")
+
+
+def text_of(row: dict, column: str) -> str:
+    """The text in a column. Raises RowError: it is not there, empty, no string, or no Unicode."""
+    if column not in row:
+        raise no_column(row, f"no {column!r} column")
+    value = row[column]
+    if is_missing(value) or value == "":
+        raise RowError(f"{column!r} is empty")
+    if not isinstance(value, str):
+        raise RowError(f"{column!r} has to be a string, got {type(value).__name__}")
+    if not is_unicode(value):
+        raise RowError(f"{column!r} holds half a character (a lone surrogate)")
+    return value
 
 
 def _refusal(path: str | Path, field: str, what: str) -> InputError:
@@ -30,14 +75,8 @@ def _refusal(path: str | Path, field: str, what: str) -> InputError:
 
 
 def check_file(path: str | Path, field: str, rows_of: str | None = None) -> Path:
-    """The path, once it is known to be a readable file of a format we know.
-
-    Args:
-        rows_of: what its rows are to be, such as "conversations": running text has none.
-
-    Raises:
-        InputError: missing, a folder, empty, of another format, or out of reach.
-    """
+    """The path, once it is known to be a readable file of a format we know. `rows_of` is what its rows are to be, such
+    as "conversations": running text has none. Raises InputError: it is no such file."""
     try:
         path = Path(path).expanduser()
         status = path.stat()
@@ -79,42 +118,32 @@ def refuser(path: Path, field: str, skips: bool) -> Callable[[str, RowError], No
     return refuse
 
 
-def read_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
-    """(place, row) for every row of a .jsonl, .json, .csv or .parquet file. A RowError stands for a row that is not
-    written as it should be; a row of missing values alone is left out.
-
-    Raises:
-        InputError: the file as a whole is not of its format.
-    """
+def read_rows(path: Path, field: str) -> Iterator[PlacedRow]:
+    """The rows of a .jsonl, .json, .csv or .parquet file, without those of missing values alone. Raises InputError: the
+    file as a whole is not of its format."""
     read = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(path.suffix.lower(), _json_rows)
     for place, row in read(path, field):
         if not (isinstance(row, dict) and row and all(map(is_missing, row.values()))):
             yield place, row
 
 
-def _json_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
+def _json_rows(path: Path, field: str) -> Iterator[PlacedRow]:
     """Rows of a list, or of a line each: the content decides, not the name."""
+    is_json = path.suffix.lower() == ".json"
     numbered = enumerate(read_lines(path, field), start=1)
     lines = list(itertools.islice(itertools.dropwhile(lambda item: not item[1].strip(), numbered), 1))
-    if lines and (lines[0][1].lstrip().startswith("[") or path.suffix.lower() == ".json"):
+    if lines and (is_json or lines[0][1].lstrip().startswith("[")):
         lines += numbered
         whole = _parse_json("".join(line for _, line in lines))
         if isinstance(whole, list):
             yield from ((f"row {number}", row) for number, row in enumerate(whole, start=1))
             return
-        if path.suffix.lower() == ".json" and isinstance(_parse_json(lines[0][1]), RowError):
+        if is_json and isinstance(_parse_json(lines[0][1]), RowError):
             what = whole if isinstance(whole, RowError) else "one JSON object"
             raise _refusal(path, field, f"is {what}; give a JSON list of rows, or a row a line")
     for number, line in itertools.chain(lines, numbered):
         if line.strip():
             yield f"line {number}", _parse_json(line)
-
-
-def _parse_json(text: str) -> object:
-    try:
-        return JSON.decode(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
-        return RowError(f"not JSON: {error}")
 
 
 def _json_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -127,12 +156,24 @@ def _json_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 JSON = json.JSONDecoder(object_pairs_hook=_json_object)
 
 
+def _parse_json(text: str) -> object:
+    try:
+        return JSON.decode(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
+        return RowError(f"not JSON: {error}")
+
+
 def _first_double(names: Iterable[str]) -> str | None:
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)
 
 
-def _csv_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
+def _check_columns(names: Iterable[str], path: Path, field: str) -> None:
+    if (double := _first_double(names)) is not None:
+        raise _refusal(path, field, f"has two columns {double!r}; rename one of them")
+
+
+def _csv_rows(path: Path, field: str) -> Iterator[PlacedRow]:
     """Rows under the header; the commonest sign of DELIMITERS in the header separates cells."""
     lines = read_lines(path, field)
     first = next(lines, "")
@@ -145,11 +186,9 @@ def _csv_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise InputError(
-                f"{field} {str(path)!r}: the row that begins in {place} is not CSV ({error}); close its quotes, and "
-                "write a quote within quotes twice.",
-                "NL-402",
-            ) from error
+            remedy = "close its quotes, and write a quote within quotes twice"
+            what = f"{field} {str(path)!r}: the row that begins in {place} is not CSV ({error}); {remedy}."
+            raise InputError(what, "NL-402") from error
         if cells is None:
             return
         if columns is None:
@@ -162,22 +201,16 @@ def _csv_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
             yield place, {name: cell for name, cell in itertools.zip_longest(columns, cells[: len(columns)]) if name}
 
 
-def _check_columns(names: Iterable[str], path: Path, field: str) -> None:
-    if (double := _first_double(names)) is not None:
-        raise _refusal(path, field, f"has two columns {double!r}; rename one of them")
-
-
-def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
+def _parquet_rows(path: Path, field: str) -> Iterator[PlacedRow]:
     import pyarrow.parquet
 
     number = 0
     try:
         file = pyarrow.parquet.ParquetFile(path)
         _check_columns(file.schema_arrow.names, path, field)
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield f"row {number}", row
+        rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield f"row {number}", row
     except InputError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: text that is no UTF-8
@@ -187,11 +220,8 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, object]]:
 
 def read_lines(path: Path, field: str, most: int = -1) -> Iterator[str]:
     """The lines, each ending in "\\n" whatever the file ends lines with; a line of more than `most` characters comes in
-    parts. A byte order mark, which some spreadsheets write, is left out; UTF-16 is read only with it.
-
-    Raises:
-        InputError: binary, or not Unicode.
-    """
+    parts. A byte order mark, which some spreadsheets write, is left out; UTF-16 is read only with it. Raises
+    InputError: binary, or not Unicode."""
     with path.open("rb") as stream:
         begin = stream.read(4)
     encoding = next((name for mark, name in MARKS.items() if begin.startswith(mark)), "utf-8")
@@ -200,8 +230,7 @@ def read_lines(path: Path, field: str, most: int = -1) -> Iterator[str]:
         try:
             while line := stream.readline(most):
                 if "\0" in line:
-                    what = f"is a binary file (a zero byte in line {number}); give plain text"
-                    raise _refusal(path, field, what)
+                    raise _refusal(path, field, f"is a binary file (a zero byte in line {number}); give plain text")
                 yield line
                 number += line.endswith("\n")
         except UnicodeError as error:

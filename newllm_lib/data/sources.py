@@ -1,57 +1,140 @@
-"""Where a run's data come from: the user's file, the hub, or a stand-in without a network. The hub's mirrors are asked
-in order of preference, with a time-out, and their number of rows is checked. The stand-ins are conversations from the
-package `chitchat-dataset` (MIT), and questions and answers made from the Python standard library's own documentation.
-"""
+"""The datasets we know, one entry each, and where a run's data come from: the user's file, the hub, or a stand-in
+without a network. The hub's mirrors are asked in order of preference, with a time-out, and their number of rows is
+checked."""
 
-import functools
-import importlib
-import inspect
 import itertools
 import os
-import platform
-import random
 import re
-import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Generic, Literal, TypeVar
 
 from ..errors import InputError
-from .catalogue import HELD_OUT_SHARE, Dataset, HubSource
+from .files import PlacedRow
 
+HELD_OUT_SHARE = 0.05  # held out for evaluation where the data have no validation split
 DATA_SOURCES = ("auto", "hub", "offline", "file")
 TIMEOUT_SECONDS = 10
 COMMIT = re.compile("[0-9a-f]{40}")
 INSTALL = "run pip install 'newllm[offline]'"
-MAX_ANSWER_CHARACTERS = 600
-QUESTIONS = {
-    "module": ("What is the Python module {name} for?", "Describe the Python module {name}."),
-    "class": ("What is {name} in Python?", "Explain the Python class {name}."),
-    "function": ("What does {name} do in Python?", "Explain the Python function {name}."),
-}
-# Importing these opens a window, a browser or a game, or prints something.
-NOT_IMPORTED = {"antigravity", "this", "idlelib", "turtledemo", "turtle", "tkinter", "lib2to3", "test"}
-Data = TypeVar("Data")
+Side = TypeVar("Side")
 
 
 @dataclass(frozen=True)
-class Splits(Generic[Data]):
-    """What to train on and what to evaluate on.
+class HubSource:
+    """A dataset on the hub. A branch in the place of a commit is pinned when it is opened: the run names the commit."""
 
-    Attributes:
-        source: "hub", "offline", "file" or "generated": what "auto" was settled to.
-        template: the chat template of conversations, for a model that has none.
-        note: what the user should know about how the source was chosen.
-    """
+    hub_id: str
+    revision: str = "main"  # a commit, "main" or "refs/convert/parquet"
+    config: str | None = None
+    # Our name of a split -> the hub's; where "validation" is missing, it is held out of "train".
+    splits: dict[str, str] = field(default_factory=lambda: {"train": "train"})
+    rows: dict[str, int] = field(default_factory=dict)  # of our splits, as far as they are known
+    regroup: Callable[[Iterable[dict]], Iterable[dict]] | None = None  # rows of this mirror -> rows with our columns
 
-    train: Data
-    validation: Data
-    source: str
-    note: str = ""
-    template: str = ""
+
+@dataclass(frozen=True)
+class Dataset:
+    """One entry of the catalogue."""
+
+    licence: str
+    sources: tuple[HubSource, ...]  # the first one that answers and has the expected number of rows is taken
+    columns: tuple[str, ...]  # what a row has to have, by names of COLUMNS in examples.py; "text" alone: running text
+    template: str = "dialogue"  # of TEMPLATES in chat_template.py, for a model with neither a template nor role tokens
+    offline: str | None = None  # what stands in where there is no hub, one of `stand_in`
+    streamed: bool = False  # too large to download whole: rows are read as they come
+
+
+def dialogues_of_utterances(rows: Iterable[dict]) -> Iterator[dict]:
+    """Rows of one utterance each with the `dialog_id` they belong to -> rows of DailyDialog."""
+    for _, group in itertools.groupby(rows, key=lambda row: row["dialog_id"]):
+        yield {"dialog": [row["utterance"] for row in group]}
+
+
+THREE_SPLITS = {"train": "train", "validation": "validation", "test": "test"}
+DIALOGUES = {"train": 11_118, "validation": 1_000}
+ALPACA = ("instruction", "input", "output")
+# fmt: off
+DATASETS: dict[str, Dataset] = {
+    "wikitext": Dataset("CC BY-SA 3.0 and GFDL", (
+        HubSource("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3", "wikitext-2-raw-v1", THREE_SPLITS,
+                  {"train": 36_718, "validation": 3_760}),
+    ), ("text",), offline="chitchat"),
+    "dailydialog": Dataset("CC BY-NC-SA 4.0", (
+        HubSource("OpenRL/daily_dialog", splits=THREE_SPLITS, rows=DIALOGUES),
+        HubSource("pixelsandpointers/better_daily_dialog", splits=THREE_SPLITS, regroup=dialogues_of_utterances),
+        HubSource("roskoN/dailydialog", "refs/convert/parquet", "full", THREE_SPLITS, DIALOGUES,
+                  lambda rows: ({"dialog": row["utterances"]} for row in rows)),
+    ), ("dialog",), offline="chitchat"),
+    "dolly": Dataset("CC BY-SA 3.0", (
+        HubSource("databricks/databricks-dolly-15k", "bdd27f4d94b9c1f951818a7da7fd7aeea5dbff1a",
+                  rows={"train": 15_011}),
+    ), ("instruction", "context", "response"), "instruction", "documentation"),
+    "dolly-ja": Dataset("CC BY-SA 3.0", (HubSource("kunishou/databricks-dolly-15k-ja"),), ALPACA, "instruction"),
+    "ultrachat": Dataset("MIT", (
+        HubSource("HuggingFaceH4/ultrachat_200k", "8049631c405ae6576f93f445c6b8166f76f5505a",
+                  splits={"train": "train_sft", "validation": "test_sft"},
+                  rows={"train": 207_865, "validation": 23_110}),
+    ), ("messages",), offline="chitchat"),
+    "ultrachat-full": Dataset("MIT by its card, CC BY-NC 4.0 by its project's README", (
+        HubSource("openbmb/UltraChat"), HubSource("stingning/ultrachat"),
+    ), ("data",), offline="chitchat", streamed=True),
+    "hh-rlhf": Dataset("MIT", (
+        HubSource("Anthropic/hh-rlhf", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa",
+                  splits={"train": "train", "validation": "test"}, rows={"train": 160_800, "validation": 8_552}),
+    ), ("chosen", "rejected"), offline="chitchat"),
+    "alpaca": Dataset("CC BY-NC 4.0", (
+        HubSource("yahma/alpaca-cleaned", "12567cabf869d7c92e573c7c783905fc160e9639", rows={"train": 51_760}),
+    ), ALPACA, "instruction", "documentation"),
+    "alpaca-ja": Dataset("see the card of fujiki/japanese_alpaca_data", (HubSource("fujiki/japanese_alpaca_data"),),
+                         ALPACA, "instruction"),
+    "codealpaca": Dataset("CC BY 4.0", (HubSource("sahil2801/CodeAlpaca-20k", rows={"train": 20_022}),),
+                          ALPACA, "instruction", "documentation"),
+}
+# fmt: on
+CONVERSATION_DATASETS = tuple(name for name, entry in DATASETS.items() if entry.columns != ("text",))
+
+
+def find_dataset(name: str) -> Dataset:
+    """The entry called `name`, or for any other id on the hub ("owner/name") one of rows that `any_conversation` reads.
+    Raises InputError: neither."""
+    if name in CONVERSATION_DATASETS:
+        return DATASETS[name]
+    if "/" in name:
+        return Dataset("as its card on the hub says", (HubSource(name),), ())
+    names = ", ".join(CONVERSATION_DATASETS)
+    raise InputError(f"dataset has to be one of {names}, or the id of a dataset on the hub (owner/name), got {name!r}.")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What every kind of data says of itself."""
+
+    origin: str  # what they are and where they came from, for plots, model cards and saved settings
+    licence: str  # theirs, or how the user can know
+    identity: str  # changes when the data do
+
+
+@dataclass(frozen=True)
+class Examples(Origin):
+    """The rows of one split, which can be read any number of times, from any row's number on."""
+
+    rows: Callable[[int], Iterable[dict]] = field(repr=False)
+
+    def read(self, first: int) -> Iterator[PlacedRow]:
+        return ((f"row {number}", row) for number, row in enumerate(self.rows(first), start=first + 1))
+
+
+@dataclass(frozen=True)
+class Splits(Generic[Side]):
+    """What to train on and what to evaluate on."""
+
+    train: Side
+    validation: Side
+    source: str  # "hub", "offline", "file" or "generated": what "auto" was settled to
+    note: str = ""  # what the user should know about how the source was chosen
+    template: str = ""  # the chat template of conversations, for a model that has none
 
 
 @dataclass(frozen=True)
@@ -97,66 +180,50 @@ def problem_of(error: Exception, hub_id: str, kind: str) -> HubProblem:
     return HubProblem("unreachable", f"no connection: {type(error).__name__}")  # all failures to connect mean the same
 
 
-def _joined(problems: list[HubProblem]) -> HubProblem | None:
-    """The problems of several mirrors as one."""
-    kinds = {problem.kind for problem in problems}
-    worst = next((kind for kind in ("gated", "unreachable", "other") if kind in kinds), None)
-    return HubProblem(worst, "; ".join(map(str, problems))) if worst else None
-
-
-def _answering(entry: Dataset, problems: list[HubProblem]) -> Iterator[HubSource]:
-    """The sources that the hub serves, in order; adds to `problems` why others are passed over."""
+def first_answering(
+    entry: Dataset, use: Callable[[HubSource], Any] = lambda source: source
+) -> tuple[Any, HubProblem | None]:
+    """(what `use` makes of the first source that the hub serves and `use` takes, or None if the hub serves none; what
+    is wrong with those before it). Raises InputError: sources answer, but `use` refuses each."""
+    problems: list[HubProblem] = []
+    refused = value = None
     for source in entry.sources:
         problem = hub_problem(source)
         if problem is None:
-            yield source
-            continue
-        problems.append(_of_source(entry, source, problem))
+            try:
+                value = use(source)
+                break
+            except InputError as error:
+                refused, problem = error, HubProblem("other", str(error).split(";")[0])
+        words = f"{source.hub_id}: {problem}" if len(entry.sources) > 1 else problem.words
+        problems.append(replace(problem, words=words))
         if problem.kind == "unreachable":
-            return  # the next one would wait as long for the same
-
-
-def _of_source(entry: Dataset, source: HubSource, problem: HubProblem) -> HubProblem:
-    several = len(entry.sources) > 1
-    return HubProblem(problem.kind, f"{source.hub_id}: {problem}") if several else problem
-
-
-def first_answering(entry: Dataset) -> tuple[HubSource | None, HubProblem | None]:
-    """(the first source that the hub serves or None, what is wrong with those before it)."""
-    problems: list[HubProblem] = []
-    return next(_answering(entry, problems), None), _joined(problems)
-
-
-def first_opened(entry: Dataset) -> tuple[dict[str, "HubSplit"] | None, HubProblem | None]:
-    """(the splits for training and evaluation of the first source that answers and is what the catalogue says, or None
-    if the hub serves none; what is wrong with those before it).
-
-    Raises:
-        InputError: sources answer, but none of them can be loaded as the catalogue describes it.
-    """
-    problems: list[HubProblem] = []
-    refused = None
-    for source in _answering(entry, problems):
-        try:
-            wanted = [name for name in ("train", "validation") if name in source.splits]
-            return {name: open_hub_split(entry, source, name) for name in wanted}, _joined(problems)
-        except InputError as error:
-            refused = error
-            problems.append(_of_source(entry, source, HubProblem("other", str(error).split(";")[0])))
-    if refused is not None:
+            break  # the next one would wait as long for the same
+    if value is None and refused is not None:
         raise refused
-    return None, _joined(problems)
+    kinds = {problem.kind for problem in problems}
+    worst = next((kind for kind in ("gated", "unreachable", "other") if kind in kinds), None)
+    return value, HubProblem(worst, "; ".join(map(str, problems))) if worst else None
+
+
+def first_opened(entry: Dataset) -> tuple[dict[str, Examples] | None, HubProblem | None]:
+    """As `first_answering`: the splits for training and evaluation of a source that is what the catalogue says."""
+
+    def opened(source: HubSource) -> dict[str, Examples]:
+        wanted = [name for name in ("train", "validation") if name in source.splits]
+        return {name: open_hub_split(entry, source, name) for name in wanted}
+
+    return first_answering(entry, opened)
 
 
 @dataclass(frozen=True)
 class Found:
-    """The settled source: "file", "hub" (`on_hub` is the answer of `reach`) or "offline"; the problem of what the hub
-    does not serve; and what the user should know about the choice."""
+    """A source that has been settled."""
 
-    source: str
-    on_hub: Any = None
-    problem: HubProblem | None = None
-    note: str = ""
+    source: str  # "file", "hub" or "offline"
+    splits: dict[str, Examples] | None = None  # of the last two
+    problem: HubProblem | None = None  # of what the hub does not serve
+    note: str = ""  # what the user should know about the choice
 
 
 def find_data(
@@ -166,11 +233,9 @@ def find_data(
     data: str | None,
     reach: Callable[[Dataset], tuple[Any, HubProblem | None]] | None = None,
 ) -> Found:
-    """Settle a data source: "auto" is `data` if given, else the hub if it answers, else what stands in for `entry`.
-
-    Args:
-        name: of the dataset, for sentences; `entry`: its entry in the catalogue. Neither is needed with `data`.
-        reach: how to ask the hub; None: `first_opened`.
+    """Settle a data source: "auto" is `data` if given, else the hub if it answers, else what stands in for the dataset
+    `name` with this `entry`; neither is needed with `data`. `reach` asks the hub for splits, or only whether it
+    answers; None: `first_opened`.
 
     Raises:
         InputError: unknown source, one that does not go with `data`, or data out of reach.
@@ -187,172 +252,68 @@ def find_data(
         raise InputError("there is nothing to train on; name a --dataset, or a file with --data.")
     problem = None
     if data_source != "offline":
-        opened, problem = (reach or first_opened)(entry)
-        if opened is not None:
-            return Found("hub", opened, problem, f"Before it: {problem}." if problem else "")
+        splits, problem = (reach or first_opened)(entry)
+        if splits is not None:
+            return Found("hub", splits, problem, f"Before it: {problem}." if problem else "")
     has_stand_in = entry.offline is not None and (entry.offline != "chitchat" or has_chitchat())
     if data_source == "hub" or (data_source == "auto" and not has_stand_in):
         remedy = "check the network and the name"
-        if data_source == "hub" and has_stand_in:
+        if has_stand_in:
             remedy += ", choose --data_source offline"
         elif data_source == "auto" and entry.offline is not None:
             remedy = f"for offline data {INSTALL}"
-        raise InputError(
-            f"dataset {name!r} could not be had from the hub ({problem}); {remedy}, or give a file with --data.",
-            problem.code,
-        )
+        what = f"dataset {name!r} could not be had from the hub ({problem})"
+        raise InputError(f"{what}; {remedy}, or give a file with --data.", problem.code)
     if entry.offline is None:
         raise InputError(f"dataset {name!r} has no offline stand-in; give a file with --data.")
     if not has_stand_in:
         raise InputError(f"data_source 'offline' needs the package chitchat-dataset; {INSTALL}.", "NL-102")
+    from .stand_ins import stand_in
+
+    splits = {side: Examples(*parts) for side, parts in stand_in(entry.offline).items()}
     note = f"The hub could not be reached ({problem}): {entry.offline} stands in for {name}." if problem else ""
-    return Found("offline", None, problem, note)
-
-
-@dataclass(frozen=True)
-class HubSplit:
-    """One split as the hub serves it. `num_rows` is None for one that is read as it comes."""
-
-    source: HubSource
-    name: str
-    data: Any = field(repr=False)
-    num_rows: int | None
-
-    def read(self, first_row: int = 0) -> Iterator[dict]:
-        """The rows from `first_row` on."""
-        if self.source.regroup is not None:
-            yield from itertools.islice(self.source.regroup(self.data), first_row, None)
-        elif self.num_rows is None:
-            yield from self.data.skip(first_row)
-        else:
-            yield from (self.data[number] for number in range(first_row, self.num_rows))
-
-    @property
-    def origin(self) -> str:
-        config = f", {self.source.config}" if self.source.config else ""
-        return f"{self.source.hub_id}{config}, {self.name}, revision {self.source.revision[:8]}"
-
-    @property
-    def identity(self) -> str:
-        return f"{self.source.hub_id}/{self.source.config}/{self.name}@{self.source.revision}"
-
-
-def open_hub_split(entry: Dataset, source: HubSource, split: str) -> HubSplit:
-    """A split, downloaded (or opened, if the entry is streamed), with a check of its columns and number of rows.
-
-    Raises:
-        InputError: it cannot be loaded, or is not what the catalogue says.
-    """
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(TIMEOUT_SECONDS))
-    from datasets import load_dataset
-    from huggingface_hub import HfApi
-
-    def refusal(what: str, remedy: str) -> InputError:
-        return InputError(f"{source.hub_id} {what}; {remedy}.", "NL-303")
-
-    try:
-        if not COMMIT.fullmatch(source.revision):
-            info = HfApi().dataset_info(source.hub_id, revision=source.revision, timeout=TIMEOUT_SECONDS)
-            source = replace(source, revision=info.sha)
-        data = load_dataset(
-            source.hub_id, source.config, split=source.splits[split], revision=source.revision, streaming=entry.streamed
-        )
-    except Exception as error:  # the loader's complaints come in many types; all mean that there are no rows
-        what = f"could not be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        raise refusal(what, "try again, or give a file with --data") from error
-    num_rows = None if entry.streamed else len(data)
-    expected = source.rows.get(split, num_rows)
-    if num_rows is not None and num_rows != expected:
-        what = f"{split} has {num_rows} rows where {expected} are expected"
-        raise refusal(what, "clear the datasets cache and try again")
-    opened = HubSplit(source, split, data, num_rows)
-    # Other columns are refused here: row by row, every one of them would be a bad row.
-    try:
-        first = next(opened.read(), dict.fromkeys(entry.columns))
-    except KeyError as error:
-        raise refusal(f"has no column {error}", "give a file with --data") from error
-    if missing := [column for column in entry.columns if column not in first]:
-        what = f"has no column {', '.join(map(repr, missing))} (found: {', '.join(map(repr, first))})"
-        raise refusal(what, "give a file with --data")
-    return opened
+    return Found("offline", splits, problem, note)
 
 
 def has_chitchat() -> bool:
     return find_spec("chitchat_dataset") is not None
 
 
-def chitchat_names(split: str) -> tuple[str, str, str]:
-    """(origin, licence, identity) of a split."""
-    release = version("chitchat-dataset")
-    origin = f"ChitChat conversations, {split} (package chitchat-dataset {release})"
-    return origin, "MIT", f"chitchat-dataset/{release}/{split}"
+def open_hub_split(entry: Dataset, source: HubSource, split: str) -> Examples:
+    """A split, downloaded (or opened, if the entry is streamed), with a check of its columns and number of rows. Raises
+    InputError: it cannot be loaded, or is not what the catalogue says."""
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(TIMEOUT_SECONDS))
+    from datasets import load_dataset
+    from huggingface_hub import HfApi
 
+    def refusal(what: str, remedy: str = "give a file with --data") -> InputError:
+        return InputError(f"{source.hub_id} {what}; {remedy}.", "NL-303")
 
-def chitchat_conversations(held_out: bool) -> Iterator[list[str]]:
-    """Its 7,168 conversations in an order of our own, every twentieth held out."""
-    from chitchat_dataset import ConversationDataset
+    revision = source.revision
+    try:
+        if not COMMIT.fullmatch(revision):
+            revision = HfApi().dataset_info(source.hub_id, revision=revision, timeout=TIMEOUT_SECONDS).sha
+        where = {"split": source.splits[split], "revision": revision, "streaming": entry.streamed}
+        data = load_dataset(source.hub_id, source.config, **where)
+    except Exception as error:  # the loader's complaints come in many types; all mean that there are no rows
+        what = f"could not be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        raise refusal(what, "try again, or give a file with --data") from error
+    if not entry.streamed and len(data) != source.rows.get(split, len(data)):
+        what = f"{split} has {len(data)} rows where {source.rows[split]} are expected"
+        raise refusal(what, "clear the datasets cache and try again")
 
-    conversations = [list(turns) for turns in ConversationDataset()]
-    random.Random(0).shuffle(conversations)
-    every = round(1 / HELD_OUT_SHARE)
-    for index, turns in enumerate(conversations):
-        if (index % every == 0) == held_out and any(turn.strip() for turn in turns):
-            yield turns
+    def rows(first: int) -> Iterable[dict]:
+        if source.regroup is not None:
+            return itertools.islice(source.regroup(data), first, None)
+        return data.skip(first) if entry.streamed else map(data.__getitem__, range(first, len(data)))
 
-
-def documentation_identity() -> str:
-    return f"python documentation/{platform.python_version()}"
-
-
-@functools.lru_cache(maxsize=1)
-def documentation_rows() -> list[dict[str, str]]:
-    """Rows of Dolly's columns: what a module, class or function of the standard library is, in its docstring's first
-    paragraph, with its signature as context. The same for one release of Python."""
-    rows = {}  # by answer: each is there once
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated modules warn on import
-        for name in sorted(sys.stdlib_module_names):
-            if name.startswith("_") or name in NOT_IMPORTED:
-                continue
-            try:
-                module = importlib.import_module(name)
-            except ImportError:
-                continue  # of another operating system, or left out of this build
-            for kind, full_name, thing in _documented(name, module):
-                row = _row(kind, full_name, thing, len(rows))
-                if row is not None:
-                    rows.setdefault(row["response"], row)
-    return list(rows.values())
-
-
-def _documented(name: str, module):
-    yield "module", name, module
-    for attribute, thing in sorted(vars(module).items()):
-        if attribute.startswith("_") or getattr(thing, "__module__", None) != name:
-            continue
-        if inspect.isclass(thing):
-            yield "class", f"{name}.{attribute}", thing
-            for method, function in sorted(vars(thing).items()):
-                if not method.startswith("_") and inspect.isroutine(function):
-                    yield "function", f"{name}.{attribute}.{method}", function
-        elif inspect.isroutine(thing):
-            yield "function", f"{name}.{attribute}", thing
-
-
-def _row(kind: str, name: str, thing, number: int) -> dict[str, str] | None:
-    text = inspect.getdoc(thing)
-    if not text or not text.isascii():
-        return None
-    answer = " ".join(text.split("\n\n")[0].split())
-    if not 20 <= len(answer) <= MAX_ANSWER_CHARACTERS:
-        return None
-    context = ""
-    if kind != "module":
-        try:
-            context = f"{name}{inspect.signature(thing)}"
-        except (ValueError, TypeError, AttributeError):
-            context = ""  # written in C, without a signature that Python can read
-    # A default value may print an address, which differs from run to run.
-    context = "" if " at 0x" in context or len(context) > 200 else context
-    question = QUESTIONS[kind][number % len(QUESTIONS[kind])].format(name=name)
-    return {"instruction": question, "context": context, "response": answer}
+    # Other columns are refused here: row by row, every one of them would be a bad row.
+    try:
+        first = next(iter(rows(0)), dict.fromkeys(entry.columns))
+    except KeyError as error:
+        raise refusal(f"has no column {error}") from error
+    if missing := [column for column in entry.columns if column not in first]:
+        raise refusal(f"has no column {', '.join(map(repr, missing))} (found: {', '.join(map(repr, first))})")
+    config = f", {source.config}" if source.config else ""
+    origin = f"{source.hub_id}{config}, {split}, revision {revision[:8]}"
+    return Examples(origin, entry.licence, f"{source.hub_id}/{source.config}/{split}@{revision}", rows)

@@ -1,22 +1,36 @@
-"""Running text: documents in pieces, so that memory stays flat, and where a run takes them from."""
+"""Running text: documents in pieces, so that memory stays flat; where a run takes them from; and as tokens: rows of one
+length for training, whole documents for evaluation.
+
+Dimensions: B rows, T = max_length tokens.
+"""
 
 import hashlib
-import itertools
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import datasets
+import numpy as np
+import torch
+from datasets.arrow_writer import ArrowWriter
+from transformers import PreTrainedTokenizerFast
+
 from ..errors import InputError
-from .catalogue import DATASETS, HELD_OUT_SHARE
-from .examples import RowError, checked_row, text_of
-from .files import check_file, content_hash, read_lines, read_rows, refuser
-from .sources import Splits, chitchat_conversations, chitchat_names, find_data
+from ..models.chunked_loss import IGNORED
+from .cache import cache_path, kept
+from .files import RowError, check_file, checked_row, content_hash, read_lines, read_rows, refuser, text_of
+from .sources import DATASETS, HELD_OUT_SHARE, Examples, Origin, Splits, find_data
+from .tokenizer import text_backend
 
 WIKITEXT_TITLE = re.compile(r" = [^=\s](.*[^=\s])? = \n?")
 DOCUMENT_MARK = "<|endoftext|>"  # separates documents in GPT-2's corpora
 PIECE_CHARACTERS = 1 << 16
+PIECES_PER_CALL = 1000
+CHARACTERS_PER_CALL = 1 << 21  # their tokens take some hundred times as many bytes
+FORMAT_VERSION = 3  # part of the cache key: raise it when rows are laid out otherwise
 
 
 class TextPiece(NamedTuple):
@@ -27,19 +41,9 @@ class TextPiece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Text:
-    """Text that can be read any number of times, always the same.
+class Text(Origin):
+    """Text that can be read any number of times, always the same: `read` starts a new pass over its pieces."""
 
-    Attributes:
-        origin: what it is and where it came from, for plots, model cards and saved settings.
-        licence: its licence, or how the user can know.
-        identity: changes when the text does.
-        read: starts a new pass over its pieces.
-    """
-
-    origin: str
-    licence: str
-    identity: str
     read: Callable[[], Iterable[TextPiece]] = field(repr=False)
 
     def strings(self) -> Iterator[str]:
@@ -50,64 +54,41 @@ def pieces_of_lines(lines: Iterable[str]) -> Iterator[TextPiece]:
     """Lines of running text (ends kept), or parts of long ones, -> pieces. A WikiText article title starts a new
     document, and so does what follows a DOCUMENT_MARK; text without either is one document. Joined, the pieces are the
     lines without the marks."""
-    held: list[str] = []
-    held_characters = 0
-    starts_document = True
-    half_mark = ""  # the beginning of a mark at the end of a part
-    for line in itertools.chain(lines, [""]):
-        *ended, line = (half_mark + line).split(DOCUMENT_MARK)
-        for text in ended:
-            if text := "".join([*held, text]):
-                yield TextPiece(text, starts_document)
-            held, held_characters, starts_document = [], 0, True
-        cut = line.rfind("<", -len(DOCUMENT_MARK))
-        half_mark = line[cut:] if cut >= 0 and DOCUMENT_MARK.startswith(line[cut:]) else ""
-        line = line.removesuffix(half_mark)
-        is_title = WIKITEXT_TITLE.fullmatch(line) is not None
-        if held and (is_title or held_characters >= PIECE_CHARACTERS):
-            yield TextPiece("".join(held), starts_document)
-            held, held_characters, starts_document = [], 0, False
-        starts_document = starts_document or is_title
-        if line:
-            held.append(line)
-        held_characters += len(line)
-    if text := "".join([*held, half_mark]):
-        yield TextPiece(text, starts_document)
+    held, starts_document = "", True
+    for line in lines:
+        begin = max(len(held) - len(DOCUMENT_MARK), 0)  # the end of a part may cut a mark
+        is_title = WIKITEXT_TITLE.fullmatch(line) and DOCUMENT_MARK not in line
+        held += DOCUMENT_MARK + line if is_title else line
+        while (cut := held.find(DOCUMENT_MARK, begin)) >= 0:
+            if cut:
+                yield TextPiece(held[:cut], starts_document)
+            held, starts_document, begin = held[cut + len(DOCUMENT_MARK) :], True, 0
+        if len(held) >= PIECE_CHARACTERS:
+            cut = held.rfind("\n") + 1 or len(held) - len(DOCUMENT_MARK)
+            yield TextPiece(held[:cut], starts_document)
+            held, starts_document = held[cut:], False
+    if held:
+        yield TextPiece(held, starts_document)
 
 
-def pieces_of_row(text: str) -> Iterator[TextPiece]:
-    """The text of a row -> pieces: a document, or several with a DOCUMENT_MARK between them."""
-    for document in filter(None, text.split(DOCUMENT_MARK)):
-        for begin in range(0, len(document), PIECE_CHARACTERS):
-            yield TextPiece(document[begin : begin + PIECE_CHARACTERS], begin == 0)
-
-
-def piece_of_conversation(turns: Iterable[str]) -> TextPiece:
-    """Utterances of one conversation -> one document, an utterance a line."""
-    return TextPiece("".join(turn.strip() + "\n" for turn in turns), True)
-
-
-def read_pieces(path: Path, field: str, refuse: Callable[[str, RowError], None] | None = None) -> Iterator[TextPiece]:
-    """A file's text in order, as pieces of documents; in row formats each row's `text` is a document.
-
-    Args:
-        refuse: called with the place of a row without a string `text`, and the error; the row is then left out. None:
-            raise the error.
-
-    Raises:
-        InputError: no text, binary, or a bad row; names the line.
-    """
-    refuse = refuse or refuser(path, field, False)
+def read_pieces(path: Path, field: str, skip_bad_rows: bool = False) -> Iterator[TextPiece | RowError]:
+    """A file's text in order, as pieces of documents; in row formats each row's `text` is a document, or several with a
+    DOCUMENT_MARK between them. With `skip_bad_rows`, a row without a string `text` is its error. Raises InputError: no
+    text, binary, or a bad row; names the line."""
     if path.suffix.lower() == ".txt":
         yield from pieces_of_lines(read_lines(path, field, PIECE_CHARACTERS))
         return
+    refuse = refuser(path, field, skip_bad_rows)
     for place, row in read_rows(path, field):
         try:
             text = text_of(checked_row(row), "text")
         except RowError as error:
             refuse(place, error)
-        else:
-            yield from pieces_of_row(text)
+            yield error
+            continue
+        for document in filter(None, text.split(DOCUMENT_MARK)):
+            for begin in range(0, len(document), PIECE_CHARACTERS):
+                yield TextPiece(document[begin : begin + PIECE_CHARACTERS], begin == 0)
 
 
 def load_text(
@@ -117,34 +98,43 @@ def load_text(
     skip_bad_rows: bool = False,
     names: tuple[str, str] = ("data", "eval_data"),
 ) -> Splits[Text]:
-    """The text to train on and the text to evaluate on.
+    """The text to train on and the text to evaluate on. Raises InputError: bad file, unknown source, hub out of reach,
+    or the offline package missing.
 
     Args:
         data_source: "hub" (WikiText-2), "offline" (ChitChat, from a package), "file" (`data`), or "auto": `data` if
             given, else the hub if it answers, else offline; the note then says which and why.
         eval_data: a file to evaluate on; without it, the last 5 % of `data` are held out.
         names: what the settings call the two files.
-
-    Raises:
-        InputError: bad file, unknown source, hub out of reach, or the offline package missing.
     """
     found = find_data("wikitext", DATASETS["wikitext"], data_source, data)
+    notes, validation = [found.note], None
     if found.source == "file":
-        return _file_splits(data, eval_data, skip_bad_rows, names)
+        train, characters, documents = _file_text(data, names[0], skip_bad_rows)
+        if documents > 1 and (file := Path(data)).suffix.lower() == ".txt":
+            notes.append(f"{file.name} is {documents:,} documents: {DOCUMENT_MARK} or a WikiText title begins one.")
+    else:
 
-    def side(name: str) -> Text:
-        if found.source == "hub":
-            rows, licence = found.on_hub[name], DATASETS["wikitext"].licence
-            return Text(
-                rows.origin, licence, rows.identity, lambda: pieces_of_lines(row["text"] for row in rows.read())
-            )
-        held_out = name == "validation"
-        return Text(*chitchat_names(name), lambda: map(piece_of_conversation, chitchat_conversations(held_out)))
+        def side(rows: Examples) -> Text:
+            """The lines of WikiText, or conversations: each is one document, an utterance a line."""
 
-    train, validation = side("train"), side("validation")
+            def read() -> Iterator[TextPiece]:
+                if found.source == "hub":
+                    return pieces_of_lines(row["text"] for _, row in rows.read(0))
+                talks = (row["dialog"] for _, row in rows.read(0))
+                return (TextPiece("".join(turn.strip() + "\n" for turn in turns), True) for turns in talks)
+
+            return Text(rows.origin, rows.licence, rows.identity, read)
+
+        train, validation = side(found.splits["train"]), side(found.splits["validation"])
     if eval_data is not None:
-        validation = _file_text(eval_data, names[1], skip_bad_rows)[0]
-    return Splits(train, validation, found.source, found.note)
+        validation, _, _ = _file_text(eval_data, names[1], skip_bad_rows)
+        notes.append(same_file_note(train.identity, validation.identity, names))
+    if validation is None:
+        held_out = f"the last {HELD_OUT_SHARE:.0%} of {Path(data).name} are held out for evaluation."
+        notes.append(f"No {names[1]} given: {held_out}")
+        train, validation = _hold_out(train, int(characters * (1 - HELD_OUT_SHARE)))
+    return Splits(train, validation, found.source, " ".join(filter(None, notes)))
 
 
 def same_file_note(train: str, validation: str, names: tuple[str, str] = ("data", "eval_data")) -> str:
@@ -154,68 +144,215 @@ def same_file_note(train: str, validation: str, names: tuple[str, str] = ("data"
     return f"{names[1]} holds what {names[0]} holds: the figures tell what is remembered, not what is learned."
 
 
-def _file_splits(data: str, eval_data: str | None, skip_bad_rows: bool, names: tuple[str, str]) -> Splits[Text]:
-    train, characters, documents = _file_text(data, names[0], skip_bad_rows)
-    file = Path(data)
-    notes = []
-    if documents > 1 and file.suffix.lower() == ".txt":
-        notes.append(f"{file.name} is {documents:,} documents: {DOCUMENT_MARK} or a WikiText title begins one.")
-    if eval_data is not None:
-        validation = _file_text(eval_data, names[1], skip_bad_rows)[0]
-        notes.append(same_file_note(train.identity, validation.identity, names))
-        return Splits(train, validation, "file", " ".join(filter(None, notes)))
-    notes.append(f"No {names[1]} given: the last {HELD_OUT_SHARE:.0%} of {file.name} are held out for evaluation.")
-    held_out_from = int(characters * (1 - HELD_OUT_SHARE))
+def _hold_out(whole: Text, boundary: int) -> tuple[Text, Text]:
+    """The text before and after `boundary` characters; a piece that straddles it is cut at the next space, if there is
+    one."""
 
-    def part(name: str, held_out: bool) -> Text:
-        return replace(
-            train,
-            origin=f"{train.origin}, {'last' if held_out else 'first'} part ({name})",
-            identity=f"{train.identity}/{name}",
-            read=lambda: _part_of(train.read(), held_out_from, held_out),
-        )
+    def pieces(after: bool) -> Iterator[TextPiece]:
+        position = 0
+        for piece in whole.read():
+            cut = min(max(boundary - position, 0), len(piece.text))
+            if 0 < cut < len(piece.text) and (space := piece.text.find(" ", cut)) >= 0:
+                cut = space
+            if after and cut < len(piece.text):
+                yield TextPiece(piece.text[cut:], piece.starts_document or cut > 0)
+            elif not after and cut > 0:
+                yield TextPiece(piece.text[:cut], piece.starts_document)
+            position += len(piece.text)
 
-    return Splits(part("train", False), part("validation", True), "file", " ".join(notes))
+    def part(name: str, after: bool) -> Text:
+        origin = f"{whole.origin}, {'last' if after else 'first'} part ({name})"
+        return replace(whole, origin=origin, identity=f"{whole.identity}/{name}", read=lambda: pieces(after))
 
-
-def _part_of(pieces: Iterable[TextPiece], boundary: int, after: bool) -> Iterator[TextPiece]:
-    """The pieces before or after `boundary` characters; a piece that straddles it is cut at the next space, if
-    there is one."""
-    position = 0
-    for piece in pieces:
-        cut = min(max(boundary - position, 0), len(piece.text))
-        if 0 < cut < len(piece.text) and (space := piece.text.find(" ", cut)) >= 0:
-            cut = space
-        if after and cut < len(piece.text):
-            yield TextPiece(piece.text[cut:], piece.starts_document or cut > 0)
-        elif not after and cut > 0:
-            yield TextPiece(piece.text[:cut], piece.starts_document)
-        position += len(piece.text)
+    return part("train", False), part("validation", True)
 
 
 def _file_text(path: str, name: str, skip_bad_rows: bool) -> tuple[Text, int, int]:
     """The text of a file, and how many characters and documents it has."""
     file = check_file(path, name)
-    refuse, bad_rows = refuser(file, name, skip_bad_rows), []
-
-    def count(place: str, error: RowError) -> None:
-        refuse(place, error)
-        bad_rows.append(place)
-
-    characters, documents, is_text, digest = 0, 0, False, hashlib.sha256()
+    characters, documents, bad_rows, is_text, digest = 0, 0, 0, False, hashlib.sha256()
     # One whole pass now, so that a bad row at the end is reported before any long work.
-    for piece in read_pieces(file, name, count):
+    for piece in read_pieces(file, name, skip_bad_rows):
+        if isinstance(piece, RowError):
+            bad_rows += 1
+            continue
         characters += len(piece.text)
         documents += piece.starts_document
         is_text = is_text or not piece.text.isspace()
         digest.update(piece.text.encode("utf-8"))
     if not is_text:
         raise InputError(f"{name} {path!r} holds no text; name a file with text in it.", "NL-402")
-    text = Text(
-        origin=f"file {file.name}" + (f" without {len(bad_rows)} bad rows" if bad_rows else ""),
-        licence="as the file's owner says",
-        # The text that is read identifies running text: line ends and marks of every kind are read as one.
-        identity=f"file/{digest.hexdigest() if file.suffix.lower() == '.txt' else content_hash(file)}",
-        read=lambda: read_pieces(file, name, refuse),
-    )
-    return text, characters, documents
+    origin = f"file {file.name}" + (f" without {bad_rows} bad rows" if bad_rows else "")
+    # The text that is read identifies running text: line ends and marks of every kind are read as one.
+    identity = f"file/{digest.hexdigest() if file.suffix.lower() == '.txt' else content_hash(file)}"
+
+    def read() -> Iterator[TextPiece]:
+        return (piece for piece in read_pieces(file, name, skip_bad_rows) if isinstance(piece, TextPiece))
+
+    return Text(origin, "as the file's owner says", identity, read), characters, documents
+
+
+@dataclass
+class TextCounts:
+    """What was read: the denominators of every metric."""
+
+    documents: int = 0
+    tokens: int = 0  # of the text itself, without the end-of-text that opens each document
+    bytes: int = 0  # UTF-8
+    words: int = 0  # separated by white space
+    unknown_tokens: int = 0
+
+    def add(self, other: "TextCounts") -> None:
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
+
+
+@dataclass
+class Document:
+    """One document as tokens."""
+
+    token_ids: np.ndarray  # int32, [tokens]
+    counts: TextCounts
+    supervised: np.ndarray | None = None  # bool, [tokens]; None is all
+
+
+@dataclass
+class EvaluationDocuments:
+    """Whole documents, ready to be scored."""
+
+    documents: list[Document]
+    origin: str
+
+    @property
+    def counts(self) -> TextCounts:
+        total = TextCounts()
+        for document in self.documents:
+            total.add(document.counts)
+        return total
+
+    def sample(self, max_tokens: int) -> "EvaluationDocuments":
+        """Evenly spaced whole documents with about `max_tokens` tokens, at least one; always the same ones."""
+        every = max(math.ceil(self.counts.tokens / max_tokens), 1)
+        return EvaluationDocuments(self.documents[::every], self.origin)
+
+
+def tokenized_pieces(
+    pieces: Iterable[TextPiece], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[np.ndarray, bool, TextCounts]]:
+    """(token ids, starts a document, counts) for every piece; encoded many at a time, in parallel."""
+    for block in _blocks(pieces):
+        encodings = text_backend(tokenizer).encode_batch_fast([piece.text for piece in block], add_special_tokens=False)
+        for piece, encoding in zip(block, encodings, strict=True):
+            token_ids = np.asarray(encoding.ids, dtype=np.int32)
+            counts = count_text([piece.text], token_ids, tokenizer, documents=int(piece.starts_document))
+            yield token_ids, piece.starts_document, counts
+
+
+def count_text(
+    texts: Sequence[str], token_ids: np.ndarray, tokenizer: PreTrainedTokenizerFast, documents: int = 1
+) -> TextCounts:
+    """The counts of texts, whose tokens are `token_ids`."""
+    unknown = 0 if tokenizer.unk_token_id is None else int((token_ids == tokenizer.unk_token_id).sum())
+    num_bytes, words = sum(len(text.encode()) for text in texts), sum(len(text.split()) for text in texts)
+    return TextCounts(documents, len(token_ids), num_bytes, words, unknown)
+
+
+def _blocks(pieces: Iterable[TextPiece]) -> Iterator[list[TextPiece]]:
+    """The pieces in blocks that are encoded together."""
+    block: list[TextPiece] = []
+    characters = 0
+    for piece in pieces:
+        block.append(piece)
+        characters += len(piece.text)
+        if len(block) == PIECES_PER_CALL or characters >= CHARACTERS_PER_CALL:
+            yield block
+            block, characters = [], 0
+    if block:
+        yield block
+
+
+def evaluation_documents(text: Text, tokenizer: PreTrainedTokenizerFast) -> EvaluationDocuments:
+    """The text as whole documents in memory: evaluation sets are small, training sets are not."""
+    parts: list[tuple[list[np.ndarray], TextCounts]] = []  # of a document each
+    for token_ids, starts_document, counts in tokenized_pieces(text.read(), tokenizer):
+        if starts_document or not parts:
+            parts.append(([], TextCounts()))
+        parts[-1][0].append(token_ids)
+        parts[-1][1].add(counts)
+    documents = [Document(np.concatenate(arrays), counts) for arrays, counts in parts]
+    return EvaluationDocuments([document for document in documents if len(document.token_ids)], text.origin)
+
+
+def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int) -> tuple[datasets.Dataset, TextCounts]:
+    """Training rows on disk, in the order of the text, every one full but for the last. Raises InputError: the text is
+    shorter than one row.
+
+    Columns, [T] each: `input_ids`; `labels`, already shifted (labels[t] follows input_ids[t]); `position_ids`, the
+    position in the document, 0 at the end-of-text token that opens it; and `row`, the row's number. Written once per
+    text, tokenizer and length under the cache folder, and found there again.
+    """
+    key = (FORMAT_VERSION, text.identity, tokenizer.backend_tokenizer.to_str(), max_length)
+    arrow_path = cache_path("rows", ".arrow", *key)
+
+    def write(path: Path) -> dict[str, int]:
+        counts = TextCounts()
+        column = datasets.Sequence(datasets.Value("int32"), length=max_length)
+        features = dict.fromkeys(("input_ids", "labels", "position_ids"), column) | {"row": datasets.Value("int64")}
+        with ArrowWriter(path=str(path), features=datasets.Features(features)) as writer:
+            for number, row in enumerate(_rows(text, tokenizer, max_length, counts)):
+                writer.write({**row, "row": number})
+            writer.finalize()
+        return asdict(counts)
+
+    counts = TextCounts(**kept(arrow_path, write))
+    if counts.tokens < max_length:
+        what = f"{text.origin} gives {counts.tokens} tokens, fewer than one row of max_length {max_length}"
+        most = max(counts.tokens, 2)
+        raise InputError(f"{what}; give more text or a max_length of at most {most}.", "NL-403")
+    return datasets.Dataset.from_file(str(arrow_path)).with_format("numpy"), counts
+
+
+def _rows(
+    text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int, counts: TextCounts
+) -> Iterator[dict[str, np.ndarray]]:
+    """Cut the stream `<eot> document <eot> document ... <eot>` into rows; the target of a token is the next one."""
+    end_of_text = np.asarray([tokenizer.eos_token_id], dtype=np.int32)
+    tokens, positions = np.empty((2, 0), dtype=np.int32)
+    next_position = 0
+    for token_ids, starts_document, seen in tokenized_pieces(text.read(), tokenizer):
+        counts.add(seen)
+        if starts_document:
+            next_position = 0
+            token_ids = np.concatenate([end_of_text, token_ids])
+        tokens = np.concatenate([tokens, token_ids])
+        positions = np.concatenate([positions, next_position + np.arange(len(token_ids), dtype=np.int32)])
+        next_position += len(token_ids)
+        full = (len(tokens) - 1) // max_length  # a row needs one token more, for its last target
+        for begin in range(0, full * max_length, max_length):
+            end = begin + max_length
+            inputs, labels = tokens[begin:end], tokens[begin + 1 : end + 1]
+            yield {"input_ids": inputs, "labels": labels, "position_ids": positions[begin:end]}
+        tokens, positions = tokens[full * max_length :], positions[full * max_length :]
+    if len(tokens):
+        missing = max_length - len(tokens)
+        yield {
+            "input_ids": np.pad(tokens, (0, missing), constant_values=tokenizer.pad_token_id),
+            "labels": np.pad(np.append(tokens[1:], end_of_text), (0, missing), constant_values=IGNORED),
+            # Positions run on over the padding: it is no new document, and nothing after it is scored.
+            "position_ids": np.append(positions, positions[-1] + 1 + np.arange(missing, dtype=np.int32)),
+        }
+
+
+def collate_rows(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Rows of `packed_rows` -> [B, T] tensors, and `row` [B]. `shift_labels` tells transformers that the labels are
+    shifted already."""
+    batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])).long() for name in rows[0]}
+    return batch | {"shift_labels": batch["labels"]}
+
+
+def positions_within_row(position_ids: torch.Tensor) -> torch.Tensor:
+    """[B, T] positions in the document -> positions for a model that sees one row at a time: a document that goes on
+    from the row before starts again at 0."""
+    columns = torch.arange(position_ids.shape[1], device=position_ids.device)
+    last_start = torch.where(position_ids == 0, columns, 0).cummax(dim=1).values
+    return columns - last_start

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..data.batches import IGNORED, Document, EvaluationDocuments, TextCounts
+from ..data.text import IGNORED, Document, EvaluationDocuments, TextCounts
 from ..models.context_cache import ContextCache, RecurrentGenerationMixin
 from ..models.frozen_head import plain_model, split_head, token_scores
 
@@ -37,19 +37,13 @@ class TextMetrics:
 
 def text_metrics(nats: float, correct: int, counts: TextCounts) -> TextMetrics:
     """Totals over a text -> metrics. With unknown tokens the text was not scored whole: no figure per byte or word."""
-    loss = nats / counts.tokens
-    whole = counts.unknown_tokens == 0
+    loss, whole = nats / counts.tokens, counts.unknown_tokens == 0
+    bits_per_byte = nats / math.log(2) / counts.bytes if whole else None
+    word_perplexity = _exp(nats / max(counts.words, 1)) if whole else None
     return TextMetrics(
-        loss=loss,
-        perplexity=_exp(loss),
-        token_accuracy=correct / counts.tokens,
-        bits_per_byte=nats / math.log(2) / counts.bytes if whole else None,
-        word_perplexity=_exp(nats / max(counts.words, 1)) if whole else None,
-        unk_rate=counts.unknown_tokens / counts.tokens,
-        tokens=counts.tokens,
-        words=counts.words,
-        bytes=counts.bytes,
-    )
+        loss, _exp(loss), correct / counts.tokens, bits_per_byte, word_perplexity,
+        counts.unknown_tokens / counts.tokens, counts.tokens, counts.words, counts.bytes,
+    )  # fmt: skip
 
 
 def _exp(nats: float) -> float:
@@ -58,18 +52,10 @@ def _exp(nats: float) -> float:
 
 
 def score_documents(
-    model: PreTrainedModel,
-    documents: EvaluationDocuments,
-    start_token_id: int,
-    max_length: int,
-    batch_size: int,
+    model: PreTrainedModel, documents: EvaluationDocuments, start_token_id: int, max_length: int, batch_size: int
 ) -> TextMetrics:
-    """Metrics of `model` on `documents`; each is read after one `start_token_id`, which is not scored itself.
-
-    Args:
-        max_length: tokens per forward pass, and the window of a model with attention.
-        batch_size: rows per forward pass.
-    """
+    """Metrics of `model` on `documents`; each is read after one `start_token_id`, which is not scored itself. A forward
+    pass reads `batch_size` rows of `max_length` tokens, which is also the window of a model with attention."""
     return score_against_base(model, documents, start_token_id, max_length, batch_size, compare=False)[0]
 
 
@@ -82,14 +68,11 @@ def score_against_base(
     batch_size: int,
     compare: bool = True,
 ) -> tuple[TextMetrics, float]:
-    """(metrics as of `score_documents`, mean KL(base ‖ model) per supervised token in nats).
+    """(metrics as of `score_documents`, mean KL(base ‖ model) per supervised token in nats). The base is the model
+    itself with its adapters off; a model without adapters is its own base. Without `compare`, the KL is 0.
 
     The one arithmetic of every figure that is reported: that of the weights as they are, without the autocast that a
     trainer puts around `model.forward`, and never with the logits of a whole batch.
-
-    Args:
-        compare: with the base, the model itself with its adapters off; a model without adapters is its own base. False:
-            do not take the second pass; the KL is then 0.
     """
     compare &= hasattr(model, "disable_adapter")
     sides = ("model", "base") if compare else ("model",)
@@ -98,16 +81,15 @@ def score_against_base(
     decoder, head = split_head(model)
     sequences = [token_sequence(document, start_token_id) for document in documents.documents]
     is_recurrent = isinstance(plain_model(model), RecurrentGenerationMixin)
-    batches = (_carried_batches if is_recurrent else window_batches)(sequences, max_length, batch_size)
+    batches = (_carried_batches if is_recurrent else _window_batches)(sequences, max_length, batch_size)
     nats = divergence = 0.0
     correct = scored = 0
     caches: dict[str, ContextCache] = {}
 
     def hidden_states(side: str) -> torch.Tensor:
-        state = {"past_key_values": caches[side], "use_cache": True} if is_recurrent else {"use_cache": False}
         # Windows begin at position 0 and are padded on the right: no position has to be given.
-        positions = {"position_ids": position_ids} if is_recurrent else {}
-        return decoder(input_ids=input_ids, **positions, **state).last_hidden_state[supervised]
+        state = {"position_ids": position_ids, "past_key_values": caches[side]} if is_recurrent else {}
+        return decoder(input_ids=input_ids, use_cache=is_recurrent, **state).last_hidden_state[supervised]
 
     try:
         for *tensors, continues in batches:
@@ -154,9 +136,8 @@ def _carried_batches(sequences: list[tuple], max_length: int, batch_size: int) -
     total = max(lengths)
     lanes = [lanes[lane] for lane in np.argsort(lengths)[::-1]]
     # Beyond a lane's end: token 0 with position 1, which has no effect.
-    input_ids = np.zeros((len(lanes), total), dtype=np.int64)
-    labels = np.full((len(lanes), total), IGNORED, dtype=np.int64)
-    position_ids = np.ones((len(lanes), total), dtype=np.int64)
+    fills = (0, IGNORED, 1)
+    input_ids, labels, position_ids = (np.full((len(lanes), total), fill, dtype=np.int64) for fill in fills)
     for lane, documents in enumerate(lanes):
         begin = 0
         for document_ids, document_labels in documents:
@@ -170,15 +151,14 @@ def _carried_batches(sequences: list[tuple], max_length: int, batch_size: int) -
         yield *(torch.from_numpy(part[chunk]) for part in (input_ids, labels, position_ids)), begin > 0
 
 
-def window_batches(sequences: list[tuple], max_length: int, batch_size: int) -> Iterator[tuple]:
+def _window_batches(sequences: list[tuple], max_length: int, batch_size: int) -> Iterator[tuple]:
     """As `_carried_batches`, for overlapping windows that know nothing of each other."""
     stride = max(max_length // 2, 1)
     windows = []
     for document_ids, document_labels in sequences:
-        targets = len(document_ids)
         scored_to = 0
-        for begin in _window_starts(targets, max_length, stride):
-            end = min(begin + max_length, targets)
+        for begin in range(0, max(len(document_ids) - max_length, 0) + stride, stride):
+            end = min(begin + max_length, len(document_ids))
             labels = document_labels[begin:end].copy()
             labels[: scored_to - begin] = IGNORED
             windows.append((document_ids[begin:end], labels))
@@ -187,16 +167,6 @@ def window_batches(sequences: list[tuple], max_length: int, batch_size: int) -> 
     for begin in range(0, len(windows), batch_size):
         block = windows[begin : begin + batch_size]
         width = max(len(ids) for ids, _ in block)
-        input_ids = np.stack([np.pad(ids, (0, width - len(ids))) for ids, _ in block])
+        input_ids = torch.from_numpy(np.stack([np.pad(ids, (0, width - len(ids))) for ids, _ in block]))
         labels = np.stack([np.pad(row, (0, width - len(row)), constant_values=IGNORED) for _, row in block])
-        position_ids = torch.arange(width).expand(len(block), width)
-        yield torch.from_numpy(input_ids), torch.from_numpy(labels), position_ids, False
-
-
-def _window_starts(targets: int, max_length: int, stride: int) -> Iterator[int]:
-    """Starts of windows that together cover `targets` positions, each but the first overlapping its predecessor."""
-    begin = 0
-    yield begin
-    while begin + max_length < targets:
-        begin += stride
-        yield begin
+        yield input_ids, torch.from_numpy(labels), torch.arange(width).expand(len(block), width), False

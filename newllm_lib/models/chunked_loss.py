@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from .matrix_products import linear, product, product_over_rows, working_dtype
 
 IGNORED = -100  # transformers' label for a position that is not scored
-CHUNK_ELEMENTS = 2**22  # logits at a time: 16 MB in fp32
+CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS = 2**22, 2**26  # logits at a time: 16 MB in fp32, and 256 MB, for few launches
 TYPES_PER_BLOCK = 4096  # rows of the weight's gradient at a time
 SMALLEST = torch.finfo(torch.bfloat16).tiny  # probability of which a logarithm is taken
 
@@ -58,7 +58,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         # A token that is not scored enters as zero, and so leaves no trace in the weight's gradient.
         low_inputs = inputs.to(dtype).masked_fill(ignored[:, None], 0)
         losses = inputs.new_empty(len(labels))
-        rows = max(CHUNK_ELEMENTS // weight.shape[0], 1)
+        elements = CHUNK_ELEMENTS if weight.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+        rows = max(elements // weight.shape[0], 1)
         for start in range(0, len(labels), rows):
             chunk = slice(start, start + rows)
             types = labels[chunk].clamp(min=0)

@@ -14,8 +14,9 @@ from transformers.utils.generic import can_return_tuple
 from .chunked_loss import IGNORED, chunked_cross_entropy
 from .context_cache import CACHE_NAME, ContextCache
 
-# Positions that are not scored are left out of the head in steps of this share of all: oneDNN compiles and keeps a
-# program for every number of rows that it meets, which for numbers at random cost 3 MB an update.
+# On a CPU positions that are not scored are left out of the head, in steps of this share of all: oneDNN compiles and
+# keeps a program for every number of rows that it meets, which for numbers at random cost 3 MB an update. A GPU would
+# have to wait until the host knows their number.
 LEFT_OUT_IN_STEPS_OF = 1 / 16
 
 
@@ -77,12 +78,13 @@ class CausalLMHeadMixin:
             shift_labels = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
         hidden_states, shift_labels = hidden_states.flatten(0, 1), shift_labels.flatten()
         scored = shift_labels != IGNORED
-        count = int(scored.sum())
-        step = max(int(LEFT_OUT_IN_STEPS_OF * len(shift_labels)), 1)
-        kept = min(math.ceil(count / step) * step, len(shift_labels))
-        if kept < len(shift_labels):
-            first = (~scored).int().argsort(stable=True)[:kept]  # the scored ones, and others to make up the number
-            hidden_states, shift_labels = hidden_states.index_select(0, first), shift_labels[first]
+        count = scored.sum()
+        if scored.device.type == "cpu":
+            step = max(int(LEFT_OUT_IN_STEPS_OF * len(shift_labels)), 1)
+            kept = min(math.ceil(int(count) / step) * step, len(shift_labels))
+            if kept < len(shift_labels):
+                first = (~scored).int().argsort(stable=True)[:kept]  # the scored ones, and others to make up the number
+                hidden_states, shift_labels = hidden_states.index_select(0, first), shift_labels[first]
         total = chunked_cross_entropy(hidden_states, self.lm_head.weight, self.lm_head.bias, shift_labels)
         return total / (count if num_items_in_batch is None else num_items_in_batch)
 

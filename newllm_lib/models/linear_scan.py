@@ -3,12 +3,15 @@ and all tokens of a row are known at once (as in QRNN, Bradbury et al. 2016, htt
 Qin et al. 2023, https://arxiv.org/abs/2311.04823).
 
 `plain_scan` is the definition; `linear_scan` computes the same, and its gradient, as one operation for autograd,
-`torch.compile` and a profiler.
+`torch.compile` and a profiler: on a CPU token by token, on a GPU by the kernels of triton_kernels.py, without Triton by
+doubling.
 
 Dimensions: B rows, T tokens, C channels of the context.
 """
 
 import torch
+
+from .gpu import kernels_for
 
 WALKS_TIME = frozenset(["cpu"])  # devices on which an operation a token is the quickest way
 
@@ -52,7 +55,7 @@ def linear_scan(
     c0: torch.Tensor,
 ) -> torch.Tensor:
     """`plain_scan`, for training: arguments and result as there. Differentiable once, by z, delta and c0."""
-    return scan_forward(z, delta, starts, mask, c0)[0]
+    return scan_forward(z, delta, starts, mask, c0)
 
 
 @torch.library.custom_op("newllm::linear_scan", mutates_args=())
@@ -62,42 +65,43 @@ def scan_forward(
     starts: torch.Tensor | None,
     mask: torch.Tensor | None,
     c0: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The contexts, and sigmoid(-z) for the way back; [B, T, C] each."""
-    write = torch.empty_like(z, dtype=scan_dtype(z, delta, c0), memory_format=torch.contiguous_format)
-    write.copy_(z).neg_().sigmoid_()  # where a gate is almost 1, 1 - sigmoid(z) would have few digits
-    keep = kept_share(1 - write, starts, mask)
-    contexts = write * delta
+) -> torch.Tensor:
+    """The contexts, [B, T, C]."""
+    dtype = scan_dtype(z, delta, c0)
+    if kernels := kernels_for(z, c0):
+        return kernels.scan(z, delta, starts, mask, c0)
+    write, keep = write_and_keep(z, dtype, starts, mask)
+    contexts = write.mul_(delta)
     if mask is not None:
         contexts.masked_fill_(~mask[:, :, None], 0)
-    contexts[:, 0].addcmul_(keep[:, 0], c0.to(write.dtype))
+    contexts[:, 0].addcmul_(keep[:, 0], c0.to(dtype))
     if z.device.type not in WALKS_TIME:
-        return doubled(keep, contexts), write
+        return doubled(keep, contexts)
     before, *others = contexts.unbind(1)
     for now, share in zip(others, keep.unbind(1)[1:], strict=True):
         before = now.addcmul_(share, before)
-    return contexts, write
+    return contexts
 
 
 @scan_forward.register_fake
 def _(z, delta, starts, mask, c0):
-    contexts = torch.empty_like(z, dtype=scan_dtype(z, delta, c0), memory_format=torch.contiguous_format)
-    return contexts, torch.empty_like(contexts)
+    return torch.empty_like(z, dtype=scan_dtype(z, delta, c0), memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("newllm::linear_scan_backward", mutates_args=())
 def scan_backward(
     grad: torch.Tensor,
+    z: torch.Tensor,
     delta: torch.Tensor,
     starts: torch.Tensor | None,
     mask: torch.Tensor | None,
     c0: torch.Tensor,
     contexts: torch.Tensor,
-    write: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients by z, delta and c0 from the one by `contexts` [B, T, C]; autograd gives them the inputs' types."""
-    forget = 1 - write
-    keep = kept_share(forget, starts, mask)
+    """The gradients by z, delta and c0 from the one by `contexts` [B, T, C], each of the type of its own."""
+    if kernels := kernels_for(z, c0):
+        return kernels.scan_gradients(grad, z, delta, starts, mask, c0, contexts)
+    write, keep = write_and_keep(z, contexts.dtype, starts, mask)
     # What a context contributes to the loss: by itself, and by the contexts after it.
     grad_contexts = torch.empty_like(contexts).copy_(grad)
     if contexts.device.type in WALKS_TIME:
@@ -116,42 +120,45 @@ def scan_backward(
     grad_delta = grad_contexts.mul_(write)
     if mask is not None:
         grad_delta.masked_fill_(~mask[:, :, None], 0)  # nothing is written there
-    grad_z.mul_(forget).mul_(grad_delta)  # ... times sigmoid(z) * sigmoid(-z) * grad_contexts
-    return grad_z, grad_delta, grad_c0
+    grad_z.mul_(write.neg_().add_(1)).mul_(grad_delta)  # ... times sigmoid(z) * sigmoid(-z) * grad_contexts
+    return grad_z.to(z.dtype), grad_delta.to(delta.dtype), grad_c0.to(c0.dtype)
 
 
 @scan_backward.register_fake
-def _(grad, delta, starts, mask, c0, contexts, write):
-    return torch.empty_like(contexts), torch.empty_like(contexts), torch.empty_like(contexts[:, 0])
+def _(grad, z, delta, starts, mask, c0, contexts):
+    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (z, delta, c0))
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[1:], *output)
-    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, output)
 
 
-def _backward(ctx, grad, _):
-    if grad is None:
-        return (None,) * 5
-    grad_z, grad_delta, grad_c0 = scan_backward(grad, *ctx.saved_tensors)
+def _backward(ctx, grad):
+    z, delta, starts, mask, c0, contexts = ctx.saved_tensors
+    grad_z, grad_delta, grad_c0 = scan_backward(grad, z, delta, starts, mask, c0, contexts)
     return grad_z, grad_delta, None, None, grad_c0
 
 
 scan_forward.register_autograd(_backward, setup_context=_save_for_backward)
 
 
+def write_and_keep(
+    z: torch.Tensor, dtype: torch.dtype, starts: torch.Tensor | None, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """sigmoid(-z), and the factor on the context before; new tensors [B, T, C] each."""
+    write = torch.empty_like(z, dtype=dtype, memory_format=torch.contiguous_format)
+    write.copy_(z).neg_().sigmoid_()  # where a gate is almost 1, 1 - sigmoid(z) would have few digits
+    keep = 1 - write
+    if mask is not None:
+        keep.masked_fill_(~mask[:, :, None], 1)
+    if starts is not None:
+        keep.masked_fill_(starts[:, :, None], 0)
+    return write, keep
+
+
 def scan_dtype(*tensors: torch.Tensor) -> torch.dtype:
     """fp32, or fp64 where one of the tensors has it."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-
-
-def kept_share(forget: torch.Tensor, starts: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
-    """The factor on the context before: [B, T, C]; `forget` itself where no position is special."""
-    if mask is not None:
-        forget = forget.masked_fill(~mask[:, :, None], 1)
-    if starts is not None:
-        forget = forget.masked_fill(starts[:, :, None], 0)
-    return forget
 
 
 def doubled(factors: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,8 @@ The context vector of New-LLM is its layers' contexts side by side; no gate read
 Dimensions: B rows, T tokens, E hidden_size, C context_size, H intermediate_size, L layers, V vocabulary.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -23,6 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_newllm import NewLLMConfig
 from .context_cache import RecurrentGenerationMixin
+from .gpu import kernels_for
 from .language_model_head import CausalLMHeadMixin
 from .linear_scan import linear_scan, scan_dtype
 from .matrix_products import working_dtype
@@ -84,25 +87,42 @@ class NewLLMLayer(GradientCheckpointingLayer):
         self, x: torch.Tensor, context: torch.Tensor, last_u: torch.Tensor, last_v: torch.Tensor, bounds: RowBounds
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """[B, T, E] and, of the position before, context [B, C], u [B, E] and v [B, E] -> the same after the row."""
-        dtype = working_dtype(x)
-        mu_f, mu_d, mu_o, mu_v = self.shift_bias.to(dtype).unbind()
-        u = self.input_norm(x).to(dtype)
-        difference, last_u = bounds.difference(u, last_u)
-        z = self.forget_gate(u + mu_f * difference)  # [B, T, C]
-        delta = self.delta(u + mu_d * difference)
+        mus = self.shift_bias
+        (for_f, for_delta, for_o), last_u = shifted(self.input_norm, x, mus[:3], last_u, bounds)
+        z, delta, o = self.forget_gate(for_f), self.delta(for_delta), self.output_gate(for_o)  # [B, T, C] each
         contexts = linear_scan(z, delta, bounds.starts, bounds.mask, context)
-        output_gate = functional.silu(self.output_gate(u + mu_o * difference))
-        x = x + self.context_out(self.context_norm(contexts.to(x.dtype)).to(dtype) * output_gate)
-        v = self.mlp_norm(x).to(dtype)
-        difference, last_v = bounds.difference(v, last_v)
-        v = v + mu_v * difference
-        x = x + self.mlp_out(functional.silu(self.mlp_gate(v)) * self.mlp_in(v))
+        x = x + self.context_out(gated(contexts.to(x.dtype), o, self.context_norm))
+        (v,), last_v = shifted(self.mlp_norm, x, mus[3:], last_v, bounds)
+        x = x + self.mlp_out(gated(self.mlp_in(v), self.mlp_gate(v)))  # [B, T, H] inside
         return x, contexts[:, -1], last_u, last_v
+
+
+def shifted(
+    norm: nn.Module, x: torch.Tensor, mus: torch.Tensor, last: torch.Tensor, bounds: RowBounds
+) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
+    """With u = norm(x) [B, T, E]: u + mu * (u[t-1] - u) for each of `mus` [P, E], and the last u [B, E]; the one before
+    the row is `last` [B, E]."""
+    dtype = working_dtype(x)
+    # A norm that something has replaced, such as an adapter, is more than its weight.
+    if bounds.mask is None and type(norm) is nn.LayerNorm and (kernels := kernels_for(x)):
+        *copies, last = kernels.shifted_norm(x, norm.weight, mus, last, bounds.starts, norm.eps, dtype)
+        return copies, last
+    u = norm(x).to(dtype)
+    difference, last = bounds.difference(u, last)
+    return [u + mu * difference for mu in mus.to(dtype)], last
+
+
+def gated(c: torch.Tensor, o: torch.Tensor, norm: nn.Module | None = None) -> torch.Tensor:
+    """c, or norm(c), times silu(o); [B, T, channels] each."""
+    if (norm is None or type(norm) is nn.LayerNorm) and (kernels := kernels_for(c)):
+        return kernels.gated(c, o) if norm is None else kernels.gated(c, o, norm.weight, norm.eps)
+    return (c if norm is None else norm(c).to(o.dtype)) * functional.silu(o)
 
 
 class NewLLMPreTrainedModel(RecurrentPreTrainedModel):
     config_class = NewLLMConfig
     _no_split_modules = ["NewLLMLayer"]
+    is_capturable = True  # the host reads no value of a tensor on the way
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

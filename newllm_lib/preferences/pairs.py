@@ -7,22 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerFast
 
-from ..data.catalogue import HELD_OUT_SHARE, find_dataset
 from ..data.chat_template import conversation_ids, plain_messages
 from ..data.conversations import conversation_hash, unread_note
-from ..data.examples import (
-    Message,
-    RowError,
-    answer_turns,
-    check_messages,
-    checked_row,
-    columns_read,
-    is_unicode,
-    prompt_turns,
-    whole_conversation,
-)
-from ..data.files import check_file, content_hash, read_rows, refuser
-from ..data.sources import HubSplit, Splits, find_data
+from ..data.examples import Message, answer_turns, check_messages, columns_read, prompt_turns, whole_conversation
+from ..data.files import RowError, check_file, checked_row, content_hash, is_unicode, read_rows, refuser
+from ..data.sources import HELD_OUT_SHARE, Examples, Splits, find_data, find_dataset
 from ..data.text import same_file_note
 from ..errors import InputError
 from .generator import PreferencePair, generator_identity, preference_pairs
@@ -52,6 +41,7 @@ class Preferences:
     identity: str
     pairs: list[Preference] = field(repr=False)
     remarks: tuple[str, ...] = ()  # sentences on what was left out or cut
+    encoded: list["EncodedPreference"] = field(default_factory=list, repr=False)  # the pairs, after `drop_too_long`
 
 
 @dataclass(frozen=True)
@@ -156,10 +146,10 @@ def load_preferences(
     notes = [found.note]
     if found.source == "file":
         sides = {"train": _of_file(data, "data", skip_bad_rows, max_samples)}
-        notes.append(unread_note((row for _, row in read_rows(check_file(data, "data"), "data")), preference_columns))
+        notes.append(unread_note(read_rows(check_file(data, "data"), "data"), preference_columns))
     else:
         most = {"train": max_samples}
-        sides = {name: _of_hub(split, entry.licence, most.get(name)) for name, split in found.on_hub.items()}
+        sides = {name: _of_hub(split, entry.licence, most.get(name)) for name, split in found.splits.items()}
     if eval_data is not None:
         sides["validation"] = _of_file(eval_data, "eval_data", skip_bad_rows)
         notes.append(same_file_note(sides["train"].identity, sides["validation"].identity))
@@ -193,10 +183,9 @@ def _of_file(path: str, name: str, skip_bad_rows: bool, max_samples: int | None 
     return _read(names, read_rows(file, name), refuser(file, name, skip_bad_rows), max_samples)
 
 
-def _of_hub(split: HubSplit, licence: str, max_samples: int | None) -> Preferences:
+def _of_hub(split: Examples, licence: str, max_samples: int | None) -> Preferences:
     # The user cannot mend rows of the hub: a bad one is left out, with its complaint.
-    rows = ((f"row {number}", row) for number, row in enumerate(split.read(), start=1))
-    return _read((split.origin, licence, split.identity), rows, lambda place, error: None, max_samples)
+    return _read((split.origin, licence, split.identity), split.read(0), lambda place, error: None, max_samples)
 
 
 def _read(
@@ -271,7 +260,7 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
         InputError: naming the line, or there is no pair left.
     """
     complaint = f"the prompt alone fills max_length {max_length}"
-    kept, long, equal, cut = [], [], [], 0
+    kept, ids, long, equal = [], [], [], []
     for pair in side.pairs:
         if len(token_ids(pair, tokenizer)[0]) >= max_length:
             if not skips:
@@ -286,7 +275,7 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
             equal.append(pair.place)
         else:
             kept.append(pair)
-            cut += encoded.is_cut
+            ids.append(encoded)
     if not kept:
         why = f"{side.origin} has no prompt shorter than max_length {max_length}"
         if equal:
@@ -299,9 +288,9 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
         remarks.append(f"{len(long):,} rows do not fit and were left out ({long[0]}: {complaint}).")
     if equal:
         remarks.append(f"{len(equal):,} pairs are equal within {max_length} tokens and were left out ({_some(equal)}).")
-    if cut:
+    if cut := sum(encoded.is_cut for encoded in ids):
         remarks.append(f"{cut:,} pairs have an answer that is cut at {max_length} tokens.")
-    return replace(side, pairs=kept, remarks=tuple(remarks))
+    return replace(side, pairs=kept, remarks=tuple(remarks), encoded=ids)
 
 
 def _some(places: Sequence[str]) -> str:

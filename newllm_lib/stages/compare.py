@@ -10,7 +10,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..data.conversations import Conversations
-from ..data.text import Text
 from ..errors import InputError
 from ..evaluation.generation import answer, token_cost
 from ..training.curves import COLOURS, as_label
@@ -24,31 +23,29 @@ PROMPT_WORDS = 8
 
 
 def compare(
-    paths: Sequence[str | Path],
-    data: str | None = None,
-    prompts: Sequence[str] | None = None,
-    max_new_tokens: int = 60,
+    paths: Sequence[str | Path], data: str | None = None, prompts: Sequence[str] | None = None, max_new_tokens: int = 60
 ) -> list[dict[str, Any]]:
-    """One dictionary per model, in the order of `paths`.
+    """One dictionary per model, in the order of `paths`: name, folder, text, parameters, the metrics of `evaluate`,
+    tokens_per_second (forward passes over the held-out text), ms_per_token and state_bytes (by tokens of history),
+    samples (prompt -> continuation).
 
-    Keys: name, folder, text, parameters, the metrics of `evaluate`, tokens_per_second (forward passes over the
-    held-out text), ms_per_token and state_bytes (by tokens of history), samples (prompt -> continuation).
-
-    Args:
-        data: a file to evaluate on; none: the text held out when the first model was trained.
-        prompts: beginnings to continue; none: those of two held-out documents.
-
-    Raises:
-        InputError: bad folder or file, or no model at all.
+    `data` is a file to evaluate on; none: the text held out when the first model was trained. `prompts` are beginnings
+    to continue; none: those of two held-out documents, or what users say first in two held-out conversations. Raises
+    InputError: bad folder or file, or no model at all.
     """
     if not paths:
         raise InputError("compare needs the folder of at least one finished run.")
     models = [open_model(path) for path in paths]
+    names = [trained.name for trained in models]
+    if len(set(names)) < len(names):
+        names = [trained.folder.name for trained in models]
     text = held_out_text(models[0], data)
-    if prompts is None:
-        prompts = held_out_prompts(text)
+    if prompts is None and isinstance(text, Conversations):
+        prompts = [messages[0]["content"] for messages in itertools.islice(text, NUM_SAMPLES)]
+    elif prompts is None:
+        prompts = [" ".join(piece.text.split()[:PROMPT_WORDS]) for piece in itertools.islice(text.read(), NUM_SAMPLES)]
     rows = []
-    for trained, name in zip(models, _names(models), strict=True):
+    for trained, name in zip(models, names, strict=True):
         documents = held_out_documents(trained, text, models[0])
         sample = documents.sample(SPEED_TOKENS)
         started = time.perf_counter()
@@ -66,21 +63,6 @@ def compare(
             "samples": spoken,
         })  # fmt: skip
     return rows
-
-
-def held_out_prompts(text: Text | Conversations) -> list[str]:
-    """Beginnings of held-out documents, or what users say first in held-out conversations."""
-    if isinstance(text, Conversations):
-        return [messages[0]["content"] for messages in itertools.islice(text, NUM_SAMPLES)]
-    return [
-        " ".join(piece.text.split()[:PROMPT_WORDS]) for piece, _ in zip(text.read(), range(NUM_SAMPLES), strict=False)
-    ]
-
-
-def _names(models) -> list[str]:
-    """The model types, or the folders' names where two would be called the same."""
-    names = [trained.name for trained in models]
-    return names if len(set(names)) == len(names) else [trained.folder.name for trained in models]
 
 
 def comparison_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -125,20 +107,20 @@ def comparison_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     FigureCanvasAgg(figure)
     quality, speed, state = figure.subplots(1, 3)
     colours = [COLOURS[index % len(COLOURS)] for index in range(len(rows))]
-    metric, label = ("bits_per_byte", "bits per byte, lower is better")
+    metric, label = "bits_per_byte", "bits per byte"
     if any(row[metric] is None for row in rows):
-        metric, label = ("perplexity", "perplexity per token, lower is better")
+        metric, label = "perplexity", "perplexity per token"
     # Beside three others a long name has no room: it is broken at its hyphens.
     break_at = "-\n" if len(rows) > 3 else "-"
     names = [f"{as_label(row['name']).replace('-', break_at)}\n{row['parameters'] / 1e6:.2f} M" for row in rows]
     bars = quality.bar(names, [row[metric] for row in rows], color=colours, width=0.55)
     quality.bar_label(bars, fmt="%.3f", padding=2, fontsize=9)
-    quality.set(ylabel=label, title="Quality on held-out text")
+    quality.set(ylabel=f"{label}, lower is better", title="Quality on held-out text")
     for colour, row in zip(colours, rows, strict=True):
+        look = {"marker": "o", "color": colour, "label": as_label(row["name"])}
         histories = [int(history) for history in row["ms_per_token"]]
-        speed.plot(histories, row["ms_per_token"].values(), "o-", color=colour, label=as_label(row["name"]))
-        kilobytes = [size / 1024 for size in row["state_bytes"].values()]
-        state.plot(histories, kilobytes, "o-", color=colour, label=as_label(row["name"]))
+        speed.plot(histories, row["ms_per_token"].values(), **look)
+        state.plot(histories, [size / 1024 for size in row["state_bytes"].values()], **look)
     speed.set(xlabel="tokens of history", ylabel="ms per generated token", title="Time")
     speed.set_ylim(0, 1.1 * max(max(row["ms_per_token"].values()) for row in rows))
     state.set(xlabel="tokens of history", ylabel="KiB of state", title="Memory of the text", yscale="log")

@@ -3,21 +3,19 @@
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import datasets
 import huggingface_hub
 
-from ..data.batches import EvaluationDocuments, evaluation_documents
-from ..data.catalogue import DATASETS
 from ..data.chat_template import ConversationFormat, borrowed_template
-from ..data.conversation_rows import conversation_documents
-from ..data.conversations import Conversations, load_conversations
-from ..data.sources import hub_problem
-from ..data.text import Text, load_text
+from ..data.conversations import Conversations, conversation_documents, load_conversations
+from ..data.sources import DATASETS, hub_problem
+from ..data.text import EvaluationDocuments, Text, evaluation_documents, load_text
 from ..errors import InputError
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..training.checkpoint import read_results
@@ -31,8 +29,7 @@ def held_out_text(trained: TrainedModel, data: str | None = None) -> Text | Conv
     run, session = trained.run, trained.session
     if data is None and run["stage"] == "dpo":
         raise InputError(f"{str(trained.folder)!r} was trained on preferences; name conversations with --data.")
-    names = ["skip_bad_rows"]
-    load = load_text
+    load, names = load_text, ["skip_bad_rows"]
     if is_chat(trained):
         load, names = load_conversations, [*names, "dataset", "held_out", "held_out_share"]
     settings = {name: value for name, value in {**run, **session}.items() if name in names and value is not None}
@@ -57,10 +54,8 @@ def held_out_documents(
     if tokenizer.chat_template is None:
         tokenizer = copy.copy(tokenizer)
         tokenizer.chat_template = borrowed_template(tokenizer, as_trained.tokenizer)
-    names = ("loss_on", "too_long")
-    given = {name: as_trained.run[name] for name in names if name in as_trained.run}
-    form = ConversationFormat(as_trained.run["max_length"], **given)
-    return conversation_documents(text, tokenizer, form)
+    given = {name: as_trained.run[name] for name in ("loss_on", "too_long") if name in as_trained.run}
+    return conversation_documents(text, tokenizer, ConversationFormat(as_trained.run["max_length"], **given))
 
 
 def evaluate(
@@ -70,18 +65,9 @@ def evaluate(
     batch_size: int | None = None,
     base: str | None = None,
 ) -> dict[str, Any]:
-    """The metrics of the model in folder `path`, every token of the text scored once.
-
-    Args:
-        base: as of `open_model`.
-
-    Returns:
-        loss, perplexity, token_accuracy, bits_per_byte, word_perplexity, unk_rate, and tokens, words, bytes; plus
-        `text`, where the text came from. For a model tuned by preferences: see `evaluate_preferences`.
-
-    Raises:
-        InputError: bad folder or file.
-    """
+    """The metrics of the model in folder `path`, every token of the text scored once: those of `TextMetrics`, and
+    `text`, where the text came from. For a model tuned by preferences: see `evaluate_preferences`. `base` is that of
+    `open_model`. Raises InputError: bad folder or file."""
     trained = open_model(path, base)
     if trained.run["stage"] == "dpo":
         return wing("preferences.scores").evaluate_preferences(trained, data, max_length, batch_size)
@@ -95,21 +81,18 @@ def final_metrics(
 ) -> dict[str, Any] | None:
     """The metrics that the run itself ended with, if they are of `text` as `documents` has it: it need not be scored
     again."""
-    results = read_results(trained.folder)
+    results, counts = read_results(trained.folder) or {}, documents.counts
     names = [field.name for field in dataclasses.fields(TextMetrics)]
-    if results is None or not results.keys() >= set(names) or trained.run["validation_text"] != text.identity:
+    if not results.keys() >= set(names) or trained.run["validation_text"] != text.identity:
         return None
-    counts = documents.counts
-    if (results["tokens"], results["bytes"]) != (counts.tokens, counts.bytes):
-        return None
-    return {name: results[name] for name in names}
+    is_same = (results["tokens"], results["bytes"]) == (counts.tokens, counts.bytes)
+    return {name: results[name] for name in names} if is_same else None
 
 
 def score(
     trained: TrainedModel, documents: EvaluationDocuments, max_length: int | None = None, batch_size: int | None = None
 ) -> dict[str, Any]:
-    """The metrics as a dictionary; rows are as long, and as many at a time, as in training unless something else is
-    said."""
+    """The metrics as a dictionary; rows are as long, and as many at a time, as in training unless given."""
     length = max_length or trained.run["max_length"]
     rows = batch_size or trained.session["per_device_eval_batch_size"]
     return dataclasses.asdict(score_documents(trained.model, documents, trained.tokenizer.bos_token_id, length, rows))
@@ -118,16 +101,9 @@ def score(
 def evaluate_tasks(
     path: str | Path, tasks: Sequence[str], batch_size: int = 4, limit: int | None = None, base: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """task -> its metrics, of the model in folder `path`.
-
-    Args:
-        tasks: names that the harness knows; their data come from the hub.
-        limit: questions of each task to ask, the first ones; None asks all.
-        base: as of `open_model`.
-
-    Raises:
-        InputError: no harness, bad folder, no such task, or its data are out of reach.
-    """
+    """task -> its metrics, of the model in folder `path`; lm-evaluation-harness knows the names of `tasks`, whose data
+    come from the hub. It asks the first `limit` questions of each, or all. `base` is that of `open_model`. Raises
+    InputError: no harness, bad folder, no such task, or its data are out of reach."""
     if find_spec("lm_eval") is None:
         raise InputError("tasks are run by the package lm-eval; run pip install 'newllm[eval]'.", "NL-102")
     from lm_eval import simple_evaluate
@@ -142,25 +118,12 @@ def evaluate_tasks(
     model = HFLM(pretrained=trained.model, tokenizer=trained.tokenizer, batch_size=batch_size)
     problem = None if all(Path(task).exists() for task in tasks) else hub_problem(DATASETS["wikitext"].sources[0])
     try:
-        with without_the_hub() if problem else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if problem:  # what was fetched before is found, and nothing waits a minute for the rest
+                for module in (huggingface_hub.constants, datasets.config):
+                    stack.enter_context(mock.patch.object(module, "HF_HUB_OFFLINE", True))
             return simple_evaluate(model, tasks=list(tasks), limit=limit, task_manager=manager)["results"]
     except OSError as error:  # all that the loaders of data raise when they cannot reach them
-        raise InputError(
-            f"tasks {', '.join(tasks)}: their questions could not be had from the hub "
-            f"({problem or ' '.join(str(error).split())[:200]}); check the network and try again.",
-            "NL-301",
-        ) from error
-
-
-@contextlib.contextmanager
-def without_the_hub() -> Iterator[None]:
-    """The hub out of reach: what was fetched before is found, and nothing waits a minute for the rest."""
-    settings = (huggingface_hub.constants, datasets.config)
-    before = [module.HF_HUB_OFFLINE for module in settings]
-    for module in settings:
-        module.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for module, value in zip(settings, before, strict=True):
-            module.HF_HUB_OFFLINE = value
+        why = problem or " ".join(str(error).split())[:200]
+        what = f"tasks {', '.join(tasks)}: their questions could not be had from the hub ({why})"
+        raise InputError(f"{what}; check the network and try again.", "NL-301") from error

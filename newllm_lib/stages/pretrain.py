@@ -6,16 +6,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..data.batches import evaluation_documents, packed_rows
-from ..data.text import load_text
+from ..data.text import evaluation_documents, load_text, packed_rows
 from ..data.tokenizer import build_tokenizer
 from ..errors import InputError
 from ..training.arguments import ModelArguments, setting
-from ..training.new_model import check_size, new_model
-from ..training.run import PreparedRun, opened_run, prepare_once
+from ..training.run import PreparedRun, check_metric_of, check_size, new_model, opened_run, prepare_once
 from ..training.trained_model import open_teacher
 from ..training.trainer import LanguageModelTrainer
-from ..training.trainer_fields import check_metric_of
 
 # The best of each model's sweep, docs/RESULTS.md: New-LLM's, and every other model's.
 LEARNING_RATES, LEARNING_RATE = {"newllm": 5e-3}, 3e-3
@@ -86,23 +83,16 @@ def prepare(args: PretrainArguments) -> PreparedRun:
     train_rows, train_counts = packed_rows(splits.train, tokenizer, args.max_length)
     documents = evaluation_documents(splits.validation, tokenizer)
     if not documents.documents:
-        raise InputError(
-            f"{splits.validation.origin} holds no tokens to evaluate on; give another --eval_data.", "NL-403"
-        )
+        what = f"{splits.validation.origin} holds no tokens to evaluate on"
+        raise InputError(f"{what}; give another --eval_data.", "NL-403")
     check_metric_of(args, documents)
     return PreparedRun(splits, tokenizer, train_rows, train_counts, documents, new_model(args, tokenizer))
 
 
 def pretrain(args: PretrainArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
-    """Train one model, or go on with the run that `args.output_dir` holds.
-
-    Returns:
-        The run folder: the best model with its tokenizer, settings, metrics log, curves and model card.
-
-    Raises:
-        InputError: bad input, before any long work.
-        TrainingInterrupted: stopped by hand; the same call continues.
-    """
+    """Train one model, or go on with the run that `args.output_dir` holds. Returns the run folder: the best model with
+    its tokenizer, settings, metrics log, curves and model card. Raises InputError: bad input, before any long work;
+    TrainingInterrupted: stopped by hand, and the same call continues."""
     prepared = prepare_once(args, prepare)
     teacher, weights = open_teacher(args, prepared.tokenizer)
     identity = {"stage": "pretrain", **weights}

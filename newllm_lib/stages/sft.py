@@ -6,21 +6,23 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..data.catalogue import HELD_OUT_SHARE
-from ..data.chat_template import ConversationFormat, learned_tokenizer, template_for
-from ..data.conversation_rows import conversation_documents, conversation_rows
-from ..data.conversations import Conversations, load_conversations
-from ..data.sources import Splits
+from ..data.chat_template import ConversationFormat, template_for
+from ..data.conversations import (
+    Conversations,
+    conversation_documents,
+    conversation_rows,
+    learned_tokenizer,
+    load_conversations,
+)
+from ..data.sources import HELD_OUT_SHARE, Splits
 from ..errors import InputError
 from ..models.adjust import extend_positions, grow_context, set_dropout, train_new_context_only
 from ..models.modeling_newllm import NewLLMForCausalLM
 from ..training.arguments import ModelArguments, StageArguments, setting
 from ..training.checkpoint import has_adapters
-from ..training.new_model import check_size, new_model
-from ..training.run import PreparedRun, opened_run, prepare_once
+from ..training.run import PreparedRun, check_metric_of, check_size, new_model, opened_run, prepare_once
 from ..training.trained_model import open_model, open_teacher, weights_hash
 from ..training.trainer import LanguageModelTrainer
-from ..training.trainer_fields import check_metric_of
 
 # What a finished model brings along, so that it cannot be set beside `model`.
 OF_THE_MODEL = (
@@ -77,9 +79,8 @@ class SftArguments(ConversationArguments, ModelArguments):
     def __post_init__(self):
         super().__post_init__()
         if self.model is not None:
-            for name in OF_THE_MODEL:
-                if getattr(self, name) is not None:
-                    raise InputError(f"{name} cannot be set with --model, which brings its own; leave it out.")
+            if given := [name for name in OF_THE_MODEL if getattr(self, name) is not None]:
+                raise InputError(f"{given[0]} cannot be set with --model, which brings its own; leave it out.")
         elif self.grow_context is not None:
             raise InputError("grow_context needs a trained model to start from; add --model.")
         if self.train_only_new_context:
@@ -116,10 +117,8 @@ def prepare(args: SftArguments) -> PreparedRun:
     splits = args.load_conversations()
     start = None if args.model is None else open_model(args.model)
     if start is not None and has_adapters(start.folder):
-        raise InputError(
-            f"model {args.model!r} holds adapters, which sft does not train; write a whole model with newllm merge and "
-            "name that."
-        )
+        remedy = "write a whole model with newllm merge and name that"
+        raise InputError(f"model {args.model!r} holds adapters, which sft does not train; {remedy}.")
     if start is None:
         tokenizer = learned_tokenizer(splits.train, splits.template, args.tokenizer, args.vocab_size)
     else:
@@ -155,15 +154,9 @@ def _adjusted(model: PreTrainedModel, args: SftArguments) -> PreTrainedModel:
 
 
 def sft(args: SftArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
-    """Train one model on conversations, or go on with the run that `args.output_dir` holds.
-
-    Returns:
-        The run folder: the best model with its tokenizer and chat template, settings, metrics log, curves, model card.
-
-    Raises:
-        InputError: bad input, before any long work.
-        TrainingInterrupted: stopped by hand; the same call continues.
-    """
+    """Train one model on conversations, or go on with the run that `args.output_dir` holds. Returns the run folder: the
+    best model with its tokenizer and chat template, settings, metrics log, curves, model card. Raises InputError: bad
+    input, before any long work; TrainingInterrupted: stopped by hand, and the same call continues."""
     prepared = prepare_once(args, prepare)
     teacher, weights = open_teacher(args, prepared.tokenizer)
     identity = {"stage": "sft", "start": None if args.model is None else weights_hash(args.model), **weights}
@@ -181,19 +174,16 @@ def sft(args: SftArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
 def advice(args: SftArguments, metrics: dict[str, Any]) -> str:
     """How good the model is and what to do next. The published bands hold for UltraChat in the published setting: a
     thousand words, every token scored."""
-    perplexity = metrics["perplexity"]
+    perplexity = f"Perplexity {metrics['perplexity']:.1f}"
     if args.tokenizer == "word" and args.loss_on == "all" and (args.dataset or "").startswith("ultrachat"):
-        if perplexity < 19:
-            return f"Perplexity {perplexity:.1f} is excellent (below 19): go on with --dataset codealpaca."
-        if perplexity <= 24:
-            return f"Perplexity {perplexity:.1f} is good (19 to 24): train on the full data, --dataset ultrachat-full."
-        return f"Perplexity {perplexity:.1f} is above 24: take more --max_samples, or more --num_layers."
+        if metrics["perplexity"] < 19:
+            return f"{perplexity} is excellent (below 19): go on with --dataset codealpaca."
+        if metrics["perplexity"] <= 24:
+            return f"{perplexity} is good (19 to 24): train on the full data, --dataset ultrachat-full."
+        return f"{perplexity} is above 24: take more --max_samples, or more --num_layers."
     if metrics["bits_per_byte"] is None:
-        return (
-            f"Perplexity {perplexity:.1f} with {metrics['unk_rate']:.0%} unknown words: comparable only to runs with "
-            "the same words."
-        )
-    return (
-        f"{metrics['bits_per_byte']:.3f} bits per byte of the answers (perplexity {perplexity:.1f} per token); lower "
-        f"is better, and more data or epochs lower it. Talk to it: newllm chat {args.output_dir}"
-    )
+        unknown = f"{metrics['unk_rate']:.0%} unknown words"
+        return f"{perplexity} with {unknown}: comparable only to runs with the same words."
+    quality = f"{metrics['bits_per_byte']:.3f} bits per byte of the answers ({perplexity.lower()} per token)"
+    remedy = "lower is better, and more data or epochs lower it"
+    return f"{quality}; {remedy}. Talk to it: newllm chat {args.output_dir}"

@@ -1,48 +1,103 @@
-"""Settings that every training stage shares. One dataclass is the command's flags, the notebook's sliders and the
-run's saved settings."""
+"""The settings that all stages share. One dataclass is the command's flags, the notebook's sliders and the run's saved
+settings. A test holds that each of transformers' works, is refused with a sentence, or says that it changes nothing."""
 
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, ClassVar, Literal
 
 import torch
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.optimization import get_scheduler
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.trainer_utils import SchedulerType
 
 from ..errors import InputError
-from . import trainer_fields
 from .device import Device, choose_precision, find_device
 
 logger = logging.getLogger(__name__)
 
-# Keys of a setting's metadata beside its help text.
-SETTING_KEYS = ("group", "low", "high", "log", "session")
+# In every stage: field -> why no other value than its default can be used.
+REFUSED = {
+    "resume_from_checkpoint": "a run goes on by itself from the newest whole checkpoint in its output_dir",
+    "auto_find_batch_size": "it would change the rows of an update; halve --per_device_train_batch_size and double "
+    "--gradient_accumulation_steps, which gives the same result",
+    "save_only_model": "a run could not go on from a checkpoint without the optimizer's state",
+    "save_on_each_node": "a run has one folder",
+    "enable_jit_checkpoint": "Ctrl-C, SIGTERM and the end of the terminal save by themselves",
+    "ignore_data_skip": "a run that goes on would see other rows than an unbroken one",
+    "remove_unused_columns": "it would remove columns that training needs",
+    "label_smoothing_factor": "the loss of this stage is the one that it reports, cross-entropy",
+    "optim_target_modules": "it is for optimizers that have to know the layers of a model before there is one",
+    "dataloader_drop_last": "no row is dropped; which ones would depend on the micro-batch",
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"),
+        "every figure is taken with the weights as they are, so that two runs can be compared"),
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push",
+                     "hub_revision"),
+        "publish the finished folder instead: hf upload NAME FOLDER, or the notebook's last cell"),
+    **dict.fromkeys(("data_seed", "train_sampling_strategy", "length_column_name", "dataloader_in_order",
+                     "accelerator_config"),
+        "each stage has its own order of rows, which a run that goes on finds again; --seed decides it"),
+    **dict.fromkeys(("parallelism_config", "fsdp", "fsdp_config", "deepspeed"),
+        "several GPUs share a run under torchrun or accelerate launch, each with the whole model"),
+    **dict.fromkeys(("use_liger_kernel", "liger_kernel_config"),
+        "the loss is taken in pieces already, and by the models' own code"),
+}  # fmt: skip
+# Field -> why it changes nothing.
+NO_EFFECT = {
+    "do_train": "the command trains",
+    "do_predict": "newllm evaluate scores a finished run",
+    "local_rank": "torchrun and accelerate launch say it by themselves",
+    "use_cache": "training keeps no cache, and generation always does",
+    **dict.fromkeys(("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "label_names",
+                     "eval_use_gather_object", "include_for_metrics", "batch_eval_metrics"),
+        "evaluation is our own: every token is scored once, and no logits are kept"),
+}  # fmt: skip
+
+# What of transformers' may differ between two sessions of one run: the machine, the places, and how much is logged. Of
+# ours, the field says so: `setting(..., session=True)`.
+SESSION_FIELDS = frozenset((
+    "output_dir", "bf16", "fp16", "tf32", "use_cpu", "disable_tqdm", "report_to", "run_name", "log_level",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size", "log_level_replica",
+    "activation_checkpointing", "gradient_checkpointing", "logging_first_step", "logging_steps", "logging_dir",
+    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "dataloader_persistent_workers",
+    "save_total_limit", "ddp_backend", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
+    "ddp_timeout", "torch_compile", "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps",
+    "project", "trackio_space_id",
+))  # fmt: skip
+
+LEAST = {  # of the others 0, but for those that have to be more
+    "max_length": 2, "max_steps": -1, "local_rank": -1,
+    **dict.fromkeys((
+        "max_eval_tokens", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
+        "save_total_limit", "ddp_timeout", "num_parameters", "num_layers", "embedding_size", "context_size",
+        "hidden_size", "intermediate_size", "vocab_size", "max_samples", "max_test_tokens", "pairs", "trials",
+    ), 1),
+}  # fmt: skip
+MORE_THAN_ZERO = (
+    "learning_rate", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "adam_epsilon",
+    "teacher_temperature", "temperature", "temperature_end",
+)  # fmt: skip
+LESS_THAN = {"adam_beta1": 1, "adam_beta2": 1, "dropout": 1, "lora_dropout": 1, "seed": 2**32, "num_layers": 1001}
+
+SETTING_KEYS = ("group", "low", "high", "log", "session")  # of a setting's metadata, beside its help text
 
 
-def setting(
-    default: Any,
-    help: str,
-    group: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    *,
-    log: bool = False,
-    session: bool = False,
-) -> Any:
-    """A dataclass field with a help text, the group of settings it is shown in and, where it has one, the range of its
-    slider.
+def setting(default: Any, help: str, group: str = "", **more: Any) -> Any:
+    """A dataclass field with a help text and the group of settings it is shown in.
 
     Args:
-        log: the slider has powers of two or ten between.
-        session: the value may change when a run is continued.
+        more: `low` and `high`: the range of its slider; `log`: the slider has powers of two or ten between; `session`:
+            the value may change when a run is continued.
     """
-    metadata = {"help": help, "group": group, "session": session}
-    if low is not None:
-        metadata |= {"low": low, "high": high, "log": log}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={"help": help, "group": group, **more})
 
 
 @dataclass
@@ -58,27 +113,27 @@ class StageArguments(TrainingArguments):
     metrics: ClassVar[dict[str, bool]] = {
         "loss": False, "perplexity": False, "token_accuracy": True, "bits_per_byte": False, "word_perplexity": False
     }  # fmt: skip
-    refused: ClassVar[dict[str, str]] = trainer_fields.REFUSED
+    refused: ClassVar[dict[str, str]] = REFUSED
 
     data: str | None = setting(
-        None, "Your own text: a .txt, .jsonl, .json, .csv or .parquet file.", group="Data", session=True
+        None, "Your own text: a .txt, .jsonl, .json, .csv or .parquet file.", "Data", session=True
     )
     eval_data: str | None = setting(
-        None, "Text to evaluate on; none: 5 %% of --data are held out.", group="Data", session=True
+        None, "Text to evaluate on; none: 5 %% of --data are held out.", "Data", session=True
     )
     data_source: Literal["auto", "hub", "offline", "file"] = setting(
-        "auto", "Where the text comes from; auto takes --data, else the hub, else the offline package.", group="Data"
+        "auto", "Where the text comes from; auto takes --data, else the hub, else the offline package.", "Data"
     )
-    skip_bad_rows: bool = setting(False, "Leave out rows that do not fit, and count them.", group="Data")
+    skip_bad_rows: bool = setting(False, "Leave out rows that do not fit, and count them.", "Data")
     max_length: int = setting(
-        64, "Tokens per row: how far gradients reach back, and the window of a model with attention.", group="Data",
+        64, "Tokens per row: how far gradients reach back, and the window of a model with attention.", "Data",
         low=16, high=1024, log=True,
     )  # fmt: skip
     max_eval_tokens: int = setting(
-        50_000, "Held-out tokens (whole documents) scored at each evaluation; the final score takes all.", group="Data"
+        50_000, "Held-out tokens (whole documents) scored at each evaluation; the final score takes all.", "Data"
     )
     early_stopping_patience: int = setting(
-        0, "Stop after this many evaluations without a better one; 0: never.", group="Training", low=0, high=20
+        0, "Stop after this many evaluations without a better one; 0: never.", "Training", low=0, high=20
     )
     bf16: bool | None = setting(None, "bf16 arithmetic, fp32 weights; none: where GPU or CPU can do it; false: not.")
     fp16: bool | None = setting(None, "fp16 arithmetic with a loss scaler; none: on a GPU without bf16; false: not.")
@@ -86,22 +141,20 @@ class StageArguments(TrainingArguments):
     preset: str | None = setting(None, "Named values for other fields; fields given by name win.", session=True)
 
     output_dir: str = setting("runs/pretrain", "Folder of the run: settings, model, checkpoints, curves.")
-    learning_rate: float = setting(
-        3e-3, "Peak learning rate of AdamW.", group="Training", low=1e-5, high=1e-2, log=True
-    )
-    num_train_epochs: float = setting(3.0, "Passes over the text.", group="Training", low=1, high=50)
+    learning_rate: float = setting(3e-3, "Peak learning rate of AdamW.", "Training", low=1e-5, high=1e-2, log=True)
+    num_train_epochs: float = setting(3.0, "Passes over the text.", "Training", low=1, high=50)
     per_device_train_batch_size: int = setting(
-        32, "Rows per forward pass and device.", group="Training", low=1, high=512, log=True
+        32, "Rows per forward pass and device.", "Training", low=1, high=512, log=True
     )
-    gradient_accumulation_steps: int = setting(1, "Forward passes per update.", group="Training", low=1, high=64)
+    gradient_accumulation_steps: int = setting(1, "Forward passes per update.", "Training", low=1, high=64)
     per_device_eval_batch_size: int = setting(32, "Rows per forward pass in evaluation.")
-    lr_scheduler_type: str = setting("cosine", "How the learning rate changes over the run.", group="Training")
+    lr_scheduler_type: str = setting("cosine", "How the learning rate changes over the run.", "Training")
     warmup_steps: float = setting(
-        0.05, "Updates (or, below 1, share of them) to raise the learning rate.", group="Training", low=0, high=0.5
+        0.05, "Updates (or, below 1, share of them) to raise the learning rate.", "Training", low=0, high=0.5
     )
-    weight_decay: float = setting(0.1, "AdamW's weight decay.", group="Training", low=0, high=1.0)
+    weight_decay: float = setting(0.1, "AdamW's weight decay.", "Training", low=0, high=1.0)
     max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
-    seed: int = setting(42, "Seed of initialisation, data order and dropout.", group="Training", low=0, high=999)
+    seed: int = setting(42, "Seed of initialisation, data order and dropout.", "Training", low=0, high=999)
     eval_strategy: str = setting("steps", "When to evaluate: no, steps or epoch.")
     eval_steps: float = setting(0.1, "Updates (or, below 1, share of the run) between evaluations.")
     save_strategy: str = setting("steps", "When to save a checkpoint: no, steps, epoch or best.")
@@ -109,6 +162,9 @@ class StageArguments(TrainingArguments):
     save_minutes: float = setting(10.0, "Minutes without a save until the next one; 0: by steps alone.", session=True)
     save_total_limit: int | None = setting(3, "Checkpoints kept: the best and the newest.")
     logging_steps: float = setting(10, "Updates (or, below 1, share of the run) between lines of the metrics log.")
+    logging_nan_inf_filter: bool | None = setting(
+        None, "Leave losses that are no numbers out of the log; none: under fp16. A GPU waits for it.", session=True
+    )
     load_best_model_at_end: bool = setting(True, "Keep the best checkpoint's weights as the result.")
     metric_for_best_model: str | None = setting("loss", "Held-out metric that decides which checkpoint is best.")
     restore_callback_states_from_checkpoint: bool = setting(True, "Early stopping counts on after a resume.")
@@ -121,24 +177,27 @@ class StageArguments(TrainingArguments):
     dataloader_pin_memory: bool = setting(False, "Pin host memory; set by itself on a GPU.")
 
     def __post_init__(self):
-        trainer_fields.check_numbers(self)
-        trainer_fields.check_refused(self, self.refused)
+        check_numbers(self)
+        check_refused(self)
         device = find_device(self.use_cpu)
         self.dataloader_pin_memory |= device.kind == "cuda"
         self.auto_precision &= self.bf16 is None and self.fp16 is None
         precision = self.precision_on(device) if self.auto_precision else ""
         self.bf16, self.fp16 = bool(self.bf16) or precision == "bf16", bool(self.fp16) or precision == "fp16"
+        # Only under fp16 does a run go on after such a loss, and transformers looks for one at every forward pass.
+        self.logging_nan_inf_filter = self.fp16 if self.logging_nan_inf_filter is None else self.logging_nan_inf_filter
         if self.fp16 and device.kind != "cuda":
             raise InputError(f"fp16 needs an NVIDIA GPU, and this run is on the {device.name}; leave it out.")
         # Otherwise transformers takes bf16 for a GPU's, and each of several processes thinks it is the only one.
         self.use_cpu |= device.kind == "cpu"
-        trainer_fields.check_best_metric(self, self.metrics)
-        remarks = trainer_fields.without_effect(self)
-        with trainer_fields.as_sentence():
+        choose_best_metric(self)
+        unused = [it for it in fields(self) if it.name in NO_EFFECT]
+        unused = [it.name for it in unused if getattr(self, it.name) not in (None, [], it.default)]
+        with as_sentence():
             super().__post_init__()
-        trainer_fields.check_libraries(self)
-        for sentence in remarks if self.process_index == 0 else ():
-            logger.warning("%s", sentence)
+        check_libraries(self)
+        for name in unused if self.process_index == 0 else ():
+            logger.warning("%s has no effect here: %s.", name, NO_EFFECT[name])
         if self.n_gpu > 1:  # torch's DataParallel knows no context to carry; more GPUs: accelerate launch
             self._n_gpu = 1
 
@@ -172,13 +231,12 @@ class StageArguments(TrainingArguments):
 
     def _plain_values(self, session: bool) -> dict[str, Any]:
         # A stage that gives a field another default does not say again that it is a session's.
-        classes = [kind for kind in type(self).__mro__ if issubclass(kind, TrainingArguments)]
-        known = [field for kind in classes for field in dataclasses.fields(kind)]
-        of_sessions = {field.name for field in known if field.metadata.get("session")}
-        of_sessions |= trainer_fields.SESSION_FIELDS
-        names = [field.name for field in dataclasses.fields(self) if field.init]
-        names = [name for name in names if name not in self.refused and name not in trainer_fields.NO_EFFECT]
-        values = {name: getattr(self, name) for name in names if (name in of_sessions) == session}
+        known = [it for kind in type(self).__mro__ if issubclass(kind, TrainingArguments) for it in fields(kind)]
+        of_sessions = SESSION_FIELDS | {it.name for it in known if it.metadata.get("session")}
+        values = {
+            it.name: getattr(self, it.name) for it in fields(self)
+            if it.init and it.name not in {*self.refused, *NO_EFFECT} and (it.name in of_sessions) == session
+        }  # fmt: skip
         values = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
         return {name: value for name, value in values.items() if isinstance(value, str | int | float | None)}
 
@@ -188,21 +246,21 @@ class ModelArguments(StageArguments):
     """The settings of a model that is made from scratch, with its tokenizer."""
 
     model_type: Literal["newllm", "newllm-reference", "tiny-gpt2", "lstm"] = setting(
-        "newllm", "New-LLM, its cell as published, or a baseline.", group="Model"
+        "newllm", "New-LLM, its cell as published, or a baseline.", "Model"
     )
     num_parameters: int | None = setting(
-        None, "Solve the model's width for this many parameters.", group="Model", low=500_000, high=50_000_000, log=True
+        None, "Solve the model's width for this many parameters.", "Model", low=500_000, high=50_000_000, log=True
     )
-    num_layers: int | None = setting(None, "Layers; none: as many as suit the size.", group="Model", low=1, high=12)
-    embedding_size: int | None = setting(None, "Width of a token embedding (newllm-reference).", group="Model")
-    context_size: int | None = setting(None, "Width of a layer's context.", group="Model")
-    hidden_size: int | None = setting(None, "Width of the layers.", group="Model")
-    intermediate_size: int | None = setting(None, "Width of the layers' MLPs (newllm).", group="Model")
+    num_layers: int | None = setting(None, "Layers; none: as many as suit the size.", "Model", low=1, high=12)
+    embedding_size: int | None = setting(None, "Width of a token embedding (newllm-reference).", "Model")
+    context_size: int | None = setting(None, "Width of a layer's context.", "Model")
+    hidden_size: int | None = setting(None, "Width of the layers.", "Model")
+    intermediate_size: int | None = setting(None, "Width of the layers' MLPs (newllm).", "Model")
     dropout: float = setting(
-        0.1, "Share of hidden units dropped in training; more for many epochs.", group="Model", low=0.0, high=0.5
+        0.1, "Share of hidden units dropped in training; more for many epochs.", "Model", low=0.0, high=0.5
     )
     tokenizer: Literal["bpe", "byte", "word", "gpt2"] = setting(
-        "bpe", "bpe: learned pieces; byte: any language; word: published setting; gpt2: GPT-2's.", group="Data"
+        "bpe", "bpe: learned pieces; byte: any language; word: published setting; gpt2: GPT-2's.", "Data"
     )
     teacher: str | None = setting(
         None, "Folder of a larger model with the same tokenizer to learn from, too.", session=True
@@ -210,19 +268,17 @@ class ModelArguments(StageArguments):
     teacher_weight: float = setting(0.5, "With --teacher: its share of the loss.")
     teacher_temperature: float = setting(2.0, "With --teacher: how much both distributions are softened.")
     vocab_size: int | None = setting(
-        None, "Token types; none: up to 4,096 (bpe) or 1,000 (word).", group="Data", low=512, high=16384, log=True
+        None, "Token types; none: up to 4,096 (bpe) or 1,000 (word).", "Data", low=512, high=16384, log=True
     )
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.teacher_weight <= 1:
-            raise InputError(f"teacher_weight has to lie in [0, 1], got {self.teacher_weight}.")
+        check_intervals(self, [("teacher_weight", 0, 1)])
 
 
 def values_for(kind: type, args: TrainingArguments) -> dict[str, Any]:
     """The fields of the dataclass `kind` as `args` has them, but for those that cannot be set."""
-    unset = {**trainer_fields.REFUSED, **trainer_fields.NO_EFFECT}
-    names = [field.name for field in dataclasses.fields(kind) if field.init and field.name not in unset]
+    names = [it.name for it in fields(kind) if it.init and it.name not in {*REFUSED, *NO_EFFECT}]
     return {name: getattr(args, name) for name in names}
 
 
@@ -232,3 +288,91 @@ def check_intervals(args: StageArguments, intervals: Iterable[tuple[str, float, 
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             raise InputError(f"{name} has to lie in [{low}, {high}], got {value}.")
+
+
+def check_refused(args: StageArguments) -> None:
+    """Raise InputError for a value that cannot be used here."""
+    for field in fields(args):
+        name, value = field.name, getattr(args, field.name)
+        # transformers puts an AcceleratorConfig in the place of None, and a trainer of ours lets copies not wait.
+        none = (None, "", field.default, AcceleratorConfig(), AcceleratorConfig(non_blocking=True))
+        if name in args.refused and value not in none:
+            shown = "" if name.endswith("_token") else f" {value}"
+            raise InputError(f"{name}{shown} cannot be used here: {args.refused[name]}; leave it out.")
+    if args.ddp_backend and "WORLD_SIZE" not in os.environ:
+        raise InputError(
+            f"ddp_backend {args.ddp_backend} is for several processes, which torchrun or accelerate launch starts; "
+            "leave it out."
+        )
+
+
+def check_numbers(args: TrainingArguments) -> None:
+    """Raise InputError for a number that no run could use: sliders have narrower ranges, which are suggestions."""
+    for name, value in ((field.name, getattr(args, field.name)) for field in fields(args)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        least, most = LEAST.get(name, 0), LESS_THAN.get(name, 2**63)  # what is larger, torch cannot count
+        if not math.isfinite(value):
+            raise InputError(f"{name} has to be a finite number, got {value}.")
+        if value < least or (value == 0 and name in MORE_THAN_ZERO):
+            than = f"more than {least}" if name in MORE_THAN_ZERO else f"at least {least}"
+            raise InputError(f"{name} has to be {than}, got {value}.")
+        if value >= most:
+            raise InputError(f"{name} has to be less than {most}, got {value}.")
+    if args.max_steps == 0:
+        raise InputError("max_steps has to be at least 1, or -1 for as many as num_train_epochs gives, got 0.")
+
+
+def choose_best_metric(args: StageArguments) -> None:
+    """Set which metric decides, and its direction: transformers takes what does not end in "loss" for better the higher
+    it is, and would keep the worst checkpoint. Raises InputError: an unknown metric, or another direction."""
+    name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if name not in args.metrics:
+        raise InputError(f"metric_for_best_model has to be one of {', '.join(args.metrics)}, got {name!r}.")
+    given, args.metric_for_best_model, args.greater_is_better = args.greater_is_better, name, args.metrics[name]
+    if given not in (None, args.greater_is_better):
+        raise InputError(
+            f"greater_is_better {given} contradicts metric_for_best_model {name}, of which "
+            f"{'more' if args.greater_is_better else 'less'} is better; leave it out."
+        )
+    if (patience := args.early_stopping_patience) and args.eval_strategy == "no":
+        raise InputError(
+            f"early_stopping_patience {patience} counts evaluations, and eval_strategy is no; set it to steps or epoch."
+        )
+
+
+def check_libraries(args: TrainingArguments) -> None:
+    """Find out now whether transformers can make what some words name; it would try only after the data are prepared.
+    Raises InputError: no such optimizer, schedule or tracker, or its package is missing."""
+    with as_sentence(f"optim {args.optim.value}"):
+        Trainer.get_optimizer_cls_and_kwargs(args, None)
+    if args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU and args.greater_is_better:
+        args.lr_scheduler_kwargs = {"mode": "max", **(args.lr_scheduler_kwargs or {})}
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    schedule, options = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    with as_sentence(f"lr_scheduler_type {schedule.value}, lr_scheduler_kwargs {options}"):
+        get_scheduler(schedule, optimizer, 0, 2, scheduler_specific_kwargs=options)
+    with as_sentence(f"log_level {args.log_level}, log_level_replica {args.log_level_replica}"):
+        args.get_process_log_level()
+    for name in args.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise InputError(f"report_to has to be none, all, or of {known}, got {name!r}.")
+        if name not in get_available_reporting_integrations():
+            raise InputError(f"report_to {name} needs its package, which is not installed here; install it.", "NL-102")
+    compilers = (os.environ.get("CXX", ""), "g++", "clang++", "cl")
+    if args.torch_compile and not any(map(shutil.which, compilers)):
+        raise InputError("torch_compile needs a C++ compiler such as g++, which is not installed here.", "NL-102")
+
+
+@contextmanager
+def as_sentence(what: str = "these settings") -> Iterator[None]:
+    """What transformers says of values that it cannot use, as an InputError."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ImportError as error:
+        raise InputError(f"{what} needs a package: {' '.join(str(error).split())}", "NL-102") from error
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, OSError) as error:
+        raise InputError(f"{what} cannot be used: {' '.join(str(error).split())}") from error

@@ -5,81 +5,55 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
-from .curves import save_curves
 from .device import true_for_any_process
 from .disk import refusal
 
 RETRY_SECONDS = 60.0  # after a save that failed
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
+# Metric of an evaluation -> (title, width, format) of its column in the log.
+COLUMNS = {
+    "loss": ("loss", 8, ".4f"), "perplexity": ("perplexity", 11, ".2f"), "token_accuracy": ("accuracy", 9, ".2%"),
+    "bits_per_byte": ("bits/byte", 10, ".4f"), "accuracy": ("accuracy", 9, ".2%"), "margin": ("margin", 8, ".3f"),
+    "chosen_logp": ("chosen", 8, ".1f"), "rejected_logp": ("rejected", 9, ".1f"), "kl": ("KL", 7, ".3f"),
+}  # fmt: skip
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Column:
-    """A metric in the line that is logged at every evaluation."""
-
-    title: str
-    width: int
-    metric: str
-    form: str
-
-    def text(self, metrics: dict[str, float]) -> str:
-        value = metrics.get(f"eval_{self.metric}")
-        return "-" if value is None else format(value, self.form)
-
-
-LANGUAGE_COLUMNS = (
-    Column("loss", 8, "loss", ".4f"),
-    Column("perplexity", 11, "perplexity", ".2f"),
-    Column("accuracy", 9, "token_accuracy", ".2%"),
-    Column("bits/byte", 10, "bits_per_byte", ".4f"),
-)
-PREFERENCE_COLUMNS = (
-    Column("loss", 8, "loss", ".4f"),
-    Column("accuracy", 9, "accuracy", ".2%"),
-    Column("margin", 8, "margin", ".3f"),
-    Column("chosen", 8, "chosen_logp", ".1f"),
-    Column("rejected", 9, "rejected_logp", ".1f"),
-    Column("KL", 7, "kl", ".3f"),
-)
 
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Training was stopped by hand, and a checkpoint holds everything up to the last update."""
 
 
+def any_process(flag: bool, args: TrainingArguments) -> bool:
+    """True if the flag is true for any process; all have to ask."""
+    return bool(flag) if args.world_size == 1 else true_for_any_process(bool(flag), args.device)
+
+
 class RunLog(TrainerCallback):
     """Writes metrics.jsonl and curves.png, and logs one line per evaluation. What the disk does not take is written
-    when it does; training goes on.
+    when it does; training goes on. The line shows those of `metrics` that have a column."""
 
-    Args:
-        columns: what the line shows.
-    """
-
-    def __init__(self, name: str, columns: Sequence[Column]):
-        self.name = name
-        self.columns = columns
+    def __init__(self, folder: Path, name: str, metrics: Iterable[str]):
+        self.folder, self.path, self.name = folder, folder / METRICS_FILE, name
+        self.metrics = [metric for metric in COLUMNS if metric in metrics]
         self.is_behind = True  # lines are missing in the file
         self.has_warned = False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.first_step, self.best = time.perf_counter(), state.global_step, state.best_metric
+        self.started, self.first_step = time.perf_counter(), state.global_step
         if not state.is_world_process_zero:
             return
-        self.path = Path(args.output_dir) / METRICS_FILE
         self._write(state.log_history)  # after a resume: what was logged beyond the checkpoint will be logged again
         if self.first_step:
             logger.info("Continuing at update %d of %d.", self.first_step, state.max_steps)
-        titles = "".join(f" {column.title:>{column.width}}" for column in self.columns)
+        titles = "".join(" {:>{}}".format(*COLUMNS[name]) for name in self.metrics)
         logger.info("%s", f"{'epoch':>7}{titles}  best {'minutes left':>13}")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -91,25 +65,29 @@ class RunLog(TrainerCallback):
         if state.is_world_process_zero:
             self._write(state.log_history)
 
-    def write_all(self, args, state) -> None:
+    def write_all(self, state) -> None:
         """Write the whole log: the file of a run that had nothing left to train may be damaged."""
+        self.is_behind = True
         if state.is_world_process_zero:
-            self.is_behind, self.path = True, Path(args.output_dir) / METRICS_FILE
             self._write(state.log_history)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if not state.is_world_process_zero:
             return
-        value = metrics[f"eval_{args.metric_for_best_model}"]
-        is_best = self.best is None or (value > self.best if args.greater_is_better else value < self.best)
-        self.best = value if is_best else self.best
+        value, best = metrics[f"eval_{args.metric_for_best_model}"], state.best_metric
+        is_best = best is None or (value > best if args.greater_is_better else value < best)
         done = state.global_step - self.first_step
         minutes = (time.perf_counter() - self.started) / 60
         left = f"{minutes / done * (state.max_steps - state.global_step):.1f}" if done else "-"
-        values = "".join(f" {column.text(metrics):>{column.width}}" for column in self.columns)
+        values = ""
+        for name in self.metrics:
+            (_, width, form), shown = COLUMNS[name], metrics.get(f"eval_{name}")
+            values += f" {'-' if shown is None else format(shown, form):>{width}}"
         logger.info("%s", f"{state.epoch or 0.0:7.2f}{values}  {'✓' if is_best else ' ':^4} {left:>13}")
+        from .curves import save_curves  # matplotlib, which no other part of a training needs
+
         with self._going_on():
-            save_curves({self.name: state.log_history}, Path(args.output_dir) / CURVES_FILE)
+            save_curves({self.name: state.log_history}, self.folder / CURVES_FILE)
 
     def _write(self, history: Sequence[dict]) -> None:
         """The last line, or all where some are missing."""
@@ -126,7 +104,7 @@ class RunLog(TrainerCallback):
             yield
         except OSError as error:
             if not self.has_warned:
-                logger.warning("%s cannot be written (%s): training goes on.", self.path.parent, refusal(error))
+                logger.warning("%s cannot be written (%s): training goes on.", self.folder, refusal(error))
             self.has_warned = True
 
 
@@ -146,17 +124,18 @@ class SaveOnInterrupt(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.is_alone = args.world_size == 1
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
+            numbers.append(signal.SIGHUP)
         if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self._ask) for number in signals_to_save_on()}
+            self.previous = {number: signal.signal(number, self._ask) for number in numbers}
 
     def on_step_end(self, args, state, control, **kwargs):
         # All stop after the same update, whichever was asked first.
-        self.interrupted = self.asked if self.is_alone else true_for_any_process(self.asked, args.device)
+        self.interrupted = any_process(self.asked, args)
         if self.interrupted:
             # The mean training loss since the last log line is not part of a checkpoint: log it now.
-            control.should_log = True
-            control.should_save = True
-            control.should_training_stop = True
+            control.should_log = control.should_save = control.should_training_stop = True
         return control
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -178,13 +157,6 @@ class SaveOnInterrupt(TrainerCallback):
         logger.warning("Stopping after this update and saving; press again to stop at once without saving.")
 
 
-def signals_to_save_on() -> list[int]:
-    """SIGHUP is among them where there is one that is not ignored, as under nohup."""
-    hang_up = getattr(signal, "SIGHUP", None)
-    is_heard = hang_up is not None and signal.getsignal(hang_up) is not signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([hang_up] if is_heard else [])]
-
-
 class EvaluateAtEnd(TrainerCallback):
     """Asks for an evaluation after the last update, too, where they are made every so many: the best weights are chosen
     among those that were evaluated. The newest transformers does so by itself, Colab's 5.0 does not."""
@@ -197,25 +169,17 @@ class EvaluateAtEnd(TrainerCallback):
 class SaveByMinutes(TrainerCallback):
     """Asks for a checkpoint when `minutes` have passed without one, at the next line of the log: the mean training loss
     since the last one is no part of a checkpoint, and the log of a run that is continued is that of an unbroken one.
-
-    Args:
-        clock: seconds, rising.
-    """
+    `clock` gives seconds."""
 
     def __init__(self, minutes: float, clock: Callable[[], float] = time.monotonic):
-        self.seconds = 60 * minutes
-        self.clock = clock
+        self.seconds, self.clock = 60 * minutes, clock
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.saved_at = self.clock()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if not control.should_log:
-            return control
-        is_due = self.clock() - self.saved_at >= self.seconds
-        if args.world_size > 1:  # clocks differ, and every process has a part in a checkpoint
-            is_due = true_for_any_process(is_due, args.device)
-        control.should_save |= is_due
+        if control.should_log:  # clocks differ, and every process has a part in a checkpoint
+            control.should_save |= any_process(self.clock() - self.saved_at >= self.seconds, args)
         return control
 
     def on_save(self, args, state, control, **kwargs):
@@ -226,10 +190,8 @@ class SaveByMinutes(TrainerCallback):
 
 def read_history(folder: Path) -> list[dict]:
     """The metrics log of a run folder, but for lines that a disk has damaged."""
-    path = folder / METRICS_FILE
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    entries = []
-    for line in lines:
+    path, entries = folder / METRICS_FILE, []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         with suppress(ValueError, RecursionError):
             entries.append(json.loads(line))
     return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)]

@@ -1,5 +1,4 @@
-"""The run folder: settings, checkpoints that are known to be complete, results. Written so that a machine may vanish
-at any moment.
+"""The run folder: settings, checkpoints that are known to be complete, results. A machine may vanish at any moment.
 
 A checkpoint is removed when a newer one is sealed, and never before. One that is damaged, or was cut off, is set aside
 until then, under another name: nothing that may be good is removed at the start.
@@ -64,7 +63,7 @@ def open_run(folder: Path, run: dict[str, Any], session: dict[str, Any]) -> None
 def holds_run(folder: Path) -> bool:
     """True if a run of ours is in `folder`, False if there is room for one. Raises InputError: something else is
     there."""
-    if (folder / SETTINGS_FILE).exists() or _sealed_settings(folder) is not None:
+    if (folder / SETTINGS_FILE).exists() or any(_settings(folder)):
         return True
     if folder.is_symlink() and not folder.exists():
         raise InputError(f"output_dir {str(folder)!r} is a link to nothing; choose another --output_dir.")
@@ -90,28 +89,27 @@ def check_place(folder: Path) -> None:
 def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
     """{"run": ..., "session": ...} of the run in `folder`; where its file is lost or damaged, as the newest checkpoint
     states them. Raises InputError: the folder is not a run of ours."""
-    settings = read_json(folder / SETTINGS_FILE)
-    if not _are_settings(settings):
-        settings = _sealed_settings(folder)
-        if settings is None:
-            raise InputError(
-                f"{str(folder)!r} is not the folder of a run of ours (no readable {SETTINGS_FILE}, and no checkpoint "
-                "that states what it said); name a folder that newllm has written, or train in another one.",
-                "NL-404",
-            )
+    settings = next(_settings(folder), None)
+    if settings is None:
+        raise InputError(
+            f"{str(folder)!r} is not the folder of a run of ours (no readable {SETTINGS_FILE}, and no checkpoint "
+            "that states what it said); name a folder that newllm has written, or train in another one.",
+            "NL-404",
+        )
+    if settings != read_json(folder / SETTINGS_FILE):
         logger.warning("%s of %s is lost or damaged; its newest checkpoint states it, too.", SETTINGS_FILE, folder)
-    return {"run": settings["run"], "session": settings["session"]}
+    return settings
+
+
+def _settings(folder: Path) -> Iterator[dict[str, Any]]:
+    """The settings in their file, and those that the checkpoints state, the newest first; but for damaged ones."""
+    yield from filter(_are_settings, [read_json(folder / SETTINGS_FILE)])
+    seals = (read_json(path / COMPLETE_FILE) for _, path in reversed(numbered_checkpoints(folder)))
+    yield from filter(_are_settings, (seal.get("settings") for seal in seals if isinstance(seal, dict)))
 
 
 def _are_settings(content: Any) -> bool:
     return isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in ("run", "session"))
-
-
-def _sealed_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings that the newest checkpoint states, None if none does."""
-    seals = (read_json(path / COMPLETE_FILE) for _, path in reversed(numbered_checkpoints(folder)))
-    stated = (seal.get("settings") for seal in seals if isinstance(seal, dict))
-    return next(filter(_are_settings, stated), None)
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
@@ -123,12 +121,12 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 
 
 def seal_checkpoint(checkpoint: Path) -> None:
-    """State of every file of a checkpoint what it holds, after all of them are written, and what the run's settings
-    are, which everything else depends on. A file whose name begins with a dot is none of ours."""
+    """State of every file of a checkpoint what it holds, after all of them are written, and the run's settings, which
+    everything else depends on. A file whose name begins with a dot is none of ours."""
     names = (str(path.relative_to(checkpoint)) for path in sorted(checkpoint.rglob("*")) if path.is_file())
     files = {name: _content_of(checkpoint / name) for name in names if name != COMPLETE_FILE and name[0] != "."}
-    settings = read_json(checkpoint.parent / SETTINGS_FILE)
-    write_json(checkpoint / COMPLETE_FILE, {"files": files} | ({"settings": settings} if settings else {}))
+    seal = {"files": files, "settings": read_json(checkpoint.parent / SETTINGS_FILE)}
+    write_json(checkpoint / COMPLETE_FILE, seal)
 
 
 def _content_of(path: Path) -> dict[str, Any]:
@@ -142,20 +140,13 @@ def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def is_complete(checkpoint: Path, sizes_only: bool = False) -> bool:
-    """True if the files of a checkpoint are all there as they were sealed, whatever else has come into its folder.
-
-    Args:
-        sizes_only: look at the sizes alone, which shows what was cut off, but not what was damaged.
-    """
-    seal = read_json(checkpoint / COMPLETE_FILE)
-    files = seal.get("files") if isinstance(seal, dict) else None
-    if not files or not isinstance(files, dict):
-        return False
+    """True if the files of a checkpoint are all there as they were sealed, whatever else has come into its folder. With
+    `sizes_only` True for a damaged one, too, and False for one that was cut off."""
     try:
-        return all((checkpoint / name).stat().st_size == state["bytes"] for name, state in files.items()) and (
-            sizes_only or all(_content_of(checkpoint / name) == state for name, state in files.items())
-        )
-    except (OSError, LookupError, TypeError, ValueError):  # a file is missing or unreadable, or the seal is no seal
+        files = read_json(checkpoint / COMPLETE_FILE)["files"].items()
+        is_there = bool(files) and all((checkpoint / it).stat().st_size == state["bytes"] for it, state in files)
+        return is_there and (sizes_only or all(_content_of(checkpoint / it) == state for it, state in files))
+    except (OSError, LookupError, TypeError, ValueError, AttributeError):  # a file is missing, or the seal is none
         return False
 
 
@@ -218,28 +209,26 @@ def best_beside(checkpoint: Path) -> Path | None:
 
 
 def resume_point(folder: Path, needs_best: bool) -> Path | None:
-    """The checkpoint to go on from: the newest complete one; those beyond it are set aside.
-
-    Args:
-        needs_best: rather an older one than one whose best checkpoint, which becomes the result, is not complete.
-    """
+    """The checkpoint to go on from: the newest complete one; those beyond it are set aside. With `needs_best` rather an
+    older one than one whose best checkpoint, which becomes the result, is not complete."""
     for _, aside in _set_aside(folder):
         checkpoint = aside.with_name(aside.name.removeprefix(ASIDE))
         if is_complete(aside) and not is_complete(checkpoint):
-            if checkpoint.exists():
-                shutil.rmtree(checkpoint)
-            os.rename(aside, checkpoint)
+            take_back(checkpoint)
     is_whole = functools.cache(is_complete)
+
+    def lost_best(path: Path) -> str:
+        best = best_beside(path)
+        return best.name if needs_best and best is not None and not is_whole(best) else ""
+
     found = [path for _, path in reversed(numbered_checkpoints(folder))]
-    lacks_best = {path: (best := best_beside(path)) is not None and not is_whole(best) for path in found if needs_best}
-    chosen = next((path for path in found if is_whole(path) and not lacks_best.get(path)), None)
+    chosen = next((path for path in found if is_whole(path) and not lost_best(path)), None)
     chosen = chosen or next(filter(is_whole, found), None)
+    goes_on = "begins anew" if chosen is None else f"goes on from {chosen.name}"
     for path in found[: None if chosen is None else found.index(chosen)]:
+        why = "is damaged" if (path / COMPLETE_FILE).exists() else "was not written to its end"
         if is_whole(path):
-            why = f"needs {best_beside(path).name}, the best one so far, which is lost or damaged"
-        else:
-            why = "is damaged" if (path / COMPLETE_FILE).exists() else "was not written to its end"
-        goes_on = "begins anew" if chosen is None else f"goes on from {chosen.name}"
+            why = f"needs {lost_best(path)}, the best one so far, which is lost or damaged"
         logger.warning("%s %s: training %s. Until it has passed that update again,", path.name, why, goes_on)
         logger.warning("what there is of it is kept as %s.", ASIDE + path.name)
         set_aside(path)
@@ -249,13 +238,11 @@ def resume_point(folder: Path, needs_best: bool) -> Path | None:
 def set_aside(checkpoint: Path) -> None:
     """Give a checkpoint a name that is not a checkpoint's. If one of that name is there, the sealed one stays."""
     aside = checkpoint.with_name(ASIDE + checkpoint.name)
-    if not aside.exists():
-        os.rename(checkpoint, aside)
-    elif not (checkpoint / COMPLETE_FILE).exists():
+    if aside.exists() and not (checkpoint / COMPLETE_FILE).exists():
         shutil.rmtree(checkpoint)
-    else:
-        shutil.rmtree(aside)
-        os.rename(checkpoint, aside)
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(checkpoint, aside)
 
 
 def take_back(checkpoint: Path) -> None:
@@ -267,20 +254,14 @@ def take_back(checkpoint: Path) -> None:
 
 
 def rotate(folder: Path, newest: int, limit: int | None, best: str | None) -> None:
-    """Remove what the sealed checkpoint of update `newest` makes superfluous: complete ones beyond the limit, the
-    oldest first, and whatever is cut off or was set aside. It and the best one always stay.
-
-    Args:
-        limit: how many complete ones stay; None or 0: all.
-        best: name of the best one.
-    """
+    """Remove what the sealed checkpoint of update `newest` makes superfluous: complete ones beyond the limit (with None
+    or 0 there is none), the oldest first, and what is cut off or was set aside. It and the one named `best` stay."""
     older = [path for step, path in numbered_checkpoints(folder) if step < newest]
     removable = [path for path in older if path.name != best]
     complete = [path for path in removable if is_complete(path, sizes_only=True)]
-    room = limit - 1 - (len(older) - len(removable)) if limit else len(complete)
-    superfluous = len(complete) - max(room, 0)
+    room = max(limit - 1 - (len(older) - len(removable)), 0) if limit else len(complete)
     for path in removable:
-        if path not in complete[max(superfluous, 0) :]:
+        if path not in complete[max(len(complete) - room, 0) :]:
             set_aside(path)  # half removed it must not be taken for one that is damaged
     remove_aside(folder, newest)
 

@@ -59,17 +59,13 @@ def temporary(path: Path, ending: str) -> Path:
 def discard(path: Path) -> None:
     """Remove a file or a folder; of a link the link alone. Google Drive moves what is removed into its bin, where it
     goes on taking room: files are emptied first. An error is no matter: what is left is hidden."""
-    is_folder = path.is_dir() and not path.is_symlink()
-    for file in sorted(path.rglob("*")) if is_folder else [path]:
-        try:
+    for file in sorted(path.rglob("*")) if path.is_dir() and not path.is_symlink() else [path]:
+        with suppress(OSError):
             status = file.lstat()
-            if stat.S_ISDIR(status.st_mode):
-                continue
             if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:  # the other name of a link keeps its content
                 os.truncate(file, 0)
-            file.unlink()
-        except OSError:
-            continue
+            if not stat.S_ISDIR(status.st_mode):
+                file.unlink()
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -105,14 +101,18 @@ def in_use(folder: Path) -> Iterator[None]:
     whatever is left of its files, and a copy of the folder is not locked. What it was writing is removed. Raises
     InputError: another process owns it."""
     lock, note = FileLock(folder / LOCK_FILE), folder / OWNER_FILE
-    owner = {"process": os.getpid(), "machine": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    known = read_json(note)
+    owner = {"process": None, "machine": "?", "since": "?", **(known if isinstance(known, dict) else {})}
+    is_alive = isinstance(owner["process"], int) and psutil.pid_exists(owner["process"])
     try:
-        lock.acquire(timeout=0 if _is_alive(note) else WORKERS_END_SECONDS)
-        write_json(note, owner)
+        lock.acquire(timeout=0 if is_alive else WORKERS_END_SECONDS)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_json(note, {"process": os.getpid(), "machine": socket.gethostname(), "since": since})
     except Timeout:
+        named = "process {process} of {machine}, since {since}".format_map(owner)
         raise InputError(
-            f"output_dir {str(folder)!r} is in use by {_owner(note)}; wait for its end, stop it, or choose another "
-            "--output_dir.",
+            f"output_dir {str(folder)!r} is in use by {named if owner['process'] else 'another process'}; wait for its "
+            "end, stop it, or choose another --output_dir.",
             "NL-404",
         ) from None
     except (OSError, NotImplementedError) as error:  # a disk without locks, or a full one
@@ -134,14 +134,3 @@ def remove_unfinished(folder: Path) -> None:
         process = path.suffixes[-2][1:] if len(path.suffixes) > 1 else ""
         if not (process.isdecimal() and psutil.pid_exists(int(process))):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _is_alive(note: Path) -> bool:
-    owner = read_json(note)
-    return isinstance(owner, dict) and isinstance(owner.get("process"), int) and psutil.pid_exists(owner["process"])
-
-
-def _owner(note: Path) -> str:
-    if not isinstance(owner := read_json(note), dict):
-        return "another process"
-    return "process {process} of {machine}, since {since}".format_map({"machine": "?", "since": "?", **owner})

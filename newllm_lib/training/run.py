@@ -1,70 +1,118 @@
-"""A run from its prepared data to its finished folder; what stages of one model have in common."""
+"""A run from its settings to its finished folder: a new model, what the stages of one model have in common, and the
+card that says what was trained."""
 
 import logging
 import math
+import platform
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import psutil
+import torch
+import transformers
 from transformers import (
     EarlyStoppingCallback,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     PrinterCallback,
     TrainerCallback,
+    set_seed,
 )
 
-from ..data.batches import TextCounts
+from .. import __version__
 from ..data.sources import Splits
+from ..data.text import EvaluationDocuments, TextCounts
+from ..data.tokenizer import DEFAULT_VOCAB_SIZE, SPECIAL_TOKENS, end_token_ids
 from ..errors import InputError
+from ..models import build_config, build_model, count_parameters
+from ..models.sizing import ALL_SIZES
 from .arguments import ModelArguments
 from .callbacks import (
-    LANGUAGE_COLUMNS,
-    Column,
+    CURVES_FILE,
+    METRICS_FILE,
     EvaluateAtEnd,
     RunLog,
     SaveByMinutes,
     SaveOnInterrupt,
     TrainingInterrupted,
 )
-from .checkpoint import RESULTS_FILE, check_place, open_run, read_results, remove_aside, rotate
-from .disk import in_use, saying, write_json
-from .model_card import BaseModel, write_model_card
+from .checkpoint import RESULTS_FILE, SETTINGS_FILE, check_place, open_run, read_results, remove_aside, rotate
+from .device import GB, find_device
+from .disk import in_use, saying, write_json, write_text
 from .run_trainer import RunTrainerMixin
+from .trained_model import BaseModel
 from .trainer import count_training_tokens
+
+BYTES_PER_PARAMETER = 16  # in fp32: weight, gradient, and two moments of AdamW
+BYTES_AND_SPECIAL = 256 + len(SPECIAL_TOKENS)
+FEWEST_TYPES = {"byte": BYTES_AND_SPECIAL, "bpe": BYTES_AND_SPECIAL, "word": 4, "gpt2": 50_257}
+CARD_FILE = "README.md"
 
 logger = logging.getLogger(__name__)
 
 
-class HeldOut(Protocol):
-    """Held-out documents or pairs, which say where they are from."""
+def model_config(args: ModelArguments, vocab_size: int, **token_ids: int | None) -> PreTrainedConfig:
+    """The config that the settings describe. Raises InputError: there is no such model."""
+    try:
+        sizes = {
+            name: getattr(args, name) for name in ("max_length", "num_layers", "num_parameters", "dropout", *ALL_SIZES)
+        }
+        return build_config(args.model_type, vocab_size=vocab_size, **sizes, **token_ids)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
-    origin: str
+
+def check_size(args: ModelArguments) -> None:
+    """Find out before the data are prepared whether there is such a model, and whether its training fits into memory.
+    Raises InputError: it does not, whatever vocabulary it gets."""
+    fewest = args.vocab_size or FEWEST_TYPES[args.tokenizer]
+    try:
+        config = model_config(args, fewest)
+    except InputError:
+        # How large a vocabulary becomes, only the text says.
+        config = model_config(args, args.vocab_size or DEFAULT_VOCAB_SIZE.get(args.tokenizer, fewest))
+    device = find_device(args.use_cpu)
+    there = psutil.virtual_memory().total / GB if device.memory_gb is None else device.memory_gb
+    try:
+        parameters = count_parameters(config)
+    except RuntimeError as error:
+        raise InputError("hidden_size and other sizes give more than can be counted; choose smaller ones.") from error
+    needed = BYTES_PER_PARAMETER * parameters / GB
+    if needed > there:
+        raise InputError(
+            f"num_parameters: {parameters:,} need {needed:,.0f} GB to be trained, and the {device.name} has "
+            f"{there:,.0f}; choose fewer, or smaller sizes.",
+            "NL-103",
+        )
+
+
+def new_model(args: ModelArguments, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """The model that the settings describe, initialised from the seed. Raises InputError: there is no such model."""
+    set_seed(args.seed)
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    model = build_model(model_config(args, len(tokenizer), **{name: getattr(tokenizer, name) for name in names}))
+    model.generation_config.eos_token_id = end_token_ids(tokenizer)
+    return model
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """All that is known before training starts.
-
-    Attributes:
-        train_rows: what the stage's trainer takes: rows of tokens, a mix of examples, or pairs.
-        held_out: documents to score, or pairs.
-        remarks: what the user should know about the data.
-        extent: a sentence on the model and its training, where a stage has one of its own.
-        base: what adapters are trained on.
-    """
+    """All that is known before training starts."""
 
     splits: Splits[Any]
     tokenizer: PreTrainedTokenizerFast
-    train_rows: Any
+    train_rows: Any  # what the stage's trainer takes: rows of tokens, a mix of examples, or pairs
     train_counts: TextCounts
-    held_out: HeldOut
+    held_out: Any  # documents to score, or pairs; both say in `origin` where they are from
     model: PreTrainedModel
-    remarks: tuple[str, ...] = ()
-    extent: str = ""
-    base: BaseModel | None = None
+    remarks: tuple[str, ...] = ()  # what the user should know about the data
+    extent: str = ""  # on the model and its training, where a stage has a sentence of its own
+    base: BaseModel | None = None  # what adapters are trained on
 
 
 def prepare_once(args: ModelArguments, prepare: Callable[[ModelArguments], PreparedRun]) -> PreparedRun:
@@ -81,40 +129,56 @@ def prepare_once(args: ModelArguments, prepare: Callable[[ModelArguments], Prepa
     return prepared
 
 
+def check_metric_of(args: ModelArguments, documents: EvaluationDocuments) -> None:
+    """Raise InputError if this held-out text has no figure for the metric that decides."""
+    name = args.metric_for_best_model
+    if documents.counts.unknown_tokens and name in ("bits_per_byte", "word_perplexity"):
+        raise InputError(
+            f"metric_for_best_model {name} is no figure of {documents.origin}, of which the tokenizer does not know "
+            "every word; choose loss or perplexity."
+        )
+
+
 class Run:
     """A run in its folder, which no other process works on until `opened_run` ends.
 
     Attributes:
-        folder: of the run.
         is_finished: its results are there, and there is nothing left to do.
+        trainer: once it has trained.
     """
 
     def __init__(self, args: ModelArguments, prepared: PreparedRun):
-        self.args, self.prepared = args, prepared
-        self.folder = Path(args.output_dir)
+        self.args, self.prepared, self.folder = args, prepared, Path(args.output_dir)
         self.is_main = args.process_index == 0
         results = read_results(self.folder)
         self.is_finished = results is not None
-        self.trainer: RunTrainerMixin | None = None  # once it has trained
+        self.trainer: RunTrainerMixin | None = None
         if self.is_finished:
             self._say(f"This run is finished: loss {results['loss']:.4f}. Choose another --output_dir for a new one.")
-        elif self.is_main:
-            if (self.folder / RESULTS_FILE).exists():
-                logger.warning("The results of this run are damaged, or its weights are gone: they are made again.")
-            _introduce(args, prepared)
+            return
+        if (self.folder / RESULTS_FILE).exists() and self.is_main:
+            logger.warning("The results of this run are damaged, or its weights are gone: they are made again.")
+        counts, extent = prepared.train_counts, prepared.extent
+        if not extent:
+            updates, tokens = count_training_tokens(args, len(prepared.train_rows))
+            extent = (
+                f"{args.model_type}: {prepared.model.num_parameters():,} parameters, {counts.tokens:,} tokens of text, "
+                f"{updates} updates over {tokens:,} tokens, on {args.device}."
+            )
+        origins = f"Text: {prepared.splits.train.origin}; held out: {prepared.held_out.origin}."
+        for line in (prepared.splits.note, origins, *prepared.remarks, extent):
+            self._say(line)
+        if counts.unknown_tokens:
+            share = f"{100 * counts.unknown_tokens / counts.tokens:.1f} %"
+            self._say(f"{share} of the training tokens are <unk>: perplexity is flattered by as much.")
 
-    def callbacks(
-        self, callbacks: Sequence[TrainerCallback] = (), columns: Sequence[Column] = LANGUAGE_COLUMNS
-    ) -> list[TrainerCallback]:
-        """What a trainer of this run calls back, `callbacks` last; `columns`: what the log shows of an evaluation."""
+    def callbacks(self, callbacks: Sequence[TrainerCallback] = ()) -> list[TrainerCallback]:
+        """What a trainer of this run calls back, `callbacks` last."""
         args = self.args
-        self._log, self._interrupt = RunLog(args.model_type, columns), SaveOnInterrupt()
-        ours = [EvaluateAtEnd(), self._log, self._interrupt]
-        if args.early_stopping_patience:
-            ours.insert(0, EarlyStoppingCallback(args.early_stopping_patience))
-        if args.save_minutes and args.save_strategy != "no":
-            ours.append(SaveByMinutes(args.save_minutes))
-        return [*ours, *callbacks]
+        self._log, self._interrupt = RunLog(self.folder, args.model_type, args.metrics), SaveOnInterrupt()
+        stop_early = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
+        by_minutes = [SaveByMinutes(args.save_minutes)] if args.save_minutes and args.save_strategy != "no" else []
+        return [*stop_early, EvaluateAtEnd(), self._log, self._interrupt, *by_minutes, *callbacks]
 
     def train(self, trainer: RunTrainerMixin) -> None:
         """Train, or go on from the newest checkpoint, and save the model that is the result.
@@ -129,16 +193,15 @@ class Run:
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.resume_or_start()
-            self._log.write_all(self.args, trainer.state)
+            self._log.write_all(trainer.state)
         finally:
             self._interrupt.restore()
-        if self._interrupt.interrupted and trainer.state.global_step < trainer.state.max_steps:
-            stopped = f"Stopped at update {trainer.state.global_step} of {trainer.state.max_steps}"
-            if trainer.saved_step == trainer.state.global_step:
-                stopped += f"; everything is saved in {self.folder}. The same command continues from there."
-            else:
-                stopped += f", which could not be saved. The same command continues from update {trainer.saved_step}."
-            raise TrainingInterrupted(stopped)
+        state, saved = trainer.state, trainer.saved_step
+        if self._interrupt.interrupted and state.global_step < state.max_steps:
+            then = f"; everything is saved in {self.folder}. The same command continues from there."
+            if saved != state.global_step:
+                then = f", which could not be saved. The same command continues from update {saved}."
+            raise TrainingInterrupted(f"Stopped at update {state.global_step} of {state.max_steps}{then}")
         trainer.check_weights()
         self.trainer = trainer
         if self.is_main:  # no results beside weights that are not all there
@@ -155,8 +218,7 @@ class Run:
         if not self.is_main:
             return
         prepared, state = self.prepared, self.trainer.state
-        of_the_run = prepared.splits, prepared.model, prepared.tokenizer, metrics, state, prepared.base
-        write_model_card(self.folder, self.args, *of_the_run)
+        write_text(self.folder / CARD_FILE, model_card(self.args, prepared, metrics, state.global_step))
         size = {"parameters": prepared.model.num_parameters(), "updates": state.global_step}
         write_json(self.folder / RESULTS_FILE, {**metrics, **(more or {}), **size})
         # A process that was killed while it did so has left some.
@@ -205,22 +267,82 @@ def claim_folder(args: ModelArguments, prepared: PreparedRun, identity: dict[str
         open_run(Path(args.output_dir), run, args.session_settings())
 
 
-def _introduce(args: ModelArguments, prepared: PreparedRun) -> None:
-    """Log what is trained on what."""
-    counts = prepared.train_counts
-    origins = f"Text: {prepared.splits.train.origin}; held out: {prepared.held_out.origin}."
-    for line in (prepared.splits.note, origins, *prepared.remarks, prepared.extent or _extent(args, prepared)):
-        if line:
-            logger.info("%s", line)
-    if counts.unknown_tokens:
-        share = counts.unknown_tokens / counts.tokens
-        logger.info("%.1f %% of the training tokens are <unk>: perplexity is flattered by as much.", 100 * share)
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+license: other
+---
+# {model_type}, {parameters:,} parameters
+
+A small language model trained {start} with New-LLM {version}. {purpose}, and what it says is not to be relied on.
+
+| | |
+|---|---|
+| trained on | {train_origin} (licence: {train_licence}) |
+| held out | {validation_origin} (licence: {validation_licence}) |
+| updates | {updates:,}, {rows} |
+| tokenizer | {tokenizer}, {vocab_size:,} types |
+
+## Metrics on the held-out text
+
+| metric | value |
+|---|---|
+{metrics}
+
+![learning curves]({curves})
+
+## Use
+
+```python
+import newllm_lib.models
+from transformers import pipeline
+
+generator = pipeline("text-generation", model="path/to/this/folder")
+print(generator({prompt}, max_new_tokens=40)[0]["generated_text"])
+```
+
+All settings are in `{settings}`, the log of the run in `{log}`. Trained with Python {python}, torch {torch} and
+transformers {transformers}.
+"""
 
 
-def _extent(args: ModelArguments, prepared: PreparedRun) -> str:
-    """How large the model and its training are."""
-    steps, tokens = count_training_tokens(args, len(prepared.train_rows))
-    return (
-        f"{args.model_type}: {prepared.model.num_parameters():,} parameters, {prepared.train_counts.tokens:,} tokens "
-        f"of text, {steps} updates over {tokens:,} tokens, on {args.device}."
-    )
+def model_card(args: ModelArguments, prepared: PreparedRun, metrics: dict[str, Any], updates: int) -> str:
+    """What was trained, on what, with which result, and how to do it again. A model whose tokenizer has a chat template
+    is one to talk to; the licence of a base binds its adapters, too."""
+    splits, base, start = prepared.splits, prepared.base, getattr(args, "model", None)
+    unknown = "not stated: the tokenizer has unknown words"
+    shown = {name: unknown if it is None else f"{it:,.4f}".rstrip("0").rstrip(".") for name, it in metrics.items()}
+    talks = prepared.tokenizer.chat_template is not None
+    begun = "from scratch" if start is None else f"from another one (`{Path(start).name}`)"
+    if base is not None:
+        begun = f"as adapters on {base.name} (licence: {base.licence})"
+    return CARD.format(
+        start=begun, version=__version__, model_type=args.model_type, parameters=prepared.model.num_parameters(),
+        purpose="It answers as the conversations it has seen" if talks else "It continues text; it is no assistant",
+        prompt='[{"role": "user", "content": "Hello"}]' if talks else '"The "',
+        train_origin=splits.train.origin, train_licence=splits.train.licence,
+        validation_origin=splits.validation.origin, validation_licence=splits.validation.licence, updates=updates,
+        rows=f"{args.effective_batch_size} rows of {'at most ' if base else ''}{args.max_length} tokens each",
+        tokenizer=getattr(args, "tokenizer", "the base model's"), vocab_size=prepared.model.config.vocab_size,
+        metrics="\n".join(f"| {name} | {value} |" for name, value in shown.items()),
+        curves=CURVES_FILE, settings=SETTINGS_FILE, log=METRICS_FILE,
+        python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__,
+    )  # fmt: skip
+
+
+def read_card(folder: Path) -> dict[str, str]:
+    """What the card of a finished run says: text -> where it is from and its licence, metric -> its value. Raises
+    InputError: there is no card, or it leaves out a licence or the metrics of the run."""
+    path = folder / CARD_FILE
+    card = path.read_text(encoding="utf-8") if path.is_file() else ""
+    rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", card, re.MULTILINE))
+    texts = {name: rows[name] for name in ("trained on", "held out") if "(licence: " in rows.get(name, "")}
+    metrics = {name: rows[name] for name in read_results(folder) or () if name in rows}
+    missing = [name for name in ("trained on", "held out") if name not in texts] + ["metrics"] * (not metrics)
+    if missing:
+        raise InputError(
+            f"{str(path)!r} does not say everything that a user of the model has to know ({', '.join(missing)}); "
+            "delete results.json beside it and run the training again, which then only scores the model.",
+            "NL-404",
+        )
+    return texts | metrics

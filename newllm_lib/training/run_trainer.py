@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from ..errors import InputError, TrainingDiverged
+from .callbacks import any_process
 from .checkpoint import (
     SETTINGS_FILE,
     best_beside,
@@ -25,26 +26,24 @@ from .checkpoint import (
     set_aside,
     take_back,
 )
-from .device import freed_memory_kept, true_for_any_process
+from .device import freed_memory_kept
 from .disk import read_json, refusal, write_json
 
 logger = logging.getLogger(__name__)
 
 PATIENCE = 10  # losses in a row that may be no numbers under fp16, whose scaler leaves such updates out
+MOST_UNSEEN = 256  # losses that a device holds until the host looks at them
+NO_QUEUE = {"cpu"}  # devices that have done their work when a call returns
 
 
 class RunTrainerMixin:
-    """Stands before `Trainer` in a class's bases.
+    """Stands before `Trainer` in a class's bases, and gets from the class `scores(held_out)`, the metrics of an
+    evaluation."""
 
-    Attributes:
-        not_finite: losses in a row that were no finite numbers.
-        saved_step: the update of the newest checkpoint that is sealed.
-    """
-
-    not_finite = 0
-    saved_step = 0
-    saved_best = (None, None, None)
-    kept: int | None = None  # as many complete checkpoints
+    unseen: tuple[tuple[int, torch.Tensor], ...] = ()  # (update, loss []) that the host has not looked at
+    not_finite = 0  # losses in a row that were no finite numbers
+    saved_step = 0  # the update of the newest checkpoint that is sealed
+    saved_best = (None, None, None)  # what is known of the best one that is
     run_settings: dict[str, Any] | None = None
     refused: str | None = None  # why the checkpoint that is being written cannot be; None: none is being written
 
@@ -60,16 +59,13 @@ class RunTrainerMixin:
                 return
             self.before_resume(checkpoint)
         self.run_settings = read_json(folder / SETTINGS_FILE)
-        self.add_callback(KnowBest(self, checkpoint))
-        asked = {name: getattr(self.args, name) for name in ("save_total_limit", "eval_on_start")}
-        self.kept, self.args.save_total_limit = self.args.save_total_limit, None  # `rotate` removes them
+        eval_on_start = self.args.eval_on_start
         self.args.eval_on_start &= checkpoint is None  # else it was made, and is in the log
         try:
             with freed_memory_kept() if self.args.device.type == "cpu" else nullcontext():
                 self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
-            for name, value in asked.items():
-                setattr(self.args, name, value)
+            self.args.eval_on_start = eval_on_start
 
     def _check_tokenizer(self, checkpoint: Path) -> None:
         """Token ids mean something else to a model of an earlier version, whose tokenizer had no role tokens."""
@@ -92,29 +88,50 @@ class RunTrainerMixin:
         self._load_from_checkpoint(str(best if best is not None and is_complete(best) else checkpoint))
         return True
 
+    def _load_callback_state(self) -> None:
+        """transformers' own, of the callbacks. It has taken up the state of a checkpoint by now: the best one is beside
+        that, wherever both were when it was noted."""
+        super()._load_callback_state()
+        state = self.state
+        best = best_beside(Path(self.args.output_dir, f"checkpoint-{state.global_step}"))
+        if best is not None and is_complete(best):
+            state.best_model_checkpoint = str(best)
+        elif best is not None:
+            logger.warning("The best checkpoint so far is lost or damaged: the best from now on becomes the result.")
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        self.keep_best()
+
     def get_train_dataloader(self):
-        if not self.args.auto_find_batch_size:
-            # Resuming, Colab's transformers 5.0 takes the micro-batch of the checkpoint and not the one asked for.
-            self._train_batch_size = self.args.train_batch_size
+        # Resuming, Colab's transformers 5.0 takes the micro-batch of the checkpoint and not the one asked for.
+        self._train_batch_size = self.args.train_batch_size
         return super().get_train_dataloader()
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
-        """transformers' own. Raises TrainingDiverged: the loss is not a finite number; no update has been made with
-        it."""
+        """transformers' own. A GPU has a queue, and to look at each loss the host would wait until the queue is empty:
+        there `check_losses` comes when the host waits anyway, to log, evaluate or save. Raises TrainingDiverged."""
         loss = super().training_step(*args, **kwargs)
-        self.not_finite = 0 if loss.isfinite() else self.not_finite + 1
-        if self.not_finite > (PATIENCE if self.args.fp16 else 0):
-            raise self._diverged(
-                f"the loss of update {self.state.global_step + 1} is no finite number, and training was ended before "
-                "the weights were harmed"
-            )
+        # A compiled step writes its next loss into the same place.
+        self.unseen += ((self.state.global_step + 1, loss.detach().clone()),)
+        if len(self.unseen) == MOST_UNSEEN or self.args.device.type in NO_QUEUE:
+            self.check_losses()
         return loss
 
+    def check_losses(self) -> None:
+        """Raises TrainingDiverged if one of the losses since the last call is no finite number."""
+        unseen, self.unseen = self.unseen, ()
+        finite = torch.stack([loss for _, loss in unseen]).isfinite().tolist() if unseen else ()
+        for (update, _), is_finite in zip(unseen, finite, strict=True):
+            self.not_finite = 0 if is_finite else self.not_finite + 1
+            if self.not_finite > (PATIENCE if self.args.fp16 else 0):
+                what = f"the loss of update {update} is no finite number, and no weights were saved since"
+                raise self._diverged(what)
+
     def check_weights(self) -> None:
-        """Raises TrainingDiverged if a weight is no finite number, on any process: it must not be saved."""
+        """Raises TrainingDiverged if a loss, or a weight on any process, is no finite number: it must not be saved."""
+        self.check_losses()
         # A sum is no finite number if one of its terms is none.
         sums = [weight.detach().sum(dtype=torch.float32) for weight in self.model.parameters() if weight.requires_grad]
-        if self._any(not torch.stack(sums).isfinite().all()):
+        if any_process(not torch.stack(sums).isfinite().all(), self.args):
             what = f"after update {self.state.global_step} weights are no finite numbers, and they were not saved"
             raise self._diverged(what)
 
@@ -125,11 +142,9 @@ class RunTrainerMixin:
             "NL-502",
         )
 
-    def _any(self, flag: bool) -> bool:
-        """True if the flag is true for any process; all have to ask."""
-        return bool(flag) if self.args.world_size == 1 else true_for_any_process(bool(flag), self.args.device)
-
     def _maybe_log_save_evaluate(self, *args, **kwargs):
+        if self.control.should_log:
+            self.check_losses()
         if self.control.should_evaluate or self.control.should_save:
             self.check_weights()
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -149,14 +164,18 @@ class RunTrainerMixin:
                     folder.mkdir(parents=True, exist_ok=True)
                     write_json(folder / SETTINGS_FILE, self.run_settings)
         self.accelerator.wait_for_everyone()  # each process writes a file of its own
-        with self._unless_refused():
-            super()._save_checkpoint(*args, **kwargs)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # `rotate` removes what is beyond it
+        try:
+            with self._unless_refused():
+                super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
         with self._unless_refused():
             self.before_seal(checkpoint)
-        if not self._any(self.refused) and is_main:
+        if not any_process(self.refused, self.args) and is_main:
             with self._unless_refused():
                 seal_checkpoint(checkpoint)
-        is_refused, why, self.refused = self._any(self.refused), self.refused, None
+        is_refused, why, self.refused = any_process(self.refused, self.args), self.refused, None
         if is_refused:
             self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self.saved_best
         else:
@@ -167,7 +186,7 @@ class RunTrainerMixin:
             logger.warning("in memory and saves when it can. What is safe: update %d.", self.saved_step)
         elif is_main:
             best = self.state.best_model_checkpoint
-            rotate(folder, step, self.kept, best and Path(best).name)
+            rotate(folder, step, limit, best and Path(best).name)
 
     def keep_best(self) -> None:
         """What is known of the best checkpoint is so of one that is sealed."""
@@ -187,18 +206,6 @@ class RunTrainerMixin:
                 raise
             self.refused = self.refused or why
 
-    def _save_optimizer_and_scheduler(self, output_dir):
-        with self._unless_refused():
-            super()._save_optimizer_and_scheduler(output_dir)
-
-    def _save_scaler(self, output_dir):
-        with self._unless_refused():
-            super()._save_scaler(output_dir)
-
-    def _save_rng_state(self, output_dir):
-        with self._unless_refused():
-            super()._save_rng_state(output_dir)
-
     def _load_best_model(self):
         if is_complete(Path(self.state.best_model_checkpoint)):
             super()._load_best_model()
@@ -211,10 +218,6 @@ class RunTrainerMixin:
 
     def before_seal(self, checkpoint: Path) -> None:
         """Add to a checkpoint what else has to be known to go on; called on every process."""
-
-    def scores(self, held_out: Any) -> dict[str, Any]:
-        """What an evaluation gives."""
-        raise NotImplementedError
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, Any]:
         started = time.perf_counter()
@@ -230,20 +233,3 @@ class RunTrainerMixin:
             super()._save(output_dir, state_dict)
         # A pickle of the settings, which nothing here reads: a run folder holds no pickle of ours.
         (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-
-class KnowBest(TrainerCallback):
-    """Sets at the start of a run which checkpoint is the best so far: the one beside that it goes on from, wherever
-    both were when it was noted."""
-
-    def __init__(self, trainer: RunTrainerMixin, resumed: Path | None):
-        self.trainer, self.resumed = trainer, resumed
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        best = None if self.resumed is None else best_beside(self.resumed)
-        if best is not None and is_complete(best):
-            state.best_model_checkpoint = str(best)
-        elif best is not None:
-            logger.warning("The best checkpoint so far is lost or damaged: the best from now on becomes the result.")
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
-        self.trainer.keep_best()

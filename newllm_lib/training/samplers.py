@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
-from ..data.batches import IGNORED
+from ..data.text import IGNORED
 
 NO_ROW = -2  # number of a blank row: no row follows it, and it follows none
 
@@ -22,11 +22,9 @@ class LaneSampler(Sampler[int]):
     """
 
     def __init__(self, num_rows: int, lanes: int, seed: int):
-        self.num_rows = num_rows
-        self.lanes = min(lanes, num_rows)
+        self.num_rows, self.lanes = num_rows, min(lanes, num_rows)
         self.rows_per_lane = num_rows // self.lanes
-        self.seed = seed
-        self.epoch = 0
+        self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -62,9 +60,7 @@ class EvenSampler(Sampler[int]):
     up with rows that were seen already."""
 
     def __init__(self, order: Sampler[int], num_rows: int, multiple: int):
-        self.order = order
-        self.blank = num_rows
-        self.multiple = multiple
+        self.order, self.blank, self.multiple = order, num_rows, multiple
 
     def set_epoch(self, epoch: int) -> None:
         self.order.set_epoch(epoch)

@@ -16,18 +16,35 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, Trainer
 
-from ..data.batches import IGNORED, EvaluationDocuments, collate_rows, positions_within_row
+from ..data.text import IGNORED, EvaluationDocuments, collate_rows, positions_within_row
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..models.context_cache import ContextCache, RecurrentGenerationMixin, state_after
+from ..models.gpu import WARM_UP, GraphedBackward, can_be_captured
 from ..models.language_model_head import loss_only
 from .arguments import StageArguments
 from .run_trainer import RunTrainerMixin
-from .samplers import EvenSampler, LaneSampler, RowsAndBlank
+from .samplers import NO_ROW, EvenSampler, LaneSampler, RowsAndBlank
 
 CONTEXT_FILE = "carried_context.safetensors"
 
 
-class LanguageModelTrainer(RunTrainerMixin, Trainer):
+class GraphedTrainer(Trainer):
+    """transformers' `Trainer`; forward and backward of a micro-batch are one CUDA graph where the model allows it."""
+
+    is_graphed = False
+    graphed: GraphedBackward | None = None
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        step = super().training_step
+        if not self.is_graphed:
+            return step(model, inputs, num_items_in_batch)
+        if self.graphed is None:
+            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            self.graphed = GraphedBackward(lambda num_items, **batch: step(model, batch, num_items), parameters)
+        return self.graphed(num_items=num_items_in_batch, **self._prepare_inputs(inputs))
+
+
+class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
     """Trains on rows of `packed_rows`, evaluates on whole documents.
 
     Args:
@@ -53,13 +70,16 @@ class LanguageModelTrainer(RunTrainerMixin, Trainer):
         # The rows of one update that this process sees.
         self.carrier = ContextCarrier(args.effective_batch_size // args.world_size)
         rows = train_rows if args.world_size == 1 else RowsAndBlank(train_rows)
+        args.accelerator_config.non_blocking = args.dataloader_pin_memory  # or each batch waits for the one before
         sets = {"train_dataset": rows, "eval_dataset": documents.sample(args.max_eval_tokens)}
         super().__init__(model, args, collate_rows, processing_class=tokenizer, **sets, **kwargs)
         self.num_rows = len(train_rows)
+        is_plain = not (args.torch_compile or args.gradient_checkpointing or args.torch_empty_cache_steps)
+        is_alone = args.world_size == 1 and args.n_gpu == 1 and not self.is_deepspeed_enabled
+        self.is_graphed = is_alone and is_plain and teacher is None and can_be_captured(model)
 
     def before_resume(self, checkpoint: Path) -> None:
-        self.carrier.load(checkpoint, self.args.device)
-        self.carrier.share_out(self.args)
+        self.carrier.load(checkpoint, self.args)
 
     def before_seal(self, checkpoint: Path) -> None:
         held = self.carrier.gathered(self.accelerator, self.args)
@@ -131,29 +151,34 @@ class ContextCarrier:
     """Holds the context after each row last seen, and hands it to the row that follows it in the text.
 
     The row number alone says which, so it is right under accumulation, after a resume and at the seam of two epochs,
-    where no row follows the one before and all contexts begin at zero.
+    where no row follows the one before and all contexts begin at zero. Everything stays on the device, and in place:
+    the host never waits for a row number, and a CUDA graph finds the contexts where they were.
+
+    Attributes:
+        rows: [lanes], NO_ROW where none is held yet.
+        contexts: [lanes, S].
     """
 
     def __init__(self, lanes: int):
         self.lanes = lanes
-        self.rows = torch.empty(0, dtype=torch.long)  # [N]
-        self.contexts: torch.Tensor | None = None  # [N, S]
+        self.rows: torch.Tensor | None = None
+        self.contexts: torch.Tensor | None = None
 
     def take(self, rows: torch.Tensor) -> ContextCache:
         """The cache to start rows [B] with; a row whose predecessor is not held starts from zero."""
         if self.contexts is None:
             return ContextCache()
-        follows = self.rows[None, :] + 1 == rows.cpu()[:, None]  # [B, N]
-        index = follows.int().argmax(dim=1).to(self.contexts.device)
-        known = follows.any(dim=1, keepdim=True).to(self.contexts.device)
-        return ContextCache(torch.where(known, self.contexts[index], 0.0))
+        follows = self.rows[None, :] + 1 == rows[:, None]  # [B, lanes]
+        contexts = self.contexts[follows.int().argmax(dim=1)]
+        return ContextCache(torch.where(follows.any(dim=1, keepdim=True), contexts, 0.0))
 
     def keep(self, rows: torch.Tensor, contexts: torch.Tensor) -> None:
         """Hold `contexts` [B, S] after `rows` [B] in the place of the oldest."""
-        contexts = contexts.detach()
-        held = contexts if self.contexts is None else torch.cat([self.contexts, contexts])
-        self.rows = torch.cat([self.rows, rows.cpu()])[-self.lanes :]
-        self.contexts = held[-self.lanes :]
+        if self.contexts is None:
+            self.rows = rows.new_full((self.lanes,), NO_ROW)
+            self.contexts = contexts.new_zeros(self.lanes, contexts.shape[1])
+        for held, new in ((self.rows, rows), (self.contexts, contexts.detach())):
+            held.copy_(torch.cat([held, new])[-self.lanes :])
 
     def gathered(self, accelerator, args) -> "ContextCarrier":
         """What all processes hold, in the order in which one process would: they take batches in turn."""
@@ -161,32 +186,30 @@ class ContextCarrier:
             return self
         whole = ContextCarrier(self.lanes * args.world_size)
         shape = (args.world_size, -1, args.per_device_train_batch_size)
-        rows = accelerator.gather(self.rows.to(self.contexts.device)).cpu()
-        contexts = accelerator.gather(self.contexts.contiguous())
-        whole.rows = rows.view(shape).transpose(0, 1).flatten()
-        whole.contexts = contexts.view(*shape, contexts.shape[1]).transpose(0, 1).flatten(0, 2)
+        whole.rows = accelerator.gather(self.rows).view(shape).transpose(0, 1).flatten()
+        contexts = accelerator.gather(self.contexts).view(*shape, self.contexts.shape[1])
+        whole.contexts = contexts.transpose(0, 1).flatten(0, 2)
         return whole
-
-    def share_out(self, args) -> None:
-        """Keep this process's part of what all of them hold."""
-        if args.world_size == 1 or self.contexts is None:
-            return
-        # At a row each, as many as there are: with fewer it is unknown whose they are, and contexts begin at zero.
-        if len(self.rows) != self.lanes * args.world_size:
-            self.rows, self.contexts = self.rows[:0], None
-            return
-        shape = (-1, args.world_size, args.per_device_train_batch_size)
-        self.rows = self.rows.view(shape)[:, args.process_index].flatten()
-        self.contexts = self.contexts.view(*shape, self.contexts.shape[1])[:, args.process_index].flatten(0, 1)
 
     def save(self, checkpoint: Path) -> None:
         if self.contexts is not None:
-            save_file({"rows": self.rows, "contexts": self.contexts.cpu().contiguous()}, checkpoint / CONTEXT_FILE)
+            tensors = {"rows": self.rows, "contexts": self.contexts}
+            save_file({name: tensor.cpu() for name, tensor in tensors.items()}, checkpoint / CONTEXT_FILE)
 
-    def load(self, checkpoint: Path, device: torch.device) -> None:
-        if (checkpoint / CONTEXT_FILE).exists():
-            tensors = load_file(checkpoint / CONTEXT_FILE)
-            self.rows, self.contexts = tensors["rows"], tensors["contexts"].to(device)
+    def load(self, checkpoint: Path, args) -> None:
+        """Take up this process's part of what all of them held."""
+        if not (checkpoint / CONTEXT_FILE).exists():
+            return
+        tensors = load_file(checkpoint / CONTEXT_FILE)
+        rows, contexts = (tensors[name].to(args.device) for name in ("rows", "contexts"))
+        if args.world_size > 1:
+            # With another number of rows it is unknown whose they are, and contexts begin at zero.
+            if len(rows) != self.lanes * args.world_size:
+                return
+            shape = (-1, args.world_size, args.per_device_train_batch_size)
+            rows = rows.view(shape)[:, args.process_index].flatten()
+            contexts = contexts.view(*shape, contexts.shape[1])[:, args.process_index].flatten(0, 1)
+        self.keep(rows, contexts)
 
 
 def distillation_loss(
@@ -219,6 +242,59 @@ def distillation_loss(
     return task_weight * task + distill_weight * temperature**2 * divergence
 
 
+class TimedUpdate:
+    """Trains `model` on `input_ids` [B, T] as the Trainer does, under autocast to `dtype` unless it is None; a call is
+    an update, and gives its seconds, the device's work included.
+
+    Args:
+        readings: how often the model without its adapters reads the tokens before: for a reference or a teacher, and
+            for layers that are computed twice.
+        is_graphed: as one CUDA graph, after the first calls; None: if the Trainer would.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        input_ids: torch.LongTensor,
+        dtype: torch.dtype | None = None,
+        readings: int = 0,
+        is_graphed: bool | None = None,
+    ):
+        self.model, self.optimizer, self.input_ids, self.dtype, self.readings = (
+            model,
+            optimizer,
+            input_ids,
+            dtype,
+            readings,
+        )
+        self.learn = self._learn
+        if can_be_captured(model) if is_graphed is None else is_graphed:
+            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            self.learn = GraphedBackward(self._learn, parameters)
+            for _ in range(WARM_UP):
+                self()
+
+    def __call__(self) -> float:
+        wait = torch.cuda.synchronize if self.input_ids.is_cuda else lambda: None
+        wait()
+        started = time.perf_counter()
+        self.learn(input_ids=self.input_ids)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        wait()
+        return time.perf_counter() - started
+
+    def _learn(self, input_ids: torch.LongTensor) -> None:
+        model = self.model
+        with torch.autocast(input_ids.device.type, self.dtype, enabled=self.dtype is not None):
+            for _ in range(self.readings):
+                with torch.no_grad(), model.disable_adapter():
+                    model(input_ids=input_ids, use_cache=False)
+            loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss
+        loss.backward()
+
+
 def timed_update(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -226,26 +302,5 @@ def timed_update(
     dtype: torch.dtype | None = None,
     readings: int = 0,
 ) -> float:
-    """Train `model` on `input_ids` [B, T] as the Trainer does, under autocast to `dtype` unless it is None.
-
-    Args:
-        readings: how often the model without its adapters reads the tokens before: for a reference or a teacher, and
-            for layers that are computed twice.
-
-    Returns:
-        Seconds, the device's work included.
-    """
-    kind = input_ids.device.type
-    wait = torch.cuda.synchronize if kind == "cuda" else lambda: None
-    wait()
-    started = time.perf_counter()
-    with torch.autocast(kind, dtype, enabled=dtype is not None):
-        for _ in range(readings):
-            with torch.no_grad(), model.disable_adapter():
-                model(input_ids=input_ids, use_cache=False)
-        loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    wait()
-    return time.perf_counter() - started
+    """Seconds of one update; arguments as `TimedUpdate`."""
+    return TimedUpdate(model, optimizer, input_ids, dtype, readings, is_graphed=False)()

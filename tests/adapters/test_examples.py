@@ -13,10 +13,9 @@ from newllm_lib.adapters.mixture import (
     in_paragraphs,
     text_examples,
 )
-from newllm_lib.data.batches import IGNORED
 from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat
 from newllm_lib.data.conversations import load_conversations
-from newllm_lib.data.text import load_text
+from newllm_lib.data.text import IGNORED, load_text
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The Triton kernel of the LwF loss against the blocks of torch: on a GPU where there is one, else in Triton's
 interpreter."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -35,15 +36,13 @@ for softens, trains, teacher in ((True, True, True), (False, True, True), (False
 
 
 @pytest.fixture
-def on_cpu(monkeypatch):
+def kernels(monkeypatch):
     """Both ways to compute it, the kernel's in several chunks of tokens and blocks of types."""
-    if DEVICE == "cpu":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when the kernels are defined, and nothing else defines them
-    kernels = module.triton_kernels()
-    monkeypatch.setattr(kernels, "SIZES", {"TYPES": 256, "num_warps": 8})
+    found = module.triton_kernels()
+    monkeypatch.setattr(found, "SIZES", {"TYPES": 256, "num_warps": 8})
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 2 * 4 * TYPES)
     monkeypatch.setattr(module, "GPU_TYPES_PER_BLOCK", 300)
-    return kernels
+    return found
 
 
 def case(dtype, softcap, own_head):
@@ -71,33 +70,36 @@ def both(inputs, monkeypatch, kernels, **options):
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("own_head", [False, True])
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_the_kernel_equals_torchs_blocks(monkeypatch, on_cpu, softcap, own_head, label_smoothing, temperature):
+def test_the_kernel_equals_torchs_blocks(monkeypatch, kernels, softcap, own_head, label_smoothing, temperature):
     options = {"distill_weight": 0.5, "temperature": temperature, "label_smoothing": label_smoothing}
-    for ours, theirs in zip(*both(case(torch.float32, softcap, own_head), monkeypatch, on_cpu, **options), strict=True):
+    for ours, theirs in zip(
+        *both(case(torch.float32, softcap, own_head), monkeypatch, kernels, **options), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_in_half_precision(monkeypatch, on_cpu, dtype):
+def test_in_half_precision(monkeypatch, kernels, dtype):
     inputs = case(dtype, None, False)
-    expected, found = both(inputs, monkeypatch, on_cpu, distill_weight=0.5, temperature=2.0)
+    expected, found = both(inputs, monkeypatch, kernels, distill_weight=0.5, temperature=2.0)
     for theirs, ours in zip(expected[:3], found[:3], strict=True):  # of the same logits
         assert ours.dtype == torch.float32
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert (found[3] - expected[3]).norm() < 0.01 * expected[3].norm()
 
 
-def test_without_a_teacher_and_without_a_gradient(monkeypatch, on_cpu):
+def test_without_a_teacher_and_without_a_gradient(monkeypatch, kernels):
     hidden, head, labels, teacher_hidden, _ = case(torch.float32, 5.0, False)
     for inputs in (
         (hidden, head, labels),
         (hidden.detach(), head, labels, teacher_hidden),
         (hidden[:0], head, labels[:0]),
     ):
-        for ours, theirs in zip(*both(inputs, monkeypatch, on_cpu, label_smoothing=0.1), strict=True):
+        for ours, theirs in zip(*both(inputs, monkeypatch, kernels, label_smoothing=0.1), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("capability", [75, 90])
-def test_it_compiles_for_the_gpus_of_colab(capability):
-    subprocess.run([sys.executable, "-c", COMPILE_FOR, str(capability)], check=True)
+def test_it_compiles_for_the_gpus_of_colab(capability, tmp_path):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    subprocess.run([sys.executable, "-c", COMPILE_FOR, str(capability)], check=True, env=environment)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from newllm_lib.adapters.mixture import MixSampler, collate_examples
 from newllm_lib.adapters.qlora_lwf import prepare
 from newllm_lib.adapters.trainer import LwfTrainer, scheduled
-from newllm_lib.data.batches import IGNORED
+from newllm_lib.data.text import IGNORED
 
 
 def trainer_of(args, teacher=None, moved: bool = True):
@@ -42,8 +42,9 @@ def some_rows(trainer, count: int = 4) -> list[dict]:
     return [trainer.train_dataset[index] for index in order[:count]]
 
 
-def a_batch(trainer, count: int = 4) -> dict[str, torch.Tensor]:
-    return collate_examples(some_rows(trainer, count))
+def a_batch(trainer, rows: list[dict] | None = None) -> dict[str, torch.Tensor]:
+    batch = collate_examples(rows or some_rows(trainer))
+    return {name: tensor.to(trainer.args.device) for name, tensor in batch.items()}
 
 
 def full_logits_loss(trainer, batch, weight: float, temperature: float, smoothing: float = 0.0) -> torch.Tensor:
@@ -109,12 +110,12 @@ def test_at_the_start_the_kl_is_zero_with_all_dropout_there_is(tmp_path):
 def test_micro_batches_add_up_to_the_whole_batch(tmp_path):
     trainer = trainer_of(lwf_arguments(tmp_path, lora_dropout=0.0))
     rows = some_rows(trainer)
-    batch = collate_examples(rows)
+    batch = a_batch(trainer, rows)
     tokens = (batch["labels"] != IGNORED).sum()
     whole = gradients(trainer, trainer.compute_loss(trainer.model, batch, num_items_in_batch=tokens))
     trainer.model.zero_grad()
     for part in (rows[:1], rows[1:]):  # uneven on purpose: by rows they would weigh the same
-        trainer.compute_loss(trainer.model, collate_examples(part), num_items_in_batch=tokens).backward()
+        trainer.compute_loss(trainer.model, a_batch(trainer, part), num_items_in_batch=tokens).backward()
     for name, parameter in trainable(trainer.model).items():
         torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-4, atol=1e-7)
 

@@ -51,7 +51,8 @@ def qlora(tmp_path_factory):
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=quantization)
+    options = {"dtype": torch.bfloat16, "quantization_config": quantization, "device_map": {"": "cpu"}}
+    model = AutoModelForCausalLM.from_pretrained(folder, **options)
     model = get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear")).train()
     model.enable_input_require_grads()
     return model

@@ -143,7 +143,7 @@ def test_without_distillation_it_is_plain_fine_tuning(tmp_path):
 
     trainer = PlainTrainer(prepared.model, plain, collate, prepared.train_rows)
     trainer.train()
-    theirs = {name.replace(".default", ""): p.detach() for name, p in trainable(prepared.model).items()}
+    theirs = {name.replace(".default", ""): p.detach().cpu() for name, p in trainable(prepared.model).items()}
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-5)
@@ -161,7 +161,7 @@ def test_the_finished_adapters_are_opened_scored_talked_to_and_merged(finished, 
 
     merged = merge(finished, tmp_path / "merged")
     whole = open_model(merged)
-    ids = torch.randint(0, 256, (1, 20), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 256, (1, 20), generator=torch.Generator().manual_seed(0)).to(trained.model.device)
     with torch.no_grad():
         ours, theirs = trained.model(input_ids=ids).logits, whole.model(input_ids=ids).logits
     assert float((ours - theirs).abs().max()) < 0.05 * float(ours.abs().max())  # saved in 16 bit

@@ -21,7 +21,7 @@ from newllm_lib.colab import storage
 from newllm_lib.colab.drive import earlier_runs
 from newllm_lib.colab.drive.run_copy import progress_of_copy
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.training import callbacks as report
+from newllm_lib.training import curves
 
 RUN = ("01_pretrain", "run-1", "newllm")
 
@@ -59,7 +59,7 @@ def main() -> int:
     storage.DRIVE_FOLDER = storage.MOUNT_POINT / "MyDrive" / "New-LLM"
     storage.say = say
     storage.display = lambda *args, **kwargs: SimpleNamespace(update=lambda content: None)
-    report.save_curves = lambda histories, path: path.write_bytes(b"png")
+    curves.save_curves = lambda histories, path: path.write_bytes(b"png")
     chance = random.Random(0)
     for number in range(kills + 1):
         shutil.rmtree(folder / "content", ignore_errors=True)

@@ -17,8 +17,8 @@ from newllm_lib.colab.panel.estimate import DataSize
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.colab.panel.stage import ADAPTER
 from newllm_lib.errors import InputError
-from newllm_lib.training.device import KB, MB, Device
-from newllm_lib.training.model_card import BaseModel
+from newllm_lib.training.device import KB, MB, Device, find_device
+from newllm_lib.training.trained_model import BaseModel
 
 SLIDERS = {
     "model", "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "distill_weight", "temperature",
@@ -85,7 +85,9 @@ def test_the_panel_offers_the_settings_of_adapters(make_panel):
         assert "✗" not in panel.line.value and args.model.endswith("tiny-gemma"), "the model is no preset's business"
 
 
-def test_the_line_says_what_will_be_trained(make_panel, model, monkeypatch):
+def test_the_line_says_what_will_be_trained(make_panel, monkeypatch):
+    for module in (base_lookup, adapter_estimate, estimate):
+        monkeypatch.setattr(module, "find_device", lambda use_cpu: find_device(use_cpu=True))
     panel = make_panel()
     line = plain(panel.line.value)
     assert "tiny-gemma in full precision" in line and "12 updates of 4 examples" in line

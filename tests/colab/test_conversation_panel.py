@@ -15,9 +15,8 @@ from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.panel import stage, text_source
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.colab.panel.start_models import finished_runs, start_sentence
-from newllm_lib.data.catalogue import DATASETS
 from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat
-from newllm_lib.data.sources import HubProblem
+from newllm_lib.data.sources import DATASETS, HubProblem
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.stages.sft import OF_THE_MODEL

@@ -13,6 +13,7 @@ from newllm_lib.colab.drive.drive_copy import CopyStatus
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.training.callbacks import TrainingInterrupted, read_history
+from newllm_lib.training.device import find_device
 
 
 class Page:
@@ -51,6 +52,7 @@ def state(step, history=(), max_steps=100):
 
 
 def test_a_line_tells_the_learning_rate_and_the_memory(plot, page):
+    plot.device = find_device(use_cpu=True)
     callback = plot.callback("newllm")
     history = [{"step": 10, "loss": 3.0, "learning_rate": 2.5e-3}]
     callback.on_train_begin(ARGS, state(10, history), None)

@@ -13,8 +13,7 @@ from newllm_lib.colab.panel import settings_panel as panel_module
 from newllm_lib.colab.panel import text_source
 from newllm_lib.colab.panel.estimate import MeasuredUpdate
 from newllm_lib.colab.panel.settings_panel import PANEL_FILE
-from newllm_lib.data.catalogue import DATASETS
-from newllm_lib.data.sources import HubProblem
+from newllm_lib.data.sources import DATASETS, HubProblem
 from newllm_lib.errors import InputError
 from newllm_lib.models import build_config, count_parameters
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments
@@ -241,7 +240,7 @@ def test_auto_is_settled_once_and_said(make_panel, monkeypatch):
     assert panel.arguments("newllm").data_source == "hub" and "auto takes wikitext" in panel.line.value
     monkeypatch.setattr(text_source, "_answering", lambda dataset: (None, HubProblem("unreachable", "no connection")))
     monkeypatch.setattr("newllm_lib.data.sources.find_spec", lambda name: object())
-    monkeypatch.setattr(text_source, "version", lambda name: "0.9.0")
+    monkeypatch.setattr("newllm_lib.data.stand_ins.version", lambda name: "0.9.0")
     panel.controls["seed"].widget.value = 1
     assert panel.arguments("newllm").data_source == "offline" and "no connection" in panel.line.value
 

@@ -26,7 +26,7 @@ from newllm_lib.colab.panel.start_models import choose_model
 from newllm_lib.errors import InputError
 from newllm_lib.preferences.dpo import prepare
 from newllm_lib.stages.sft import SftArguments
-from newllm_lib.training.model_card import BaseModel
+from newllm_lib.training.trained_model import BaseModel
 
 
 def plain(html):

@@ -21,9 +21,9 @@ from newllm_lib.cli import main, parse_stage
 from newllm_lib.colab import problem_report as report
 from newllm_lib.colab.page.notices import causes, in_one_sentence
 from newllm_lib.colab.problem_report import kind_of, report_text
-from newllm_lib.data.catalogue import find_dataset
 from newllm_lib.data.conversations import load_conversations
 from newllm_lib.data.files import check_file
+from newllm_lib.data.sources import find_dataset
 from newllm_lib.data.text import load_text
 from newllm_lib.errors import InputError
 from newllm_lib.evaluation.memory_file import read_memory

@@ -21,7 +21,7 @@ from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.colab.panel.stage import PRETRAIN
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.training import callbacks as report
+from newllm_lib.training import curves
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def page(monkeypatch):
     for module in (storage, live_plot):
         monkeypatch.setattr(module, "display", display)
     monkeypatch.setattr(live_plot, "curves_figure", lambda histories: SimpleNamespace(savefig=lambda *args, **kw: None))
-    monkeypatch.setattr(report, "save_curves", lambda histories, path: path.write_bytes(b"png"))
+    monkeypatch.setattr(curves, "save_curves", lambda histories, path: path.write_bytes(b"png"))
     for module in (storage, training):
         monkeypatch.setattr(module, "say", lambda sentence, *args: shown.said.append(sentence))
     return shown
@@ -142,7 +142,7 @@ def test_a_drive_that_fills_up_costs_a_remark(colab, page, text_file, monkeypatc
 
 @pytest.mark.slow
 def test_ten_machines_that_vanish_at_random_leave_no_trace(text_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "save_curves", lambda histories, path: path.write_bytes(b"png"))
+    monkeypatch.setattr(curves, "save_curves", lambda histories, path: path.write_bytes(b"png"))
     unbroken = tmp_path / "unbroken"
     killed_sessions.train(unbroken, str(text_file))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -14,9 +14,8 @@ from datasets.arrow_writer import ArrowWriter
 
 from newllm_lib.cli import main
 from newllm_lib.data import cache as module
-from newllm_lib.data.batches import packed_rows
 from newllm_lib.data.cache import cache_folder, cache_path, kept, known, seal, writing
-from newllm_lib.data.text import load_text
+from newllm_lib.data.text import load_text, packed_rows
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.errors import InputError
 

@@ -2,9 +2,9 @@ import re
 
 import pytest
 
-from newllm_lib.data.catalogue import CONVERSATION_DATASETS, DATASETS, find_dataset
 from newllm_lib.data.chat_template import TEMPLATES
 from newllm_lib.data.examples import columns_read
+from newllm_lib.data.sources import CONVERSATION_DATASETS, DATASETS, find_dataset
 from newllm_lib.errors import InputError
 
 

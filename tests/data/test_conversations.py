@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from newllm_lib.data.conversations import conversation_hash, hold_out, load_conversations
-from newllm_lib.data.sources import documentation_rows
+from newllm_lib.data.stand_ins import documentation_rows
 from newllm_lib.errors import InputError
 
 

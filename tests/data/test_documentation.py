@@ -2,7 +2,7 @@ import json
 import re
 
 from newllm_lib.data.examples import any_conversation
-from newllm_lib.data.sources import MAX_ANSWER_CHARACTERS, documentation_rows
+from newllm_lib.data.stand_ins import MAX_ANSWER_CHARACTERS, documentation_rows
 
 
 def test_questions_and_answers_are_those_of_the_documentation():

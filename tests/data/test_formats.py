@@ -8,7 +8,8 @@ import pytest
 from newllm_lib.data import examples
 from newllm_lib.data.chat_template import ROLE_TEMPLATE, TEMPLATES, ConversationFormat, encode_conversations
 from newllm_lib.data.conversations import load_conversations
-from newllm_lib.data.examples import MOST_TURNS, RowError, check_messages
+from newllm_lib.data.examples import MOST_TURNS, check_messages
+from newllm_lib.data.files import RowError
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.preferences.pairs import load_preferences
 from newllm_lib.stages.data import inspect_dataset

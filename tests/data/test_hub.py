@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import errors
 
 from newllm_lib.data import sources
-from newllm_lib.data.catalogue import DATASETS, Dataset, HubSource, dialogues_of_utterances
 from newllm_lib.data.conversations import load_conversations
+from newllm_lib.data.sources import DATASETS, Dataset, HubSource, dialogues_of_utterances
 from newllm_lib.errors import InputError
 
 SERVED_COMMIT = "ab" * 20

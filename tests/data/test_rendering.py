@@ -10,13 +10,12 @@ from newllm_lib.data.chat_template import (
     TEMPLATES,
     conversation_ids,
     learnable_template,
-    marks_answers,
     plain_messages,
     render,
 )
 from newllm_lib.data.tokenizer import build_tokenizer, text_backend
 from newllm_lib.errors import InputError
-from newllm_lib.evaluation.token_stream import document_ids
+from newllm_lib.evaluation.generation import document_ids
 
 GEMMA = (  # Gemma's own, shortened
     "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + message.role + '\n' }}"
@@ -117,10 +116,11 @@ def test_a_template_that_fails_is_a_sentence_and_soon(template, sentence, monkey
 
 
 def test_a_template_of_which_nothing_can_be_learned_gives_way_to_ours(gemma):
-    assert marks_answers(GEMMA) and marks_answers("{%- generation -%}") and not marks_answers("generation")
     assert learnable_template(gemma, "turns") == (GEMMA, "")
     other = build_tokenizer("word", ["one two"])
     assert learnable_template(other, "turns") == (TEMPLATES["turns"], "")
-    other.chat_template = "{{ messages }}"
+    other.chat_template = "{%- generation -%}{%- endgeneration -%}"
+    assert learnable_template(other, "turns") == (other.chat_template, "")
+    other.chat_template = "{{ messages }} generation"
     template, remark = learnable_template(other, "turns")
     assert template == TEMPLATES["turns"] and "does not mark what is learned: ours is used" in remark

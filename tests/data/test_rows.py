@@ -3,10 +3,11 @@
 import pytest
 from byte_ids import byte_ids
 
-from newllm_lib.data import catalogue, examples
-from newllm_lib.data.catalogue import CONVERSATION_DATASETS, DATASETS
+from newllm_lib.data import examples, sources
 from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat, encode_conversations, render
-from newllm_lib.data.examples import RowError, check_messages
+from newllm_lib.data.examples import check_messages
+from newllm_lib.data.files import RowError
+from newllm_lib.data.sources import CONVERSATION_DATASETS, DATASETS
 from newllm_lib.data.tokenizer import build_tokenizer
 
 
@@ -133,13 +134,12 @@ def test_mirrors_are_regrouped():
         {"dialog_id": 1, "utterance": "Bye", "turn_type": "inform", "emotion": "none"},
         {"dialog_id": 1, "utterance": "Ciao", "turn_type": "inform", "emotion": "none"},
     ]
-    assert list(catalogue.dialogues_of_utterances(utterances)) == [
+    assert list(sources.dialogues_of_utterances(utterances)) == [
         {"dialog": ["Hi", "Yo"]},
         {"dialog": ["Bye", "Ciao"]},
     ]
-    assert list(catalogue.utterances_as_dialogue([{"utterances": ["Hi", "Yo"], "acts": [1, 2]}])) == [
-        {"dialog": ["Hi", "Yo"]}
-    ]
+    regroup = DATASETS["dailydialog"].sources[2].regroup
+    assert list(regroup([{"utterances": ["Hi", "Yo"], "acts": [1, 2]}])) == [{"dialog": ["Hi", "Yo"]}]
 
 
 def test_rows_of_the_users_own():

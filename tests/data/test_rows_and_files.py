@@ -2,12 +2,13 @@ import json
 
 import pytest
 
+from newllm_lib.data import sources
+from newllm_lib.data import text as module
 from newllm_lib.data.files import check_file
 from newllm_lib.data.text import (
     PIECE_CHARACTERS,
     TextPiece,
     load_text,
-    piece_of_conversation,
     pieces_of_lines,
     read_pieces,
 )
@@ -40,8 +41,11 @@ def test_a_long_document_comes_in_several_pieces():
     assert max(len(piece.text) for piece in pieces) < PIECE_CHARACTERS + 1100
 
 
-def test_a_conversation_is_one_document():
-    assert piece_of_conversation(["Hi! ", "Hello.", "  How are you?"]) == TextPiece("Hi!\nHello.\nHow are you?\n", True)
+def test_a_conversation_is_one_document(monkeypatch):
+    examples = sources.Examples("t", "MIT", "t", lambda first: [{"dialog": ["Hi! ", "Hello.", "  How are you?"]}])
+    found = sources.Found("offline", {"train": examples, "validation": examples})
+    monkeypatch.setattr(module, "find_data", lambda *arguments: found)
+    assert list(load_text().train.read()) == [TextPiece("Hi!\nHello.\nHow are you?\n", True)]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
@@ -158,8 +162,7 @@ def test_wikitext_from_the_hub_is_read_whole(monkeypatch):
     """The hub's rows are lines; titles start documents, and a wrong number of rows is refused."""
     import datasets
 
-    from newllm_lib.data import sources
-    from newllm_lib.data.catalogue import DATASETS, Dataset, HubSource
+    from newllm_lib.data.sources import DATASETS, Dataset, HubSource
 
     served = {"train": [" = A = \n", "text\n", ""], "validation": [" = B = \n", "more\n"]}
 

@@ -6,9 +6,16 @@ import time
 
 import pytest
 
-from newllm_lib.data import batches
-from newllm_lib.data.batches import evaluation_documents, tokenized_pieces
-from newllm_lib.data.text import PIECE_CHARACTERS, TextPiece, load_text, pieces_of_lines, pieces_of_row, read_pieces
+from newllm_lib.data import text as module
+from newllm_lib.data.text import (
+    PIECE_CHARACTERS,
+    TextPiece,
+    evaluation_documents,
+    load_text,
+    pieces_of_lines,
+    read_pieces,
+    tokenized_pieces,
+)
 from newllm_lib.data.tokenizer import build_tokenizer, short_words
 
 ARTICLES = "".join(f" = Title {n} = \n\nText of {n} .\n" for n in range(40))
@@ -72,13 +79,14 @@ def test_a_text_without_line_ends_comes_in_pieces(tmp_path):
     pieces = list(read_pieces(path, "data"))
     assert "".join(piece.text for piece in pieces) == text and max(len(p.text) for p in pieces) <= PIECE_CHARACTERS
     assert [piece.starts_document for piece in pieces] == [True] + [False] * (len(pieces) - 1)
-    assert list(pieces_of_row(text)) == pieces
+    row = write(tmp_path / "row.jsonl", json.dumps({"text": text}).encode())
+    assert list(read_pieces(row, "data")) == pieces
 
 
 def test_no_more_text_than_a_bound_is_tokenized_at_a_time(monkeypatch):
-    monkeypatch.setattr(batches, "CHARACTERS_PER_CALL", 50)
+    monkeypatch.setattr(module, "CHARACTERS_PER_CALL", 50)
     pieces = [TextPiece("x" * 30, number == 0) for number in range(7)]
-    assert [len(block) for block in batches._blocks(pieces)] == [2, 2, 2, 1]
+    assert [len(block) for block in module._blocks(pieces)] == [2, 2, 2, 1]
     tokenized = list(tokenized_pieces(pieces, build_tokenizer("byte", [])))
     assert [(len(ids), starts) for ids, starts, _ in tokenized] == [(30, n == 0) for n in range(7)]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from newllm_lib.data.batches import Document, EvaluationDocuments, TextCounts
+from newllm_lib.data.text import Document, EvaluationDocuments, TextCounts
 from newllm_lib.evaluation.perplexity import score_documents, text_metrics
 from newllm_lib.models import build_config, build_model
 

@@ -107,7 +107,7 @@ class Stop(TrainerCallback):
 
 @pytest.mark.parametrize("kind", ["newllm", "lstm"])
 def test_a_run_goes_on_or_is_refused(fuzz, tmp_path, text, monkeypatch, kind):
-    monkeypatch.setattr("newllm_lib.training.callbacks.save_curves", lambda histories, path: path.write_bytes(b"png"))
+    monkeypatch.setattr("newllm_lib.training.curves.save_curves", lambda histories, path: path.write_bytes(b"png"))
 
     def train(folder: Path, *callbacks) -> None:
         pretrain(

@@ -16,7 +16,7 @@ from newllm_lib.cli import parse_stage
 from newllm_lib.errors import InputError
 from newllm_lib.training.arguments import ModelArguments
 from newllm_lib.training.checkpoint import check_place, open_run, read_settings
-from newllm_lib.training.new_model import check_size
+from newllm_lib.training.run import check_size
 
 STAGES = {"stages.pretrain": "PretrainArguments", "stages.sft": "SftArguments"}
 STAGES |= {"adapters.qlora_lwf": "QloraLwfArguments"}

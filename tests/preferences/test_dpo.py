@@ -74,8 +74,9 @@ def test_evaluate_says_what_the_run_said(finished, tmp_path):
 
 
 def test_the_merged_model_says_what_base_and_adapters_say(finished):
-    tuned, merged = open_model(finished).model, opened(finished / "merged")
-    ids = torch.arange(60, 90)[None]
+    tuned = open_model(finished).model
+    merged = opened(finished / "merged").to(tuned.device)
+    ids = torch.arange(60, 90, device=tuned.device)[None]
     difference = (tuned(input_ids=ids).logits - merged(input_ids=ids).logits).abs().max()
     assert float(difference) < 1e-4 and {p.dtype for p in merged.parameters()} == {torch.float32}
     with pytest.raises(InputError, match="holds a whole model, no adapters"):
@@ -126,8 +127,9 @@ def test_first_the_answers_are_learned_and_what_comes_of_it_is_the_reference(tmp
         0.693147, abs=1e-5
     )
     with adapters_off(tuned := open_model(folder).model):
-        ids = torch.arange(60, 90)[None]
-        assert torch.allclose(tuned(input_ids=ids).logits, reference(input_ids=ids).logits, atol=1e-5)
+        ids = torch.arange(60, 90, device=tuned.device)[None]
+        expected = reference.to(tuned.device)(input_ids=ids).logits
+        assert torch.allclose(tuned(input_ids=ids).logits, expected, atol=1e-5)
     assert evaluate(folder)["accuracy"] == read_results(folder)["accuracy"]
     moved_folder = folder.rename(tmp_path / "elsewhere")
     assert evaluate(moved_folder)["accuracy"] == read_results(moved_folder)["accuracy"]
@@ -176,7 +178,7 @@ def test_a_tokenizer_that_takes_japanese_apart_gets_tokens_for_it(tmp_path, mode
     grown = prepared.model.get_input_embeddings().weight
     assert grown.shape[0] == len(prepared.tokenizer) == prepared.model.config.vocab_size
     assert torch.equal(grown, again.model.get_input_embeddings().weight)  # a run goes on with the same ones
-    assert torch.equal(grown[:-added], start.get_input_embeddings().weight)
+    assert torch.equal(grown[:-added].cpu(), start.get_input_embeddings().weight)
     folder = dpo(args)
     assert read_results(folder)["pairs"] == evaluate(folder)["pairs"]
     for model in (folder / "reference", folder / "merged"):

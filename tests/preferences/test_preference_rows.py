@@ -2,7 +2,7 @@
 
 import pytest
 
-from newllm_lib.data.examples import RowError
+from newllm_lib.data.files import RowError
 from newllm_lib.preferences.pairs import any_preference
 
 USER = {"role": "user", "content": "Why?"}

@@ -18,7 +18,7 @@ from newllm_lib.models import build_config, build_model
 from newllm_lib.preferences.dpo import dpo
 from newllm_lib.preferences.dpo import prepare as prepare_dpo
 from newllm_lib.stages.sft import SftArguments, sft
-from newllm_lib.training.model_folder import read_tokenizer
+from newllm_lib.training.trained_model import read_tokenizer
 
 
 @pytest.fixture(scope="module")

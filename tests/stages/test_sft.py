@@ -8,9 +8,10 @@ import torch
 from chats import untrained_chat
 from conversations import make_conversations, sft_arguments, write_conversations
 from earlier_tokenizer import earlier_byte_tokenizer
+from newllm_lib.data.batches import collate_rows
 from run_files import RUN_FILES, StopAt
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, GenerationConfig, TrainerCallback, pipeline
+from transformers import AutoTokenizer, GenerationConfig, pipeline
 
 from newllm_lib.chat import Chat
 from newllm_lib.data.chat_template import ROLE_TEMPLATE, TEMPLATES
@@ -174,25 +175,20 @@ def test_interrupted_and_run_again_gives_the_same_bits(conversations, tmp_path, 
         assert torch.equal(tensor, found[name]), name
 
 
-def test_padding_never_enters_the_loss(conversations, tmp_path):
+def test_padding_never_enters_the_loss(conversations, tmp_path, monkeypatch):
     """What stands in the padding changes neither loss nor gradients, and the loss is over the answers alone."""
     args = sft_arguments(conversations, tmp_path / "run", dropout=0.0, auto_precision=False)
     prepared = prepare(args)
     tokenizer = prepared.tokenizer
     seen = []
 
-    class Watch(TrainerCallback):
-        def on_train_begin(self, args, state, control, model=None, **kwargs):
-            forward = model.forward
+    def watched(rows):
+        batch = collate_rows(rows)
+        seen.append((batch["input_ids"], batch["shift_labels"]))
+        return batch
 
-            def watched(*positional, **named):
-                if "shift_labels" in named:  # not when it is evaluated
-                    seen.append((named["input_ids"].clone(), named["shift_labels"].clone()))
-                return forward(*positional, **named)
-
-            model.forward = watched
-
-    sft(args, callbacks=(Watch(),))
+    monkeypatch.setattr("newllm_lib.training.trainer.collate_rows", watched)
+    sft(args)
     answers = {
         " " + message["content"] + tokenizer.eos_token
         for talk in make_conversations(60)

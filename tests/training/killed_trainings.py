@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.training import callbacks as report
-from newllm_lib.training import run_trainer
+from newllm_lib.training import curves, run_trainer
 from newllm_lib.training.checkpoint import is_complete, numbered_checkpoints
 
 torch.set_num_threads(1)
+if torch.cuda.is_available():
+    torch.use_deterministic_algorithms(True, warn_only=True)  # as in conftest.py
 
 
 def train(folder: Path, text: str, limit: int) -> None:
@@ -59,7 +60,7 @@ def die_at(moment: str, number: int) -> None:
 
 def main() -> None:
     folder, text, limit, moments = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4:]
-    report.save_curves = lambda histories, path: path.write_bytes(b"png")
+    curves.save_curves = lambda histories, path: path.write_bytes(b"png")
     sessions = []
     for number, moment in enumerate([*moments, ""]):
         for _, checkpoint in numbered_checkpoints(folder):

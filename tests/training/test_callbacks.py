@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.training import callbacks as report
+from newllm_lib.training import curves
 from newllm_lib.training.callbacks import EvaluateAtEnd, SaveByMinutes, SaveOnInterrupt, TrainingInterrupted
 from newllm_lib.training.checkpoint import numbered_checkpoints, read_settings
 
@@ -131,7 +132,7 @@ def test_a_run_under_nohup_goes_on(text_file, tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(report, "save_curves", lambda histories, path: path.write_bytes(b"png"))
+    monkeypatch.setattr(curves, "save_curves", lambda histories, path: path.write_bytes(b"png"))
 
 
 def arguments(text_file, folder, **fields) -> PretrainArguments:

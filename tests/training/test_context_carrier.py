@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import torch
 
@@ -53,5 +54,5 @@ def test_saved_and_loaded(tmp_path):
     carrier.keep(torch.tensor([4, 9]), torch.tensor([[0.1], [0.2]]))
     carrier.save(tmp_path)
     other = ContextCarrier(lanes=2)
-    other.load(tmp_path, torch.device("cpu"))
+    other.load(tmp_path, SimpleNamespace(device=torch.device("cpu"), world_size=1))
     assert torch.equal(other.take(torch.tensor([10, 5])).context, torch.tensor([[0.2], [0.1]]))

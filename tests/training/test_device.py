@@ -32,17 +32,17 @@ def test_precision_follows_the_compute_capability(name, capability, precision):
 def test_on_a_cpu_it_follows_its_instructions(monkeypatch, capabilities, precision):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities, raising=False)
     assert choose_precision(find_device(use_cpu=True))[0] == precision
-    arguments = StageArguments()
+    arguments = StageArguments(use_cpu=True)
     assert arguments.bf16 == (precision == "bf16") and not arguments.fp16
-    assert StageArguments(auto_precision=False).bf16 is False
+    assert StageArguments(use_cpu=True, auto_precision=False).bf16 is False
 
 
 def test_pairs_are_learned_in_fp32_on_any_cpu_and_their_reference_is_not(monkeypatch):
     """Of bf16 products torch keeps code for every shape, and batches of pairs have ever new ones."""
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    args = DpoArguments()
+    args = DpoArguments(use_cpu=True)
     assert args.bf16 is False and reference_arguments(args, 1_000_000, 64).bf16 is True
-    assert DpoArguments(bf16=True).bf16 is True
+    assert DpoArguments(use_cpu=True, bf16=True).bf16 is True
 
 
 def test_a_torch_that_does_not_tell_gets_fp32(monkeypatch):

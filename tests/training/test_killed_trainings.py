@@ -22,7 +22,8 @@ def trained(folder: Path, text: Path, limit: int, *moments: str) -> list[dict]:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("killed_trainings.py"), folder, text, str(limit), *moments],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        # It forks its sessions, and may not wake the GPU when it asks whether there is one.
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
         capture_output=True,
         text=True,
         timeout=300,

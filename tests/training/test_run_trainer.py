@@ -1,6 +1,7 @@
 """A loss that is no number ends a run before its weights are harmed, and what was saved can be gone on with."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from transformers import Trainer, TrainerCallback
 from newllm_lib.errors import InputError, TrainingDiverged
 from newllm_lib.preferences.dpo import dpo
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
+from newllm_lib.training import run_trainer
 from newllm_lib.training.checkpoint import numbered_checkpoints
-from newllm_lib.training.run_trainer import PATIENCE, RunTrainerMixin
+from newllm_lib.training.run_trainer import MOST_UNSEEN, PATIENCE, RunTrainerMixin
+from newllm_lib.training.trainer import GraphedTrainer
 
 FIELDS = {"max_steps": 12, "eval_steps": 4, "save_steps": 4}
 
@@ -31,24 +34,25 @@ def tune_preferences(folder, name, text_file, callbacks=(), **fields):
     return dpo(dpo_arguments(folder, name, **{**FIELDS, **fields}), callbacks)
 
 
-def break_losses(monkeypatch, *numbers):
-    """Let these losses of all that follow, counted from 1, be no numbers."""
-    real, count = Trainer.training_step, 0
+def break_losses(monkeypatch, train, number):
+    """Let the `number`th loss of `train` be no number; a loss that a CUDA graph gives has passed no `Trainer`."""
+    kind = GraphedTrainer if train is train_language_model else Trainer
+    real, count = kind.training_step, 0
 
     def training_step(*args, **kwargs):
         nonlocal count
         count += 1
         loss = real(*args, **kwargs)
-        return loss * math.nan if count in numbers else loss
+        return loss * math.nan if count == number else loss
 
-    monkeypatch.setattr(Trainer, "training_step", training_step)
+    monkeypatch.setattr(kind, "training_step", training_step)
 
 
 @pytest.mark.parametrize("train", [train_language_model, tune_preferences])
 def test_it_ends_at_once_and_goes_on_from_what_was_saved(tmp_path, text_file, monkeypatch, train):
     whole = train(tmp_path, "whole", text_file)
     with monkeypatch.context() as patch:
-        break_losses(patch, 7)
+        break_losses(patch, train, 7)
         with pytest.raises(TrainingDiverged, match=r"learning_rate 0\.\d+: the loss of update 7 is no finite") as error:
             train(tmp_path, "broken", text_file)
     assert error.value.code == "NL-502"
@@ -117,27 +121,84 @@ def test_what_a_finished_run_has_lost_is_made_again(tmp_path, text_file, lost):
 def test_a_run_with_another_tokenizer_is_not_gone_on_with(tmp_path, text_file, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("newllm_lib.stages.pretrain.build_tokenizer", lambda *args: earlier_byte_tokenizer())
-        break_losses(patch, 7)
+        break_losses(patch, train_language_model, 7)
         with pytest.raises(TrainingDiverged):
             train_language_model(tmp_path, "broken", text_file)
     with pytest.raises(InputError, match=r"an earlier version, with another tokenizer; choose another --output_dir"):
         train_language_model(tmp_path, "broken", text_file)
 
 
+@pytest.mark.parametrize(("broken", "saved"), [((7,), [4]), ((1,), []), ((9,), [4, 8]), ((12,), [4, 8])])
+def test_where_the_host_looks_later_no_weights_are_saved_after_such_a_loss(
+    tmp_path, text_file, monkeypatch, broken, saved
+):
+    """As on a GPU: the host looks when it logs, evaluates or saves, and the sentence names the first such update."""
+    monkeypatch.setattr(run_trainer, "NO_QUEUE", set())
+    whole = train_language_model(tmp_path, "whole", text_file)
+    with monkeypatch.context() as patch:
+        break_losses(patch, *broken, broken[0] + 1)
+        with pytest.raises(
+            TrainingDiverged, match=f"the loss of update {broken[0]} is no finite number, and no weights"
+        ):
+            train_language_model(tmp_path, "broken", text_file)
+    assert [step for step, _ in numbered_checkpoints(tmp_path / "broken")] == saved
+    assert not (tmp_path / "broken" / "model.safetensors").exists()
+    again = train_language_model(tmp_path, "broken", text_file)
+    first, second = load_file(whole / "model.safetensors"), load_file(again / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Queued(torch.Tensor):
+    """A tensor that counts how often the host asks for its value: each time it would wait for a GPU."""
+
+    waits = 0
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        Queued.waits += function in (torch.Tensor.__bool__, torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.cpu)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
 class OneLoss(Trainer):
-    def __init__(self, fp16):
-        self.args = type("Args", (), {"fp16": fp16, "learning_rate": 1.0, "output_dir": "runs/x"})
-        self.state = type("State", (), {"global_step": 0})
+    def __init__(self, fp16=False, device="cpu"):
+        fields = {"fp16": fp16, "learning_rate": 1.0, "output_dir": "runs/x", "device": torch.device(device)}
+        self.args = SimpleNamespace(**fields)
+        self.state = SimpleNamespace(global_step=0)
 
 
 class Checked(RunTrainerMixin, OneLoss):
     pass
 
 
-def test_under_fp16_some_losses_may_be_no_numbers_for_their_updates_are_left_out(monkeypatch):
+def test_the_host_waits_for_no_loss_of_a_gpu_before_it_has_to(monkeypatch):
+    monkeypatch.setattr(Trainer, "training_step", lambda self, loss: torch.tensor(loss).as_subclass(Queued))
+    monkeypatch.setattr(Queued, "waits", 0)
+    trainer = Checked(device="cuda")
+    for _ in range(MOST_UNSEEN - 1):
+        trainer.training_step(1.0)
+    assert Queued.waits == 0
+    trainer.training_step(1.0)
+    assert Queued.waits == 1 and not trainer.unseen, "what is held of the past has an end"
+    trainer.training_step(math.nan)
+    with pytest.raises(TrainingDiverged):
+        trainer.check_losses()
+    assert Queued.waits == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_under_fp16_some_losses_may_be_no_numbers_for_their_updates_are_left_out(monkeypatch, device):
     monkeypatch.setattr(Trainer, "training_step", lambda self, loss: torch.tensor(loss))
-    trainer = Checked(fp16=True)
+    trainer = Checked(fp16=True, device=device)
     for loss in [math.inf] * PATIENCE + [1.0] + [math.nan] * PATIENCE:
         trainer.training_step(loss)
+    trainer.check_losses()
     with pytest.raises(TrainingDiverged):
         trainer.training_step(math.nan)
+        trainer.check_losses()
+
+
+def test_transformers_looks_at_no_loss_either_but_under_fp16(tmp_path):
+    """Its filter of the log looks at the loss of every forward pass."""
+    args = PretrainArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert args.logging_nan_inf_filter is False and "logging_nan_inf_filter" not in args.run_settings()
+    assert PretrainArguments(output_dir=str(tmp_path), logging_nan_inf_filter=True).logging_nan_inf_filter is True

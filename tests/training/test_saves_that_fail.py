@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.training import callbacks as report
+from newllm_lib.training import curves
 from newllm_lib.training.callbacks import TrainingInterrupted
 from newllm_lib.training.checkpoint import newest_checkpoint, numbered_checkpoints, read_results
 
@@ -30,7 +30,7 @@ def arguments(text, folder, **fields) -> PretrainArguments:
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(report, "save_curves", lambda histories, path: path.write_bytes(b"png"))
+    monkeypatch.setattr(curves, "save_curves", lambda histories, path: path.write_bytes(b"png"))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, text):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "save_curves", lambda histories, path: path.write_bytes(b"png"))
+        patch.setattr(curves, "save_curves", lambda histories, path: path.write_bytes(b"png"))
         return pretrain(arguments(text, tmp_path_factory.mktemp("runs") / "unbroken"))
 
 

@@ -18,7 +18,7 @@ from newllm_lib.errors import InputError
 from newllm_lib.models import MODEL_TYPES
 from newllm_lib.preferences.sweep import SweepArguments
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, pretrain
-from newllm_lib.training.trainer_fields import NO_EFFECT, REFUSED
+from newllm_lib.training.arguments import NO_EFFECT, REFUSED
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments)}
 
@@ -32,7 +32,7 @@ WORKS = {
     "activation_checkpointing_kwargs": '{"use_reentrant": false}', "gradient_checkpointing": True,
     "gradient_checkpointing_kwargs": '{"use_reentrant": false}', "neftune_noise_alpha": 5.0,
     "torch_empty_cache_steps": 1, "logging_strategy": "steps", "logging_steps": 1, "logging_first_step": True,
-    "log_on_each_node": False, "logging_nan_inf_filter": False, "include_num_input_tokens_seen": "all",
+    "log_on_each_node": False, "logging_nan_inf_filter": True, "include_num_input_tokens_seen": "all",
     "log_level": "error", "log_level_replica": "warning", "disable_tqdm": False, "report_to": "none",
     "run_name": "name", "project": "name", "trackio_space_id": "name", "trackio_bucket_id": "name",
     "trackio_static_space_id": "name", "eval_strategy": "steps", "eval_steps": 3, "eval_delay": 1,
@@ -201,7 +201,7 @@ def test_nor_is_one_that_a_sweep_looks_between(text):
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_tracker_that_is_not_installed_is_named_at_once(monkeypatch, name):
-    found = "newllm_lib.training.trainer_fields.get_available_reporting_integrations"
+    found = "newllm_lib.training.arguments.get_available_reporting_integrations"
     monkeypatch.setattr(found, lambda: [])
     with pytest.raises(InputError, match=f"report_to {name} needs its package"):
         PretrainArguments(report_to=name)

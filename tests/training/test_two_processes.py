@@ -66,6 +66,7 @@ class Processes:
 
     def __init__(self, world: int, rank: int, rows: int, everyone: list[ContextCarrier]):
         self.world_size, self.process_index, self.per_device_train_batch_size = world, rank, rows
+        self.device = torch.device("cpu")
         self.everyone = everyone
 
     def gather(self, tensor):
@@ -96,8 +97,7 @@ def test_the_context_goes_on_with_another_number_of_processes(tmp_path, source, 
     expected = keep_updates(*target, updates=2)
     for rank in range(world):
         carrier = ContextCarrier(rows * accumulation)
-        carrier.load(tmp_path, torch.device("cpu"))
-        carrier.share_out(Processes(world, rank, rows, []))
+        carrier.load(tmp_path, Processes(world, rank, rows, []))
         assert torch.equal(carrier.rows, expected[rank].rows)
         assert torch.equal(carrier.contexts, expected[rank].contexts)
 

@@ -13,7 +13,7 @@ from ...preferences.pairs import GENERATED, GENERATED_SHARE, load_preferences
 from ...preferences.reference import UPDATE_TOKENS, learn_tokens, reference_arguments
 from ...preferences.sweep import SweepArguments
 from ...training.device import find_device
-from ...training.model_card import BaseModel
+from ...training.trained_model import BaseModel
 from ..page.languages import text
 from ..page.notices import escape
 from .base_lookup import base_of, config_of, count_trainable, sizes_of

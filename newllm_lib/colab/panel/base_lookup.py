@@ -15,7 +15,7 @@ from ...errors import InputError
 from ...preferences.arguments import DpoArguments
 from ...preferences.dpo import check_window
 from ...training.device import find_device
-from ...training.model_card import BaseModel
+from ...training.trained_model import BaseModel
 from .text_source import file_identity
 
 # The package's model before it is converted for the first time; afterwards its own config is read.

@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ...data.catalogue import HELD_OUT_SHARE
+from ...data.sources import HELD_OUT_SHARE
 from ...data.tokenizer import DEFAULT_VOCAB_SIZE
 from ...errors import InputError
 from ...models import build_config, build_model, count_parameters
 from ...training.arguments import ModelArguments, StageArguments
 from ...training.checkpoint import read_results
 from ...training.device import GB, find_device, freed_memory_kept, size
-from ...training.model_folder import read_config
-from ...training.new_model import BYTES_PER_PARAMETER, FEWEST_TYPES
+from ...training.run import BYTES_PER_PARAMETER, FEWEST_TYPES
+from ...training.trained_model import read_config
 from ...training.trainer import count_training_tokens, timed_update
 from ..page.languages import text
 

@@ -8,7 +8,7 @@ from typing import Any
 import ipywidgets as widgets
 import traitlets
 
-from ...data.catalogue import find_dataset
+from ...data.sources import find_dataset
 from ...errors import InputError
 from ...preferences.arguments import LOSS_TYPES
 from ...preferences.dpo import check_trl

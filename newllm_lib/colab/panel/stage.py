@@ -8,7 +8,7 @@ from typing import Any
 
 from ...adapters import qlora_lwf
 from ...adapters.forgetting import PROMPTS
-from ...data.catalogue import DATASETS, Dataset
+from ...data.sources import DATASETS, Dataset
 from ...preferences import dpo, sweep
 from ...stages import pretrain, sft
 from ...training.run import PreparedRun

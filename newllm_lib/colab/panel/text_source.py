@@ -1,12 +1,11 @@
 """Which text or conversations a run will take, found out without loading them."""
 
 import functools
-from importlib.metadata import version
 from pathlib import Path
 
-from ...data.catalogue import DATASETS, HubSource
 from ...data.files import check_file, content_hash, read_rows
-from ...data.sources import HubProblem, documentation_identity, find_data, first_answering
+from ...data.sources import DATASETS, HubProblem, HubSource, find_data, first_answering
+from ...data.stand_ins import identity_of
 from ...errors import InputError
 
 STAND_INS = {"chitchat": "the ChitChat conversations", "documentation": "Python's own documentation"}
@@ -58,9 +57,7 @@ def data_identity(args, dataset: str) -> str:
         return " ".join(file_identity(path) for path in (args.data, args.eval_data) if path is not None)
     if args.data_source == "hub":
         return DATASETS[dataset].sources[0].revision
-    if DATASETS[dataset].offline == "documentation":
-        return documentation_identity()
-    return f"chitchat-dataset {version('chitchat-dataset')}"
+    return identity_of(DATASETS[dataset].offline)
 
 
 def file_identity(path: str) -> str:

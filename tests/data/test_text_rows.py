@@ -3,8 +3,16 @@ import pytest
 import torch
 from sample_text import make_text
 
-from newllm_lib.data.batches import IGNORED, collate_rows, evaluation_documents, packed_rows, positions_within_row
-from newllm_lib.data.text import Text, TextPiece, pieces_of_lines
+from newllm_lib.data.text import (
+    IGNORED,
+    Text,
+    TextPiece,
+    collate_rows,
+    evaluation_documents,
+    packed_rows,
+    pieces_of_lines,
+    positions_within_row,
+)
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.errors import InputError
 

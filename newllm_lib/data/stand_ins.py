@@ -1,0 +1,107 @@
+"""What stands in for a dataset where there is no hub: conversations from the package `chitchat-dataset` (MIT), and
+questions and answers made from the Python standard library's own documentation."""
+
+import functools
+import importlib
+import inspect
+import itertools
+import platform
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+
+MAX_ANSWER_CHARACTERS = 600
+QUESTIONS = {
+    "module": ("What is the Python module {name} for?", "Describe the Python module {name}."),
+    "class": ("What is {name} in Python?", "Explain the Python class {name}."),
+    "function": ("What does {name} do in Python?", "Explain the Python function {name}."),
+}
+# Importing these opens a window, a browser or a game, or prints something.
+NOT_IMPORTED = {"antigravity", "this", "idlelib", "turtledemo", "turtle", "tkinter", "lib2to3", "test"}
+HELD_OUT_EVERY = 20  # of the conversations
+
+
+def stand_in(name: str) -> dict[str, tuple[str, str, str, Callable[[int], Iterable[dict]]]]:
+    """Split -> what `Examples` takes. "chitchat": rows of DailyDialog, in English, in two splits. "documentation": rows
+    of Dolly, in English, in one."""
+    if name == "documentation":
+        origin = "questions about the Python standard library, from its documentation"
+        return {"train": (origin, "PSF-2.0", identity_of(name), lambda first: documentation_rows()[first:])}
+
+    def split(name: str) -> tuple:
+        origin = f"ChitChat conversations, {name} (package chitchat-dataset {version('chitchat-dataset')})"
+        read = functools.partial(_chitchat, name == "validation")
+        return origin, "MIT", f"{identity_of('chitchat')}/{name}", read
+
+    return {name: split(name) for name in ("train", "validation")}
+
+
+def identity_of(name: str) -> str:
+    """Changes when the stand-in does."""
+    if name == "documentation":
+        return f"python documentation/{platform.python_version()}"
+    return f"chitchat-dataset/{version('chitchat-dataset')}"
+
+
+def _chitchat(held_out: bool, first: int) -> Iterator[dict]:
+    """The package's 7,168 conversations in an order of our own."""
+    from chitchat_dataset import ConversationDataset
+
+    conversations = [list(turns) for turns in ConversationDataset()]
+    random.Random(0).shuffle(conversations)
+    side = [turns for index, turns in enumerate(conversations) if (index % HELD_OUT_EVERY == 0) == held_out]
+    rows = ({"dialog": turns} for turns in side if any(turn.strip() for turn in turns))
+    return itertools.islice(rows, first, None)
+
+
+@functools.lru_cache(maxsize=1)
+def documentation_rows() -> list[dict[str, str]]:
+    """Rows of Dolly's columns: what a module, class or function of the standard library is, in its docstring's first
+    paragraph, with its signature as context. The same for one release of Python."""
+    rows = {}  # by answer: each is there once
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated modules warn on import
+        for name in sorted(sys.stdlib_module_names - NOT_IMPORTED):
+            if name.startswith("_"):
+                continue
+            try:
+                module = importlib.import_module(name)
+            except ImportError:
+                continue  # of another operating system, or left out of this build
+            for kind, full_name, thing in _documented(name, module):
+                row = _row(kind, full_name, thing, len(rows))
+                if row is not None:
+                    rows.setdefault(row["response"], row)
+    return list(rows.values())
+
+
+def _documented(name: str, module) -> Iterator[tuple[str, str, object]]:
+    """(kind, full name, object) of a module and of what it defines."""
+    yield "module", name, module
+    for attribute, thing in sorted(vars(module).items()):
+        if attribute.startswith("_") or getattr(thing, "__module__", None) != name:
+            continue
+        if inspect.isclass(thing):
+            yield "class", f"{name}.{attribute}", thing
+            for method, function in sorted(vars(thing).items()):
+                if not method.startswith("_") and inspect.isroutine(function):
+                    yield "function", f"{name}.{attribute}.{method}", function
+        elif inspect.isroutine(thing):
+            yield "function", f"{name}.{attribute}", thing
+
+
+def _row(kind: str, name: str, thing, number: int) -> dict[str, str] | None:
+    text = inspect.getdoc(thing)
+    answer = " ".join((text or "").split("\n\n")[0].split())
+    if not answer or not text.isascii() or not 20 <= len(answer) <= MAX_ANSWER_CHARACTERS:
+        return None
+    try:
+        context = "" if kind == "module" else f"{name}{inspect.signature(thing)}"
+    except (ValueError, TypeError, AttributeError):
+        context = ""  # written in C, without a signature that Python can read
+    # A default value may print an address, which differs from run to run.
+    context = "" if " at 0x" in context or len(context) > 200 else context
+    question = QUESTIONS[kind][number % len(QUESTIONS[kind])].format(name=name)
+    return {"instruction": question, "context": context, "response": answer}
