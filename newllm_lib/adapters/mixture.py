@@ -153,12 +153,15 @@ def rehearsal_per_epoch(mix: ExampleMix, ratio: float) -> int:
 
 
 def collate_examples(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Examples -> `input_ids` and `labels` [B, T], padded to the longest. labels[t] is what follows input_ids[t], or
-    IGNORED where that is not supervised. Padding stands on the right, where attention does not look and no label is: no
-    attention mask is needed."""
+    """Examples -> `input_ids` and `labels` [B, T], padded to the longest, and `supervised` [N], the numbers of the
+    tokens in the flattened batch that have a label: a GPU that had to count them would keep Python waiting. labels[t]
+    is what follows input_ids[t], or IGNORED where that is not supervised. Padding stands on the right, where attention
+    does not look and no label is: no attention mask is needed."""
     ids = [torch.tensor(row["input_ids"], dtype=torch.long) for row in rows]
     labels = [item.where(torch.tensor(row["supervised"]), IGNORED) for item, row in zip(ids, rows, strict=True)]
+    labels = pad_sequence([item[1:] for item in labels], batch_first=True, padding_value=IGNORED)
     return {
         "input_ids": pad_sequence([item[:-1] for item in ids], batch_first=True),
-        "labels": pad_sequence([item[1:] for item in labels], batch_first=True, padding_value=IGNORED),
+        "labels": labels,
+        "supervised": (labels.flatten() != IGNORED).nonzero()[:, 0],
     }
