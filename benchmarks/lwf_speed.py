@@ -18,7 +18,6 @@ import time
 import datasets
 import torch
 from gemma_memory_budget import GEMMA_2B, budget
-from newllm_lib.data.batches import EvaluationDocuments
 from peft import PeftModel
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -28,6 +27,7 @@ from newllm_lib.adapters.arguments import QloraLwfArguments
 from newllm_lib.adapters.lora import add_adapters, set_compute_dtype
 from newllm_lib.adapters.mixture import ExampleMix
 from newllm_lib.adapters.trainer import LwfTrainer
+from newllm_lib.data.text import EvaluationDocuments
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.training.device import GB
 
