@@ -74,10 +74,7 @@ class EncodedPreference:
 def any_preference(row: dict) -> Preference:
     """A row of a prompt, by the table of columns, with `chosen` and `rejected`, each a text or turns that may repeat
     the prompt, as TRL has them; or of two whole conversations that differ in their last answer, turns or transcripts.
-
-    Raises:
-        RowError: it is none of these, or a side is empty or no text.
-    """
+    Raises RowError: it is none of these, or a side is empty or no text."""
     if "prompt" not in columns_read(row) and "chosen" in row and "rejected" in row:
         (*prompt, chosen), (*other, rejected) = (whole_conversation(row, name) for name in ("chosen", "rejected"))
         if prompt != other:
@@ -129,16 +126,14 @@ def load_preferences(
     held_out_share: float | None = None,
     max_samples: int | None = None,
 ) -> Splits[Preferences]:
-    """The pairs to train on and those to evaluate on, which share no prompt (generated ones: no topic).
+    """The pairs to train on and those to evaluate on, which share no prompt (generated ones: no topic). Raises
+    InputError: bad file or row, unknown dataset or source, or data out of reach.
 
     Args:
         dataset: None or "generated-ja": pairs made from `pairs_seed`; hh-rlhf, or another id on the hub ("owner/name")
             with rows of prompt, chosen and rejected.
         held_out_share: None: 15 % of generated pairs, 5 % of others.
         max_samples: rows of the training split to look at, the first ones; None takes all.
-
-    Raises:
-        InputError: bad file or row, unknown dataset or source, or data out of reach.
     """
     if max_samples is not None and max_samples < 1:
         raise InputError(f"max_samples has to be at least 1, got {max_samples}.")
@@ -206,8 +201,7 @@ def _read(
     refuse: Callable[[str, RowError], None],
     max_samples: int | None,
 ) -> Preferences:
-    """The pairs of (place, row)s, the first ones. `names`: origin, licence and identity of the rows; `refuse` may
-    raise."""
+    """The first pairs of (place, row)s; `names`: origin, licence and identity of the rows; `refuse` may raise."""
     pairs, complaints = [], []
     for place, row in itertools.islice(rows, max_samples):
         try:
@@ -267,19 +261,14 @@ def token_ids(pair: Preference, tokenizer: PreTrainedTokenizerFast) -> list[list
 def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_length: int, skips: bool) -> Preferences:
     """Without the pairs whose prompt leaves no room for an answer (with `skips` false the first one is refused), and
     without those whose answers are equal as far as there is room; the remarks have these, and others that are cut.
-
-    Raises:
-        InputError: naming the line, or there is no pair left.
-    """
+    Raises InputError: naming the line, or there is no pair left."""
     complaint = f"the prompt alone fills max_length {max_length}"
     kept, ids, long, equal = [], [], [], []
     for pair in side.pairs:
         if len(token_ids(pair, tokenizer)[0]) >= max_length:
             if not skips:
-                raise InputError(
-                    f"{side.origin}, {pair.place}: {complaint}; choose a larger --max_length, or --skip_bad_rows "
-                    "leaves such rows out."
-                )
+                remedy = "choose a larger --max_length, or --skip_bad_rows leaves such rows out"
+                raise InputError(f"{side.origin}, {pair.place}: {complaint}; {remedy}.")
             long.append(pair.place)
             continue
         (encoded,) = encode_preferences([pair], tokenizer, max_length)
