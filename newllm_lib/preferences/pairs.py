@@ -230,16 +230,23 @@ def _hold_out(whole: Preferences, share: float) -> dict[str, Preferences]:
 def encode_preferences(
     pairs: Sequence[Preference], tokenizer: PreTrainedTokenizerFast, max_length: int
 ) -> Iterator[EncodedPreference]:
-    """Pairs as the model's chat template has them, answers cut at `max_length` tokens of prompt and answer together.
-    The prompt of every pair has to be shorter than that: see `drop_too_long`."""
+    """Pairs as the model's chat template has them, answers cut at `max_length` tokens of prompt and answer together; a
+    prompt that is as long by itself leaves no answer."""
     for pair in pairs:
-        prompt, chosen, rejected = token_ids(pair, tokenizer)
+        answers = ((), (pair.chosen,), (pair.rejected,))
+        prompt, chosen, rejected = (_token_ids(pair, tokenizer, *answer) for answer in answers)
         # The answers begin where one of them first differs from the prompt.
         start = len(prompt)
         while prompt[:start] != chosen[:start] or prompt[:start] != rejected[:start]:
             start -= 1
         is_cut = max(len(chosen), len(rejected)) > max_length
         yield EncodedPreference(prompt[:start], chosen[start:max_length], rejected[start:max_length], pair.kind, is_cut)
+
+
+def _token_ids(pair: Preference, tokenizer: PreTrainedTokenizerFast, *answer: str) -> list[int]:
+    """The prompt with an answer, or up to where one begins, without special tokens that the texts spell out."""
+    turns = [{"role": "assistant", "content": text} for text in answer]
+    return conversation_ids(plain_messages([*pair.prompt, *turns], tokenizer), tokenizer, is_turn_open=not answer)
 
 
 def sample_pairs(pairs: Iterable[EncodedPreference], max_tokens: int) -> list[EncodedPreference]:
@@ -249,30 +256,19 @@ def sample_pairs(pairs: Iterable[EncodedPreference], max_tokens: int) -> list[En
     return pairs[:: max(-(-tokens // max_tokens), 1)]
 
 
-def token_ids(pair: Preference, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    """The prompt up to where an answer begins, the prompt with the chosen answer, and with the rejected one, without
-    special tokens that the texts spell out."""
-    prompt = list(pair.prompt)
-    turns = [[], *([{"role": "assistant", "content": side}] for side in (pair.chosen, pair.rejected))]
-    conversations = [plain_messages([*prompt, *turn], tokenizer) for turn in turns]
-    return [conversation_ids(said, tokenizer, is_turn_open=said is conversations[0]) for said in conversations]
-
-
 def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_length: int, skips: bool) -> Preferences:
     """Without the pairs whose prompt leaves no room for an answer (with `skips` false the first one is refused), and
     without those whose answers are equal as far as there is room; the remarks have these, and others that are cut.
     Raises InputError: naming the line, or there is no pair left."""
     complaint = f"the prompt alone fills max_length {max_length}"
     kept, ids, long, equal = [], [], [], []
-    for pair in side.pairs:
-        if len(token_ids(pair, tokenizer)[0]) >= max_length:
+    for pair, encoded in zip(side.pairs, encode_preferences(side.pairs, tokenizer, max_length), strict=True):
+        if len(encoded.prompt) >= max_length:
             if not skips:
                 remedy = "choose a larger --max_length, or --skip_bad_rows leaves such rows out"
                 raise InputError(f"{side.origin}, {pair.place}: {complaint}; {remedy}.")
             long.append(pair.place)
-            continue
-        (encoded,) = encode_preferences([pair], tokenizer, max_length)
-        if encoded.chosen == encoded.rejected:
+        elif encoded.chosen == encoded.rejected:
             equal.append(pair.place)
         else:
             kept.append(pair)
@@ -280,10 +276,8 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
     if not kept:
         why = f"{side.origin} has no prompt shorter than max_length {max_length}"
         if equal:
-            why = (
-                f"in all {len(equal):,} pairs of {side.origin} both answers are the same within max_length {max_length}"
-            )
-        raise InputError(f"{why}; choose a larger one, or other data.")
+            why = f"in all {len(equal):,} pairs of {side.origin} both answers are the same within {max_length} tokens"
+        raise InputError(f"{why}; choose a larger max_length, or other data.")
     remarks = list(side.remarks)
     if long:
         remarks.append(f"{len(long):,} rows do not fit and were left out ({long[0]}: {complaint}).")
