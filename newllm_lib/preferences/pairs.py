@@ -41,6 +41,7 @@ class Preference:
     rejected: str
     kind: str = ""  # the flaw of the rejected answer, where it is known
     place: str = ""  # where it stands in its file, for the user who has to mend it
+    encoded: "EncodedPreference | None" = field(default=None, repr=False, compare=False)  # after `drop_too_long`
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class Preferences:
     identity: str
     pairs: list[Preference] = field(repr=False)
     remarks: tuple[str, ...] = ()  # sentences on what was left out or cut
-    encoded: list["EncodedPreference"] = field(default_factory=list, repr=False)  # the pairs, after `drop_too_long`
+
+    @property
+    def encoded(self) -> list["EncodedPreference"]:
+        return [pair.encoded for pair in self.pairs]
 
 
 @dataclass(frozen=True)
@@ -261,7 +265,7 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
     without those whose answers are equal as far as there is room; the remarks have these, and others that are cut.
     Raises InputError: naming the line, or there is no pair left."""
     complaint = f"the prompt alone fills max_length {max_length}"
-    kept, ids, long, equal = [], [], [], []
+    kept, long, equal = [], [], []
     for pair, encoded in zip(side.pairs, encode_preferences(side.pairs, tokenizer, max_length), strict=True):
         if len(encoded.prompt) >= max_length:
             if not skips:
@@ -271,8 +275,7 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
         elif encoded.chosen == encoded.rejected:
             equal.append(pair.place)
         else:
-            kept.append(pair)
-            ids.append(encoded)
+            kept.append(replace(pair, encoded=encoded))
     if not kept:
         why = f"{side.origin} has no prompt shorter than max_length {max_length}"
         if equal:
@@ -283,9 +286,9 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
         remarks.append(f"{len(long):,} rows do not fit and were left out ({long[0]}: {complaint}).")
     if equal:
         remarks.append(f"{len(equal):,} pairs are equal within {max_length} tokens and were left out ({_some(equal)}).")
-    if cut := sum(encoded.is_cut for encoded in ids):
+    if cut := sum(pair.encoded.is_cut for pair in kept):
         remarks.append(f"{cut:,} pairs have an answer that is cut at {max_length} tokens.")
-    return replace(side, pairs=kept, remarks=tuple(remarks), encoded=ids)
+    return replace(side, pairs=kept, remarks=tuple(remarks))
 
 
 def _some(places: Sequence[str]) -> str:
