@@ -58,10 +58,9 @@ logger = logging.getLogger(__name__)
 
 def model_config(args: ModelArguments, vocab_size: int, **token_ids: int | None) -> PreTrainedConfig:
     """The config that the settings describe. Raises InputError: there is no such model."""
+    names = ("max_length", "num_layers", "num_parameters", "dropout", *ALL_SIZES)
     try:
-        sizes = {
-            name: getattr(args, name) for name in ("max_length", "num_layers", "num_parameters", "dropout", *ALL_SIZES)
-        }
+        sizes = {name: getattr(args, name) for name in names}
         return build_config(args.model_type, vocab_size=vocab_size, **sizes, **token_ids)
     except ValueError as error:
         raise InputError(str(error)) from error
