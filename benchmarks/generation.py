@@ -16,8 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from newllm_lib.evaluation.generation import token_cost
-from newllm_lib.evaluation.token_stream import TokenStream
+from newllm_lib.evaluation.generation import TokenStream, token_cost
 from newllm_lib.models import build_config, build_model
 from newllm_lib.training.disk import write_json
 

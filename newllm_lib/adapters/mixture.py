@@ -18,8 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..data.cache import cache_path, kept
 from ..data.chat_template import ConversationFormat
-from ..data.conversation_rows import ConversationCounts, encoded_blocks
-from ..data.conversations import Conversations
+from ..data.conversations import ConversationCounts, Conversations, encoded_blocks
 from ..data.text import IGNORED, Text, TextCounts, TextPiece, tokenized_pieces
 from ..errors import InputError
 

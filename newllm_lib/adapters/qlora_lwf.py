@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, set_seed
 
 from ..data.chat_template import ConversationFormat, learnable_template
-from ..data.conversation_rows import conversation_documents
+from ..data.conversations import conversation_documents
 from ..data.sources import Splits
 from ..data.text import EvaluationDocuments, Text, evaluation_documents, load_text
 from ..errors import InputError

@@ -15,8 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
 from ..data.chat_template import ConversationFormat
-from ..data.conversation_rows import conversation_documents, conversation_rows
-from ..data.conversations import Conversations, NumberedConversation
+from ..data.conversations import Conversations, NumberedConversation, conversation_documents, conversation_rows
 from ..data.sources import Splits
 from ..training.arguments import StageArguments, values_for
 from ..training.checkpoint import REFERENCE_FOLDER
