@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
 from .cache import cache_path, known, seal, writing
-from .chat_template import ConversationFormat, EncodedConversation, encoding_of, template_for
+from .chat_template import ConversationFormat, EncodedConversation, encode_conversations, template_for
 from .examples import COLUMNS, Message, any_conversation, conversation_columns, unread
 from .files import PlacedRow, RowError, check_file, checked_row, content_hash, read_rows, refuser
 from .sources import HELD_OUT_SHARE, Origin, Splits, find_data, find_dataset
@@ -280,13 +280,13 @@ def encoded_blocks(
     """The conversations from a row on as tokens, CONVERSATIONS_PER_CALL rows a block."""
     numbered = conversations.read(first_row)
     blocks = iter(lambda: list(itertools.islice(numbered, CONVERSATIONS_PER_CALL)), [])
-    # While one block is with the tokenizer, which takes every core and leaves Python alone, others are rendered here or
+    # While one block is with the tokenizer, which takes every core and leaves Python alone, another is rendered or
     # unpacked in the other thread.
     with ThreadPoolExecutor(2) as executor:
 
         def start(rows: list[NumberedConversation]) -> tuple[list[NumberedConversation], Future]:
             talks = [messages for _, messages, _ in rows if messages is not None]
-            return rows, executor.submit(encoding_of(talks, tokenizer, form))
+            return rows, executor.submit(encode_conversations, talks, tokenizer, form)
 
         started = map(start, blocks)
         waiting = collections.deque(itertools.islice(started, BLOCKS_AHEAD))
