@@ -28,18 +28,25 @@ from newllm_lib.training.disk import write_json
 from newllm_lib.training.trainer import TimedUpdate
 
 MODELS = ("newllm", "lstm", "tiny-gpt2")
+FIRST = 5  # updates in which kernels are compiled and a GPU's graph is captured
 BYTE_TYPES = 263  # of the byte tokenizer
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "r", "st", "l", "")]
 
 
 class Clock(TrainerCallback):
-    """Notes when updates end; the device's queue is emptied in the middle and at the end alone."""
+    """Notes when the updates FIRST, max_steps / 2 and max_steps end; only then is the device's queue emptied."""
+
+    def __init__(self):
+        self.times = [time.perf_counter()]
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.times = [time.perf_counter()]
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step in (state.max_steps // 2, state.max_steps):
+        if state.global_step in (FIRST, state.max_steps // 2, state.max_steps):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            self.started, self.ended = getattr(self, "ended", None), time.perf_counter()
+            self.times.append(time.perf_counter())
 
 
 def write_data(folder: Path, tokens: int) -> tuple[Path, Path]:
@@ -54,8 +61,8 @@ def write_data(folder: Path, tokens: int) -> tuple[Path, Path]:
     return folder / "text.txt", folder / "chats.jsonl"
 
 
-def whole_run(options: argparse.Namespace, stage: str, model: str, folder: Path) -> float:
-    """Tokens per second of the latter half of a run."""
+def whole_run(options: argparse.Namespace, stage: str, model: str, folder: Path) -> tuple[float, float]:
+    """(tokens per second of the latter half of a run, seconds that the first updates took)."""
     tokens = options.updates * options.batch_size * options.max_length
     data = write_data(folder, tokens)[stage == "sft"]
     clock = Clock()
@@ -67,7 +74,8 @@ def whole_run(options: argparse.Namespace, stage: str, model: str, folder: Path)
         max_eval_tokens=1000, output_dir=str(folder / f"{stage}-{model}"),
     )  # fmt: skip
     run(args, (clock,))
-    return tokens / 2 / (clock.ended - clock.started)
+    begin, first, half, end = clock.times
+    return tokens / 2 / (end - half), first - begin
 
 
 def update_alone(options: argparse.Namespace, model: str) -> float:
@@ -95,13 +103,15 @@ def main() -> None:
     for stage in options.stages:
         for model in options.models:
             with tempfile.TemporaryDirectory() as folder:
-                run = whole_run(options, stage, model, Path(folder))
-            rows.append({"stage": stage, "model": model, "run": run, "update": update_alone(options, model)})
+                run, first = whole_run(options, stage, model, Path(folder))
+            update = update_alone(options, model)
+            rows.append({"stage": stage, "model": model, "run": run, "update": update, "first_updates": first})
     print(f"{options.batch_size} x {options.max_length} tokens, {options.num_parameters:,} parameters, tokens/s")
-    print(f"{'stage':<10} {'model':<10} {'whole run':>11} {'update alone':>13} {'share':>6}")
+    print(f"{'stage':<10} {'model':<10} {'whole run':>11} {'update alone':>13} {'share':>6}  first {FIRST} updates")
     for row in rows:
         share = f"{row['run'] / row['update']:.0%}"
-        print(f"{row['stage']:<10} {row['model']:<10} {row['run']:>11,.0f} {row['update']:>13,.0f} {share:>6}")
+        speeds = f"{row['run']:>11,.0f} {row['update']:>13,.0f} {share:>6}"
+        print(f"{row['stage']:<10} {row['model']:<10} {speeds}  {row['first_updates']:.1f} s")
     options.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(options.output_dir / "whole_runs.json", rows)
 
