@@ -16,9 +16,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from newllm_lib.evaluation.generation import token_cost
-from newllm_lib.evaluation.token_stream import TokenStream
+from newllm_lib.evaluation.generation import TokenStream, token_cost
 from newllm_lib.models import build_config, build_model
+from newllm_lib.training.device import find_device
 from newllm_lib.training.disk import write_json
 
 MODELS = ("newllm", "lstm", "tiny-gpt2")
@@ -78,7 +78,8 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/generation"))
     options = parser.parse_args()
     torch.manual_seed(0)
-    models = {name: build_model(build_config(name, options.vocab_size, 128)) for name in MODELS}
+    device = find_device().kind
+    models = {name: build_model(build_config(name, options.vocab_size, 128)).to(device) for name in MODELS}
     costs = {(name, history): [] for name in MODELS for history in options.history}
     for _ in range(options.rounds):
         for name, history in costs:

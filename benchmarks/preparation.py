@@ -20,8 +20,7 @@ import time
 from pathlib import Path
 
 from newllm_lib.data.chat_template import ConversationFormat, render, template_for
-from newllm_lib.data.conversation_rows import CONVERSATIONS_PER_CALL, conversation_rows
-from newllm_lib.data.conversations import load_conversations
+from newllm_lib.data.conversations import CONVERSATIONS_PER_CALL, conversation_rows, load_conversations
 from newllm_lib.data.stand_ins import documentation_rows
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.training.device import MB

@@ -12,7 +12,6 @@ Another version is measured by this file too: PYTHONPATH=CHECKOUT python benchma
 """
 
 import argparse
-import itertools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -132,7 +131,7 @@ def main() -> None:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     torch.set_num_interop_threads(1)
     titles, tables = [], []
-    for batch_size, max_length in itertools.product(options.batch_size, options.max_length):
+    for batch_size, max_length in zip(options.batch_size, options.max_length, strict=True):
         titles.append(
             f"{batch_size} x {max_length} tokens, {options.vocab_size:,} types, {options.precision}, "
             f"{torch.get_num_threads()} thread(s)"

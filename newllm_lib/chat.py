@@ -13,9 +13,8 @@ from .data.chat_template import conversation_ids
 from .data.tokenizer import end_token_ids
 from .errors import InputError
 from .evaluation.context_trace import trace_context
-from .evaluation.generation import state_bytes
+from .evaluation.generation import TokenStream, check_prompt, check_sampling, document_ids, state_bytes
 from .evaluation.memory_file import Memory, read_memory
-from .evaluation.token_stream import TokenStream, check_prompt, check_sampling, document_ids
 from .models.context_cache import RecurrentGenerationMixin, state_after
 from .training.disk import write_bytes
 from .training.trained_model import TrainedModel, adapters_off, open_model, weights_hash
@@ -52,8 +51,7 @@ class Chat:
         seed: int | None = None,
         base: bool = False,
     ):
-        penalty = 1.0 if repetition_penalty is None else repetition_penalty
-        check_sampling(max_new_tokens, temperature, top_p, penalty, seed)
+        check_sampling(max_new_tokens, temperature, top_p, repetition_penalty or 1.0, seed)  # before a model is opened
         self.trained = path if isinstance(path, TrainedModel) else open_model(path)
         self.tokenizer, self.model, self.base = self.trained.tokenizer, self.trained.model, base
         generator = torch.Generator(self.model.device)
@@ -75,13 +73,9 @@ class Chat:
 
     def reply(self, text: str) -> Iterator[str]:
         """Say `text`; yields the reply as it is made, a piece a token. The conversation grows by both when it is done,
-        or when the caller stops listening.
-
-        A piece is empty where a token ends no character: the caller can stop a reply of which nothing can be shown.
-
-        Raises:
-            InputError: `text` is no text (the conversation is then as it was), or the model's template refuses it.
-        """
+        or when the caller stops listening. A piece is empty where a token ends no character: the caller can stop a
+        reply of which nothing can be shown. Raises InputError: `text` is no text (the conversation is then as it was),
+        or the model's template refuses it."""
         check_prompt(text)
         self.messages.append({"role": "user", "content": text})
         pieces = []
@@ -122,20 +116,14 @@ class Chat:
         return weights_hash(self.trained.folder)
 
     def memory_file(self, with_words: bool = False) -> bytes:
-        """What the model remembers of the conversation, as a file (see evaluation/memory_file.py).
-
-        Args:
-            with_words: also what has been said, in the file's header, for people to read; the model needs none of it.
-
-        Raises:
-            InputError: nothing has been said, or the model has no memory of fixed size.
-        """
+        """What the model remembers of the conversation, as a file (see evaluation/memory_file.py); `with_words`: also
+        what has been said, in the file's header, for people to read. Raises InputError: nothing has been said, or the
+        model has no memory of fixed size."""
+        problem = "" if self.messages or self.memory else "nothing has been said yet: there is no memory to save."
         if not self.is_recurrent:
-            raise InputError(
-                f"{self.trained.name} has no memory of fixed size: only that of a New-LLM can be saved.", "NL-405"
-            )
-        if not self.messages and self.memory is None:
-            raise InputError("nothing has been said yet: there is no memory to save.", "NL-405")
+            problem = f"{self.trained.name} has no memory of fixed size: only that of a New-LLM can be saved."
+        if problem:
+            raise InputError(problem, "NL-405")
         self.stream.catch_up(self._token_ids(is_turn_open=False))
         cache, messages = self.stream.cache, tuple(self.messages) if with_words else ()
         memory = Memory(cache.context, cache.seen_tokens, self.trained.name, self.weights, messages)

@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     accept_every_character()
     try:
         if not argv or argv[0] in ("-h", "--help", "--version"):
-            print(f"newllm {__version__}" if argv == ["--version"] else usage())
+            words = "".join(f"\n  {word:<10} {text}" for word, (_, text) in COMMANDS.items())
+            usage = f"usage: newllm COMMAND ...    (newllm COMMAND --help shows its fields)\n{words}"
+            print(f"newllm {__version__}" if argv == ["--version"] else usage)
             return 0
         command, *rest = argv
         if command not in COMMANDS:
@@ -49,11 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence, code = str(error) if error.args else "Interrupted; nothing that was saved is lost.", 130
     print(f"newllm: {sentence}", file=sys.stderr)
     return code
-
-
-def usage() -> str:
-    lines = ["usage: newllm COMMAND ...    (newllm COMMAND --help shows its fields)", ""]
-    return "\n".join(lines + [f"  {word:<10} {text}" for word, (_, text) in COMMANDS.items()])
 
 
 def accept_every_character() -> None:
@@ -107,7 +104,7 @@ class SentenceParser(argparse.ArgumentParser):
         if unknown:
             flags = [option for action in self._actions for option in action.option_strings]
             word = unknown[0].split("=")[0]
-            raise InputError(f"unknown argument {word!r}{nearest(word, flags)}; {self.prog} --help lists the fields.")
+            self.error(f"unknown argument {word!r}{nearest(word, flags)}")
         return namespace
 
 
@@ -127,7 +124,9 @@ def run_merge(parser: SentenceParser, argv: Sequence[str]) -> None:
 def run_data(parser: SentenceParser, argv: Sequence[str]) -> None:
     from transformers.hf_argparser import string_to_bool
 
-    parser.add_argument("name", nargs="?", help="a dataset of the list, or an id on the hub (owner/name)")
+    parser.add_argument(
+        "dataset", metavar="name", nargs="?", help="a dataset of the list, or an id on the hub (owner/name)"
+    )
     parser.add_argument("--data", help="file with the rows; the name then says which chat template they get")
     parser.add_argument("--data_source", default="auto", help="auto, hub, offline or file")
     parser.add_argument("--model", help="finished run whose tokenizer and chat template to use")
@@ -136,17 +135,15 @@ def run_data(parser: SentenceParser, argv: Sequence[str]) -> None:
     flag = {"nargs": "?", "const": True, "default": False, "type": string_to_bool}
     parser.add_argument("--skip_bad_rows", **flag, help="count rows that do not fit, and leave them out")
     parser.add_argument("--template", choices=["instruction", "preference"], help="print rows to write your own after")
-    fields = parser.parse(argv)
+    fields = vars(parser.parse(argv))
     from .stages import data
 
-    if fields.template is not None:
-        print(data.template_rows(fields.template))
-    elif fields.name is None and fields.data is None:
+    if template := fields.pop("template"):
+        print(data.template_rows(template))
+    elif fields["dataset"] is None and fields["data"] is None:
         print(data.catalogue_text())
     else:
-        source = fields.name, fields.data_source, fields.data, fields.model
-        report = data.inspect_dataset(*source, fields.max_length, fields.max_samples, fields.skip_bad_rows)
-        print(data.report_text(report))
+        print(data.report_text(data.inspect_dataset(**fields)))
 
 
 def run_evaluate(parser: SentenceParser, argv: Sequence[str]) -> None:
@@ -256,17 +253,15 @@ def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog:
                 options["help"] = f"has no effect here: {NO_EFFECT[name]}."
             return super().add_argument(*names, **options)
 
-    fields = dataclasses.fields(arguments_class)
-    types = [field.type for field in fields]
+    types = {field: field.type for field in dataclasses.fields(arguments_class)}
     parser = StageParser(arguments_class, prog=prog, allow_abbrev=False)
     # HfArgumentParser rewrites the dataclass's own field types (`str | None` to `str`); other readers need them whole.
-    for field, kind in zip(fields, types, strict=True):
+    for field, kind in types.items():
         field.type = kind
     preset = parser.parse_known_args(argv)[0].preset
-    if preset is not None:
-        if preset not in presets:
-            raise InputError(f"preset has to be one of {', '.join(presets)}, got {preset!r}{nearest(preset, presets)}.")
-        parser.set_defaults(**presets[preset])
+    if preset is not None and preset not in presets:
+        raise InputError(f"preset has to be one of {', '.join(presets)}, got {preset!r}{nearest(preset, presets)}.")
+    parser.set_defaults(**presets.get(preset, {}))
     return arguments_class(**vars(parser.parse(argv)))
 
 

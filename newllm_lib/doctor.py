@@ -34,27 +34,18 @@ FREE_GB = 2.0  # of memory, and of the disk
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the check-up.
-
-    Attributes:
-        status: ok, note (will run, with a remark) or fail (will not).
-        code: one of CODES, "" where there is nothing to explain.
-    """
+    """One line of the check-up."""
 
     subject: str
     value: str
-    status: str
+    status: str  # ok, note (will run, with a remark) or fail (will not)
     advice: str = ""
-    code: str = ""
+    code: str = ""  # one of CODES, "" where there is nothing to explain
 
 
 def doctor(folder: str | Path = ".", adapters: bool = False, preferences: bool = False) -> list[Finding]:
-    """Examine the machine.
-
-    Args:
-        folder: where runs would be saved.
-        adapters: stage 5 is to run, and what only it needs has to be there; preferences: likewise for stage 6.
-    """
+    """Examine the machine, and the disk of the folder where runs would be saved. `adapters`: stage 5 is to run, and
+    what only it needs has to be there; `preferences`: likewise for stage 6."""
     machine = of_memory(psutil.virtual_memory()), of_the_disk(Path(folder).absolute())
     packages = of_version("Python", platform.python_version()), *of_packages({5: adapters, 6: preferences})
     return [*of_the_device(find_device()), *machine, *packages, *of_data()]
@@ -62,7 +53,6 @@ def doctor(folder: str | Path = ".", adapters: bool = False, preferences: bool =
 
 def of_the_device(device: Device) -> list[Finding]:
     """GPU or CPU, and the precision that follows from it."""
-    precision, why = choose_precision(device)
     advice = "Small presets run on the CPU. On Colab: Runtime > Change runtime type > T4."
     findings = [Finding("GPU", "none", "note", advice, "NL-101")]
     if device.kind == "cuda":
@@ -70,6 +60,7 @@ def of_the_device(device: Device) -> list[Finding]:
         capability = ".".join(map(str, device.capability))
         findings.append(Finding("Compute capability", capability, "ok", "bf16 arithmetic needs 8.0 or more."))
     cpu = Finding("CPU", f"{os.cpu_count()} cores, {device.threads} threads for torch", "ok")
+    precision, why = choose_precision(device)
     return [*findings, cpu, Finding("Precision", precision, "ok", why)]
 
 
@@ -92,11 +83,8 @@ def _of_space(subject: str, free: float, value: str, advice: str, code: str) -> 
 
 
 def of_packages(runs: dict[int, bool]) -> list[Finding]:
-    """What is installed, against what this release was tested with.
-
-    Args:
-        runs: stage -> whether what only it needs has to be there.
-    """
+    """What is installed, against what this release was tested with. `runs`: stage -> whether what only it needs has to
+    be there."""
     findings = []
     for package, (purpose, stages, install) in PACKAGES.items():
         try:
@@ -122,8 +110,7 @@ def of_version(name: str, found: str) -> Finding:
 
 def of_data() -> list[Finding]:
     """Where data can come from."""
-    problem = hub_problem(DATASETS["wikitext"].sources[0])
-    offline = has_chitchat()
+    problem, offline = hub_problem(DATASETS["wikitext"].sources[0]), has_chitchat()
     hub = Finding("Hub", "reached", "ok")
     if problem is not None:
         advice = "The offline data will be used." if offline else "pip install 'newllm[offline]', or your own file."

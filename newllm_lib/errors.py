@@ -50,12 +50,8 @@ LONGEST = 880  # characters of a sentence; what the user gave stands in its midd
 
 class InputError(ValueError):
     """Bad input, found at the boundary. The message is one sentence naming the field, the value and the remedy: on one
-    line, and with its middle left out where a value of any length makes it too long to read.
-
-    Attributes:
-        code: one of CODES.
-        field: the word that the sentence begins with, which is the setting if it is about one.
-    """
+    line, and with its middle left out where a value of any length makes it too long to read. `code` is one of CODES;
+    `field` the word that the sentence begins with, which is the setting if it is about one."""
 
     def __init__(self, message: str, code: str = "NL-401"):
         message = " ".join(message.splitlines())

@@ -1,6 +1,5 @@
 """Parts of the library that the core can do without: `adapters` (LoRA on a pretrained model, learning without
-forgetting) and `preferences` (DPO). The core names their modules only here, and imports them only when they are asked
-for."""
+forgetting) and `preferences` (DPO). The core imports their modules only here, when they are asked for."""
 
 from importlib import import_module
 from types import ModuleType

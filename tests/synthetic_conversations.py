@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 
-from newllm_lib.data import conversation_rows as module
+from newllm_lib.data import conversations as module
 from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat
 from newllm_lib.data.conversations import Conversations
 from newllm_lib.data.tokenizer import build_tokenizer

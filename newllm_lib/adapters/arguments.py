@@ -25,6 +25,8 @@ class AdapterArguments(StageArguments):
     lora_r: int = setting(8, "Rank of the adapters: how much they can learn.", group="Model", low=2, high=64, log=True)
     lora_alpha: float = setting(16.0, "Adapters are scaled by alpha / rank.", group="Model", low=4, high=128, log=True)
     lora_target_modules: str = setting("all-linear", "Layers with adapters: all-linear, or names: q_proj,v_proj.")
+    weight_decay: float = setting(0.0, "AdamW's weight decay.", group="Training", low=0, high=1.0)
+    eval_on_start: bool = setting(True, "Evaluate what is tuned before the first update.")
     repetition_penalty: float = setting(
         1.1, "Of the answers this model gives; above 1: fewer repetitions.", group="Answers", low=1.0, high=1.5
     )
@@ -32,6 +34,8 @@ class AdapterArguments(StageArguments):
     def __post_init__(self):
         super().__post_init__()
         check_intervals(self, ADAPTER_INTERVALS)
+        if self.world_size > 1:
+            raise InputError("adapters are trained in one process; start it without accelerate launch or torchrun.")
         if self.model is not None and Path(self.model).expanduser().is_dir():
             self.model = str(Path(self.model).expanduser().absolute())  # the finished run is opened from elsewhere
 
@@ -101,10 +105,8 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
     gradient_checkpointing: bool | None = setting(None, "The same by its older name, which wins if given.")
     lr_scheduler_type: str = setting("linear", "How the learning rate changes over the run.", group="Training")
     warmup_steps: float = setting(0.03, "Updates (or, below 1, share of them) of warm-up.", group="Training")
-    weight_decay: float = setting(0.0, "AdamW's weight decay.", group="Training", low=0, high=1.0)
     max_eval_tokens: int = setting(20_000, "Held-out tokens of either kind scored at each evaluation.")
     max_test_tokens: int = setting(100_000, "Held-out tokens of either kind that both are scored on at the end.")
-    eval_on_start: bool = setting(True, "Evaluate the base before the first update.")
 
     def __post_init__(self):
         if self.dataset is None and self.data is None:
@@ -120,8 +122,6 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
         check_intervals(self, INTERVALS)
         if self.teacher_on_cpu and self.teacher is None:
             raise InputError("teacher_on_cpu is for another model than the base; add --teacher.")
-        if self.world_size > 1:
-            raise InputError("qlora-lwf trains in one process; start it without accelerate launch or torchrun.")
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -132,9 +132,7 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
     def ranks(self) -> list[int]:
         """The ranks of the run in turn; the last is the adapters' own. Raises InputError: the schedule is not a rising
         list of ranks."""
-        if self.rank_schedule is None:
-            return [self.lora_r]
-        parts = self.rank_schedule.replace(" ", "").split(",")
+        parts = (self.rank_schedule or str(self.lora_r)).replace(" ", "").split(",")
         ranks = [int(part) for part in parts if part.isdecimal()]
         if len(ranks) < len(parts) or ranks != sorted(set(ranks)) or ranks[0] < 1:
             raise InputError(f"rank_schedule has to be rising ranks such as 4,8,16, got {self.rank_schedule!r}.")

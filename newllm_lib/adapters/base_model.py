@@ -37,14 +37,8 @@ COMMIT_AT_END = re.compile(r"@[0-9a-f]{40}$")
 
 def find_base_model(model: str | None, offline: bool = False) -> BaseModel:
     """The base model that `model` names: a folder, an id on the hub ("owner/name"), "gemma-3-270m" (the package's), or
-    None: Gemma-2B from the hub, and without a hub the package's; the note then says so.
-
-    Args:
-        offline: do not ask the hub for Gemma-2B.
-
-    Raises:
-        InputError: there is no such model within reach.
-    """
+    None: Gemma-2B from the hub, and without a hub, or `offline`, the package's; the note then says so. Raises
+    InputError: there is no such model within reach."""
     if model == offline_gemma.NAME or (model is None and offline):
         return _from_package()
     if model is not None and Path(model).expanduser().is_dir():
@@ -71,14 +65,8 @@ def find_base_model(model: str | None, offline: bool = False) -> BaseModel:
 
 
 def base_of_run(identity: str, model: str | None) -> BaseModel:
-    """The base model that a finished run was trained on.
-
-    Args:
-        identity: as the run's settings have it; model: what the user had named, or where it lies now.
-
-    Raises:
-        InputError: it is out of reach, or has changed since.
-    """
+    """The base model that a finished run was trained on: `identity` as the run's settings have it, `model` what the
+    user had named, or where it lies now. Raises InputError: it is out of reach, or has changed since."""
     if identity.startswith("folder ") and not Path(model or "").expanduser().is_dir():
         raise InputError(
             f"base {model!r}, on which these adapters were trained, is not there; say with --base where it is now.",
@@ -89,10 +77,8 @@ def base_of_run(identity: str, model: str | None) -> BaseModel:
         return _on_hub(hub_id, revision)
     found = find_base_model(model, offline=True)
     if found.identity != identity:
-        raise InputError(
-            f"the base model {model or found.name!r} has changed since: {found.identity}, was {identity}; name the one "
-            "that it was with --base."
-        )
+        changed = f"the base model {model or found.name!r} has changed since: {found.identity}, was {identity}"
+        raise InputError(f"{changed}; name the one that it was with --base.")
     return found
 
 
@@ -147,23 +133,13 @@ def open_tokenizer(base: BaseModel) -> PreTrainedTokenizerFast:
 def open_base(
     base: BaseModel, four_bit: bool, device: Device | None = None, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
-    """The base model, frozen, on the device: 4-bit linear layers multiply in the device's compute dtype, in which
-    everything that is not quantised is kept.
-
-    Args:
-        dtype: None: the device's compute dtype.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
+    """The base model, frozen, on the device: 4-bit linear layers multiply in `dtype`, None being the device's compute
+    dtype, in which everything that is not quantised is kept. Raises InputError: it cannot be loaded."""
     device = device or find_device()
     dtype = dtype or autocast_dtype(device) or torch.float32
     if four_bit and find_spec("bitsandbytes") is None:
-        raise InputError(
-            "load_in_4bit needs the package bitsandbytes; run pip install 'newllm[qlora]', or give --load_in_4bit "
-            "false.",
-            "NL-102",
-        )
+        remedy = "run pip install 'newllm[qlora]', or give --load_in_4bit false"
+        raise InputError(f"load_in_4bit needs the package bitsandbytes; {remedy}.", "NL-102")
     options = {"quantization_config": four_bit_config(dtype)} if four_bit else {}
     model = read_weights(_local(base), base.revision, dtype=dtype, device_map={"": device.kind}, **options)
     if getattr(model, "is_loaded_in_4bit", False):

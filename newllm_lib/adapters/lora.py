@@ -67,14 +67,8 @@ def set_compute_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
 def add_adapters(
     model: PreTrainedModel, rank: int, alpha: float, dropout: float, target_modules: str | list[str]
 ) -> PeftModel:
-    """Freeze the model and add LoRA (Hu et al. 2021) to its linear layers; what it computes does not change.
-
-    Args:
-        target_modules: "all-linear" (every linear layer but the head) or names of layers.
-
-    Raises:
-        InputError: a name is of no linear layer below the head.
-    """
+    """Freeze the model and add LoRA (Hu et al. 2021) to its linear layers, "all-linear" being every one but the head;
+    what it computes does not change. Raises InputError: a name is of no linear layer below the head."""
     allow_old_torchao()
     check_targets(model, target_modules)
     return get_peft_model(model, lora_config(model, rank, alpha, dropout, target_modules))
@@ -90,10 +84,8 @@ def check_targets(model: PreTrainedModel, target_modules: str | list[str]) -> No
         named = {name for name in modules if is_target(name, [target])}
         if not named or not named <= linear:
             known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-            raise InputError(
-                f"lora_target_modules names {target!r}, which is no linear layer below this model's head; choose of "
-                f"{known}, or all-linear."
-            )
+            problem = f"lora_target_modules names {target!r}, which is no linear layer below this model's head"
+            raise InputError(f"{problem}; choose of {known}, or all-linear.")
 
 
 def lora_config(
@@ -145,13 +137,10 @@ def rank_at(schedule: list[int], update: int, updates: int) -> int:
 
 
 class RankSchedule(TrainerCallback):
-    """Lets the rank grow while the run goes on. The adapters have their last rank from the start; beyond the rank in
-    use, B stays zero and so what the model computes is that of a smaller adapter. To grow is to let go of the next
-    columns of B: nothing jumps, and the optimizer's state, a checkpoint and a resume need no care.
-
-    Args:
-        schedule: ranks, rising; the last is the adapters' own.
-    """
+    """Lets the rank grow while the run goes on, through the ranks of `schedule`, of which the last is the adapters'
+    own. They have it from the start; beyond the rank in use, B stays zero and so what the model computes is that of a
+    smaller adapter. To grow is to let go of the next columns of B: nothing jumps, and the optimizer's state, a
+    checkpoint and a resume need no care."""
 
     def __init__(self, model: PeftModel, schedule: list[int]):
         self.schedule = schedule

@@ -8,12 +8,19 @@ computed once: three matrix products, as with full logits.
 Dimensions: N tokens, n tokens of a chunk, H width of a head's input, V vocabulary, v token types of a block.
 """
 
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from ..models.frozen_head import (
+    CHUNK_ELEMENTS,
+    MAX_ROWS,
     Head,
     Model,
     blocks_of_types,
@@ -27,6 +34,8 @@ from ..models.frozen_head import (
     place,
 )
 from ..models.matrix_products import product
+
+GPU_TYPES_PER_BLOCK = 2**16  # of one product that makes the gradient; the sum of blocks is in fp32
 
 
 class LwfLoss(NamedTuple):
@@ -74,8 +83,10 @@ class ChunkedLwf(torch.autograd.Function):
         task, kl = (torch.zeros((), dtype=models[0].sum_dtype, device=hidden.device) for _ in range(2))
         grad = torch.empty(hidden.shape, dtype=task.dtype, device=hidden.device) if trains else None
         options = distill_weight, temperature, label_smoothing
-        for tokens in chunks(models, len(labels)):
-            chunk_nats, chunk_kl, chunk_grad = loss_of_chunk(models, labels, tokens, *options, trains)
+        by_kernel = kernels_for(models) is not None
+        of_chunk = loss_of_chunk_by_kernel if by_kernel else loss_of_chunk
+        for tokens in chunks(models, len(labels), rows_by_kernel(models) if by_kernel else None):
+            chunk_nats, chunk_kl, chunk_grad = of_chunk(models, labels, tokens, *options, trains)
             task += chunk_nats.sum()
             kl += chunk_kl.sum()
             if trains:
@@ -140,3 +151,49 @@ def loss_of_chunk(
             slopes.mul_(damping)
         grad += product(slopes.to(dtype), head.weight[types].to(dtype))  # summed in fp32 whatever the products' dtype
     return nats[:count, 0], kl[:count, 0], grad[:count] if trains else None
+
+
+@cache
+def triton_kernels() -> ModuleType | None:
+    """Ours, if Triton is there: torch brings it on Linux with a GPU."""
+    return import_module(".lwf_kernels", __package__) if find_spec("triton") else None
+
+
+def kernels_for(models: list[Model]) -> ModuleType | None:
+    """The module of the kernel where it runs: on an NVIDIA GPU, in up to fp32, no weight in need of a cast."""
+    suit = all(model.hidden.is_cuda and model.dtype == model.head.weight.dtype != torch.float64 for model in models)
+    return triton_kernels() if suit else None
+
+
+def rows_by_kernel(models: list[Model]) -> int:
+    """Tokens of a chunk: their logits take no more memory than those of `loss_of_chunk`, which are in fp32."""
+    bytes_per_token = len(models[0].head.weight) * sum(model.dtype.itemsize for model in models)
+    return min(max(CHUNK_ELEMENTS * torch.float32.itemsize // bytes_per_token, 1), MAX_ROWS)
+
+
+def loss_of_chunk_by_kernel(
+    models: list[Model],
+    labels: torch.Tensor,
+    tokens: slice,
+    distill_weight: float = 0.0,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+    trains: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`loss_of_chunk` with few launches, on logits as the products leave them."""
+    rows, heads = [model.hidden[tokens].to(model.dtype) for model in models], [model.head for model in models]
+    if len(models) == 2 and heads[0] is heads[1] and models[0].dtype == models[1].dtype:
+        student, teacher = functional.linear(torch.cat(rows), heads[0].weight, heads[0].bias).chunk(2)
+    else:
+        both = [functional.linear(part, head.weight, head.bias) for part, head in zip(rows, heads, strict=True)]
+        student, teacher = both[0], both[1] if len(both) == 2 else None
+    softcaps = heads[0].softcap, heads[-1].softcap
+    options = softcaps, distill_weight, temperature, label_smoothing, trains
+    nats, kl = kernels_for(models).losses_of_logits(student, teacher, labels[tokens], *options)
+    if not trains:
+        return nats, kl, None
+    grad = torch.zeros(rows[0].shape, device=nats.device)
+    for begin in range(0, student.shape[1], GPU_TYPES_PER_BLOCK):
+        types = slice(begin, begin + GPU_TYPES_PER_BLOCK)
+        grad += student[:, types] @ heads[0].weight[types]
+    return nats, kl, grad

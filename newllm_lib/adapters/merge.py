@@ -20,10 +20,7 @@ logger = logging.getLogger(__name__)
 def merge(path: str | Path, output_dir: str | Path, base: str | None = None) -> Path:
     """Write the tuned model in `path` into `output_dir` as a whole model with its tokenizer, in 16 bit, in fp32 where
     it was tuned by DPO, whose steps are smaller than 16 bit can tell. 4-bit weights are what the adapters were trained
-    on: they are unpacked, and the adapters are added to them.
-
-    Args:
-        base: where the model is now that the adapters were trained on; None: where it was.
+    on: they are unpacked, and the adapters are added to them. `base` is where they are now, None where they were.
 
     Raises:
         InputError: `path` holds no adapters, or `output_dir` is in use or cannot be written to.

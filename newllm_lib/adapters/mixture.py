@@ -19,8 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..data.cache import cache_path, kept
 from ..data.chat_template import ConversationFormat
-from ..data.conversation_rows import ConversationCounts, encoded_blocks
-from ..data.conversations import Conversations
+from ..data.conversations import ConversationCounts, Conversations, encoded_blocks
 from ..data.text import IGNORED, Text, TextCounts, TextPiece, tokenized_pieces
 from ..errors import InputError
 
@@ -116,15 +115,10 @@ class ExampleMix(ConcatDataset):
 
 
 class MixSampler(Sampler[int]):
-    """Every epoch: all examples of the new task, and `ratio` times as many to rehearse, shuffled. Examples to rehearse
-    come from one endless sequence of passes over all of them, which goes on from epoch to epoch: none comes again
-    before every other has been seen.
-
-    Args:
-        batch: examples of an update. Within one they are sorted by length: the same update, with less padding in its
-            micro-batches.
-        seed: with the epoch's number it decides the order, so that a resumed run sees what an unbroken one would.
-    """
+    """Every epoch: all examples of the new task, and `ratio` times as many to rehearse, shuffled by seed and epoch, so
+    that a resumed run sees what an unbroken one would. Examples to rehearse come from one endless sequence of passes
+    over all of them, which goes on from epoch to epoch: none comes again before every other has been seen. Within the
+    `batch` of an update they are sorted by length: the same update, with less padding in its micro-batches."""
 
     def __init__(self, mix: ExampleMix, ratio: float, batch: int, seed: int):
         self.mix, self.batch, self.seed, self.epoch = mix, batch, seed, 0
@@ -159,12 +153,15 @@ def rehearsal_per_epoch(mix: ExampleMix, ratio: float) -> int:
 
 
 def collate_examples(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Examples -> `input_ids` and `labels` [B, T], padded to the longest. labels[t] is what follows input_ids[t], or
-    IGNORED where that is not supervised. Padding stands on the right, where attention does not look and no label is: no
-    attention mask is needed."""
+    """Examples -> `input_ids` and `labels` [B, T], padded to the longest, and `supervised` [N], the numbers of the
+    tokens in the flattened batch that have a label: a GPU that had to count them would keep Python waiting. labels[t]
+    is what follows input_ids[t], or IGNORED where that is not supervised. Padding stands on the right, where attention
+    does not look and no label is: no attention mask is needed."""
     ids = [torch.tensor(row["input_ids"], dtype=torch.long) for row in rows]
     labels = [item.where(torch.tensor(row["supervised"]), IGNORED) for item, row in zip(ids, rows, strict=True)]
+    labels = pad_sequence([item[1:] for item in labels], batch_first=True, padding_value=IGNORED)
     return {
         "input_ids": pad_sequence([item[:-1] for item in ids], batch_first=True),
-        "labels": pad_sequence([item[1:] for item in labels], batch_first=True, padding_value=IGNORED),
+        "labels": labels,
+        "supervised": (labels.flatten() != IGNORED).nonzero()[:, 0],
     }

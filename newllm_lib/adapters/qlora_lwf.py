@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from ..data.chat_template import ConversationFormat, learnable_template
-from ..data.conversation_rows import conversation_documents
+from ..data.conversations import conversation_documents
 from ..data.sources import Splits
 from ..data.text import EvaluationDocuments, Text, evaluation_documents, load_text
 from ..errors import InputError
@@ -86,7 +86,7 @@ def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
 
 
 def check_memory(args: QloraLwfArguments, sizes: ModelSizes) -> None:
-    """Refuse what does not fit into the GPU's memory. Raises InputError: naming the nearest setting that fits."""
+    """Raises InputError for what does not fit into the GPU's memory, naming the nearest setting that fits."""
     memory_gb = find_device(args.use_cpu).memory_gb
     if memory_gb is not None:
         asked = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.max_length
@@ -146,9 +146,8 @@ def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[
     found = find_base_model(args.teacher)
     tokenizer = open_tokenizer(found)
     if tokenizer.backend_tokenizer.to_str() != prepared.tokenizer.backend_tokenizer.to_str():
-        raise InputError(
-            f"teacher {args.teacher!r} has another tokenizer than {prepared.base.name}; both need the same."
-        )
+        other = f"teacher {args.teacher!r} has another tokenizer than {prepared.base.name}"
+        raise InputError(f"{other}; both need the same.")
     device = find_device(args.use_cpu or args.teacher_on_cpu)
     teacher = open_base(found, args.load_in_4bit and device.kind == "cuda", device, args.compute_dtype)
     set_dropout(teacher, 0.0)

@@ -1,6 +1,7 @@
 """Learning without forgetting (Li and Hoiem 2017) with adapters: the model learns a new task while its frozen base,
 seen through the same weights with the adapters switched off, holds it to what it knew."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import TrainerCallback
 from ..data.text import IGNORED, EvaluationDocuments
 from ..evaluation.perplexity import TextMetrics, score_against_base
 from ..models.frozen_head import split_head
+from ..training.trained_model import adapters_off
 from ..training.trainer import LanguageModelTrainer
 from .lwf_loss import lwf_loss
 from .mixture import MixSampler, collate_examples
@@ -38,7 +40,8 @@ class LwfTrainer(LanguageModelTrainer):
             weight = self.teacher_head.weight.to(args.device)
             self.teacher_head = replace(self.teacher_head, weight=weight, bias=bias)
         self.general_documents = general.sample(args.max_eval_tokens)
-        self.sums = torch.zeros(3, dtype=torch.float64)  # since the last line of the log: task, KL, tokens
+        # Since the last line of the log: task, KL, tokens. Where the loss is taken: nothing waits for a GPU.
+        self.sums = torch.zeros(3, dtype=sums_dtype(args.device), device=args.device)
         super().__init__(model, args, train_rows, documents, tokenizer, carry_context=False, **kwargs)
         self.data_collator = collate_examples
         self.model_accepts_loss_kwargs = True  # the loss divides by the tokens of the update
@@ -53,33 +56,35 @@ class LwfTrainer(LanguageModelTrainer):
         return batches, sum((batch["labels"] != IGNORED).sum() for batch in batches)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        args = self.args
-        supervised = inputs["labels"] != IGNORED
-        decoder, head = split_head(self.accelerator.unwrap_model(model))
-        hidden = decoder(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state[supervised]
+        args, chosen = self.args, inputs["supervised"]
+        labels = inputs["labels"].flatten()[chosen]
         weight = scheduled(args.distill_weight, args.distill_weight_end, self.state)
         temperature = scheduled(args.temperature, args.temperature_end, self.state)
         teacher_hidden = teacher_head = None
-        if weight > 0:
-            teacher_hidden, teacher_head = self._teach(model, inputs["input_ids"], supervised)
+        # accelerate has autocast around the whole model's forward, which is not called here. Without it the adapters'
+        # products are in fp32, which on a GPU takes longer than the base's.
+        with self.accelerator.autocast() if labels.is_cuda else nullcontext():
+            decoder, head = split_head(self.accelerator.unwrap_model(model))
+            hidden = rows_of(decoder, inputs["input_ids"], chosen)
+            if weight > 0:
+                teacher_hidden, teacher_head = self._teach(model, inputs["input_ids"], chosen)
         options = weight, temperature, args.label_smoothing_factor
-        loss = lwf_loss(hidden, head, inputs["labels"][supervised], teacher_hidden, teacher_head, *options)
-        tokens = supervised.sum()
-        self.sums += torch.stack([loss.task.double(), loss.kl.double(), tokens.double()]).cpu()
-        total = loss.total / (tokens if num_items_in_batch is None else num_items_in_batch)
+        loss = lwf_loss(hidden, head, labels, teacher_hidden, teacher_head, *options)
+        tokens = torch.full_like(loss.task, len(chosen))
+        self.sums += torch.stack([loss.task, loss.kl, tokens])
+        total = loss.total / (len(chosen) if num_items_in_batch is None else num_items_in_batch)
         return (total, {"loss": total}) if return_outputs else total
 
     @torch.no_grad()
-    def _teach(self, model: nn.Module, input_ids: torch.Tensor, supervised: torch.Tensor):
+    def _teach(self, model: nn.Module, input_ids: torch.Tensor, chosen: torch.Tensor):
         """(the teacher's last hidden states at the supervised tokens, its head or None for the student's)."""
         if self.separate_teacher is None:
             plain = self.accelerator.unwrap_model(model)
-            with plain.disable_adapter():
-                decoder, _ = split_head(plain)
-                return decoder(input_ids=input_ids, use_cache=False).last_hidden_state[supervised], None
+            with adapters_off(plain):
+                return rows_of(split_head(plain)[0], input_ids, chosen), None
         there = self.separate_teacher.device
-        hidden = self.teacher_decoder(input_ids=input_ids.to(there), use_cache=False).last_hidden_state
-        return hidden[supervised.to(there)].to(input_ids.device), self.teacher_head
+        hidden = rows_of(self.teacher_decoder, input_ids.to(there), chosen.to(there))
+        return hidden.to(input_ids.device), self.teacher_head
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs and self.sums[2] > 0:
@@ -98,6 +103,16 @@ class LwfTrainer(LanguageModelTrainer):
         general, divergence = self.score_with_kl(self.general_documents)
         measured = {"general_bits_per_byte": general.bits_per_byte, "general_kl_to_base": divergence}
         return {**super().scores(documents), **measured}
+
+
+def sums_dtype(device: torch.device) -> torch.dtype:
+    """The most exact one that the device has."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def rows_of(decoder: nn.Module, input_ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """The last hidden states [N, H] of the tokens with these numbers in the batch."""
+    return decoder(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1).index_select(0, chosen)
 
 
 def scheduled(start: float, end: float | None, state) -> float:

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from ..errors import InputError
 from ..evaluation.context_trace import half_lives_of_biases, measured_half_lives, trace_context
+from ..evaluation.generation import document_ids
 from ..evaluation.perplexity import token_sequence
-from ..evaluation.token_stream import document_ids
 from ..models import NewLLMForCausalLM, build_model
 from ..models.context_cache import RecurrentGenerationMixin
 from ..stages.evaluate import held_out_documents, held_out_text

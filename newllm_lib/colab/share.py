@@ -27,7 +27,7 @@ from ..training.checkpoint import (
 )
 from ..training.device import size
 from ..training.disk import PARTIAL, temporary
-from ..training.model_card import CARD_FILE, read_card
+from ..training.run import CARD_FILE, read_card
 from .chat_box import ChatBox
 from .drive.drive_copy import wait_for_drive
 from .page.notices import button_box, escape, in_one_sentence, say, sentence_html, table_html

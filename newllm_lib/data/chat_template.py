@@ -20,10 +20,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..errors import InputError
-from .conversations import Conversations
 from .examples import Message
-from .text import TextCounts, count_text
-from .tokenizer import END_OF_TURN, ROLE_TOKENS, build_tokenizer, has_role_tokens, text_backend
+from .text import Document, count_text
+from .tokenizer import END_OF_TURN, ROLE_TOKENS, has_role_tokens, text_backend
 
 RENDER_SECONDS = 10  # for one conversation; a template takes some thousandths
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -31,8 +30,7 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # The space makes the first word of a turn the token that it is inside running text: fewer tokens, and known ones after
 # pretraining. A role token ends the turn before it, so that only answers need an end of turn.
 ROLE_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message.role + '|>' }}"
-    "{% if message.role == 'assistant' %}"
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message.role + '|>' }}{% if message.role == 'assistant' %}"
     "{% generation %}{{ ' ' + message.content + '<|end|>' }}{% endgeneration %}"
     "{% else %}{{ ' ' + message.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -47,28 +45,13 @@ DIALOGUE = (
     "{% endif %}{% if message.role != 'assistant' or not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-TEMPLATES = {
-    "dialogue": DIALOGUE,
-    "instruction": DIALOGUE.replace("Assistant:", "Response:").replace("'User'", "'Instruction'"),
-    # DialoGPT's (Zhang et al. 2019): turn after turn, each closed by the end-of-text token, no word for who speaks.
-    "turns": (
-        "{% for message in messages %}{% if message.role == 'assistant' %}"
-        "{% generation %}{{ message.content + eos_token }}{% endgeneration %}"
-        "{% else %}{{ message.content + eos_token }}{% endif %}{% endfor %}"
-    ),
-}
-
-
-def learned_tokenizer(
-    conversations: Conversations, template: str, kind: str, vocab_size: int | None
-) -> PreTrainedTokenizerFast:
-    """A tokenizer learned from the contents of the turns, role words left out, with the chat template of
-    `template_for`. Raises InputError: as `build_tokenizer`."""
-    space = " " if kind == "bpe" else ""  # as ROLE_TEMPLATE has it
-    contents = (space + message["content"] for messages in conversations for message in messages)
-    tokenizer = build_tokenizer(kind, contents, vocab_size, f"{conversations.identity}/{conversations.read_as}")
-    tokenizer.chat_template = template_for(tokenizer, template)
-    return tokenizer
+# DialoGPT's (Zhang et al. 2019): turn after turn, each closed by the end-of-text token, no word for who speaks.
+TURNS = (
+    "{% for message in messages %}{% if message.role == 'assistant' %}{% generation %}{{ message.content + eos_token }}"
+    "{% endgeneration %}{% else %}{{ message.content + eos_token }}{% endif %}{% endfor %}"
+)
+INSTRUCTION = DIALOGUE.replace("Assistant:", "Response:").replace("'User'", "'Instruction'")
+TEMPLATES = {"dialogue": DIALOGUE, "instruction": INSTRUCTION, "turns": TURNS}
 
 
 def template_for(tokenizer: PreTrainedTokenizerFast, name: str) -> str:
@@ -94,27 +77,20 @@ def borrowed_template(tokenizer: PreTrainedTokenizerFast, lender: PreTrainedToke
 
 @dataclass(frozen=True)
 class ConversationFormat:
-    """How a conversation becomes tokens.
-
-    Attributes:
-        loss_on: "assistant": its words and the end of its turns; "all": every token after the first.
-        too_long: for a conversation of more than `max_length` tokens. "turns" keeps whole turns, up to the last answer
-            that fits; "cut" the first `max_length` tokens, as in the published runs.
-    """
+    """How a conversation becomes tokens."""
 
     max_length: int
-    loss_on: str = "assistant"
+    loss_on: str = "assistant"  # its words and the end of its turns; "all": every token after the first
+    # Of a conversation of more than `max_length` tokens, "turns" keeps whole turns, up to the last answer that fits;
+    # "cut" the first `max_length` tokens, as in the published runs.
     too_long: str = "turns"
 
 
-@dataclass(frozen=True)
-class EncodedConversation:
-    """Tokens [N] int32, which of them are supervised [N] bool, and the counts of the supervised text."""
+@dataclass
+class EncodedConversation(Document):
+    """A conversation as tokens [N]; its counts are of the supervised text."""
 
-    token_ids: np.ndarray
-    supervised: np.ndarray
-    counts: TextCounts
-    turns_left_out: int
+    turns_left_out: int = 0
 
 
 def encode_conversations(
@@ -147,13 +123,7 @@ def conversation_ids(
     messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast, is_turn_open: bool = True
 ) -> list[int]:
     """A conversation as the model reads it when it is asked: the beginning of its training row, token by token.
-
-    Args:
-        is_turn_open: it is the model's turn.
-
-    Raises:
-        InputError: the template fails, takes too long, or writes nothing.
-    """
+    `is_turn_open`: it is the model's turn. Raises InputError: the template fails, takes too long, or writes nothing."""
     if _writes_role_tokens(tokenizer):
         (turns,) = _turn_ids([messages], tokenizer)
         role = [tokenizer.convert_tokens_to_ids(ROLE_TOKENS["assistant"])] if is_turn_open else []
@@ -222,12 +192,8 @@ def _encoded_text(text: str, answers: list[tuple[int, int]], encoding, tokenizer
 
 
 def _encoded(token_ids, spans, ends, spelled, tokenizer, form) -> EncodedConversation | None:
-    """Tokens cut at the last answer that is kept.
-
-    Args:
-        spans: (begin, end, text) of what is supervised, in tokens; `spelled(begin, end)` gives the text of others.
-        ends: where supervised answers end.
-    """
+    """Tokens cut at the last answer that is kept. `spans` are (begin, end, text) of what is supervised, in tokens;
+    `spelled(begin, end)` gives the text of others; answers end at `ends`."""
     fitting = [end for end in ends if end <= form.max_length or form.too_long == "cut"]
     token_ids = np.asarray(token_ids[: min(max(fitting, default=0), form.max_length)], dtype=np.int32)
     length, texts = len(token_ids), []
@@ -240,7 +206,7 @@ def _encoded(token_ids, spans, ends, spelled, tokenizer, form) -> EncodedConvers
             texts.append(text if end <= length else spelled(begin, length).strip())
     counts = count_text(texts, token_ids[supervised], tokenizer)
     left_out = sum(end > form.max_length for end in ends)
-    return EncodedConversation(token_ids, supervised, counts, left_out) if counts.tokens else None
+    return EncodedConversation(token_ids, counts, supervised, left_out) if counts.tokens else None
 
 
 def render(
@@ -273,21 +239,17 @@ def _in_time(rendering: Callable[..., Any], **arguments: Any) -> Any:
             raise TimeoutError
         return watch
 
-    before = sys.gettrace()
+    before, remedy = sys.gettrace(), "name a model with another one"
     sys.settrace(watch)
     try:
         return rendering(**arguments)
     except TimeoutError:
-        raise InputError(
-            f"chat_template of this model does not end within {RENDER_SECONDS} seconds; name a model with another one, "
-            "or shorten the conversation."
-        ) from None
+        what = f"chat_template of this model does not end within {RENDER_SECONDS} seconds"
+        raise InputError(f"{what}; {remedy}, or shorten the conversation.") from None
     except Exception as error:  # templates are programs: they raise what they like
-        sentence = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"chat_template of this model refuses a conversation ({type(error).__name__}: {sentence}); name a model "
-            "with another one, or change the conversation."
-        ) from error
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        what = f"chat_template of this model refuses a conversation ({why})"
+        raise InputError(f"{what}; {remedy}, or change the conversation.") from error
     finally:
         sys.settrace(before)
 
@@ -295,20 +257,20 @@ def _in_time(rendering: Callable[..., Any], **arguments: Any) -> Any:
 def plain_messages(messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast) -> list[Message]:
     """The conversation with a space in place of every token of control that its texts spell out: in a rendered template
     it would end a turn in its middle, or begin another speaker's."""
-    return [{**message, "content": _plain(message["content"], tokenizer)} for message in messages]
-
-
-def _plain(content: str, tokenizer: PreTrainedTokenizerFast) -> str:
     control, spellings = _control_tokens(tokenizer, len(tokenizer), tokenizer.chat_template)
-    # Few texts spell one, and a search is quick. Then the tokenizer itself decides, in whatever spelling.
-    while spellings.search(_folded(content)):  # again: the text around a removed token may spell another
-        encoding = tokenizer.backend_tokenizer.encode(content, add_special_tokens=False)
-        if control.isdisjoint(encoding.ids):
-            break
-        for token_id, (begin, end) in zip(reversed(encoding.ids), reversed(encoding.offsets), strict=True):
-            if token_id in control:
-                content = f"{content[:begin]} {content[end:]}"
-    return content
+    plain = []
+    for message in messages:
+        content = message["content"]
+        # Few texts spell one, and a search is quick. Then the tokenizer itself decides, in whatever spelling.
+        while spellings.search(_folded(content)):  # again: the text around a removed token may spell another
+            encoding = tokenizer.backend_tokenizer.encode(content, add_special_tokens=False)
+            if control.isdisjoint(encoding.ids):
+                break
+            for token_id, (begin, end) in zip(reversed(encoding.ids), reversed(encoding.offsets), strict=True):
+                if token_id in control:
+                    content = f"{content[:begin]} {content[end:]}"
+        plain.append({**message, "content": content})
+    return plain
 
 
 @functools.lru_cache(maxsize=8)

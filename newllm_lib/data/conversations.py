@@ -1,21 +1,43 @@
-"""Where a run's conversations come from: a dataset of the catalogue from the hub, its stand-in offline, or the user's
-file."""
+"""Conversations: where a run takes them from (a dataset of the catalogue from the hub, its stand-in offline, or the
+user's file), and as tokens: whole conversations side by side in rows of one length, prepared once, in shards that
+survive a machine that vanishes.
 
+Dimensions: N tokens of a conversation, T = max_length tokens of a row.
+"""
+
+import collections
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from itertools import islice, takewhile
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+from datasets.arrow_writer import ArrowWriter
+from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
+from .cache import cache_path, known, seal, writing
+from .chat_template import ConversationFormat, EncodedConversation, encoding_of, template_for
 from .examples import COLUMNS, Message, any_conversation, conversation_columns, unread
 from .files import PlacedRow, RowError, check_file, checked_row, content_hash, read_rows, refuser
-from .sources import HELD_OUT_SHARE, Examples, Origin, Splits, find_data, find_dataset
-from .text import same_file_note
+from .sources import HELD_OUT_SHARE, Origin, Splits, find_data, find_dataset
+from .text import IGNORED, Document, EvaluationDocuments, TextCounts, same_file_note
+from .tokenizer import build_tokenizer
 
 # Part of the cache keys: raise the number when the same rows come to mean other conversations.
 READING = f"rows 2 {COLUMNS}"
 LOOKED_AT = 1_000  # rows in which columns that are not read are looked for
+FORMAT_VERSION = 5  # part of the cache key: raise it when rows are laid out otherwise
+CONVERSATIONS_PER_CALL = 500
+ROWS_PER_SHARD = 20_000  # of the data set: what is lost at most when the machine vanishes
+BLOCKS_AHEAD = 3  # of the one in use
+OPEN_ROWS = 64  # rows that still take conversations
+COMPLAINTS_KEPT = 5
+COMPLETE = "complete"  # sealed when the data have ended
 
 # A row as it is read: its number from 0, its conversation or None, and what is wrong with a row that is none.
 NumberedConversation = tuple[int, list[Message] | None, str]
@@ -23,15 +45,10 @@ NumberedConversation = tuple[int, list[Message] | None, str]
 
 @dataclass(frozen=True)
 class Conversations(Origin):
-    """Conversations that can be read any number of times, always the same, from any row on.
+    """Conversations that can be read any number of times, always the same, from any row on."""
 
-    Attributes:
-        read: starts a pass at a row's number.
-        read_as: how the rows of `identity` become conversations. Both together are the key of prepared rows.
-    """
-
-    read: Callable[[int], Iterator[NumberedConversation]] = field(repr=False)
-    read_as: str = READING
+    read: Callable[[int], Iterator[NumberedConversation]] = field(repr=False)  # starts a pass at a row's number
+    read_as: str = READING  # how the rows of `identity` become conversations; both are the key of prepared rows
 
     def __iter__(self) -> Iterator[list[Message]]:
         return (messages for _, messages, _ in self.read(0) if messages is not None)
@@ -47,7 +64,8 @@ def load_conversations(
     held_out_share: float = HELD_OUT_SHARE,
     max_samples: int | None = None,
 ) -> Splits[Conversations]:
-    """The conversations to train on and those to evaluate on.
+    """The conversations to train on and those to evaluate on. Raises InputError: bad file or row, unknown dataset or
+    source, or data out of reach.
 
     Args:
         dataset: a name of the catalogue or an id on the hub; with `data`, gives the chat template alone.
@@ -56,9 +74,6 @@ def load_conversations(
             equal ones are on the same side whatever is added; "random" draws rows with `train_test_split(seed=42)`,
             as the published runs did.
         max_samples: rows of the training split to look at, the first ones; None takes all.
-
-    Raises:
-        InputError: bad file or row, unknown dataset or source, or data out of reach.
     """
     if max_samples is not None and max_samples < 1:
         raise InputError(f"max_samples has to be at least 1, got {max_samples}.")
@@ -69,8 +84,7 @@ def load_conversations(
         train, validation = _of_file(data, "data", skip_bad_rows), None
         notes.append(unread_note(read_rows(check_file(data, "data"), "data"), conversation_columns))
     else:
-        # The user cannot mend these rows: a bad one is left out, with its complaint.
-        sides = {name: _of_examples(rows, lambda place, error: None) for name, rows in found.splits.items()}
+        sides = {name: _of_rows(split, split.read) for name, split in found.splits.items()}
         train, validation = sides["train"], sides.get("validation")
         if not entry.columns:  # for the datasets of the catalogue we know what is not read
             notes.append(unread_note(found.splits["train"].read(0), conversation_columns))
@@ -91,9 +105,7 @@ def hold_out(whole: Conversations, how: str, share: float) -> tuple[Conversation
     if not 0 < share < 1:
         raise InputError(f"held_out_share has to lie between 0 and 1, got {share}.")
     if how == "random":
-        from datasets import Dataset as Rows
-
-        numbers = Rows.from_dict({"row": range(sum(1 for _ in whole.read(0)))})
+        numbers = datasets.Dataset.from_dict({"row": range(sum(1 for _ in whole.read(0)))})
         drawn = set(numbers.train_test_split(test_size=share, seed=42)["test"]["row"])
 
     def is_held_out(number: int, messages: list[Message] | None) -> bool:
@@ -121,7 +133,7 @@ def first_rows(whole: Conversations, count: int) -> Conversations:
     """The rows with a number below `count`."""
 
     def read(first_row: int) -> Iterator[NumberedConversation]:
-        return takewhile(lambda item: item[0] < count, whole.read(first_row))
+        return itertools.takewhile(lambda item: item[0] < count, whole.read(first_row))
 
     origin = f"{whole.origin}, first {count:,} rows"
     return replace(whole, origin=origin, identity=f"{whole.identity}/{count}", read=read)
@@ -130,28 +142,242 @@ def first_rows(whole: Conversations, count: int) -> Conversations:
 def unread_note(rows: Iterable[PlacedRow], columns: Callable[[dict], tuple[str, ...]]) -> str:
     """A sentence that names what the first LOOKED_AT rows hold and is not read, "" for nothing. `columns` gives those
     that are read of a row."""
-    rows = [row for _, row in islice(rows, LOOKED_AT) if isinstance(row, dict)]
+    rows = [row for _, row in itertools.islice(rows, LOOKED_AT) if isinstance(row, dict)]
     names = dict.fromkeys(name for row in rows for name in unread(row, columns(row)))
     return f"What the rows hold besides is not read: {', '.join(names)}." if names else ""
 
 
 def _of_file(path: str, name: str, skip_bad_rows: bool) -> Conversations:
     file = check_file(path, name, rows_of="conversations")
-    licence, identity = "as the file's owner says", f"file/{content_hash(file)}"
-    rows = Examples(f"file {file.name}", licence, identity, lambda first: islice(read_rows(file, name), first, None))
+    origin = Origin(f"file {file.name}", "as the file's owner says", f"file/{content_hash(file)}")
     read_as = f"{READING}{', without bad ones' if skip_bad_rows else ''}"
-    return _of_examples(rows, refuser(file, name, skip_bad_rows), read_as)
+    rows = lambda first: itertools.islice(read_rows(file, name), first, None)  # noqa: E731
+    return _of_rows(origin, rows, refuser(file, name, skip_bad_rows), read_as)
 
 
-def _of_examples(rows: Examples, refuse: Callable[[str, RowError], None], read_as: str = READING) -> Conversations:
-    """Conversations of rows. `refuse` may raise."""
+def _of_rows(
+    source: Origin,
+    rows: Callable[[int], Iterator[PlacedRow]],
+    refuse: Callable[[str, RowError], None] = lambda place, error: None,
+    read_as: str = READING,
+) -> Conversations:
+    """Conversations of rows. `refuse` may raise; without it, a bad row is left out, with its complaint."""
 
     def read(first_row: int) -> Iterator[NumberedConversation]:
-        for number, (place, row) in enumerate(rows.read(first_row), start=first_row):
+        for number, (place, row) in enumerate(rows(first_row), start=first_row):
             try:
                 yield number, any_conversation(checked_row(row)), ""
             except RowError as error:
                 refuse(place, error)
                 yield number, None, f"{place}: {error}"
 
-    return Conversations(rows.origin, rows.licence, rows.identity, read, read_as)
+    return Conversations(source.origin, source.licence, source.identity, read, read_as)
+
+
+def learned_tokenizer(
+    conversations: Conversations, template: str, kind: str, vocab_size: int | None
+) -> PreTrainedTokenizerFast:
+    """A tokenizer learned from the contents of the turns, role words left out, with the chat template of
+    `template_for`. Raises InputError: as `build_tokenizer`."""
+    space = " " if kind == "bpe" else ""  # as ROLE_TEMPLATE has it
+    contents = (space + message["content"] for messages in conversations for message in messages)
+    tokenizer = build_tokenizer(kind, contents, vocab_size, f"{conversations.identity}/{conversations.read_as}")
+    tokenizer.chat_template = template_for(tokenizer, template)
+    return tokenizer
+
+
+@dataclass
+class ConversationCounts(TextCounts):
+    """What was read. tokens, bytes and words count supervised text; `documents` are the conversations kept."""
+
+    all_tokens: int = 0  # supervised or not
+    rows_read: int = 0
+    bad_rows: int = 0
+    too_long: int = 0  # not even the first answer fits into a row
+    shortened: int = 0  # conversations that lost their last turns
+    packed_rows: int = 0  # rows of tokens made of them
+    complaints: list[str] = field(default_factory=list)  # the first few about bad rows
+
+    def add(self, other: "ConversationCounts") -> None:
+        super().add(other)
+        del self.complaints[COMPLAINTS_KEPT:]
+
+    def remarks(self, max_length: int) -> list[str]:
+        """What the user should know about rows that were left out or shortened, a sentence each."""
+        complaint = "".join(self.complaints[:1])
+        too_long = f"{self.too_long:,} conversations have no answer within {max_length} tokens and were left out"
+        sentences = (
+            (self.bad_rows, f"{self.bad_rows:,} rows are no conversations and were left out ({complaint})."),
+            (self.too_long, f"{too_long}; a larger --max_length takes more of them."),
+            (self.shortened, f"{self.shortened:,} conversations were shortened to {max_length} tokens."),
+        )
+        return [sentence for count, sentence in sentences if count]
+
+
+# (number of the row after the block, its conversations as tokens, their counts)
+Block = tuple[int, list[EncodedConversation], ConversationCounts]
+
+
+def conversation_rows(
+    conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
+) -> tuple[datasets.Dataset, ConversationCounts]:
+    """Training rows on disk with the columns of `packed_rows`: `input_ids`, `labels` (shifted; supervised ones only),
+    `position_ids` (0 where a conversation begins), [T] each, and `row`. Raises InputError: a bad row in the user's
+    file, or no conversation at all.
+
+    Written once per data, tokenizer and format under the cache folder, in shards; each is sealed with the number of the
+    row after it and its counts. A preparation that was cut off goes on after its last whole shard, at the very row.
+    """
+    source = (conversations.identity, conversations.read_as)
+    key = (FORMAT_VERSION, *source, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, form)
+    folder = cache_path("conversations", "", *key)
+    counts, next_row, shards = ConversationCounts(), 0, []
+    paths = (folder / f"shard-{number:05d}.arrow" for number in itertools.count())
+    for shard in paths:
+        if (note := known(shard)) is None:
+            break
+        counts.add(ConversationCounts(**note["counts"]))
+        next_row = note["next_row"]
+        shards.append(shard)
+    if known(folder / COMPLETE) != asdict(counts):
+        blocks = encoded_blocks(conversations, tokenizer, form, next_row)
+        for block in blocks:
+            with writing(shard) as temporary:
+                parts = itertools.chain([block], blocks)
+                found, next_row = _write_shard(parts, tokenizer, form.max_length, counts.packed_rows, temporary)
+            seal(shard, {"next_row": next_row, "counts": asdict(found)})
+            counts.add(found)
+            shards.append(shard)
+            shard = next(paths)
+        seal(folder / COMPLETE, asdict(counts))
+    if not counts.documents:
+        what = f"{conversations.origin} gives no conversation to train on"
+        raise InputError(f"{what}; {' '.join(counts.remarks(form.max_length))}", "NL-403")
+    rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in shards])
+    rows.set_transform(_training_columns)
+    return rows, counts
+
+
+def conversation_documents(
+    conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
+) -> EvaluationDocuments:
+    """Held-out conversations to evaluate on, cut as for training, in memory. Raises InputError: a bad row in the user's
+    file, or no conversation at all."""
+    counts, documents = ConversationCounts(), []
+    for _, block, found in encoded_blocks(conversations, tokenizer, form, 0):
+        counts.add(found)
+        # Every document is read after a first token: that of the conversation.
+        documents += [Document(item.token_ids[1:], item.counts, item.supervised[1:]) for item in block]
+    if not documents:
+        remedy = " ".join(counts.remarks(form.max_length)) or "give --eval_data or a larger --held_out_share."
+        raise InputError(f"{conversations.origin} holds no conversation to evaluate on; {remedy}", "NL-403")
+    return EvaluationDocuments(documents, conversations.origin)
+
+
+def encoded_blocks(
+    conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat, first_row: int
+) -> Iterator[Block]:
+    """The conversations from a row on as tokens, CONVERSATIONS_PER_CALL rows a block."""
+    numbered = conversations.read(first_row)
+    blocks = iter(lambda: list(itertools.islice(numbered, CONVERSATIONS_PER_CALL)), [])
+    # While one block is with the tokenizer, which takes every core and leaves Python alone, others are rendered here or
+    # unpacked in the other thread.
+    with ThreadPoolExecutor(2) as executor:
+
+        def start(rows: list[NumberedConversation]) -> tuple[list[NumberedConversation], Future]:
+            talks = [messages for _, messages, _ in rows if messages is not None]
+            return rows, executor.submit(encoding_of(talks, tokenizer, form))
+
+        started = map(start, blocks)
+        waiting = collections.deque(itertools.islice(started, BLOCKS_AHEAD))
+        while waiting:
+            waiting.extend(itertools.islice(started, 1))
+            rows, future = waiting.popleft()
+            encoded = future.result()
+            kept = [item for item in encoded if item is not None]
+            complaints = [complaint for _, messages, complaint in rows if messages is None]
+            counts = ConversationCounts(
+                all_tokens=sum(len(item.token_ids) for item in kept), rows_read=len(rows), bad_rows=len(complaints),
+                too_long=len(encoded) - len(kept), shortened=sum(item.turns_left_out > 0 for item in kept),
+                complaints=complaints,
+            )  # fmt: skip
+            for item in kept:
+                TextCounts.add(counts, item.counts)
+            yield rows[-1][0] + 1, kept, counts
+
+
+def _write_shard(
+    blocks: Iterable[Block], tokenizer: PreTrainedTokenizerFast, max_length: int, first_number: int, path: Path
+) -> tuple[ConversationCounts, int]:
+    """(counts of the shard, number of the row after it)."""
+    counts, next_row = ConversationCounts(), 0
+    columns = {"input_ids": "uint16" if len(tokenizer) <= 2**16 else "int32", "supervised": "bool", "starts": "bool"}
+    features = {name: datasets.Sequence(datasets.Value(kind), length=max_length) for name, kind in columns.items()}
+    features = datasets.Features(features | {"row": datasets.Value("int64")})
+
+    def items() -> Iterator[EncodedConversation]:
+        nonlocal next_row
+        for row_after, block, found in blocks:
+            next_row = row_after
+            counts.add(found)
+            yield from block
+            if counts.rows_read >= ROWS_PER_SHARD:
+                return
+
+    rows = _packed(items(), max_length)
+    with ArrowWriter(path=str(path), features=features) as writer:
+        while packed := list(itertools.islice(rows, CONVERSATIONS_PER_CALL)):
+            numbers = first_number + counts.packed_rows + np.arange(len(packed))
+            writer.write_batch(_columns(packed, max_length, tokenizer.pad_token_id) | {"row": numbers})
+            counts.packed_rows += len(packed)
+        writer.finalize()
+    return counts, next_row
+
+
+def _packed(items: Iterable[EncodedConversation], max_length: int) -> Iterator[list[EncodedConversation]]:
+    """Rows of conversations: each goes into the fullest open row that has room for it. With too many open rows, the
+    fullest is closed."""
+    rows: list[list[EncodedConversation]] = []
+    lengths: list[int] = []
+    for item in items:
+        size = len(item.token_ids)
+        room = [index for index, length in enumerate(lengths) if length + size <= max_length]
+        if not room:
+            if len(rows) == OPEN_ROWS:
+                fullest = lengths.index(max(lengths))
+                del lengths[fullest]
+                yield rows.pop(fullest)
+            rows.append([])
+            lengths.append(0)
+            room = [len(rows) - 1]
+        fullest = max(room, key=lengths.__getitem__)
+        rows[fullest].append(item)
+        lengths[fullest] += size
+    yield from rows
+
+
+def _columns(packed: list[list[EncodedConversation]], max_length: int, pad_token_id: int) -> dict[str, np.ndarray]:
+    """Rows of conversations end to end, padded to T: [rows, T] each."""
+    shape = (len(packed), max_length)
+    token_ids = np.full(shape, pad_token_id, dtype=np.int32)
+    supervised, starts = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    for row, items in enumerate(packed):
+        begin = 0
+        for item in items:
+            end = begin + len(item.token_ids)
+            token_ids[row, begin:end], supervised[row, begin:end] = item.token_ids, item.supervised
+            starts[row, begin] = True
+            begin = end
+    return {"input_ids": token_ids, "supervised": supervised, "starts": starts}
+
+
+def _training_columns(rows: dict[str, list]) -> dict[str, np.ndarray]:
+    """Columns as they are kept, [rows, T], -> columns as the trainer takes them. Positions run on over the padding,
+    which the model never reads."""
+    input_ids = np.asarray(rows["input_ids"], dtype=np.int32)
+    supervised, starts = np.asarray(rows["supervised"], dtype=bool), np.asarray(rows["starts"], dtype=bool)
+    labels = np.where(supervised, input_ids, IGNORED)
+    labels = np.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
+    columns = np.arange(input_ids.shape[1], dtype=np.int32)
+    position_ids = columns - np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
+    return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, "row": np.asarray(rows["row"])}

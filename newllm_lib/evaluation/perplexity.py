@@ -37,8 +37,7 @@ class TextMetrics:
 
 def text_metrics(nats: float, correct: int, counts: TextCounts) -> TextMetrics:
     """Totals over a text -> metrics. With unknown tokens the text was not scored whole: no figure per byte or word."""
-    loss = nats / counts.tokens
-    whole = counts.unknown_tokens == 0
+    loss, whole = nats / counts.tokens, counts.unknown_tokens == 0
     bits_per_byte = nats / math.log(2) / counts.bytes if whole else None
     word_perplexity = _exp(nats / max(counts.words, 1)) if whole else None
     return TextMetrics(
@@ -55,28 +54,25 @@ def _exp(nats: float) -> float:
 def score_documents(
     model: PreTrainedModel, documents: EvaluationDocuments, start_token_id: int, max_length: int, batch_size: int
 ) -> TextMetrics:
-    """Metrics of `model` on `documents`; each is read after one `start_token_id`, which is not scored itself.
-
-    Args:
-        max_length: tokens per forward pass, and the window of a model with attention.
-        batch_size: rows per forward pass.
-    """
+    """Metrics of `model` on `documents`; each is read after one `start_token_id`, which is not scored itself. A forward
+    pass reads `batch_size` rows of `max_length` tokens, which is also the window of a model with attention."""
     return score_against_base(model, documents, start_token_id, max_length, batch_size, compare=False)[0]
 
 
 @torch.no_grad()
 def score_against_base(
-    model: PreTrainedModel, documents: EvaluationDocuments, start_token_id: int, max_length: int, batch_size: int,
+    model: PreTrainedModel,
+    documents: EvaluationDocuments,
+    start_token_id: int,
+    max_length: int,
+    batch_size: int,
     compare: bool = True,
-) -> tuple[TextMetrics, float]:  # fmt: skip
-    """(metrics as of `score_documents`, mean KL(base ‖ model) per supervised token in nats).
+) -> tuple[TextMetrics, float]:
+    """(metrics as of `score_documents`, mean KL(base ‖ model) per supervised token in nats). The base is the model
+    itself with its adapters off; a model without adapters is its own base. Without `compare`, the KL is 0.
 
     The one arithmetic of every figure that is reported: that of the weights as they are, without the autocast that a
     trainer puts around `model.forward`, and never with the logits of a whole batch.
-
-    Args:
-        compare: with the base, the model itself with its adapters off; a model without adapters is its own base. False:
-            do not take the second pass; the KL is then 0.
     """
     compare &= hasattr(model, "disable_adapter")
     sides = ("model", "base") if compare else ("model",)
@@ -91,10 +87,9 @@ def score_against_base(
     caches: dict[str, ContextCache] = {}
 
     def hidden_states(side: str) -> torch.Tensor:
-        state = {"past_key_values": caches[side], "use_cache": True} if is_recurrent else {"use_cache": False}
         # Windows begin at position 0 and are padded on the right: no position has to be given.
-        positions = {"position_ids": position_ids} if is_recurrent else {}
-        return decoder(input_ids=input_ids, **positions, **state).last_hidden_state[supervised]
+        state = {"position_ids": position_ids, "past_key_values": caches[side]} if is_recurrent else {}
+        return decoder(input_ids=input_ids, use_cache=is_recurrent, **state).last_hidden_state[supervised]
 
     try:
         for *tensors, continues in batches:
@@ -172,7 +167,6 @@ def _window_batches(sequences: list[tuple], max_length: int, batch_size: int) ->
     for begin in range(0, len(windows), batch_size):
         block = windows[begin : begin + batch_size]
         width = max(len(ids) for ids, _ in block)
-        input_ids = np.stack([np.pad(ids, (0, width - len(ids))) for ids, _ in block])
+        input_ids = torch.from_numpy(np.stack([np.pad(ids, (0, width - len(ids))) for ids, _ in block]))
         labels = np.stack([np.pad(row, (0, width - len(row)), constant_values=IGNORED) for _, row in block])
-        position_ids = torch.arange(width).expand(len(block), width)
-        yield torch.from_numpy(input_ids), torch.from_numpy(labels), position_ids, False
+        yield input_ids, torch.from_numpy(labels), torch.arange(width).expand(len(block), width), False

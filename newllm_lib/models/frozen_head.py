@@ -16,6 +16,7 @@ from .matrix_products import linear
 
 CHUNK_ELEMENTS = 2**27  # logits at a time, of student and teacher together: 512 MB in fp32
 TYPES_PER_BLOCK = 8192  # logits of one matrix product and of one pass of softmax
+GPU_TYPES_PER_BLOCK = 2**15  # there Python launches smaller ones more slowly than they run
 MAX_ROWS = 512  # tokens of a chunk, where the vocabulary is small
 LENGTHS = 8  # of chunks, see `padded`
 PROBE_TOKENS = 8
@@ -158,8 +159,9 @@ def checked_models(
     ]
 
 
-def chunks(models: list[Model], count: int) -> list[slice]:
-    rows = rows_of_chunk(models)
+def chunks(models: list[Model], count: int, rows: int | None = None) -> list[slice]:
+    """`rows`: tokens of a chunk, if not `rows_of_chunk`."""
+    rows = rows or rows_of_chunk(models)
     return [slice(begin, min(begin + rows, count)) for begin in range(0, count, rows)]
 
 
@@ -169,13 +171,20 @@ def rows_of_chunk(models: list[Model]) -> int:
 
 def padded(chunk: torch.Tensor, models: list[Model]) -> torch.Tensor:
     """[n] or [n, H], with zeros up to one of a few lengths: oneDNN keeps a program of megabytes for every length."""
+    if chunk.is_cuda:
+        return chunk
     step = math.ceil(rows_of_chunk(models) / LENGTHS)
     missing = -len(chunk) % step
     return functional.pad(chunk, (0, 0) * (chunk.ndim - 1) + (0, missing)) if missing else chunk
 
 
+def types_per_block(tensor: torch.Tensor) -> int:
+    return GPU_TYPES_PER_BLOCK if tensor.is_cuda else TYPES_PER_BLOCK
+
+
 def blocks_of_types(weight: torch.Tensor) -> list[slice]:
-    return [slice(begin, begin + TYPES_PER_BLOCK) for begin in range(0, len(weight), TYPES_PER_BLOCK)]
+    step = types_per_block(weight)
+    return [slice(begin, begin + step) for begin in range(0, len(weight), step)]
 
 
 def blocks_of_logits(rows: torch.Tensor, head: Head, sum_dtype: torch.dtype) -> list[torch.Tensor]:
@@ -221,7 +230,7 @@ def label_logits(blocks: list[torch.Tensor], labels: torch.Tensor) -> torch.Tens
     """[n, 1]."""
     found = torch.zeros_like(blocks[0][:, :1])
     for index, block in enumerate(blocks):
-        columns, inside = place(labels, block, index * TYPES_PER_BLOCK)
+        columns, inside = place(labels, block, index * types_per_block(block))
         found = torch.where(inside, block.gather(1, columns), found)
     return found
 
@@ -230,7 +239,7 @@ def likeliest(blocks: list[torch.Tensor]) -> torch.Tensor:
     """The argmax of the logits, [n]."""
     highest, columns = (torch.stack(parts) for parts in zip(*(block.max(dim=1) for block in blocks), strict=True))
     block = highest.argmax(0, keepdim=True)
-    return (columns.gather(0, block) + block * TYPES_PER_BLOCK)[0]
+    return (columns.gather(0, block) + block * types_per_block(highest))[0]
 
 
 def divergence(own: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -75,9 +75,8 @@ class DpoArguments(AdapterArguments):
     )
     sft_learning_rate: float | None = setting(None, "Its peak learning rate; none: 3e-3, above 10 M parameters 1e-4.")
     sft_weight: float = setting(
-        1.0, "Weight of learning the chosen answers as such: it keeps them likely.",
-        group="Preference", low=0.0, high=10.0,
-    )  # fmt: skip
+        1.0, "Weight of learning the chosen answers, to keep them likely.", group="Preference", low=0.0, high=10.0
+    )
     label_smoothing: float = setting(0.0, "With loss_type robust: share of pairs that are labelled wrongly.")
 
     save_merged: bool = setting(True, "Write the model with its adapters merged into it, too.", session=True)
@@ -90,12 +89,10 @@ class DpoArguments(AdapterArguments):
     per_device_train_batch_size: int = setting(4, "Pairs per forward pass.", group="Training", low=1, high=64, log=True)
     gradient_accumulation_steps: int = setting(1, "Forward passes per update.", group="Training", low=1, high=64)
     per_device_eval_batch_size: int = setting(16, "Pairs per forward pass in evaluation.")
-    weight_decay: float = setting(0.0, "AdamW's weight decay.", group="Training", low=0, high=1.0)
     max_eval_tokens: int = setting(
         10_000, "Tokens of held-out answers scored at each evaluation, and of training pairs."
     )
     max_test_tokens: int = setting(200_000, "Tokens of held-out answers scored at the end.")
-    eval_on_start: bool = setting(True, "Evaluate the reference before the first update.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -106,8 +103,6 @@ class DpoArguments(AdapterArguments):
             raise InputError(
                 f"label_smoothing {self.label_smoothing} is for loss_type robust, got {self.loss_type!r}; leave it out."
             )
-        if self.world_size > 1:
-            raise InputError("dpo trains in one process; start it without accelerate launch or torchrun.")
 
     def precision_on(self, device: Device) -> str:
         """On a CPU always fp32: batches of pairs have ever new shapes, for each of which torch's bf16 products make and

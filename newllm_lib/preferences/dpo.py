@@ -22,7 +22,7 @@ from ..training.disk import write_json
 from ..training.run import PreparedRun, claim_folder, opened_run, prepare_once
 from ..training.trained_model import BaseModel, check_tokens_fit
 from .arguments import DIALOGPT, PRESETS, DpoArguments
-from .pairs import Preferences, drop_too_long, encode_preferences, sample_pairs
+from .pairs import drop_too_long, sample_pairs
 from .reference import grow, learn_answers, learn_tokens
 from .scores import accuracy_by_kind, preference_metrics
 
@@ -43,10 +43,10 @@ def prepare(args: DpoArguments) -> PreparedRun:
     check_trl()
     splits = args.load_preferences()
     if args.model is None and args.data_source == "offline":
-        raise InputError(
-            f"model: {DIALOGPT} is on the hub only; name the folder of a chat model with --model, such as the TinyGPT2 "
-            "of newllm sft --model_type tiny-gpt2."
+        remedy = (
+            "name the folder of a chat model with --model, such as the TinyGPT2 of newllm sft --model_type tiny-gpt2"
         )
+        raise InputError(f"model: {DIALOGPT} is on the hub only; {remedy}.")
     base = find_base_model(args.model or DIALOGPT)
     tokenizer = open_tokenizer(base)
     remarks = [base.note]
@@ -93,10 +93,8 @@ def check_window(args: DpoArguments, base: BaseModel, config: PreTrainedConfig) 
     """Raises InputError if the model reads fewer than `args.max_length` tokens."""
     window = getattr(config, "max_position_embeddings", args.max_length)
     if window < args.max_length:
-        raise InputError(
-            f"max_length {args.max_length} is more than the {window} tokens that {base.name} reads; choose "
-            f"--max_length {window} or less."
-        )
+        problem = f"max_length {args.max_length} is more than the {window} tokens that {base.name} reads"
+        raise InputError(f"{problem}; choose --max_length {window} or less.")
 
 
 def dpo(args: DpoArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
@@ -140,24 +138,20 @@ def preferred(
     """Measure the tuned model on all held-out pairs and on as many training pairs, by kind of flaw, and let it and its
     reference answer held-out prompts. Returns the metrics on held-out pairs, and more for the results."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    encoded = encode_preferences(prepared.held_out.pairs, prepared.tokenizer, args.max_length)
-    held_out = sample_pairs(encoded, args.max_test_tokens)
+    held_out = sample_pairs(prepared.held_out.encoded, args.max_test_tokens)
     scores = trainer.score_pairs(held_out)
     metrics, kinds = preference_metrics(scores, args.beta), accuracy_by_kind(scores, held_out, args.beta)
     on_train = preference_metrics(trainer.score_pairs(trainer.train_sample), args.beta)
     save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 2 * ANSWER_TOKENS, folder)
-    replies = replies_before_and_after(model, prepared.tokenizer, prompts_to_ask(prepared.held_out), ANSWER_TOKENS)
+    pairs = prepared.held_out.pairs
+    prompts = list(dict.fromkeys(pair.prompt[0]["content"] for pair in pairs if len(pair.prompt) == 1))
+    asked = prompts[:: max(len(pairs) // PROMPTS_ASKED, 1)][:PROMPTS_ASKED]
+    replies = replies_before_and_after(model, prepared.tokenizer, asked, ANSWER_TOKENS)
     more = {"accuracy_by_kind": kinds, "train": on_train}
     chosen, rejected = scores.reference_chosen.mean(), scores.reference_rejected.mean()
     reference = {"chosen_logp": float(chosen), "rejected_logp": float(rejected)}
     write_json(folder / PREFERENCES_FILE, {"held_out": metrics, "reference": reference, **more, **replies})
     return metrics, more
-
-
-def prompts_to_ask(held_out: Preferences) -> list[str]:
-    """The first few different held-out prompts of one turn."""
-    single = (pair.prompt[0]["content"] for pair in held_out.pairs if len(pair.prompt) == 1)
-    return list(dict.fromkeys(single))[:: max(len(held_out.pairs) // PROMPTS_ASKED, 1)][:PROMPTS_ASKED]
 
 
 def advice(args: DpoArguments, results: dict[str, Any]) -> str:

@@ -57,10 +57,8 @@ def preference_pairs(
     count: int = 1000, seed: int = 0, held_out_share: float = 0.15
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """(pairs to train on, pairs held out), together `count`, with as many of each kind as of any other and no prompt
-    twice. The sides share no topic, and so no prompt and no sentence about a topic. The same on every machine.
-
-    Args:
-        held_out_share: of the topics of each field, at least one; the held-out pairs have the same share.
+    twice. The sides share no topic, and so no prompt and no sentence about a topic. `held_out_share` is that of the
+    topics of each field, at least one, and of the pairs. The same on every machine.
 
     Raises:
         InputError: fewer pairs than MIN_PAIRS or more than there are questions, or a share outside (0, 0.5].
@@ -143,8 +141,7 @@ def _pair(
     wrong = [text for text in _wrong_answers(kind, topic, aspect, others, rng) if text not in used]
     for long in rng.sample(longer, len(longer)):
         chosen, counterpart = (short, long) if is_longer else (long, short)
-        fitting = [text for text in wrong if _exceeds(*((text, chosen) if is_longer else (chosen, text)))]
-        if fitting:
+        if fitting := [text for text in wrong if _exceeds(*((text, chosen) if is_longer else (chosen, text)))]:
             rejected = min(fitting, key=lambda text: abs(_bytes(text) - _bytes(counterpart)))
             if kind in ("vague", "off_topic", "repetitive"):
                 used.add(rejected)

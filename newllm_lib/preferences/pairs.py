@@ -23,35 +23,25 @@ PLACES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Preference:
-    """A choice between two answers.
+    """A choice between two answers."""
 
-    Attributes:
-        prompt: the conversation up to the answer; the last turn is not the assistant's.
-        kind: the flaw of the rejected answer, where it is known.
-        place: where it stands in its file, for the user who has to mend it.
-    """
-
-    prompt: tuple[Message, ...]
+    prompt: tuple[Message, ...]  # the conversation up to the answer; the last turn is not the assistant's
     chosen: str
     rejected: str
-    kind: str = ""
-    place: str = ""
+    kind: str = ""  # the flaw of the rejected answer, where it is known
+    place: str = ""  # where it stands in its file, for the user who has to mend it
 
 
 @dataclass(frozen=True)
 class Preferences:
-    """Pairs in memory.
-
-    Attributes:
-        origin, licence, identity: as of `Conversations`.
-        remarks: sentences on what was left out or cut.
-    """
+    """Pairs in memory; origin, licence and identity as of `Conversations`."""
 
     origin: str
     licence: str
     identity: str
     pairs: list[Preference] = field(repr=False)
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # sentences on what was left out or cut
+    encoded: list["EncodedPreference"] = field(default_factory=list, repr=False)  # the pairs, after `drop_too_long`
 
 
 @dataclass(frozen=True)
@@ -86,8 +76,7 @@ def any_preference(row: dict) -> Preference:
         answers = chosen["content"], rejected["content"]
     else:
         # The check wants an answer at the end of every conversation: the prompt gets one for as long as it takes.
-        turns = [*prompt_turns(row), {"role": "assistant", "content": "?"}]
-        *prompt, last = _conversation("prompt", turns)
+        *prompt, last = _conversation("prompt", [*prompt_turns(row), {"role": "assistant", "content": "?"}])
         if not prompt or last["content"] != "?":
             raise RowError("'prompt' has to end with a turn that is to be answered")
         answers = _answer(row, "chosen", prompt), _answer(row, "rejected", prompt)
@@ -178,12 +167,10 @@ def load_preferences(
 
 def _generated(count: int, seed: int, share: float, max_samples: int | None) -> Splits[Preferences]:
     def side(name: str, pairs: list[PreferencePair]) -> Preferences:
-        return Preferences(
-            f"{len(pairs):,} generated Japanese pairs, {name}, seed {seed}",
-            "MIT, as this package",
-            f"{generator_identity(count, seed, share)}/{name}/{len(pairs)}",
-            [Preference(({"role": "user", "content": p.prompt},), p.chosen, p.rejected, p.kind) for p in pairs],
-        )
+        origin = f"{len(pairs):,} generated Japanese pairs, {name}, seed {seed}"
+        identity = f"{generator_identity(count, seed, share)}/{name}/{len(pairs)}"
+        items = [Preference(({"role": "user", "content": p.prompt},), p.chosen, p.rejected, p.kind) for p in pairs]
+        return Preferences(origin, "MIT, as this package", identity, items)
 
     train, held_out = preference_pairs(count, seed, share)
     note = f"{share:.0%} of the topics are held out for evaluation."
@@ -273,7 +260,7 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
         InputError: naming the line, or there is no pair left.
     """
     complaint = f"the prompt alone fills max_length {max_length}"
-    kept, long, equal, cut = [], [], [], 0
+    kept, ids, long, equal = [], [], [], []
     for pair in side.pairs:
         if len(token_ids(pair, tokenizer)[0]) >= max_length:
             if not skips:
@@ -288,7 +275,7 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
             equal.append(pair.place)
         else:
             kept.append(pair)
-            cut += encoded.is_cut
+            ids.append(encoded)
     if not kept:
         why = f"{side.origin} has no prompt shorter than max_length {max_length}"
         if equal:
@@ -301,9 +288,9 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
         remarks.append(f"{len(long):,} rows do not fit and were left out ({long[0]}: {complaint}).")
     if equal:
         remarks.append(f"{len(equal):,} pairs are equal within {max_length} tokens and were left out ({_some(equal)}).")
-    if cut:
+    if cut := sum(encoded.is_cut for encoded in ids):
         remarks.append(f"{cut:,} pairs have an answer that is cut at {max_length} tokens.")
-    return replace(side, pairs=kept, remarks=tuple(remarks))
+    return replace(side, pairs=kept, remarks=tuple(remarks), encoded=ids)
 
 
 def _some(places: Sequence[str]) -> str:

@@ -14,15 +14,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
 
 from ..data.chat_template import ConversationFormat
-from ..data.conversation_rows import conversation_documents, conversation_rows
-from ..data.conversations import Conversations, NumberedConversation
+from ..data.conversations import Conversations, NumberedConversation, conversation_documents, conversation_rows
 from ..data.sources import Splits
 from ..training.arguments import StageArguments, values_for
 from ..training.checkpoint import REFERENCE_FOLDER
 from ..training.run import PreparedRun, opened_run
 from ..training.trainer import LanguageModelTrainer
 from .arguments import DpoArguments
-from .pairs import Preferences, encode_preferences
+from .pairs import Preferences
 
 SMALL = 10_000_000  # parameters; larger models learn at a smaller rate
 LEARNING_RATES = (3e-3, 1e-4)
@@ -88,8 +87,7 @@ def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[Tr
 
 def row_length(args: DpoArguments, prepared: PreparedRun) -> int:
     """`args.max_length`, or less where every pair fits into less: many short rows are faster than few long ones."""
-    pairs = [*prepared.train_rows.pairs, *prepared.held_out.pairs]
-    longest = max(pair.length for pair in encode_preferences(pairs, prepared.tokenizer, args.max_length))
+    longest = max(pair.length for side in (prepared.train_rows, prepared.held_out) for pair in side.encoded)
     return min(args.max_length, ROW_STEP * math.ceil(longest / ROW_STEP))
 
 

@@ -16,7 +16,7 @@ from ..data.text import IGNORED
 from ..errors import InputError
 from ..models.frozen_head import split_head, token_scores
 from ..training.trained_model import TrainedModel, adapters_off
-from .pairs import EncodedPreference, drop_too_long, encode_preferences, load_preferences
+from .pairs import EncodedPreference, drop_too_long, load_preferences
 
 NOTABLE_FALL = 1.0  # nats of a whole answer
 ROUNDING = 1e-3  # nats of a whole answer in fp32
@@ -148,21 +148,19 @@ def evaluate_preferences(
     Raises:
         InputError: a bad file, or the held-out pairs are out of reach or have changed.
     """
-    run, length, tokenizer = trained.run, max_length or trained.run["max_length"], trained.tokenizer
+    run, length = trained.run, max_length or trained.run["max_length"]
     names = ("dataset", "skip_bad_rows", "pairs", "pairs_seed", "held_out_share")
     settings = {name: run[name] for name in names if name in run}
     if data is not None:
-        held_out = load_preferences(**{**settings, "data": data, "eval_data": data}).validation
+        settings |= {"data": data, "eval_data": data}
     else:
-        files = {name: trained.session[name] for name in ("data", "eval_data") if name in trained.session}
-        held_out = load_preferences(**settings, **files, max_samples=run.get("max_samples")).validation
-        if held_out.identity != run["validation_text"]:
-            raise InputError(
-                f"the pairs held out of {str(trained.folder)!r} have changed since; name some with --data."
-            )
-    held_out = drop_too_long(held_out, tokenizer, length, skips=True)
-    pairs = list(encode_preferences(held_out.pairs, tokenizer, length))
+        settings |= {name: trained.session[name] for name in ("data", "eval_data") if name in trained.session}
+        settings["max_samples"] = run.get("max_samples")
+    held_out = load_preferences(**settings).validation
+    if data is None and held_out.identity != run["validation_text"]:
+        raise InputError(f"the pairs held out of {str(trained.folder)!r} have changed since; name some with --data.")
+    pairs = drop_too_long(held_out, trained.tokenizer, length, skips=True).encoded
     rows = batch_size or trained.session["per_device_eval_batch_size"]
-    scores = score_pairs(trained.model, pairs, tokenizer.pad_token_id, rows)
+    scores = score_pairs(trained.model, pairs, trained.tokenizer.pad_token_id, rows)
     kinds = accuracy_by_kind(scores, pairs, run["beta"])
     return {**preference_metrics(scores, run["beta"]), "accuracy_by_kind": kinds, "text": held_out.origin}

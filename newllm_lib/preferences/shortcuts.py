@@ -24,10 +24,6 @@ def length_features(measure: Callable[[str], int], curve: bool = False) -> Featu
     return features
 
 
-def count_bytes(text: str) -> int:
-    return len(text.encode())
-
-
 def character_features(texts: Sequence[str]) -> torch.Tensor:
     """log(1 + count) of every character and every two in a row, in buckets by their hash."""
     counts = torch.zeros(len(texts), BUCKETS)
@@ -40,9 +36,9 @@ def character_features(texts: Sequence[str]) -> torch.Tensor:
 
 CLASSIFIERS: dict[str, Features] = {
     "length in characters": length_features(len),
-    "length in bytes": length_features(count_bytes),
+    "length in bytes": length_features(lambda text: len(text.encode())),
     "curve of length in characters": length_features(len, curve=True),
-    "curve of length in bytes": length_features(count_bytes, curve=True),
+    "curve of length in bytes": length_features(lambda text: len(text.encode()), curve=True),
     "bag of characters": character_features,
 }
 

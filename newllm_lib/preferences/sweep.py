@@ -6,7 +6,6 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,7 +91,7 @@ def sweep(args: SweepArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> 
     check_optuna()
     folder = Path(args.output_dir)
     open_run(folder, {"sweep": args.stage, **args.run_settings()}, args.session_settings())
-    with in_use(folder) if args.process_index == 0 else nullcontext():
+    with in_use(folder):
         rows = read_trials(folder)
         reference = {}  # the same for all trials, and made once
         if args.sft_epochs > 0:
@@ -118,19 +117,15 @@ def check_optuna() -> None:
 
 def read_trials(folder: Path) -> list[dict[str, Any]]:
     """The rows of the table: trial, state (running, finished, failed), the settings and, of finished ones, metrics.
-
-    Raises:
-        InputError: the table is damaged.
-    """
+    Raises InputError: the table is damaged."""
     path = folder / TRIALS_FILE
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return [json.loads(line) | {} for line in lines]  # a line that is no object is damage, too: a TypeError
     except (ValueError, TypeError, RecursionError) as error:
+        remedy = "choose another --output_dir. Its trials stay there, each a run of its own"
         raise InputError(
-            f"output_dir {str(folder)!r} holds a sweep whose table, {TRIALS_FILE}, is damaged; choose another "
-            "--output_dir. Its trials stay there, each a run of its own.",
-            "NL-404",
+            f"output_dir {str(folder)!r} holds a sweep whose table, {TRIALS_FILE}, is damaged; {remedy}.", "NL-404"
         ) from error
 
 

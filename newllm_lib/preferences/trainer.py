@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from trl import DPOConfig, DPOTrainer
 
 from ..adapters.lora import allow_old_torchao, lora_config
@@ -17,27 +17,20 @@ from ..training.arguments import values_for
 from ..training.run_trainer import RunTrainerMixin
 from ..training.samplers import ShuffledLengthGroups
 from .arguments import DpoArguments
-from .pairs import EncodedPreference, Preferences, encode_preferences, sample_pairs
+from .pairs import EncodedPreference, Preferences, sample_pairs
 from .scores import PairScores, chosen_falls, preference_metrics, score_pairs
-
-SIDES = ("prompt", "chosen", "rejected")
 
 logger = logging.getLogger(__name__)
 
 
 def dpo_config(args: DpoArguments) -> DPOConfig:
     """Our settings for TRL, whose other fields keep their defaults."""
-    with_sft = args.sft_weight > 0
-    return DPOConfig(
-        **values_for(TrainingArguments, args),
-        remove_unused_columns=False,
-        beta=args.beta,
-        loss_type=[args.loss_type, "sft"] if with_sft else [args.loss_type],
-        loss_weights=[1.0, args.sft_weight] if with_sft else None,
-        label_smoothing=args.label_smoothing,
-        max_length=args.max_length,
-        disable_dropout=True,
-    )
+    losses, weights = [args.loss_type], None
+    if args.sft_weight > 0:
+        losses, weights = [args.loss_type, "sft"], [1.0, args.sft_weight]
+    ours = {"beta": args.beta, "loss_type": losses, "loss_weights": weights, "label_smoothing": args.label_smoothing}
+    fixed = {"max_length": args.max_length, "remove_unused_columns": False, "disable_dropout": True}
+    return DPOConfig(**{**values_for(TrainingArguments, args), **ours, **fixed})
 
 
 class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
@@ -47,31 +40,30 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
 
     Args:
         model: the plain model; it gets its adapters here.
-        train_pairs: pairs whose prompt fits into `args.max_length`; held_out: likewise.
+        train_pairs, held_out: as of `drop_too_long`.
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        args: DpoArguments,
-        train_pairs: Preferences,
-        held_out: Preferences,
-        tokenizer: PreTrainedTokenizerFast,
-        callbacks: Sequence[TrainerCallback] = (),
+        self, model, args: DpoArguments, train_pairs: Preferences, held_out: Preferences, tokenizer, callbacks=()
     ):
         allow_old_torchao()
         self.settings = args
-        encoded = list(encode_preferences(train_pairs.pairs, tokenizer, args.max_length))
-        self.lengths = [pair.length for pair in encoded]
-        self.train_sample = sample_pairs(encoded, args.max_eval_tokens)
-        held_out_encoded = encode_preferences(held_out.pairs, tokenizer, args.max_length)
-        self.held_out_sample = sample_pairs(held_out_encoded, args.max_eval_tokens)
+        self.lengths = [pair.length for pair in train_pairs.encoded]
+        self.train_sample, self.held_out_sample = (
+            sample_pairs(side.encoded, args.max_eval_tokens) for side in (train_pairs, held_out)
+        )
+        sides = {
+            "prompt_ids": "prompt",
+            "chosen_ids": "chosen",
+            "rejected_ids": "rejected",
+        }  # as TRL's collator has them
+        rows = [{name: getattr(pair, side) for name, side in sides.items()} for pair in train_pairs.encoded]
         set_seed(args.seed)  # TRL 0.29 draws the adapters before it seeds, newer ones after
         super().__init__(
             model=model,
             args=dpo_config(args),
-            train_dataset=trl_rows(encoded),
-            eval_dataset=trl_rows(encoded[:1]),  # evaluation is ours, but a Trainer that evaluates wants one
+            train_dataset=Dataset.from_list(rows),
+            eval_dataset=Dataset.from_list(rows[:1]),  # evaluation is ours, but a Trainer that evaluates wants one
             processing_class=tokenizer,
             peft_config=lora_config(model, args.lora_r, args.lora_alpha, 0.0, args.targets),
             callbacks=[*callbacks, ChosenFalls()],
@@ -145,8 +137,3 @@ class ChosenFalls(TrainerCallback):
         if not self.has_warned and (sentence := chosen_falls(self.first, metrics)):
             self.has_warned = True
             logger.warning("%s", sentence)
-
-
-def trl_rows(pairs: Sequence[EncodedPreference]) -> Dataset:
-    """The pairs as TRL's collator takes them."""
-    return Dataset.from_list([{f"{side}_ids": getattr(pair, side) for side in SIDES} for pair in pairs])

@@ -10,7 +10,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..data.conversations import Conversations
-from ..data.text import Text
 from ..errors import InputError
 from ..evaluation.generation import answer, token_cost
 from ..training.curves import COLOURS, as_label
@@ -30,12 +29,9 @@ def compare(
     tokens_per_second (forward passes over the held-out text), ms_per_token and state_bytes (by tokens of history),
     samples (prompt -> continuation).
 
-    Args:
-        data: a file to evaluate on; none: the text held out when the first model was trained.
-        prompts: beginnings to continue; none: those of two held-out documents.
-
-    Raises:
-        InputError: bad folder or file, or no model at all.
+    `data` is a file to evaluate on; none: the text held out when the first model was trained. `prompts` are beginnings
+    to continue; none: those of two held-out documents, or what users say first in two held-out conversations. Raises
+    InputError: bad folder or file, or no model at all.
     """
     if not paths:
         raise InputError("compare needs the folder of at least one finished run.")
@@ -44,8 +40,10 @@ def compare(
     if len(set(names)) < len(names):
         names = [trained.folder.name for trained in models]
     text = held_out_text(models[0], data)
-    if prompts is None:
-        prompts = held_out_prompts(text)
+    if prompts is None and isinstance(text, Conversations):
+        prompts = [messages[0]["content"] for messages in itertools.islice(text, NUM_SAMPLES)]
+    elif prompts is None:
+        prompts = [" ".join(piece.text.split()[:PROMPT_WORDS]) for piece in itertools.islice(text.read(), NUM_SAMPLES)]
     rows = []
     for trained, name in zip(models, names, strict=True):
         documents = held_out_documents(trained, text, models[0])
@@ -65,13 +63,6 @@ def compare(
             "samples": spoken,
         })  # fmt: skip
     return rows
-
-
-def held_out_prompts(text: Text | Conversations) -> list[str]:
-    """Beginnings of held-out documents, or what users say first in held-out conversations."""
-    if isinstance(text, Conversations):
-        return [messages[0]["content"] for messages in itertools.islice(text, NUM_SAMPLES)]
-    return [" ".join(piece.text.split()[:PROMPT_WORDS]) for piece in itertools.islice(text.read(), NUM_SAMPLES)]
 
 
 def comparison_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -127,8 +118,9 @@ def comparison_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     quality.set(ylabel=f"{label}, lower is better", title="Quality on held-out text")
     for colour, row in zip(colours, rows, strict=True):
         look = {"marker": "o", "color": colour, "label": as_label(row["name"])}
-        speed.plot(HISTORIES, row["ms_per_token"].values(), **look)
-        state.plot(HISTORIES, [size / 1024 for size in row["state_bytes"].values()], **look)
+        histories = [int(history) for history in row["ms_per_token"]]
+        speed.plot(histories, row["ms_per_token"].values(), **look)
+        state.plot(histories, [size / 1024 for size in row["state_bytes"].values()], **look)
     speed.set(xlabel="tokens of history", ylabel="ms per generated token", title="Time")
     speed.set_ylim(0, 1.1 * max(max(row["ms_per_token"].values()) for row in rows))
     state.set(xlabel="tokens of history", ylabel="KiB of state", title="Memory of the text", yscale="log")

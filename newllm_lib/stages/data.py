@@ -1,53 +1,50 @@
 """Look at a data set before training on it: its examples, how they read as tokens, how long they are, what is wrong
 with them, and which come twice."""
 
-import itertools
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from ..data.chat_template import ConversationFormat, encode_conversations, learned_tokenizer, render, template_for
-from ..data.conversations import NumberedConversation, conversation_hash, first_rows, load_conversations
+from ..data.chat_template import ConversationFormat, EncodedConversation, render, template_for
+from ..data.conversations import (
+    ConversationCounts,
+    NumberedConversation,
+    conversation_hash,
+    encoded_blocks,
+    first_rows,
+    learned_tokenizer,
+    load_conversations,
+)  # fmt: skip
 from ..data.sources import CONVERSATION_DATASETS, DATASETS
 from ..errors import InputError
 from ..training.checkpoint import check_model_folder
 from ..training.trained_model import read_tokenizer
 
 MAX_ROWS = 20_000  # looked at, so that time and memory are the same for 1.5 million conversations
-CONVERSATIONS_PER_CALL = 200
 ROWS_SHOWN = 3
-COMPLAINTS_SHOWN = 5
-TOKENS_SHOWN = 160
+TOKENS_SHOWN, CHARACTERS_SHOWN, LINES_SHOWN = 160, 1_000, 20  # of one conversation
 WHOLE = 1 << 40  # a length that no conversation has
 
 
 @dataclass
-class DatasetReport:
+class DatasetReport(ConversationCounts):
     """What `newllm data` says about a dataset. Counts are of the rows of the training split that were looked at."""
 
-    origin: str
-    licence: str
-    note: str
-    chat_template: str
-    tokenizer: str
-    max_length: int
-    rows_read: int = 0
+    origin: str = ""
+    licence: str = ""
+    note: str = ""
+    tokenizer: str = ""
+    chat_template: str = ""
+    max_length: int = 0
     sampled: bool = False  # there are more rows than were looked at
-    conversations: int = 0
     examples: list[str] = field(default_factory=list)  # the first ones, rendered
-    tokens: list[tuple[str, bool]] = field(default_factory=list)  # (token, supervised) of one of them
-    more_tokens: int = 0  # that are not in `tokens`
+    spelled: list[tuple[str, bool]] = field(default_factory=list)  # (token, supervised) of one of them
+    not_spelled: int = 0  # tokens of it that are not in `spelled`
     lengths: Counter[int] = field(default_factory=Counter)  # upper end of a bucket -> conversations
-    total_tokens: int = 0
-    supervised_tokens: int = 0
     longest: int = 0
-    shortened: int = 0
-    left_out: int = 0
-    bad_rows: int = 0
-    complaints: list[str] = field(default_factory=list)
     duplicates: int = 0  # conversations that were there before, word for word
     held_out: int = 0  # conversations of the held-out split that were looked at
     overlap: int = 0  # of these, in the training split too
@@ -62,16 +59,10 @@ def inspect_dataset(
     max_samples: int | None = None,
     skip_bad_rows: bool = False,
 ) -> DatasetReport:
-    """Read at most MAX_ROWS rows of a dataset, each as `newllm sft` would.
-
-    Args:
-        dataset, data_source, data, skip_bad_rows: as for `load_conversations`.
-        model: folder of a finished run whose tokenizer and chat template are taken; None learns a tokenizer of up to
-            4,096 types from the rows.
-
-    Raises:
-        InputError: unknown dataset, data out of reach, a bad file or row, no conversation at all, or a bad model.
-    """
+    """Read at most MAX_ROWS rows of a dataset, each as `newllm sft` would. The tokenizer and chat template are those of
+    `model`, the folder of a finished run; None learns a tokenizer of up to 4,096 types from the rows. The other
+    settings are those of `load_conversations`. Raises InputError: unknown dataset, data out of reach, a bad file or
+    row, no conversation at all, or a bad model."""
     for name, value, least in (("max_length", max_length, 2), ("max_samples", max_samples, 1)):
         if value is not None and value < least:
             raise InputError(f"{name} has to be at least {least}, got {value}.")
@@ -86,17 +77,28 @@ def inspect_dataset(
         what, tokenizer = f"the tokenizer of {model}", read_tokenizer(check_model_folder(model))
         if tokenizer.chat_template is None:
             tokenizer.chat_template = template_for(tokenizer, splits.template)
-    train, template, what = splits.train, tokenizer.chat_template, f"{what}, {len(tokenizer):,} types"
-    report = DatasetReport(train.origin, train.licence, splits.note, template, what, max_length)
+    train, seen = splits.train, set()
+    report = DatasetReport(origin=train.origin, licence=train.licence, note=splits.note, max_length=max_length)
+    report.tokenizer, report.chat_template = f"{what}, {len(tokenizer):,} types", tokenizer.chat_template
 
-    def is_looked_at(row: NumberedConversation) -> bool:
-        report.sampled = row[0] >= limit
-        return not report.sampled
+    def looked_at(first_row: int) -> Iterator[NumberedConversation]:
+        for number, messages, complaint in train.read(first_row):
+            if number >= limit:
+                report.sampled = True
+                return
+            if messages is not None:
+                digest = conversation_hash(messages)
+                report.duplicates += digest in seen
+                seen.add(digest)
+                if len(report.examples) < ROWS_SHOWN:
+                    report.examples += render([messages], tokenizer)[0]
+            yield number, messages, complaint
 
-    rows, seen = itertools.takewhile(is_looked_at, train.read(0)), set()
-    while block := list(itertools.islice(rows, CONVERSATIONS_PER_CALL)):
-        _look_at(report, block, tokenizer, seen)
-    if not report.conversations:
+    for _, block, found in encoded_blocks(replace(train, read=looked_at), tokenizer, ConversationFormat(WHOLE), 0):
+        report.add(found)
+        for item in block:
+            _add(report, item, tokenizer)
+    if not report.documents:
         complaint = f" ({report.complaints[0]})" if report.complaints else ""
         raise InputError(f"{report.origin} holds no conversation{complaint}.")
     for messages in first_rows(splits.validation, limit):
@@ -105,36 +107,19 @@ def inspect_dataset(
     return report
 
 
-def _look_at(
-    report: DatasetReport, block: list[NumberedConversation], tokenizer: PreTrainedTokenizerFast, seen: set[int]
-) -> None:
-    """Add a block of rows to the report."""
-    conversations = [messages for _, messages, _ in block if messages is not None]
-    complaints = [complaint for _, messages, complaint in block if messages is None]
-    report.rows_read += len(block)
-    report.conversations += len(conversations)
-    report.bad_rows += len(complaints)
-    report.complaints = (report.complaints + complaints)[:COMPLAINTS_SHOWN]
-    for digest in map(conversation_hash, conversations):
-        report.duplicates += digest in seen
-        seen.add(digest)
-    if missing := conversations[: ROWS_SHOWN - len(report.examples)]:
-        report.examples += render(missing, tokenizer)[0]
-    for item in encode_conversations(conversations, tokenizer, ConversationFormat(WHOLE)):
-        length = len(item.token_ids)
-        report.lengths[bucket(length)] += 1
-        report.total_tokens += length
-        report.supervised_tokens += int(item.supervised.sum())
-        report.longest = max(report.longest, length)
-        if length > report.max_length:  # it ends with an answer, which is lost at least
-            first = item.supervised.argmax()
-            first_end = first + np.append(item.supervised[first:], False).argmin()
-            report.left_out += int(first_end > report.max_length)
-            report.shortened += int(first_end <= report.max_length)
-        if not report.tokens or (report.more_tokens and length <= TOKENS_SHOWN):
-            shown = [_spelled(tokenizer, int(token)) for token in item.token_ids[:TOKENS_SHOWN]]
-            report.tokens = list(zip(shown, item.supervised[:TOKENS_SHOWN].tolist(), strict=True))
-            report.more_tokens = length - len(shown)
+def _add(report: DatasetReport, item: EncodedConversation, tokenizer: PreTrainedTokenizerFast) -> None:
+    length = len(item.token_ids)
+    report.lengths[bucket(length)] += 1
+    report.longest = max(report.longest, length)
+    if length > report.max_length:  # it ends with an answer, which is lost at least
+        first = item.supervised.argmax()
+        fits = not item.supervised[first : report.max_length + 1].all()  # the first answer
+        report.shortened += fits
+        report.too_long += not fits
+    if not report.spelled or (report.not_spelled and length <= TOKENS_SHOWN):
+        spelled = [_spelled(tokenizer, int(token)) for token in item.token_ids[:TOKENS_SHOWN]]
+        report.spelled = list(zip(spelled, item.supervised[:TOKENS_SHOWN].tolist(), strict=True))
+        report.not_spelled = length - len(spelled)
 
 
 def bucket(length: int) -> int:
@@ -166,37 +151,33 @@ def report_text(report: DatasetReport) -> str:
         f"Tokenizer  {report.tokenizer}",
     ]
     for number, example in enumerate(report.examples, start=1):
-        lines += ["", f"Conversation {number}", *(f"  {line}" for line in _shortened(example).splitlines())]
-    tokens = " ".join(f"[{token}]" if supervised else token for token, supervised in report.tokens)
-    more = f" ... and {report.more_tokens:,} more" if report.more_tokens else ""
+        shown = "".join(example[:CHARACTERS_SHOWN].splitlines(keepends=True)[:LINES_SHOWN])
+        shown += "" if shown == example else f" ... ({len(example):,} characters)"
+        lines += ["", f"Conversation {number}", *(f"  {line}" for line in shown.splitlines())]
+    tokens = " ".join(f"[{token}]" if supervised else token for token, supervised in report.spelled)
+    more = f" ... and {report.not_spelled:,} more" if report.not_spelled else ""
     lines += ["", "Chat template", f"  {report.chat_template}", "", "Tokens ([supervised])", f"  {tokens}{more}"]
     lines += ["", "Tokens per conversation"]
     end, most = min(report.lengths), max(report.lengths.values())
     while end <= max(report.lengths):
         count = report.lengths[end]
         begin, bar = 1 if end == 16 else end // 2 + 1, "█" * -(-40 * count // most)
-        lines.append(f"  {begin:>7,} - {end:>7,}  {bar:<40} {count:>8,}  {count / report.conversations:>6.1%}")
+        lines.append(f"  {begin:>7,} - {end:>7,}  {bar:<40} {count:>8,}  {count / report.documents:>6.1%}")
         end *= 2
-    mean = report.total_tokens / report.conversations
-    supervised = report.supervised_tokens / report.total_tokens
+    mean, supervised = report.all_tokens / report.documents, report.tokens / report.all_tokens
     return "\n".join([
         *lines,
         "",
-        f"Conversations    {report.conversations:,}; {mean:,.0f} tokens on average, {report.longest:,} at most; "
+        f"Conversations    {report.documents:,}; {mean:,.0f} tokens on average, {report.longest:,} at most; "
         f"{supervised:.0%} of the tokens are supervised",
-        f"At {report.max_length} tokens    {share(report.shortened, report.conversations)} lose their last turns, "
-        f"{share(report.left_out, report.conversations)} are left out: not even the first answer fits",
+        f"At {report.max_length} tokens    {share(report.shortened, report.documents)} lose their last turns, "
+        f"{share(report.too_long, report.documents)} are left out: not even the first answer fits",
         f"Bad rows         {share(report.bad_rows, report.rows_read)}",
         *(f"                 {complaint}" for complaint in report.complaints),
-        f"Duplicates       {share(report.duplicates, report.conversations)} were there before, word for word",
+        f"Duplicates       {share(report.duplicates, report.documents)} were there before, word for word",
         f"In both splits   {share(report.overlap, report.held_out)} of {report.held_out:,} held-out conversations "
         "are in the training split too",
     ])  # fmt: skip
-
-
-def _shortened(text: str, characters: int = 1_000, lines: int = 20) -> str:
-    beginning = "".join(text[:characters].splitlines(keepends=True)[:lines])
-    return text if beginning == text else f"{beginning} ... ({len(text):,} characters)"
 
 
 def catalogue_text() -> str:

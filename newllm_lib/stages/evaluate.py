@@ -3,17 +3,17 @@
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import datasets
 import huggingface_hub
 
 from ..data.chat_template import ConversationFormat, borrowed_template
-from ..data.conversation_rows import conversation_documents
-from ..data.conversations import Conversations, load_conversations
+from ..data.conversations import Conversations, conversation_documents, load_conversations
 from ..data.sources import DATASETS, hub_problem
 from ..data.text import EvaluationDocuments, Text, evaluation_documents, load_text
 from ..errors import InputError
@@ -66,14 +66,8 @@ def evaluate(
     base: str | None = None,
 ) -> dict[str, Any]:
     """The metrics of the model in folder `path`, every token of the text scored once: those of `TextMetrics`, and
-    `text`, where the text came from. For a model tuned by preferences: see `evaluate_preferences`.
-
-    Args:
-        base: as of `open_model`.
-
-    Raises:
-        InputError: bad folder or file.
-    """
+    `text`, where the text came from. For a model tuned by preferences: see `evaluate_preferences`. `base` is that of
+    `open_model`. Raises InputError: bad folder or file."""
     trained = open_model(path, base)
     if trained.run["stage"] == "dpo":
         return wing("preferences.scores").evaluate_preferences(trained, data, max_length, batch_size)
@@ -107,16 +101,9 @@ def score(
 def evaluate_tasks(
     path: str | Path, tasks: Sequence[str], batch_size: int = 4, limit: int | None = None, base: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """task -> its metrics, of the model in folder `path`.
-
-    Args:
-        tasks: names that the harness knows; their data come from the hub.
-        limit: questions of each task to ask, the first ones; None asks all.
-        base: as of `open_model`.
-
-    Raises:
-        InputError: no harness, bad folder, no such task, or its data are out of reach.
-    """
+    """task -> its metrics, of the model in folder `path`; lm-evaluation-harness knows the names of `tasks`, whose data
+    come from the hub. It asks the first `limit` questions of each, or all. `base` is that of `open_model`. Raises
+    InputError: no harness, bad folder, no such task, or its data are out of reach."""
     if find_spec("lm_eval") is None:
         raise InputError("tasks are run by the package lm-eval; run pip install 'newllm[eval]'.", "NL-102")
     from lm_eval import simple_evaluate
@@ -131,23 +118,12 @@ def evaluate_tasks(
     model = HFLM(pretrained=trained.model, tokenizer=trained.tokenizer, batch_size=batch_size)
     problem = None if all(Path(task).exists() for task in tasks) else hub_problem(DATASETS["wikitext"].sources[0])
     try:
-        with without_the_hub() if problem else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if problem:  # what was fetched before is found, and nothing waits a minute for the rest
+                for module in (huggingface_hub.constants, datasets.config):
+                    stack.enter_context(mock.patch.object(module, "HF_HUB_OFFLINE", True))
             return simple_evaluate(model, tasks=list(tasks), limit=limit, task_manager=manager)["results"]
     except OSError as error:  # all that the loaders of data raise when they cannot reach them
         why = problem or " ".join(str(error).split())[:200]
         what = f"tasks {', '.join(tasks)}: their questions could not be had from the hub ({why})"
         raise InputError(f"{what}; check the network and try again.", "NL-301") from error
-
-
-@contextlib.contextmanager
-def without_the_hub() -> Iterator[None]:
-    """The hub out of reach: what was fetched before is found, and nothing waits a minute for the rest."""
-    settings = (huggingface_hub.constants, datasets.config)
-    before = [module.HF_HUB_OFFLINE for module in settings]
-    for module in settings:
-        module.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for module, value in zip(settings, before, strict=True):
-            module.HF_HUB_OFFLINE = value

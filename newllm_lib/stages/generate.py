@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from ..evaluation.generation import continue_prompt
-from ..evaluation.token_stream import check_prompt, check_sampling
+from ..evaluation.generation import check_prompt, check_sampling, continue_prompt
 from ..training.trained_model import open_model
 
 
@@ -16,14 +15,9 @@ def generate(
     top_p: float = 0.95,
     base: str | None = None,
 ) -> str:
-    """The prompt and what the model in folder `path` writes after it.
-
-    Args:
-        base: where the model is now that adapters were trained on; None: where it was.
-
-    Raises:
-        InputError: bad folder, a prompt that is no text, or a value outside its range.
-    """
+    """The prompt and what the model in folder `path` writes after it. `base` is where the model is now that adapters
+    were trained on; None: where it was. Raises InputError: bad folder, a prompt that is no text, or a value outside its
+    range."""
     check_sampling(max_new_tokens, temperature, top_p, seed=seed)
     check_prompt(prompt)
     trained = open_model(path, base)

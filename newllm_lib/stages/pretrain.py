@@ -90,15 +90,9 @@ def prepare(args: PretrainArguments) -> PreparedRun:
 
 
 def pretrain(args: PretrainArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
-    """Train one model, or go on with the run that `args.output_dir` holds.
-
-    Returns:
-        The run folder: the best model with its tokenizer, settings, metrics log, curves and model card.
-
-    Raises:
-        InputError: bad input, before any long work.
-        TrainingInterrupted: stopped by hand; the same call continues.
-    """
+    """Train one model, or go on with the run that `args.output_dir` holds. Returns the run folder: the best model with
+    its tokenizer, settings, metrics log, curves and model card. Raises InputError: bad input, before any long work;
+    TrainingInterrupted: stopped by hand, and the same call continues."""
     prepared = prepare_once(args, prepare)
     teacher, weights = open_teacher(args, prepared.tokenizer)
     identity = {"stage": "pretrain", **weights}

@@ -6,9 +6,14 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..data.chat_template import ConversationFormat, learned_tokenizer, template_for
-from ..data.conversation_rows import conversation_documents, conversation_rows
-from ..data.conversations import Conversations, load_conversations
+from ..data.chat_template import ConversationFormat, template_for
+from ..data.conversations import (
+    Conversations,
+    conversation_documents,
+    conversation_rows,
+    learned_tokenizer,
+    load_conversations,
+)
 from ..data.sources import HELD_OUT_SHARE, Splits
 from ..errors import InputError
 from ..models.adjust import extend_positions, grow_context, set_dropout, train_new_context_only
@@ -74,9 +79,8 @@ class SftArguments(ConversationArguments, ModelArguments):
     def __post_init__(self):
         super().__post_init__()
         if self.model is not None:
-            for name in OF_THE_MODEL:
-                if getattr(self, name) is not None:
-                    raise InputError(f"{name} cannot be set with --model, which brings its own; leave it out.")
+            if given := [name for name in OF_THE_MODEL if getattr(self, name) is not None]:
+                raise InputError(f"{given[0]} cannot be set with --model, which brings its own; leave it out.")
         elif self.grow_context is not None:
             raise InputError("grow_context needs a trained model to start from; add --model.")
         if self.train_only_new_context:
@@ -150,15 +154,9 @@ def _adjusted(model: PreTrainedModel, args: SftArguments) -> PreTrainedModel:
 
 
 def sft(args: SftArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
-    """Train one model on conversations, or go on with the run that `args.output_dir` holds.
-
-    Returns:
-        The run folder: the best model with its tokenizer and chat template, settings, metrics log, curves, model card.
-
-    Raises:
-        InputError: bad input, before any long work.
-        TrainingInterrupted: stopped by hand; the same call continues.
-    """
+    """Train one model on conversations, or go on with the run that `args.output_dir` holds. Returns the run folder: the
+    best model with its tokenizer and chat template, settings, metrics log, curves, model card. Raises InputError: bad
+    input, before any long work; TrainingInterrupted: stopped by hand, and the same call continues."""
     prepared = prepare_once(args, prepare)
     teacher, weights = open_teacher(args, prepared.tokenizer)
     identity = {"stage": "sft", "start": None if args.model is None else weights_hash(args.model), **weights}

@@ -37,27 +37,18 @@ REFUSED = {
     "label_smoothing_factor": "the loss of this stage is the one that it reports, cross-entropy",
     "optim_target_modules": "it is for optimizers that have to know the layers of a model before there is one",
     "dataloader_drop_last": "no row is dropped; which ones would depend on the micro-batch",
-    **dict.fromkeys(
-        ("bf16_full_eval", "fp16_full_eval"),
-        "every figure is taken with the weights as they are, so that two runs can be compared",
-    ),
-    **dict.fromkeys(
-        ("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push",
-         "hub_revision"),
-        "publish the finished folder instead: hf upload NAME FOLDER, or the notebook's last cell",
-    ),
-    **dict.fromkeys(
-        ("data_seed", "train_sampling_strategy", "length_column_name", "dataloader_in_order", "accelerator_config"),
-        "each stage has its own order of rows, which a run that goes on finds again; --seed decides it",
-    ),
-    **dict.fromkeys(
-        ("parallelism_config", "fsdp", "fsdp_config", "deepspeed"),
-        "several GPUs share a run under torchrun or accelerate launch, each with the whole model",
-    ),
-    **dict.fromkeys(
-        ("use_liger_kernel", "liger_kernel_config"),
-        "the loss is taken in pieces already, and by the models' own code",
-    ),
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"),
+        "every figure is taken with the weights as they are, so that two runs can be compared"),
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push",
+                     "hub_revision"),
+        "publish the finished folder instead: hf upload NAME FOLDER, or the notebook's last cell"),
+    **dict.fromkeys(("data_seed", "train_sampling_strategy", "length_column_name", "dataloader_in_order",
+                     "accelerator_config"),
+        "each stage has its own order of rows, which a run that goes on finds again; --seed decides it"),
+    **dict.fromkeys(("parallelism_config", "fsdp", "fsdp_config", "deepspeed"),
+        "several GPUs share a run under torchrun or accelerate launch, each with the whole model"),
+    **dict.fromkeys(("use_liger_kernel", "liger_kernel_config"),
+        "the loss is taken in pieces already, and by the models' own code"),
 }  # fmt: skip
 # Field -> why it changes nothing.
 NO_EFFECT = {
@@ -65,11 +56,9 @@ NO_EFFECT = {
     "do_predict": "newllm evaluate scores a finished run",
     "local_rank": "torchrun and accelerate launch say it by themselves",
     "use_cache": "training keeps no cache, and generation always does",
-    **dict.fromkeys(
-        ("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object",
-         "include_for_metrics", "batch_eval_metrics", "label_names"),
-        "evaluation is our own: every token is scored once, and no logits are kept",
-    ),
+    **dict.fromkeys(("prediction_loss_only", "eval_accumulation_steps", "eval_do_concat_batches", "label_names",
+                     "eval_use_gather_object", "include_for_metrics", "batch_eval_metrics"),
+        "evaluation is our own: every token is scored once, and no logits are kept"),
 }  # fmt: skip
 
 # What of transformers' may differ between two sessions of one run: the machine, the places, and how much is logged. Of
@@ -305,8 +294,9 @@ def check_refused(args: StageArguments) -> None:
     """Raise InputError for a value that cannot be used here."""
     for field in fields(args):
         name, value = field.name, getattr(args, field.name)
-        # transformers puts an AcceleratorConfig() in the place of None.
-        if name in args.refused and value not in (None, "", field.default, AcceleratorConfig()):
+        # transformers puts an AcceleratorConfig in the place of None, and a trainer of ours lets copies not wait.
+        none = (None, "", field.default, AcceleratorConfig(), AcceleratorConfig(non_blocking=True))
+        if name in args.refused and value not in none:
             shown = "" if name.endswith("_token") else f" {value}"
             raise InputError(f"{name}{shown} cannot be used here: {args.refused[name]}; leave it out.")
     if args.ddp_backend and "WORLD_SIZE" not in os.environ:

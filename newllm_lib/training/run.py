@@ -1,7 +1,10 @@
-"""A run from its settings to its finished folder: a new model, and what stages of one model have in common."""
+"""A run from its settings to its finished folder: a new model, what the stages of one model have in common, and the
+card that says what was trained."""
 
 import logging
 import math
+import platform
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -9,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
+import transformers
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedConfig,
@@ -19,27 +24,34 @@ from transformers import (
     set_seed,
 )
 
+from .. import __version__
 from ..data.sources import Splits
 from ..data.text import EvaluationDocuments, TextCounts
 from ..data.tokenizer import DEFAULT_VOCAB_SIZE, SPECIAL_TOKENS, end_token_ids
 from ..errors import InputError
 from ..models import build_config, build_model, count_parameters
+from ..models.sizing import ALL_SIZES
 from .arguments import ModelArguments
-from .callbacks import EvaluateAtEnd, RunLog, SaveByMinutes, SaveOnInterrupt, TrainingInterrupted
-from .checkpoint import RESULTS_FILE, check_place, open_run, read_results, remove_aside, rotate
+from .callbacks import (
+    CURVES_FILE,
+    METRICS_FILE,
+    EvaluateAtEnd,
+    RunLog,
+    SaveByMinutes,
+    SaveOnInterrupt,
+    TrainingInterrupted,
+)
+from .checkpoint import RESULTS_FILE, SETTINGS_FILE, check_place, open_run, read_results, remove_aside, rotate
 from .device import GB, find_device
-from .disk import in_use, saying, write_json
+from .disk import in_use, saying, write_json, write_text
 from .run_trainer import RunTrainerMixin
 from .trained_model import BaseModel
 from .trainer import count_training_tokens
 
 BYTES_PER_PARAMETER = 16  # in fp32: weight, gradient, and two moments of AdamW
-SIZES = (
-    "max_length", "num_layers", "num_parameters", "embedding_size", "context_size", "hidden_size", "intermediate_size",
-    "dropout",
-)  # fmt: skip
 BYTES_AND_SPECIAL = 256 + len(SPECIAL_TOKENS)
 FEWEST_TYPES = {"byte": BYTES_AND_SPECIAL, "bpe": BYTES_AND_SPECIAL, "word": 4, "gpt2": 50_257}
+CARD_FILE = "README.md"
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +59,9 @@ logger = logging.getLogger(__name__)
 def model_config(args: ModelArguments, vocab_size: int, **token_ids: int | None) -> PreTrainedConfig:
     """The config that the settings describe. Raises InputError: there is no such model."""
     try:
-        sizes = {name: getattr(args, name) for name in SIZES}
+        sizes = {
+            name: getattr(args, name) for name in ("max_length", "num_layers", "num_parameters", "dropout", *ALL_SIZES)
+        }
         return build_config(args.model_type, vocab_size=vocab_size, **sizes, **token_ids)
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -203,11 +217,8 @@ class Run:
         """
         if not self.is_main:
             return
-        from .model_card import write_model_card
-
         prepared, state = self.prepared, self.trainer.state
-        of_the_run = prepared.splits, prepared.model, prepared.tokenizer, metrics, state, prepared.base
-        write_model_card(self.folder, self.args, *of_the_run)
+        write_text(self.folder / CARD_FILE, model_card(self.args, prepared, metrics, state.global_step))
         size = {"parameters": prepared.model.num_parameters(), "updates": state.global_step}
         write_json(self.folder / RESULTS_FILE, {**metrics, **(more or {}), **size})
         # A process that was killed while it did so has left some.
@@ -254,3 +265,84 @@ def claim_folder(args: ModelArguments, prepared: PreparedRun, identity: dict[str
     run = {**identity, "text_source": splits.source, **texts, **args.run_settings()}
     with args.main_process_first(desc="opening the run"):
         open_run(Path(args.output_dir), run, args.session_settings())
+
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+license: other
+---
+# {model_type}, {parameters:,} parameters
+
+A small language model trained {start} with New-LLM {version}. {purpose}, and what it says is not to be relied on.
+
+| | |
+|---|---|
+| trained on | {train_origin} (licence: {train_licence}) |
+| held out | {validation_origin} (licence: {validation_licence}) |
+| updates | {updates:,}, {rows} |
+| tokenizer | {tokenizer}, {vocab_size:,} types |
+
+## Metrics on the held-out text
+
+| metric | value |
+|---|---|
+{metrics}
+
+![learning curves]({curves})
+
+## Use
+
+```python
+import newllm_lib.models
+from transformers import pipeline
+
+generator = pipeline("text-generation", model="path/to/this/folder")
+print(generator({prompt}, max_new_tokens=40)[0]["generated_text"])
+```
+
+All settings are in `{settings}`, the log of the run in `{log}`. Trained with Python {python}, torch {torch} and
+transformers {transformers}.
+"""
+
+
+def model_card(args: ModelArguments, prepared: PreparedRun, metrics: dict[str, Any], updates: int) -> str:
+    """What was trained, on what, with which result, and how to do it again. A model whose tokenizer has a chat template
+    is one to talk to; the licence of a base binds its adapters, too."""
+    splits, base, start = prepared.splits, prepared.base, getattr(args, "model", None)
+    unknown = "not stated: the tokenizer has unknown words"
+    shown = {name: unknown if it is None else f"{it:,.4f}".rstrip("0").rstrip(".") for name, it in metrics.items()}
+    talks = prepared.tokenizer.chat_template is not None
+    begun = "from scratch" if start is None else f"from another one (`{Path(start).name}`)"
+    if base is not None:
+        begun = f"as adapters on {base.name} (licence: {base.licence})"
+    return CARD.format(
+        start=begun, version=__version__, model_type=args.model_type, parameters=prepared.model.num_parameters(),
+        purpose="It answers as the conversations it has seen" if talks else "It continues text; it is no assistant",
+        prompt='[{"role": "user", "content": "Hello"}]' if talks else '"The "',
+        train_origin=splits.train.origin, train_licence=splits.train.licence,
+        validation_origin=splits.validation.origin, validation_licence=splits.validation.licence, updates=updates,
+        rows=f"{args.effective_batch_size} rows of {'at most ' if base else ''}{args.max_length} tokens each",
+        tokenizer=getattr(args, "tokenizer", "the base model's"), vocab_size=prepared.model.config.vocab_size,
+        metrics="\n".join(f"| {name} | {value} |" for name, value in shown.items()),
+        curves=CURVES_FILE, settings=SETTINGS_FILE, log=METRICS_FILE,
+        python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__,
+    )  # fmt: skip
+
+
+def read_card(folder: Path) -> dict[str, str]:
+    """What the card of a finished run says: text -> where it is from and its licence, metric -> its value. Raises
+    InputError: there is no card, or it leaves out a licence or the metrics of the run."""
+    path = folder / CARD_FILE
+    card = path.read_text(encoding="utf-8") if path.is_file() else ""
+    rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", card, re.MULTILINE))
+    texts = {name: rows[name] for name in ("trained on", "held out") if "(licence: " in rows.get(name, "")}
+    metrics = {name: rows[name] for name in read_results(folder) or () if name in rows}
+    missing = [name for name in ("trained on", "held out") if name not in texts] + ["metrics"] * (not metrics)
+    if missing:
+        raise InputError(
+            f"{str(path)!r} does not say everything that a user of the model has to know ({', '.join(missing)}); "
+            "delete results.json beside it and run the training again, which then only scores the model.",
+            "NL-404",
+        )
+    return texts | metrics

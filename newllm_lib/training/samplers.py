@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+import datasets
 import numpy as np
+import pyarrow
 import torch
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
@@ -22,11 +24,9 @@ class LaneSampler(Sampler[int]):
     """
 
     def __init__(self, num_rows: int, lanes: int, seed: int):
-        self.num_rows = num_rows
-        self.lanes = min(lanes, num_rows)
+        self.num_rows, self.lanes = num_rows, min(lanes, num_rows)
         self.rows_per_lane = num_rows // self.lanes
-        self.seed = seed
-        self.epoch = 0
+        self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -39,6 +39,28 @@ class LaneSampler(Sampler[int]):
         for step in range(self.rows_per_lane):
             for lane in range(self.lanes):
                 yield (first + lane * self.rows_per_lane + step) % self.num_rows
+
+
+class RowsOnDisk(Dataset):
+    """Rows of `packed_rows`; a batch is read at once, for one by one takes longer than an update on a GPU."""
+
+    def __init__(self, rows: datasets.Dataset):
+        self.rows, self.table = rows, rows.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.rows[index]
+
+    def __getitems__(self, indices: list[int]) -> dict[str, np.ndarray]:
+        """Columns of tokens [B, T], of numbers [B]."""
+        table, batch = self.table[indices], {}
+        for name in table.column_names:
+            column = table[name].combine_chunks()
+            is_row = pyarrow.types.is_fixed_size_list(column.type)
+            batch[name] = column.flatten().to_numpy().reshape(len(indices), -1) if is_row else column.to_numpy()
+        return batch
 
 
 class RowsAndBlank(Dataset):
@@ -62,9 +84,7 @@ class EvenSampler(Sampler[int]):
     up with rows that were seen already."""
 
     def __init__(self, order: Sampler[int], num_rows: int, multiple: int):
-        self.order = order
-        self.blank = num_rows
-        self.multiple = multiple
+        self.order, self.blank, self.multiple = order, num_rows, multiple
 
     def set_epoch(self, epoch: int) -> None:
         self.order.set_epoch(epoch)

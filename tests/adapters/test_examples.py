@@ -49,6 +49,7 @@ def test_labels_are_shifted_and_padding_is_never_learned(tmp_path, tokenizer):
     rows, _ = conversation_examples(conversations, tokenizer, ConversationFormat(64))
     batch = collate_examples(list(rows))
     assert batch["input_ids"].shape == batch["labels"].shape
+    assert torch.equal(batch["labels"].flatten()[batch["supervised"]], batch["labels"][batch["labels"] != IGNORED])
     for number, row in enumerate(rows):
         ids, length = row["input_ids"], len(row["input_ids"]) - 1
         assert batch["input_ids"][number, :length].tolist() == ids[:-1].tolist()

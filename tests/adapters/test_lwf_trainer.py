@@ -37,9 +37,13 @@ def trainer_of(args, teacher=None, moved: bool = True):
     return trainer
 
 
-def a_batch(trainer, count: int = 4) -> dict[str, torch.Tensor]:
+def some_rows(trainer, count: int = 4) -> list[dict]:
     order = list(MixSampler(trainer.train_dataset, 0.5, 4, seed=1))
-    batch = collate_examples([trainer.train_dataset[index] for index in order[:count]])
+    return [trainer.train_dataset[index] for index in order[:count]]
+
+
+def a_batch(trainer, rows: list[dict] | None = None) -> dict[str, torch.Tensor]:
+    batch = collate_examples(rows or some_rows(trainer))
     return {name: tensor.to(trainer.args.device) for name, tensor in batch.items()}
 
 
@@ -105,13 +109,13 @@ def test_at_the_start_the_kl_is_zero_with_all_dropout_there_is(tmp_path):
 
 def test_micro_batches_add_up_to_the_whole_batch(tmp_path):
     trainer = trainer_of(lwf_arguments(tmp_path, lora_dropout=0.0))
-    batch = a_batch(trainer)
+    rows = some_rows(trainer)
+    batch = a_batch(trainer, rows)
     tokens = (batch["labels"] != IGNORED).sum()
     whole = gradients(trainer, trainer.compute_loss(trainer.model, batch, num_items_in_batch=tokens))
     trainer.model.zero_grad()
-    for rows in (slice(0, 1), slice(1, 4)):  # uneven on purpose: by rows they would weigh the same
-        part = {name: tensor[rows] for name, tensor in batch.items()}
-        trainer.compute_loss(trainer.model, part, num_items_in_batch=tokens).backward()
+    for part in (rows[:1], rows[1:]):  # uneven on purpose: by rows they would weigh the same
+        trainer.compute_loss(trainer.model, a_batch(trainer, part), num_items_in_batch=tokens).backward()
     for name, parameter in trainable(trainer.model).items():
         torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-4, atol=1e-7)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from newllm_lib.colab.chat_controls import PENALTIES, SamplingSliders
-from newllm_lib.evaluation.token_stream import check_sampling
+from newllm_lib.evaluation.generation import check_sampling
 
 
 def ends(slider):

@@ -13,7 +13,7 @@ from chats import train_chat, write_conversations
 from newllm_lib.colab import share
 from newllm_lib.colab.chat_box import ChatBox
 from newllm_lib.colab.page.notices import CellStopped
-from newllm_lib.training.model_card import read_card
+from newllm_lib.training.run import read_card
 
 
 @pytest.fixture(scope="module")

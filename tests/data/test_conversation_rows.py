@@ -14,10 +14,9 @@ import synthetic_conversations
 from byte_ids import ASSISTANT, END, END_OF_TURN, PAD, USER, byte_ids, ids_with_roles, text_ids
 from synthetic_conversations import FORM, conversation, dialogue_tokenizer, synthetic
 
-from newllm_lib.data import conversation_rows as module
+from newllm_lib.data import conversations as module
 from newllm_lib.data.chat_template import ConversationFormat, encode_conversations, template_for
-from newllm_lib.data.conversation_rows import conversation_documents, conversation_rows
-from newllm_lib.data.conversations import Conversations
+from newllm_lib.data.conversations import Conversations, conversation_documents, conversation_rows
 from newllm_lib.data.text import IGNORED
 from newllm_lib.errors import InputError
 

@@ -15,7 +15,7 @@ from newllm_lib.data.chat_template import (
 )
 from newllm_lib.data.tokenizer import build_tokenizer, text_backend
 from newllm_lib.errors import InputError
-from newllm_lib.evaluation.token_stream import document_ids
+from newllm_lib.evaluation.generation import document_ids
 
 GEMMA = (  # Gemma's own, shortened
     "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + message.role + '\n' }}"

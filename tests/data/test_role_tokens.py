@@ -14,11 +14,10 @@ from newllm_lib.data.chat_template import (
     borrowed_template,
     conversation_ids,
     encode_conversations,
-    learned_tokenizer,
     plain_messages,
     template_for,
 )
-from newllm_lib.data.conversations import Conversations
+from newllm_lib.data.conversations import Conversations, learned_tokenizer
 from newllm_lib.data.tokenizer import build_tokenizer
 
 TALK = [

@@ -42,8 +42,7 @@ def test_a_long_document_comes_in_several_pieces():
 
 
 def test_a_conversation_is_one_document(monkeypatch):
-    rows = [("row 1", {"dialog": ["Hi! ", "Hello.", "  How are you?"]})]
-    examples = sources.Examples("talk", "MIT", "talk", lambda first: iter(rows))
+    examples = sources.Examples("t", "MIT", "t", lambda first: [{"dialog": ["Hi! ", "Hello.", "  How are you?"]}])
     found = sources.Found("offline", {"train": examples, "validation": examples})
     monkeypatch.setattr(module, "find_data", lambda *arguments: found)
     assert list(load_text().train.read()) == [TextPiece("Hi!\nHello.\nHow are you?\n", True)]

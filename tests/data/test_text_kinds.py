@@ -13,7 +13,6 @@ from newllm_lib.data.text import (
     evaluation_documents,
     load_text,
     pieces_of_lines,
-    pieces_of_row,
     read_pieces,
     tokenized_pieces,
 )
@@ -80,7 +79,8 @@ def test_a_text_without_line_ends_comes_in_pieces(tmp_path):
     pieces = list(read_pieces(path, "data"))
     assert "".join(piece.text for piece in pieces) == text and max(len(p.text) for p in pieces) <= PIECE_CHARACTERS
     assert [piece.starts_document for piece in pieces] == [True] + [False] * (len(pieces) - 1)
-    assert list(pieces_of_row(text)) == pieces
+    row = write(tmp_path / "row.jsonl", json.dumps({"text": text}).encode())
+    assert list(read_pieces(row, "data")) == pieces
 
 
 def test_no_more_text_than_a_bound_is_tokenized_at_a_time(monkeypatch):

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 from newllm_lib.data.text import TextPiece, tokenized_pieces
 from newllm_lib.data.tokenizer import build_tokenizer, end_token_ids, has_role_tokens, text_backend
 from newllm_lib.errors import InputError
-from newllm_lib.evaluation.token_stream import document_ids
+from newllm_lib.evaluation.generation import document_ids
 
 STRANGE = "Hello  Wörld\t日本語 🙂\n\n \u200f مرحبا <|pad|x end "
 

@@ -6,8 +6,7 @@ import torch
 from torch.nn import functional
 
 from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat
-from newllm_lib.data.conversation_rows import conversation_documents, conversation_rows
-from newllm_lib.data.conversations import load_conversations
+from newllm_lib.data.conversations import conversation_documents, conversation_rows, load_conversations
 from newllm_lib.data.text import collate_rows, positions_within_row
 from newllm_lib.evaluation.perplexity import score_documents
 from newllm_lib.models import build_config, build_model

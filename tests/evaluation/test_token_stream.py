@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from newllm_lib.evaluation.token_stream import TokenStream
+from newllm_lib.evaluation.generation import TokenStream
 from newllm_lib.models import ContextCache, build_config, build_model
 
 PROMPT = [5, 9, 200, 31, 7]

@@ -7,8 +7,7 @@ from odd_values import TEXTS, damaged, json_values, mutated, spelled
 
 from newllm_lib import cli
 from newllm_lib.data.chat_template import ConversationFormat, template_for
-from newllm_lib.data.conversation_rows import conversation_documents
-from newllm_lib.data.conversations import load_conversations
+from newllm_lib.data.conversations import conversation_documents, load_conversations
 from newllm_lib.data.examples import COLUMNS, ROLE_NAMES, TURN_KEYS
 from newllm_lib.data.files import SUFFIXES
 from newllm_lib.data.text import evaluation_documents, load_text

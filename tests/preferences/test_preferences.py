@@ -8,7 +8,7 @@ from preference_runs import make_pairs, write_pairs
 
 from newllm_lib.data import sources
 from newllm_lib.data.chat_template import TEMPLATES, template_for
-from newllm_lib.data.sources import HubProblem, examples_of_rows
+from newllm_lib.data.sources import Examples, HubProblem
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.errors import InputError
 from newllm_lib.preferences.pairs import drop_too_long, encode_preferences, load_preferences, sample_pairs
@@ -110,9 +110,7 @@ def test_hh_rlhf_from_the_hub(monkeypatch):
 
     rows = [{"chosen": transcript(n, "yes"), "rejected": transcript(n, "no")} for n in range(10)]
     rows += [{"chosen": "none", "rejected": "none"}, {"chosen": transcript(3, "a"), "rejected": transcript(3, "a")}]
-    opened = {
-        name: examples_of_rows("hh-rlhf", "MIT", name, lambda first: rows[first:]) for name in ("train", "validation")
-    }
+    opened = {name: Examples("hh-rlhf", "MIT", name, lambda first: rows[first:]) for name in ("train", "validation")}
     monkeypatch.setattr(sources, "first_opened", lambda entry: (opened, None))
     splits = load_preferences("hh-rlhf", max_samples=11)
     assert splits.source == "hub" and (len(splits.train.pairs), len(splits.validation.pairs)) == (10, 11)

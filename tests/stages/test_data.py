@@ -30,14 +30,14 @@ def known(tmp_path) -> str:
 def test_what_is_found(known):
     report = inspect_dataset(data=known, skip_bad_rows=True, max_length=64)
     assert report.rows_read + report.held_out == 104
-    assert report.conversations == report.rows_read - 1
+    assert report.documents == report.rows_read - 1
     assert (report.bad_rows, report.complaints) == (1, ["line 103: 'completion' is empty"])
     splits = load_conversations(data=known, skip_bad_rows=True)
     told = [json.dumps(messages) for messages in splits.train]
     assert report.duplicates == len(told) - len(set(told)) > 0
     assert report.overlap == 0
-    assert (report.left_out, report.shortened) == (1, 0)
-    assert sum(report.lengths.values()) == report.conversations
+    assert (report.too_long, report.shortened) == (1, 0)
+    assert sum(report.lengths.values()) == report.documents
     assert report.lengths[bucket(report.longest)] == 1 and report.longest > 64
     assert not report.sampled
     assert report.examples[0] == "<|endoftext|><|user|> Question 0?<|assistant|> word 0.<|end|>"
@@ -46,9 +46,9 @@ def test_what_is_found(known):
 
 def test_the_learned_tokens_are_marked(known):
     report = inspect_dataset(data=known, skip_bad_rows=True)
-    assert report.more_tokens == 0
-    plain = "".join(token for token, _ in report.tokens)
-    learned = "".join(token for token, is_learned in report.tokens if is_learned)
+    assert report.not_spelled == 0
+    plain = "".join(token for token, _ in report.spelled)
+    learned = "".join(token for token, is_learned in report.spelled if is_learned)
     assert plain == "<|endoftext|><|user|>␣Question␣0?<|assistant|>␣word␣0.<|end|>"
     assert learned == "␣word␣0.<|end|>"
     assert "[<|end|>]" in report_text(report)
@@ -68,7 +68,7 @@ def test_turns_that_are_lost_are_counted(tmp_path):
     turns = [{"role": role, "content": "some words"} for role in ("user", "assistant") * 40]
     path = rows_file(tmp_path / "long.jsonl", [{"messages": turns[: 2 * number]} for number in range(1, 41)])
     report = inspect_dataset(data=path, max_length=64)
-    assert report.left_out == 0
+    assert report.too_long == 0
     assert report.shortened == sum(count for end, count in report.lengths.items() if end > 64) > 20
 
 

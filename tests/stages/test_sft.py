@@ -8,13 +8,13 @@ import torch
 from chats import untrained_chat
 from conversations import make_conversations, sft_arguments, write_conversations
 from earlier_tokenizer import earlier_byte_tokenizer
-from newllm_lib.data.batches import collate_rows
 from run_files import RUN_FILES, StopAt
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig, pipeline
 
 from newllm_lib.chat import Chat
 from newllm_lib.data.chat_template import ROLE_TEMPLATE, TEMPLATES
+from newllm_lib.data.text import collate_rows
 from newllm_lib.data.tokenizer import end_token_ids
 from newllm_lib.errors import InputError
 from newllm_lib.evaluation.generation import reply_to

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from newllm_lib.evaluation.token_stream import NextToken
+from newllm_lib.evaluation.generation import NextToken
 from newllm_lib.models import build_config, build_model
 from newllm_lib.models.gpu import MOST_GRAPHS, WARM_UP, GraphedBackward, GraphedCall, can_be_captured
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
