@@ -28,6 +28,7 @@ from newllm_lib.training.disk import write_json
 from newllm_lib.training.trainer import TimedUpdate
 
 MODELS = ("newllm", "lstm", "tiny-gpt2")
+BYTE_TYPES = 263  # of the byte tokenizer
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "r", "st", "l", "")]
 
 
@@ -44,7 +45,7 @@ class Clock(TrainerCallback):
 def write_data(folder: Path, tokens: int) -> tuple[Path, Path]:
     """Running text, and conversations of two turns each, of about so many tokens."""
     draw = random.Random(0)
-    lines = [" ".join(draw.choices(WORDS, k=4)) + ".\n" for _ in range(tokens // 4 + 1000)]
+    lines = [" ".join(draw.choices(WORDS, k=4)) + ".\n" for _ in range(tokens // 15 + 200)]
     (folder / "text.txt").write_text("".join(lines), encoding="utf-8")
     turns = [{"role": role, "content": lines[i]} for i in range(len(lines)) for role in ("user", "assistant")]
     with open(folder / "chats.jsonl", "w", encoding="utf-8") as file:
@@ -56,11 +57,11 @@ def write_data(folder: Path, tokens: int) -> tuple[Path, Path]:
 def whole_run(options: argparse.Namespace, stage: str, model: str, folder: Path) -> float:
     """Tokens per second of the latter half of a run."""
     tokens = options.updates * options.batch_size * options.max_length
-    data = write_data(folder, 2 * tokens)[stage == "sft"]
+    data = write_data(folder, tokens)[stage == "sft"]
     clock = Clock()
     kind, run = {"pretrain": (PretrainArguments, pretrain), "sft": (SftArguments, sft)}[stage]
     args = kind(
-        data=str(data), model_type=model, vocab_size=options.vocab_size, num_parameters=options.num_parameters,
+        data=str(data), model_type=model, tokenizer="byte", num_parameters=options.num_parameters,
         max_length=options.max_length, per_device_train_batch_size=options.batch_size, max_steps=options.updates,
         eval_strategy="no", save_strategy="no", load_best_model_at_end=False, logging_steps=options.updates // 2,
         max_eval_tokens=1000, output_dir=str(folder / f"{stage}-{model}"),
@@ -72,9 +73,8 @@ def whole_run(options: argparse.Namespace, stage: str, model: str, folder: Path)
 def update_alone(options: argparse.Namespace, model: str) -> float:
     device = find_device()
     sizes = {"num_parameters": options.num_parameters, "dropout": 0.0}
-    network = build_model(build_config(model, options.vocab_size, options.max_length, **sizes)).to(device.kind).train()
-    shape = (options.batch_size, options.max_length)
-    input_ids = torch.randint(0, options.vocab_size, shape, device=device.kind)
+    network = build_model(build_config(model, BYTE_TYPES, options.max_length, **sizes)).to(device.kind).train()
+    input_ids = torch.randint(0, BYTE_TYPES, (options.batch_size, options.max_length), device=device.kind)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     update = TimedUpdate(network, optimizer, input_ids, autocast_dtype(device))
     return input_ids.numel() / statistics.median([update() for _ in range(11)][2:])
@@ -86,7 +86,6 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--max_length", type=int, default=64)
-    parser.add_argument("--vocab_size", type=int, default=512)
     parser.add_argument("--num_parameters", type=int, default=1_673_920)
     parser.add_argument("--updates", type=int, default=200)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/whole_runs"))

@@ -25,8 +25,6 @@ class AdapterArguments(StageArguments):
     lora_r: int = setting(8, "Rank of the adapters: how much they can learn.", group="Model", low=2, high=64, log=True)
     lora_alpha: float = setting(16.0, "Adapters are scaled by alpha / rank.", group="Model", low=4, high=128, log=True)
     lora_target_modules: str = setting("all-linear", "Layers with adapters: all-linear, or names: q_proj,v_proj.")
-    weight_decay: float = setting(0.0, "AdamW's weight decay.", group="Training", low=0, high=1.0)
-    eval_on_start: bool = setting(True, "Evaluate what is tuned before the first update.")
     repetition_penalty: float = setting(
         1.1, "Of the answers this model gives; above 1: fewer repetitions.", group="Answers", low=1.0, high=1.5
     )
@@ -105,8 +103,10 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
     gradient_checkpointing: bool | None = setting(None, "The same by its older name, which wins if given.")
     lr_scheduler_type: str = setting("linear", "How the learning rate changes over the run.", group="Training")
     warmup_steps: float = setting(0.03, "Updates (or, below 1, share of them) of warm-up.", group="Training")
+    weight_decay: float = setting(0.0, "AdamW's weight decay.", group="Training", low=0, high=1.0)
     max_eval_tokens: int = setting(20_000, "Held-out tokens of either kind scored at each evaluation.")
     max_test_tokens: int = setting(100_000, "Held-out tokens of either kind that both are scored on at the end.")
+    eval_on_start: bool = setting(True, "Evaluate the base before the first update.")
 
     def __post_init__(self):
         if self.dataset is None and self.data is None:

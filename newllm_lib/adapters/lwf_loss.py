@@ -8,9 +8,6 @@ computed once: three matrix products, as with full logits.
 Dimensions: N tokens, n tokens of a chunk, H width of a head's input, V vocabulary, v token types of a block.
 """
 
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 from typing import NamedTuple
 
@@ -33,8 +30,10 @@ from ..models.frozen_head import (
     padded,
     place,
 )
+from ..models.gpu import kernels_for
 from ..models.matrix_products import product
 
+KERNEL = f"{__package__}.lwf_kernels"
 GPU_TYPES_PER_BLOCK = 2**16  # of one product that makes the gradient; the sum of blocks is in fp32
 
 
@@ -83,7 +82,7 @@ class ChunkedLwf(torch.autograd.Function):
         task, kl = (torch.zeros((), dtype=models[0].sum_dtype, device=hidden.device) for _ in range(2))
         grad = torch.empty(hidden.shape, dtype=task.dtype, device=hidden.device) if trains else None
         options = distill_weight, temperature, label_smoothing
-        by_kernel = kernels_for(models) is not None
+        by_kernel = kernel_for(models) is not None
         of_chunk = loss_of_chunk_by_kernel if by_kernel else loss_of_chunk
         for tokens in chunks(models, len(labels), rows_by_kernel(models) if by_kernel else None):
             chunk_nats, chunk_kl, chunk_grad = of_chunk(models, labels, tokens, *options, trains)
@@ -153,16 +152,10 @@ def loss_of_chunk(
     return nats[:count, 0], kl[:count, 0], grad[:count] if trains else None
 
 
-@cache
-def triton_kernels() -> ModuleType | None:
-    """Ours, if Triton is there: torch brings it on Linux with a GPU."""
-    return import_module(".lwf_kernels", __package__) if find_spec("triton") else None
-
-
-def kernels_for(models: list[Model]) -> ModuleType | None:
-    """The module of the kernel where it runs: on an NVIDIA GPU, in up to fp32, no weight in need of a cast."""
-    suit = all(model.hidden.is_cuda and model.dtype == model.head.weight.dtype != torch.float64 for model in models)
-    return triton_kernels() if suit else None
+def kernel_for(models: list[Model]) -> ModuleType | None:
+    """The module of the kernel where it runs: there no weight is in need of a cast."""
+    is_ready = all(model.dtype == model.head.weight.dtype for model in models)
+    return kernels_for(*(model.hidden for model in models), module=KERNEL) if is_ready else None
 
 
 def rows_by_kernel(models: list[Model]) -> int:
@@ -189,7 +182,7 @@ def loss_of_chunk_by_kernel(
         student, teacher = both[0], both[1] if len(both) == 2 else None
     softcaps = heads[0].softcap, heads[-1].softcap
     options = softcaps, distill_weight, temperature, label_smoothing, trains
-    nats, kl = kernels_for(models).losses_of_logits(student, teacher, labels[tokens], *options)
+    nats, kl = kernel_for(models).losses_of_logits(student, teacher, labels[tokens], *options)
     if not trains:
         return nats, kl, None
     grad = torch.zeros(rows[0].shape, device=nats.device)

@@ -9,6 +9,7 @@ import functools
 import itertools
 import re
 import sys
+import threading
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from .examples import Message
 from .text import Document, count_text
 from .tokenizer import END_OF_TURN, ROLE_TOKENS, has_role_tokens, text_backend
 
+ONE_RENDERING = threading.Lock()  # transformers notes the parts that are generated in one place for all threads
 RENDER_SECONDS = 10  # for one conversation; a template takes some thousandths
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -96,27 +98,14 @@ class EncodedConversation(Document):
 def encode_conversations(
     conversations: Sequence[list[Message]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
 ) -> list[EncodedConversation | None]:
-    """Conversations as tokens, in parallel; None where no supervised token fits."""
-    return encoding_of(conversations, tokenizer, form)()
-
-
-def encoding_of(
-    conversations: Sequence[list[Message]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
-) -> Callable[[], list[EncodedConversation | None]]:
-    """`encode_conversations`, with the part still to be called that several threads may do at a time: only one may
-    render a template."""
+    """Conversations as tokens, in parallel; None where no supervised token fits. Raises InputError: as `render`."""
     conversations = [messages[: form.max_length] for messages in conversations]  # a turn is a token at least
-    by_roles = _writes_role_tokens(tokenizer)
-    texts, answers = ([], []) if by_roles else render(conversations, tokenizer)
-
-    def encode() -> list[EncodedConversation | None]:
-        if by_roles:
-            items = zip(conversations, _turn_ids(conversations, tokenizer), strict=True)
-            return [_encoded_turns(*item, tokenizer, form) for item in items]
-        encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [_encoded_text(*item, tokenizer, form) for item in zip(texts, answers, encodings, strict=True)]
-
-    return encode
+    if _writes_role_tokens(tokenizer):
+        items = zip(conversations, _turn_ids(conversations, tokenizer), strict=True)
+        return [_encoded_turns(*item, tokenizer, form) for item in items]
+    texts, answers = render(conversations, tokenizer)
+    encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    return [_encoded_text(*item, tokenizer, form) for item in zip(texts, answers, encodings, strict=True)]
 
 
 def conversation_ids(
@@ -232,7 +221,6 @@ def render(
 def _in_time(rendering: Callable[..., Any], **arguments: Any) -> Any:
     """The result of `rendering`, within RENDER_SECONDS. A template is compiled to Python, whose every line can be
     watched in this thread alone; another clock would need a process of its own."""
-    end = time.monotonic() + RENDER_SECONDS
 
     def watch(frame, event, argument):
         if time.monotonic() > end:
@@ -240,18 +228,20 @@ def _in_time(rendering: Callable[..., Any], **arguments: Any) -> Any:
         return watch
 
     before, remedy = sys.gettrace(), "name a model with another one"
-    sys.settrace(watch)
-    try:
-        return rendering(**arguments)
-    except TimeoutError:
-        what = f"chat_template of this model does not end within {RENDER_SECONDS} seconds"
-        raise InputError(f"{what}; {remedy}, or shorten the conversation.") from None
-    except Exception as error:  # templates are programs: they raise what they like
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        what = f"chat_template of this model refuses a conversation ({why})"
-        raise InputError(f"{what}; {remedy}, or change the conversation.") from error
-    finally:
-        sys.settrace(before)
+    with ONE_RENDERING:
+        end = time.monotonic() + RENDER_SECONDS
+        sys.settrace(watch)
+        try:
+            return rendering(**arguments)
+        except TimeoutError:
+            what = f"chat_template of this model does not end within {RENDER_SECONDS} seconds"
+            raise InputError(f"{what}; {remedy}, or shorten the conversation.") from None
+        except Exception as error:  # templates are programs: they raise what they like
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            what = f"chat_template of this model refuses a conversation ({why})"
+            raise InputError(f"{what}; {remedy}, or change the conversation.") from error
+        finally:
+            sys.settrace(before)
 
 
 def plain_messages(messages: Sequence[Message], tokenizer: PreTrainedTokenizerFast) -> list[Message]:

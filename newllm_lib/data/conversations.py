@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
 from .cache import cache_path, known, seal, writing
-from .chat_template import ConversationFormat, EncodedConversation, encoding_of, template_for
+from .chat_template import ConversationFormat, EncodedConversation, encode_conversations, template_for
 from .examples import COLUMNS, Message, any_conversation, conversation_columns, unread
 from .files import PlacedRow, RowError, check_file, checked_row, content_hash, read_rows, refuser
 from .sources import HELD_OUT_SHARE, Origin, Splits, find_data, find_dataset
@@ -151,8 +151,8 @@ def _of_file(path: str, name: str, skip_bad_rows: bool) -> Conversations:
     file = check_file(path, name, rows_of="conversations")
     origin = Origin(f"file {file.name}", "as the file's owner says", f"file/{content_hash(file)}")
     read_as = f"{READING}{', without bad ones' if skip_bad_rows else ''}"
-    rows = lambda first: itertools.islice(read_rows(file, name), first, None)  # noqa: E731
-    return _of_rows(origin, rows, refuser(file, name, skip_bad_rows), read_as)
+    refuse = refuser(file, name, skip_bad_rows)
+    return _of_rows(origin, lambda first: itertools.islice(read_rows(file, name), first, None), refuse, read_as)
 
 
 def _of_rows(
@@ -280,13 +280,13 @@ def encoded_blocks(
     """The conversations from a row on as tokens, CONVERSATIONS_PER_CALL rows a block."""
     numbered = conversations.read(first_row)
     blocks = iter(lambda: list(itertools.islice(numbered, CONVERSATIONS_PER_CALL)), [])
-    # While one block is with the tokenizer, which takes every core and leaves Python alone, others are rendered here or
+    # While one block is with the tokenizer, which takes every core and leaves Python alone, another is rendered or
     # unpacked in the other thread.
     with ThreadPoolExecutor(2) as executor:
 
         def start(rows: list[NumberedConversation]) -> tuple[list[NumberedConversation], Future]:
             talks = [messages for _, messages, _ in rows if messages is not None]
-            return rows, executor.submit(encoding_of(talks, tokenizer, form))
+            return rows, executor.submit(encode_conversations, talks, tokenizer, form)
 
         started = map(start, blocks)
         waiting = collections.deque(itertools.islice(started, BLOCKS_AHEAD))
@@ -362,12 +362,10 @@ def _columns(packed: list[list[EncodedConversation]], max_length: int, pad_token
     token_ids = np.full(shape, pad_token_id, dtype=np.int32)
     supervised, starts = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     for row, items in enumerate(packed):
-        begin = 0
-        for item in items:
-            end = begin + len(item.token_ids)
-            token_ids[row, begin:end], supervised[row, begin:end] = item.token_ids, item.supervised
-            starts[row, begin] = True
-            begin = end
+        *begins, end = itertools.accumulate((len(item.token_ids) for item in items), initial=0)
+        token_ids[row, :end] = np.concatenate([item.token_ids for item in items])
+        supervised[row, :end] = np.concatenate([item.supervised for item in items])
+        starts[row, begins] = True
     return {"input_ids": token_ids, "supervised": supervised, "starts": starts}
 
 

@@ -71,9 +71,12 @@ def documentation_rows() -> list[dict[str, str]]:
             except ImportError:
                 continue  # of another operating system, or left out of this build
             for kind, full_name, thing in _documented(name, module):
-                row = _row(kind, full_name, thing, len(rows))
-                if row is not None:
-                    rows.setdefault(row["response"], row)
+                text = inspect.getdoc(thing) or ""
+                answer = " ".join(text.split("\n\n")[0].split())
+                if text.isascii() and 20 <= len(answer) <= MAX_ANSWER_CHARACTERS and answer not in rows:
+                    question = QUESTIONS[kind][len(rows) % 2].format(name=full_name)
+                    context = "" if kind == "module" else _signature(full_name, thing)
+                    rows[answer] = {"instruction": question, "context": context, "response": answer}
     return list(rows.values())
 
 
@@ -92,16 +95,10 @@ def _documented(name: str, module) -> Iterator[tuple[str, str, object]]:
             yield "function", f"{name}.{attribute}", thing
 
 
-def _row(kind: str, name: str, thing, number: int) -> dict[str, str] | None:
-    text = inspect.getdoc(thing)
-    answer = " ".join((text or "").split("\n\n")[0].split())
-    if not answer or not text.isascii() or not 20 <= len(answer) <= MAX_ANSWER_CHARACTERS:
-        return None
+def _signature(name: str, thing) -> str:
     try:
-        context = "" if kind == "module" else f"{name}{inspect.signature(thing)}"
+        signature = f"{name}{inspect.signature(thing)}"
     except (ValueError, TypeError, AttributeError):
-        context = ""  # written in C, without a signature that Python can read
+        return ""  # written in C, without a signature that Python can read
     # A default value may print an address, which differs from run to run.
-    context = "" if " at 0x" in context or len(context) > 200 else context
-    question = QUESTIONS[kind][number % len(QUESTIONS[kind])].format(name=name)
-    return {"instruction": question, "context": context, "response": answer}
+    return "" if " at 0x" in signature or len(signature) > 200 else signature

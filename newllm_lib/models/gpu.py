@@ -2,6 +2,8 @@
 call once and launch them together from then on. One by one, Python launches the hundreds of small kernels of an update
 more slowly than the GPU runs them."""
 
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -16,17 +18,21 @@ WARM_UP = 3  # calls before one is captured: libraries set themselves up, and ke
 MOST_GRAPHS = 4  # each holds the memory of its call; what comes in more shapes is called as it is
 
 
+KERNELS = f"{__package__}.triton_kernels"
+
+
 @cache
-def triton_kernels() -> ModuleType | None:
-    """The kernels, if Triton is there: torch brings it on Linux with a GPU."""
-    return import_module(".triton_kernels", __package__) if find_spec("triton") else None
+def triton_kernels(module: str = KERNELS) -> ModuleType | None:
+    """A module of kernels, where Triton can be used: torch brings it on Linux with a GPU, and it needs a C compiler."""
+    has_compiler = "CC" in os.environ or any(map(shutil.which, ("cc", "gcc", "clang")))
+    return import_module(module) if find_spec("triton") and has_compiler else None
 
 
-def kernels_for(*tensors: torch.Tensor) -> ModuleType | None:
-    """The module of the kernels where they run: on an NVIDIA GPU, in up to fp32. torch.compile makes better ones, for
-    it sees what stands beside them."""
+def kernels_for(*tensors: torch.Tensor, module: str = KERNELS) -> ModuleType | None:
+    """The module, where its kernels run: on an NVIDIA GPU, in up to fp32. torch.compile makes better ones, for it sees
+    what stands beside them."""
     suit = all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors)
-    return triton_kernels() if suit and not torch.compiler.is_compiling() else None
+    return triton_kernels(module) if suit and not torch.compiler.is_compiling() else None
 
 
 class GraphedCall:

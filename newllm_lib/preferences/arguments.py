@@ -89,10 +89,12 @@ class DpoArguments(AdapterArguments):
     per_device_train_batch_size: int = setting(4, "Pairs per forward pass.", group="Training", low=1, high=64, log=True)
     gradient_accumulation_steps: int = setting(1, "Forward passes per update.", group="Training", low=1, high=64)
     per_device_eval_batch_size: int = setting(16, "Pairs per forward pass in evaluation.")
+    weight_decay: float = setting(0.0, "AdamW's weight decay.", group="Training", low=0, high=1.0)
     max_eval_tokens: int = setting(
         10_000, "Tokens of held-out answers scored at each evaluation, and of training pairs."
     )
     max_test_tokens: int = setting(200_000, "Tokens of held-out answers scored at the end.")
+    eval_on_start: bool = setting(True, "Evaluate the reference before the first update.")
 
     def __post_init__(self):
         super().__post_init__()

@@ -58,11 +58,8 @@ def preference_pairs(
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """(pairs to train on, pairs held out), together `count`, with as many of each kind as of any other and no prompt
     twice. The sides share no topic, and so no prompt and no sentence about a topic. `held_out_share` is that of the
-    topics of each field, at least one, and of the pairs. The same on every machine.
-
-    Raises:
-        InputError: fewer pairs than MIN_PAIRS or more than there are questions, or a share outside (0, 0.5].
-    """
+    topics of each field, at least one, and of the pairs. The same on every machine. Raises InputError: fewer pairs than
+    MIN_PAIRS or more than there are questions, or a share outside (0, 0.5]."""
     most = len(_topics()) * sum(map(len, _phrases()["questions"].values()))
     if not MIN_PAIRS <= count <= most:
         raise InputError(f"pairs has to be between {MIN_PAIRS} and {most}, the questions there are, got {count}.")

@@ -30,6 +30,7 @@ class Preference:
     rejected: str
     kind: str = ""  # the flaw of the rejected answer, where it is known
     place: str = ""  # where it stands in its file, for the user who has to mend it
+    encoded: "EncodedPreference | None" = field(default=None, repr=False, compare=False)  # after `drop_too_long`
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class Preferences:
     identity: str
     pairs: list[Preference] = field(repr=False)
     remarks: tuple[str, ...] = ()  # sentences on what was left out or cut
-    encoded: list["EncodedPreference"] = field(default_factory=list, repr=False)  # the pairs, after `drop_too_long`
+
+    @property
+    def encoded(self) -> list["EncodedPreference"]:
+        return [pair.encoded for pair in self.pairs]
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,7 @@ class EncodedPreference:
 def any_preference(row: dict) -> Preference:
     """A row of a prompt, by the table of columns, with `chosen` and `rejected`, each a text or turns that may repeat
     the prompt, as TRL has them; or of two whole conversations that differ in their last answer, turns or transcripts.
-
-    Raises:
-        RowError: it is none of these, or a side is empty or no text.
-    """
+    Raises RowError: it is none of these, or a side is empty or no text."""
     if "prompt" not in columns_read(row) and "chosen" in row and "rejected" in row:
         (*prompt, chosen), (*other, rejected) = (whole_conversation(row, name) for name in ("chosen", "rejected"))
         if prompt != other:
@@ -118,16 +119,14 @@ def load_preferences(
     held_out_share: float | None = None,
     max_samples: int | None = None,
 ) -> Splits[Preferences]:
-    """The pairs to train on and those to evaluate on, which share no prompt (generated ones: no topic).
+    """The pairs to train on and those to evaluate on, which share no prompt (generated ones: no topic). Raises
+    InputError: bad file or row, unknown dataset or source, or data out of reach.
 
     Args:
         dataset: None or "generated-ja": pairs made from `pairs_seed`; hh-rlhf, or another id on the hub ("owner/name")
             with rows of prompt, chosen and rejected.
         held_out_share: None: 15 % of generated pairs, 5 % of others.
         max_samples: rows of the training split to look at, the first ones; None takes all.
-
-    Raises:
-        InputError: bad file or row, unknown dataset or source, or data out of reach.
     """
     if max_samples is not None and max_samples < 1:
         raise InputError(f"max_samples has to be at least 1, got {max_samples}.")
@@ -194,8 +193,7 @@ def _read(
     refuse: Callable[[str, RowError], None],
     max_samples: int | None,
 ) -> Preferences:
-    """The pairs of (place, row)s, the first ones. `names`: origin, licence and identity of the rows; `refuse` may
-    raise."""
+    """The first pairs of (place, row)s; `names`: origin, licence and identity of the rows; `refuse` may raise."""
     pairs, complaints = [], []
     for place, row in itertools.islice(rows, max_samples):
         try:
@@ -224,16 +222,23 @@ def _hold_out(whole: Preferences, share: float) -> dict[str, Preferences]:
 def encode_preferences(
     pairs: Sequence[Preference], tokenizer: PreTrainedTokenizerFast, max_length: int
 ) -> Iterator[EncodedPreference]:
-    """Pairs as the model's chat template has them, answers cut at `max_length` tokens of prompt and answer together.
-    The prompt of every pair has to be shorter than that: see `drop_too_long`."""
+    """Pairs as the model's chat template has them, answers cut at `max_length` tokens of prompt and answer together; a
+    prompt that is as long by itself leaves no answer."""
     for pair in pairs:
-        prompt, chosen, rejected = token_ids(pair, tokenizer)
+        answers = ((), (pair.chosen,), (pair.rejected,))
+        prompt, chosen, rejected = (_token_ids(pair, tokenizer, *answer) for answer in answers)
         # The answers begin where one of them first differs from the prompt.
         start = len(prompt)
         while prompt[:start] != chosen[:start] or prompt[:start] != rejected[:start]:
             start -= 1
         is_cut = max(len(chosen), len(rejected)) > max_length
         yield EncodedPreference(prompt[:start], chosen[start:max_length], rejected[start:max_length], pair.kind, is_cut)
+
+
+def _token_ids(pair: Preference, tokenizer: PreTrainedTokenizerFast, *answer: str) -> list[int]:
+    """The prompt with an answer, or up to where one begins, without special tokens that the texts spell out."""
+    turns = [{"role": "assistant", "content": text} for text in answer]
+    return conversation_ids(plain_messages([*pair.prompt, *turns], tokenizer), tokenizer, is_turn_open=not answer)
 
 
 def sample_pairs(pairs: Iterable[EncodedPreference], max_tokens: int) -> list[EncodedPreference]:
@@ -243,54 +248,35 @@ def sample_pairs(pairs: Iterable[EncodedPreference], max_tokens: int) -> list[En
     return pairs[:: max(-(-tokens // max_tokens), 1)]
 
 
-def token_ids(pair: Preference, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    """The prompt up to where an answer begins, the prompt with the chosen answer, and with the rejected one, without
-    special tokens that the texts spell out."""
-    prompt = list(pair.prompt)
-    turns = [[], *([{"role": "assistant", "content": side}] for side in (pair.chosen, pair.rejected))]
-    conversations = [plain_messages([*prompt, *turn], tokenizer) for turn in turns]
-    return [conversation_ids(said, tokenizer, is_turn_open=said is conversations[0]) for said in conversations]
-
-
 def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_length: int, skips: bool) -> Preferences:
     """Without the pairs whose prompt leaves no room for an answer (with `skips` false the first one is refused), and
     without those whose answers are equal as far as there is room; the remarks have these, and others that are cut.
-
-    Raises:
-        InputError: naming the line, or there is no pair left.
-    """
+    Raises InputError: naming the line, or there is no pair left."""
     complaint = f"the prompt alone fills max_length {max_length}"
-    kept, ids, long, equal = [], [], [], []
-    for pair in side.pairs:
-        if len(token_ids(pair, tokenizer)[0]) >= max_length:
+    kept, long, equal = [], [], []
+    for pair, encoded in zip(side.pairs, encode_preferences(side.pairs, tokenizer, max_length), strict=True):
+        if len(encoded.prompt) >= max_length:
             if not skips:
-                raise InputError(
-                    f"{side.origin}, {pair.place}: {complaint}; choose a larger --max_length, or --skip_bad_rows "
-                    "leaves such rows out."
-                )
+                remedy = "choose a larger --max_length, or --skip_bad_rows leaves such rows out"
+                raise InputError(f"{side.origin}, {pair.place}: {complaint}; {remedy}.")
             long.append(pair.place)
-            continue
-        (encoded,) = encode_preferences([pair], tokenizer, max_length)
-        if encoded.chosen == encoded.rejected:
+        elif encoded.chosen == encoded.rejected:
             equal.append(pair.place)
         else:
-            kept.append(pair)
-            ids.append(encoded)
+            kept.append(replace(pair, encoded=encoded))
     if not kept:
         why = f"{side.origin} has no prompt shorter than max_length {max_length}"
         if equal:
-            why = (
-                f"in all {len(equal):,} pairs of {side.origin} both answers are the same within max_length {max_length}"
-            )
-        raise InputError(f"{why}; choose a larger one, or other data.")
+            why = f"in all {len(equal):,} pairs of {side.origin} both answers are the same within {max_length} tokens"
+        raise InputError(f"{why}; choose a larger max_length, or other data.")
     remarks = list(side.remarks)
     if long:
         remarks.append(f"{len(long):,} rows do not fit and were left out ({long[0]}: {complaint}).")
     if equal:
         remarks.append(f"{len(equal):,} pairs are equal within {max_length} tokens and were left out ({_some(equal)}).")
-    if cut := sum(encoded.is_cut for encoded in ids):
+    if cut := sum(pair.encoded.is_cut for pair in kept):
         remarks.append(f"{cut:,} pairs have an answer that is cut at {max_length} tokens.")
-    return replace(side, pairs=kept, remarks=tuple(remarks), encoded=ids)
+    return replace(side, pairs=kept, remarks=tuple(remarks))
 
 
 def _some(places: Sequence[str]) -> str:

@@ -61,12 +61,8 @@ def reference_arguments(args: DpoArguments, parameters: int, max_length: int) ->
 
 def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[TrainerCallback, ...]) -> Path:
     """Train all weights of the prepared model on the answers of its pairs, or go on with it. Returns the folder of the
-    reference, a run of its own in that of stage 6.
-
-    Raises:
-        InputError: no answer fits.
-        TrainingInterrupted: stopped by hand; the same call continues.
-    """
+    reference, a run of its own in that of stage 6. Raises InputError: no answer fits; TrainingInterrupted: stopped by
+    hand, the same call continues."""
     max_length = row_length(args, prepared)
     form = ConversationFormat(max_length, too_long="cut")  # as DPO cuts them
     splits = Splits(all_answers(prepared.train_rows), all_answers(prepared.held_out), prepared.splits.source)

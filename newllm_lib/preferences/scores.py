@@ -121,11 +121,8 @@ def accuracy_by_kind(scores: PairScores, pairs: Sequence[EncodedPreference], bet
 
 
 def chosen_falls(before: dict[str, float], now: dict[str, float]) -> str:
-    """A sentence if the chosen answers have become less likely while the margin has grown, else nothing.
-
-    Args:
-        before, now: evaluations as a trainer logs them.
-    """
+    """A sentence if the chosen answers have become less likely while the margin has grown, else nothing; `before` and
+    `now` are evaluations as a trainer logs them."""
     fall = before["eval_chosen_logp"] - now["eval_chosen_logp"]
     if fall < NOTABLE_FALL or now["eval_margin"] <= before["eval_margin"]:
         return ""
@@ -140,14 +137,9 @@ def chosen_falls(before: dict[str, float], now: dict[str, float]) -> str:
 def evaluate_preferences(
     trained: TrainedModel, data: str | None, max_length: int | None, batch_size: int | None
 ) -> dict[str, Any]:
-    """Score a model tuned by preferences on the pairs held out when it was trained, or on those in a file.
-
-    Returns:
-        `preference_metrics`, `accuracy_by_kind` of flaw, and `text`, where the pairs came from.
-
-    Raises:
-        InputError: a bad file, or the held-out pairs are out of reach or have changed.
-    """
+    """Score a model tuned by preferences on the pairs held out when it was trained, or on those in a file: its
+    `preference_metrics`, `accuracy_by_kind` of flaw, and `text`, where the pairs came from. Raises InputError: a bad
+    file, or the held-out pairs are out of reach or have changed."""
     run, length = trained.run, max_length or trained.run["max_length"]
     names = ("dataset", "skip_bad_rows", "pairs", "pairs_seed", "held_out_share")
     settings = {name: run[name] for name in names if name in run}

@@ -130,7 +130,6 @@ def read_trials(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_trials(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The whole table or none of it."""
     write_text(folder / TRIALS_FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -36,12 +36,8 @@ def dpo_config(args: DpoArguments) -> DPOConfig:
 class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
     """Trains adapters on pairs; the reference is the model with its adapters off. The loss is TRL's as a mean over
     the pairs of an update, however they fall into micro-batches. The metrics of an evaluation are those of
-    `preference_metrics`: exact means over pairs, on held-out pairs and on as many training pairs.
-
-    Args:
-        model: the plain model; it gets its adapters here.
-        train_pairs, held_out: as of `drop_too_long`.
-    """
+    `preference_metrics`: exact means over pairs, on held-out pairs and on as many training pairs. The model is a plain
+    one, which gets its adapters here; the pairs are those of `drop_too_long`."""
 
     def __init__(
         self, model, args: DpoArguments, train_pairs: Preferences, held_out: Preferences, tokenizer, callbacks=()

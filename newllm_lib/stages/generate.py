@@ -15,9 +15,8 @@ def generate(
     top_p: float = 0.95,
     base: str | None = None,
 ) -> str:
-    """The prompt and what the model in folder `path` writes after it. `base` is where the model is now that adapters
-    were trained on; None: where it was. Raises InputError: bad folder, a prompt that is no text, or a value outside its
-    range."""
+    """The prompt and what the model in folder `path` writes after it. `base` is that of `open_model`. Raises
+    InputError: bad folder, a prompt that is no text, or a value outside its range."""
     check_sampling(max_new_tokens, temperature, top_p, seed=seed)
     check_prompt(prompt)
     trained = open_model(path, base)

@@ -47,9 +47,7 @@ class ConversationArguments(StageArguments):
     loss_on: Literal["assistant", "all"] = setting(
         "assistant", "Learn the assistant's words only, or every token.", group="Training"
     )
-    too_long: Literal["turns", "cut"] = setting(
-        "turns", "Keep whole turns of a conversation that is too long, or cut it."
-    )
+    too_long: Literal["turns", "cut"] = setting("turns", "Keep whole turns of a long conversation, or cut it.")
 
     def load_conversations(self) -> Splits[Conversations]:
         """The conversations these settings name. Raises InputError: bad file or row, unknown dataset or source, or data
@@ -72,9 +70,7 @@ class SftArguments(ConversationArguments, ModelArguments):
         256, "Tokens per row; longer conversations lose their last turns.", group="Data", low=64, high=1024, log=True
     )
     output_dir: str = setting("runs/sft", "Folder of the run: settings, model, checkpoints, curves.")
-    learning_rate: float = setting(
-        2e-3, "Peak learning rate of AdamW.", group="Training", low=1e-5, high=1e-2, log=True
-    )
+    learning_rate: float = setting(2e-3, "Peak learning rate.", group="Training", low=1e-5, high=1e-2, log=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -130,13 +126,12 @@ def prepare(args: SftArguments) -> PreparedRun:
     train_rows, counts = conversation_rows(splits.train, tokenizer, form)
     documents = conversation_documents(splits.validation, tokenizer, form)
     check_metric_of(args, documents)
-    model = new_model(args, tokenizer) if start is None else _adjusted(start.model, args)
+    model = new_model(args, tokenizer) if start is None else _adjusted(start.model.cpu(), args)
     return PreparedRun(splits, tokenizer, train_rows, counts, documents, model, tuple(counts.remarks(args.max_length)))
 
 
 def _adjusted(model: PreTrainedModel, args: SftArguments) -> PreTrainedModel:
     """The model to start from as the settings want it."""
-    model = model.cpu()
     grows = args.grow_context is not None
     if grows and not isinstance(model, NewLLMForCausalLM):
         raise InputError(f"grow_context is for New-LLM; {args.model!r} is a {args.model_type}.")

@@ -91,23 +91,15 @@ SETTING_KEYS = ("group", "low", "high", "log", "session")  # of a setting's meta
 
 
 def setting(default: Any, help: str, group: str = "", **more: Any) -> Any:
-    """A dataclass field with a help text and the group of settings it is shown in.
-
-    Args:
-        more: `low` and `high`: the range of its slider; `log`: the slider has powers of two or ten between; `session`:
-            the value may change when a run is continued.
-    """
+    """A dataclass field with a help text, and the group of settings it is shown in. Its slider goes from low to high
+    (with log by powers of two or ten); with session the value may change when a run goes on."""
     return dataclasses.field(default=default, metadata={"help": help, "group": group, **more})
 
 
 @dataclass
 class StageArguments(TrainingArguments):
     """transformers' `TrainingArguments` with our defaults, and the fields every stage adds. A stage that gives a field
-    again has its own default and its own slider.
-
-    Raises (on construction):
-        InputError: a value that no run could use.
-    """
+    again has its own default and its own slider. Raises InputError on construction: a value that no run could use."""
 
     # Name of a metric -> True if more of it is better. The share of unknown tokens is no metric of a model.
     metrics: ClassVar[dict[str, bool]] = {

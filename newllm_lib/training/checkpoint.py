@@ -34,16 +34,9 @@ logger = logging.getLogger(__name__)
 
 
 def open_run(folder: Path, run: dict[str, Any], session: dict[str, Any]) -> None:
-    """Claim `folder` for a run, or find that it holds that very run already.
-
-    Args:
-        run: what makes the run this run; has to be the same every time.
-        session: what may differ from one session to the next (paths, micro-batch); the newest is kept.
-
-    Raises:
-        InputError: the folder cannot be written to, or holds something else, a run with other settings (which are
-            named), or one of an earlier version.
-    """
+    """Claim `folder` for a run, or find that it holds that very run already: `run` has to be the same every time, and
+    `session` (paths, micro-batch) may differ; the newest is kept. Raises InputError: the folder cannot be written to or
+    holds something else, a run with other settings (which are named), or one of an earlier version."""
     with saying(f"output_dir {str(folder)!r} cannot be written to", "choose another --output_dir"):
         if holds_run(folder):
             check_version(folder)
@@ -238,16 +231,16 @@ def resume_point(folder: Path, needs_best: bool) -> Path | None:
 def set_aside(checkpoint: Path) -> None:
     """Give a checkpoint a name that is not a checkpoint's. If one of that name is there, the sealed one stays."""
     aside = checkpoint.with_name(ASIDE + checkpoint.name)
-    if aside.exists() and not (checkpoint / COMPLETE_FILE).exists():
-        shutil.rmtree(checkpoint)
-        return
-    shutil.rmtree(aside, ignore_errors=True)
-    os.rename(checkpoint, aside)
+    if aside.exists():
+        shutil.rmtree(aside if (checkpoint / COMPLETE_FILE).exists() else checkpoint)
+    if checkpoint.exists():
+        os.rename(checkpoint, aside)
 
 
 def take_back(checkpoint: Path) -> None:
     """Remove what there is of a checkpoint that could not be written; one that was set aside for it stands again."""
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    if checkpoint.exists():
+        shutil.rmtree(checkpoint, ignore_errors=True)
     aside = checkpoint.with_name(ASIDE + checkpoint.name)
     if aside.exists() and not checkpoint.exists():
         os.rename(aside, checkpoint)

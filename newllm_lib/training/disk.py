@@ -52,7 +52,7 @@ def saying(problem: str, remedy: str) -> Iterator[None]:
 
 
 def temporary(path: Path, ending: str) -> Path:
-    """The hidden name beside `path` under which a copy is written (PARTIAL) or what it replaces waits (OLD)."""
+    """The hidden name beside `path` under which a file is written (PARTIAL) or what it replaces waits (OLD)."""
     return path.with_name(f".{path.name}{ending}")
 
 
@@ -79,12 +79,12 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
+    unfinished = temporary(path, f".{os.getpid()}.tmp")
+    with unfinished.open("wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    os.replace(unfinished, path)
 
 
 def read_json(path: Path) -> Any:

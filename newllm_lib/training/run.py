@@ -58,10 +58,9 @@ logger = logging.getLogger(__name__)
 
 def model_config(args: ModelArguments, vocab_size: int, **token_ids: int | None) -> PreTrainedConfig:
     """The config that the settings describe. Raises InputError: there is no such model."""
+    names = ("max_length", "num_layers", "num_parameters", "dropout", *ALL_SIZES)
     try:
-        sizes = {
-            name: getattr(args, name) for name in ("max_length", "num_layers", "num_parameters", "dropout", *ALL_SIZES)
-        }
+        sizes = {name: getattr(args, name) for name in names}
         return build_config(args.model_type, vocab_size=vocab_size, **sizes, **token_ids)
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -140,19 +139,14 @@ def check_metric_of(args: ModelArguments, documents: EvaluationDocuments) -> Non
 
 
 class Run:
-    """A run in its folder, which no other process works on until `opened_run` ends.
-
-    Attributes:
-        is_finished: its results are there, and there is nothing left to do.
-        trainer: once it has trained.
-    """
+    """A run in its folder, which no other process works on until `opened_run` ends."""
 
     def __init__(self, args: ModelArguments, prepared: PreparedRun):
         self.args, self.prepared, self.folder = args, prepared, Path(args.output_dir)
         self.is_main = args.process_index == 0
         results = read_results(self.folder)
-        self.is_finished = results is not None
-        self.trainer: RunTrainerMixin | None = None
+        self.is_finished = results is not None  # there is nothing left to do
+        self.trainer: RunTrainerMixin | None = None  # once it has trained
         if self.is_finished:
             self._say(f"This run is finished: loss {results['loss']:.4f}. Choose another --output_dir for a new one.")
             return
@@ -181,15 +175,9 @@ class Run:
         return [*stop_early, EvaluateAtEnd(), self._log, self._interrupt, *by_minutes, *callbacks]
 
     def train(self, trainer: RunTrainerMixin) -> None:
-        """Train, or go on from the newest checkpoint, and save the model that is the result.
-
-        Args:
-            trainer: made with `self.callbacks(...)`.
-
-        Raises:
-            InputError: the disk does not take the result.
-            TrainingInterrupted: stopped by hand; the same command continues.
-        """
+        """Train, or go on from the newest checkpoint, and save the model that is the result; `trainer` is made with
+        `self.callbacks(...)`. Raises InputError: the disk does not take the result; TrainingInterrupted: stopped by
+        hand, and the same command continues."""
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.resume_or_start()
@@ -209,12 +197,8 @@ class Run:
         trainer.save_model(str(self.folder))
 
     def finish(self, metrics: dict[str, Any], more: dict[str, Any] | None = None, advice: str = "") -> None:
-        """Write the model card and the results, which say that the run is finished.
-
-        Args:
-            metrics: of the trained model; more: what else belongs into the results.
-            advice: the last but one line of the log.
-        """
+        """Write the model card and the results, which say that the run is finished: the `metrics` of the trained model,
+        and what `more` belongs there. `advice` is the last but one line of the log."""
         if not self.is_main:
             return
         prepared, state = self.prepared, self.trainer.state
@@ -235,14 +219,9 @@ class Run:
 
 @contextmanager
 def opened_run(args: ModelArguments, prepared: PreparedRun, identity: dict[str, Any]) -> Iterator[Run]:
-    """The run that `args.output_dir` holds, or a new one there.
-
-    Args:
-        identity: what makes the run this run beside its settings and its data.
-
-    Raises:
-        InputError: the folder holds something else, another process works on it, or the disk does not take the result.
-    """
+    """The run that `args.output_dir` holds, or a new one there; beside its settings and its data, `identity` makes it
+    this run. Raises InputError: the folder holds something else, another process works on it, or the disk does not take
+    the result."""
     claim_folder(args, prepared, identity)
     with in_use(Path(args.output_dir)) if args.process_index == 0 else nullcontext():
         run = Run(args, prepared)

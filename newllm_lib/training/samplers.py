@@ -46,6 +46,7 @@ class RowsOnDisk(Dataset):
 
     def __init__(self, rows: datasets.Dataset):
         self.rows, self.table = rows, rows.with_format("arrow")
+        self.transform = rows.format["format_kwargs"].get("transform", lambda columns: columns)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -59,8 +60,9 @@ class RowsOnDisk(Dataset):
         for name in table.column_names:
             column = table[name].combine_chunks()
             is_row = pyarrow.types.is_fixed_size_list(column.type)
-            batch[name] = column.flatten().to_numpy().reshape(len(indices), -1) if is_row else column.to_numpy()
-        return batch
+            values = (column.flatten() if is_row else column).to_numpy(zero_copy_only=False)  # bools are packed bits
+            batch[name] = values.reshape(len(indices), -1) if is_row else values
+        return self.transform(batch)
 
 
 class RowsAndBlank(Dataset):

@@ -313,17 +313,15 @@ def _check_size(folder: Path, config: PreTrainedConfig) -> None:
                     tensors += 1
                     numbers += math.prod(part.get_shape()) * (2 if part.get_dtype() == "U8" else 1)  # 4 bit: in pairs
     # Tied weights are one tensor of the file and two of the model; new and old names of a layer may differ in number.
-    left = {"parameters": 4 * tensors + 64, "numbers": 2 * numbers + SPARE_NUMBERS}
-
-    seen: set[torch.Tensor] = set()
+    seen, held, most = set(), 0, 2 * numbers + SPARE_NUMBERS
 
     def count(module: torch.nn.Module, name: str, tensor: torch.Tensor | None) -> None:
+        nonlocal held
         if tensor is None or tensor in seen:  # weights are tied by registering them again
             return
         seen.add(tensor)
-        left["parameters"] -= 1
-        left["numbers"] -= tensor.numel()
-        if min(left.values()) < 0:
+        held += tensor.numel()
+        if held > most or len(seen) > 4 * tensors + 64:
             weights = f"the weights, which are {tensors:,} tensors of {numbers:,} numbers"
             raise ValueError(f"it describes a model much larger than {weights}")
 

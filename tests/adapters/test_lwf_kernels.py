@@ -11,6 +11,7 @@ import torch
 
 from newllm_lib.adapters import lwf_loss as module
 from newllm_lib.adapters.lwf_loss import lwf_loss
+from newllm_lib.models import gpu
 from newllm_lib.models.frozen_head import Head
 
 pytest.importorskip("triton", reason="Triton is not installed: torch brings it on a machine with a GPU")
@@ -38,7 +39,7 @@ for softens, trains, teacher in ((True, True, True), (False, True, True), (False
 @pytest.fixture
 def kernels(monkeypatch):
     """Both ways to compute it, the kernel's in several chunks of tokens and blocks of types."""
-    found = module.triton_kernels()
+    found = gpu.triton_kernels(module.KERNEL)
     monkeypatch.setattr(found, "SIZES", {"TYPES": 256, "num_warps": 8})
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 2 * 4 * TYPES)
     monkeypatch.setattr(module, "GPU_TYPES_PER_BLOCK", 300)
@@ -59,7 +60,7 @@ def both(inputs, monkeypatch, kernels, **options):
     """(total, task, KL, gradient) by torch, and by the kernel."""
     found = []
     for way in (None, kernels):
-        monkeypatch.setattr(module, "kernels_for", lambda models, way=way: way)
+        monkeypatch.setattr(module, "kernel_for", lambda models, way=way: way)
         loss = lwf_loss(*inputs, **options)
         gradients = torch.autograd.grad(loss.total, inputs[0]) if loss.total.requires_grad else ()
         found.append((loss.total, loss.task, loss.kl, *gradients))

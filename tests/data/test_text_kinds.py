@@ -75,12 +75,13 @@ def test_a_mark_may_be_cut_by_the_end_of_a_part(part):
 
 def test_a_text_without_line_ends_comes_in_pieces(tmp_path):
     text = "word and word " * 40_000
-    path = write(tmp_path / "line.txt", text.encode())
-    pieces = list(read_pieces(path, "data"))
-    assert "".join(piece.text for piece in pieces) == text and max(len(p.text) for p in pieces) <= PIECE_CHARACTERS
-    assert [piece.starts_document for piece in pieces] == [True] + [False] * (len(pieces) - 1)
+    line = write(tmp_path / "line.txt", text.encode())
     row = write(tmp_path / "row.jsonl", json.dumps({"text": text}).encode())
-    assert list(read_pieces(row, "data")) == pieces
+    for path in (line, row):
+        pieces = list(read_pieces(path, "data"))
+        assert "".join(piece.text for piece in pieces) == text
+        assert max(len(piece.text) for piece in pieces) <= PIECE_CHARACTERS
+        assert [piece.starts_document for piece in pieces] == [True] + [False] * (len(pieces) - 1)
 
 
 def test_no_more_text_than_a_bound_is_tokenized_at_a_time(monkeypatch):

@@ -190,6 +190,6 @@ def test_pairs_that_are_equal_within_a_row_are_told_and_left_out(tmp_path, token
     file = write_pairs(tmp_path / "equal.jsonl", [pairs[1]] * 3)
     side = load_preferences(data=str(file), eval_data=str(file)).train
     with pytest.raises(
-        InputError, match=r"in all 3 pairs of file equal\.jsonl both answers are the same within max_length"
+        InputError, match=r"in all 3 pairs of file equal\.jsonl both answers are the same within 64 tokens"
     ):
         drop_too_long(side, tokenizer, 64, skips=False)

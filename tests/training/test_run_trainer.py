@@ -1,6 +1,7 @@
 """A loss that is no number ends a run before its weights are harmed, and what was saved can be gone on with."""
 
 import math
+import traceback
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from preference_runs import dpo_arguments
 from run_files import StopAt
 from safetensors.torch import load_file
 from test_killed_trainings import log_of
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback
 
 from newllm_lib.errors import InputError, TrainingDiverged
@@ -202,3 +204,40 @@ def test_transformers_looks_at_no_loss_either_but_under_fp16(tmp_path):
     args = PretrainArguments(output_dir=str(tmp_path), use_cpu=True)
     assert args.logging_nan_inf_filter is False and "logging_nan_inf_filter" not in args.run_settings()
     assert PretrainArguments(output_dir=str(tmp_path), logging_nan_inf_filter=True).logging_nan_inf_filter is True
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a value is read from a tensor: from one on a GPU that is a wait. What the head reads on a CPU
+    alone, to leave tokens out, does not count."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            callers = {frame.f_code.co_name for frame, _ in traceback.walk_stack(None)}
+            self.count += "_loss_without_logits" not in callers
+        return function(*args, **(kwargs or {}))
+
+
+class ReadsOfUpdates(TrainerCallback):
+    """Keeps the number of reads in each update, from its first micro-batch to the end of its step."""
+
+    def __init__(self, reads):
+        self.reads, self.of_updates = reads, []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.before = self.reads.count
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.of_updates.append(self.reads.count - self.before)
+
+
+@pytest.mark.parametrize("model_type", ["newllm", "lstm"])
+def test_an_update_reads_no_value_from_the_device(tmp_path, text_file, monkeypatch, model_type):
+    """Neither we nor transformers: a GPU's queue is full while the host prepares the next update."""
+    monkeypatch.setattr(run_trainer, "NO_QUEUE", set())
+    with Reads() as reads:
+        updates = ReadsOfUpdates(reads)
+        fields = {"gradient_accumulation_steps": 2, "model_type": model_type, "logging_steps": 4}
+        train_language_model(tmp_path, "run", text_file, (updates,), **fields)
+    assert updates.of_updates == [0] * 12 and reads.count > 0
