@@ -104,11 +104,11 @@ def memory_budget(
         widest = max(max(layer.inputs, layer.outputs) for layer in layers)  # what the activation function makes
         inner = rank * sum(layer.name in targets for layer in layers)
         projections = sum(layer.outputs for layer in layers) + sum(into_stream) + widest + inner
-        attention = 3 * FP32 * tokens * min(into_stream) + scores
+        attention = 3 * FP32 * tokens * min(into_stream, default=0) + scores
         norms = sizes.norms * hidden * (FP32 + compute_bytes)  # before in fp32, after in half
         return projections * tokens * compute_bytes + attention + norms
 
-    blocks = dict.fromkeys(layer.block for layer in sizes.linear if layer.block)
+    blocks = {layer.block for layer in sizes.linear} - {""} or {""}  # a model without numbered blocks is one
     kept_by_block = [kept([layer for layer in sizes.linear if layer.block == block]) for block in blocks]
     wide = tokens * compute_bytes * max(max(layer.inputs, layer.outputs) for layer in sizes.linear)
     of_layers = [nf4_bytes(layer.weights) if quantized else compute_bytes * layer.weights for layer in sizes.linear]

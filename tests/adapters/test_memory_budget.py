@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GemmaConfig, 
 
 from newllm_lib.adapters.memory_budget import GB, USABLE_SHARE, check_fits, memory_budget, model_sizes
 from newllm_lib.errors import InputError
-from newllm_lib.models import NewLLMConfig
+from newllm_lib.models import LSTMConfig, NewLLMConfig, NewLLMReferenceConfig
 
 SMALL = {
     "hidden_size": 256,
@@ -272,4 +272,10 @@ def test_a_model_without_attention_has_a_budget():
     # Three into the context, one out of it, the MLP's; the projection.
     assert len(targets) == 7 * config.num_hidden_layers + 1
     assert parts["adapters"] == 18 * RANK * sum(layer.inputs + layer.outputs for layer in targets)
+    assert min(parts.values()) > 0
+
+
+@pytest.mark.parametrize("config", [NewLLMReferenceConfig(num_hidden_layers=3), LSTMConfig()])
+def test_a_model_that_is_no_stack_of_blocks_has_a_budget(config):
+    parts = memory_budget(model_sizes(config), **QLORA, rank=RANK, micro_batch=ROWS, max_length=TOKENS)
     assert min(parts.values()) > 0

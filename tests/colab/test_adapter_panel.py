@@ -68,6 +68,13 @@ def t4(monkeypatch):
         monkeypatch.setattr(module, "config_of", lambda base: GemmaConfig(**GEMMA_2B))
 
 
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """The panel of a machine without one, which says nothing of its memory and reads no config for it."""
+    for module in (base_lookup, adapter_estimate, estimate):
+        monkeypatch.setattr(module, "find_device", lambda use_cpu: find_device(use_cpu=True))
+
+
 def set_to(panel, name, value):
     panel.controls[name].set(value)
     panel.refresh()
@@ -85,9 +92,7 @@ def test_the_panel_offers_the_settings_of_adapters(make_panel):
         assert "✗" not in panel.line.value and args.model.endswith("tiny-gemma"), "the model is no preset's business"
 
 
-def test_the_line_says_what_will_be_trained(make_panel, monkeypatch):
-    for module in (base_lookup, adapter_estimate, estimate):
-        monkeypatch.setattr(module, "find_device", lambda use_cpu: find_device(use_cpu=True))
+def test_the_line_says_what_will_be_trained(make_panel, no_gpu):
     panel = make_panel()
     line = plain(panel.line.value)
     assert "tiny-gemma in full precision" in line and "12 updates of 4 examples" in line
@@ -194,7 +199,7 @@ def test_the_preview_shows_what_is_rehearsed(make_panel, monkeypatch):
 
 
 @pytest.fixture
-def package(monkeypatch, tmp_path, model):
+def package(monkeypatch, tmp_path, model, no_gpu):
     """The package of the offline model, installed and never used."""
     folder = tmp_path / "converted"
     monkeypatch.setattr(offline_gemma, "release", lambda: "gemma 1.0.0")
