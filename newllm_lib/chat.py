@@ -51,7 +51,8 @@ class Chat:
         seed: int | None = None,
         base: bool = False,
     ):
-        check_sampling(max_new_tokens, temperature, top_p, repetition_penalty or 1.0, seed)  # before a model is opened
+        penalty = 1.0 if repetition_penalty is None else repetition_penalty
+        check_sampling(max_new_tokens, temperature, top_p, penalty, seed)  # before a model is opened
         self.trained = path if isinstance(path, TrainedModel) else open_model(path)
         self.tokenizer, self.model, self.base = self.trained.tokenizer, self.trained.model, base
         generator = torch.Generator(self.model.device)

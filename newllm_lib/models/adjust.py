@@ -3,6 +3,8 @@
 Dimensions: C context of a layer, E width.
 """
 
+from functools import cache
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -94,5 +96,9 @@ def _of_channels(layer: NewLLMLayer) -> tuple[nn.Parameter, ...]:
 
 
 def _train_where(parameter: nn.Parameter, mask: torch.Tensor) -> None:
+    @cache  # a captured update may not wait for a copy from the host
+    def mask_on(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        return mask.to(device, dtype)
+
     parameter.requires_grad_(True)
-    parameter.register_hook(lambda gradient: gradient * mask.to(gradient))
+    parameter.register_hook(lambda gradient: gradient * mask_on(gradient.device, gradient.dtype))

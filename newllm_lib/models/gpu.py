@@ -2,6 +2,7 @@
 call once and launch them together from then on. One by one, Python launches the hundreds of small kernels of an update
 more slowly than the GPU runs them."""
 
+import gc
 import os
 import shutil
 from collections import Counter
@@ -74,8 +75,13 @@ class GraphedCall:
 
     def _capture(self, tensors: dict[str, torch.Tensor]) -> tuple:
         graph, inputs = torch.cuda.CUDAGraph(), {name: tensor.clone() for name, tensor in tensors.items()}
-        with torch.cuda.graph(graph, stream=self.stream):
-            results = self.function(**inputs)
+        gc.collect()
+        gc.disable()  # an earlier graph whose turn came while this one is captured would undo it
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                results = self.function(**inputs)
+        finally:
+            gc.enable()
         return graph, inputs, results
 
 

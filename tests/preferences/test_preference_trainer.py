@@ -72,7 +72,8 @@ def test_our_metrics_are_trls(tmp_path, model_type):
         loss = trainer.compute_loss(trainer.model, batch)
     theirs = {name: sum(values) / len(values) for name, values in trainer._metrics["eval"].items()}
     assert float(loss) == pytest.approx(ours["loss"], abs=1e-5)
-    assert theirs["rewards/accuracies"] == ours["accuracy"] > 0.9
+    assert theirs["rewards/accuracies"] == pytest.approx(ours["accuracy"])  # a mean in fp32
+    assert ours["accuracy"] > 0.9
     assert theirs["rewards/margins"] == pytest.approx(ours["margin"], abs=1e-4)
     assert theirs["logps/chosen"] == pytest.approx(ours["chosen_logp"], abs=1e-3)
     assert theirs["logps/rejected"] == pytest.approx(ours["rejected_logp"], abs=1e-3)
