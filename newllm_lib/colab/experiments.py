@@ -1,11 +1,13 @@
 """The cells of notebook 7: look for good settings, see their results, and have notebook 6 take the best."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 from IPython.display import HTML, display
+from transformers import TrainerCallback
 
 from ..errors import InputError
 from ..preferences.sweep import (
@@ -28,6 +30,7 @@ from .page.notices import (
     error_html,
     figure_html,
     in_one_sentence,
+    one_sentence,
     quiet_notebook,
     say,
     sentence_html,
@@ -54,32 +57,31 @@ FILES = {
 CARRIED = ("lora_alpha", "sft_epochs", "sft_weight", "max_length")  # settings of all trials that go with the best ones
 
 
-@in_one_sentence
-def run_experiments(panel: SweepPanel) -> Path:
-    """Run the trials that are missing; finished ones are never repeated. Returns the folder of the sweep, for the cells
-    below."""
-    quiet_notebook()
-    args = panel.arguments(panel.models[0])
-    folder = Path(args.output_dir)
-    copier = drive_copier(folder)
-    before = read_trials(folder)
-    for sentence, status in fetch_sentences(copier, [trial_folder(folder, row["trial"]) for row in before[-1:]]):
-        say(sentence, status)
-    live = LiveTrials(folder, args.trials)
-    try:
-        with warnings_in_the_plot():
-            panel.stage.run(args, (live,) if copier is None else (live, copier.callback()))
-    except KeyboardInterrupt as stop:
-        live.tell("stopped", draw=True)
-        on_drive = wait_for_drive(copier, lambda: None)
-        raise CellStopped(f"■ {stopped(stop, read_trials(folder))}{on_drive}") from None
-    finally:
-        panel.refresh()  # its line says how many trials are finished
-    live.tell("", draw=True)
-    rows = read_trials(folder)
-    done = f"All {len(rows)} trials were finished before" if rows == before else f"{len(rows)} trials are finished"
-    say(f"{done}; everything is in {folder}.{wait_for_drive(copier, lambda: None)}")
-    return folder
+@contextmanager
+def live_experiments(panel: SweepPanel) -> Iterator[tuple[TrainerCallback, ...]]:
+    """For the `with` of the cell that runs the trials: the sweep's callbacks, which show the trials and copy them to
+    Drive. Trials of an earlier session are found, or brought back from there."""
+    with one_sentence(), warnings_in_the_plot():
+        quiet_notebook()
+        args = panel.arguments(panel.models[0])
+        folder = Path(args.output_dir)
+        copier = drive_copier(folder)
+        before = read_trials(folder)
+        for sentence, status in fetch_sentences(copier, [trial_folder(folder, row["trial"]) for row in before[-1:]]):
+            say(sentence, status)
+        live = LiveTrials(folder, args.trials)
+        try:
+            yield (live,) if copier is None else (live, copier.callback())
+        except KeyboardInterrupt as stop:
+            live.tell("stopped", draw=True)
+            on_drive = wait_for_drive(copier, lambda: None)
+            raise CellStopped(f"■ {stopped(stop, read_trials(folder))}{on_drive}") from None
+        finally:
+            panel.refresh()  # its line says how many trials are finished
+        live.tell("", draw=True)
+        rows = read_trials(folder)
+        done = f"All {len(rows)} trials were finished before" if rows == before else f"{len(rows)} trials are finished"
+        say(f"{done}; everything is in {folder}.{wait_for_drive(copier, lambda: None)}")
 
 
 def stopped(stop: KeyboardInterrupt, rows: Sequence[dict[str, Any]]) -> str:

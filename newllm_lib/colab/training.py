@@ -1,9 +1,13 @@
-"""The training cell: every model of the panel in turn, under one live plot."""
+"""Around a training cell, which calls the stage itself: a live plot of all models, the copy on Drive, and one sentence
+however it ends."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate.utils.memory import clear_device_cache
+from transformers import TrainerCallback
 
 from ..errors import InputError, TrainingDiverged
 from ..training.callbacks import TrainingInterrupted
@@ -11,54 +15,82 @@ from ..training.checkpoint import newest_checkpoint, read_results
 from .drive.drive_copy import wait_for_drive
 from .drive.earlier_runs import fetch_sentences
 from .live_plot import LivePlot
-from .page.notices import CellStopped, in_one_sentence, quiet_notebook, say, warnings_in_the_plot
+from .page.notices import CellStopped, one_sentence, quiet_notebook, say, warnings_in_the_plot
 from .panel.settings_panel import SettingsPanel
 from .storage import drive_copier
 
 
-@in_one_sentence
-def train_models(panel: SettingsPanel) -> list[Path]:
-    """Train the panel's models one after the other, or go on where an earlier session stopped. Returns the models'
-    folders, for the cells below."""
-    quiet_notebook()
-    arguments = {model: panel.arguments(model) for model in panel.models}
-    folders = [Path(args.output_dir) for args in arguments.values()]
-    copier = drive_copier(folders[0])
-    for sentence, status in fetch_sentences(copier, folders):
-        say(sentence, status)
-    finished = [folder for folder in folders if read_results(folder) is not None]
-    plot = LivePlot(panel.models)
-    for (model, args), folder in zip(arguments.items(), folders, strict=True):
-        if folder in finished:
-            plot.add_finished(model, folder)
-            continue
-        plot.set_state(model, "preparing the data")
+class LiveTraining:
+    """The models of a panel under one live plot, as far as they are on this machine or on Drive.
+
+    Attributes:
+        folders: of all models, for the cells below.
+        unfinished: the models that are left to train, one after the other.
+    """
+
+    def __init__(self, panel: SettingsPanel):
+        self.panel = panel
+        self.folders = [Path(panel.arguments(model).output_dir) for model in panel.models]
+        self.copier = drive_copier(self.folders[0])
+        for sentence, status in fetch_sentences(self.copier, self.folders):
+            say(sentence, status)
+        self.plot, self.unfinished = LivePlot(panel.models), []
+        for model, folder in zip(panel.models, self.folders, strict=True):
+            if read_results(folder) is None:
+                self.unfinished.append(model)
+            else:
+                self.plot.add_finished(model, folder)
+        self.model = next(iter(self.unfinished), panel.models[0])  # the one that trains
+
+    def callbacks(self, model: str) -> tuple[TrainerCallback, ...]:
+        """For the stage that trains `model` now; those before it are finished."""
+        if model != self.model:
+            self.plot.set_state(self.model, "finished")
+            self.panel.refresh()  # its line says what is finished and what can be continued
+        self.model = model
+        self.plot.set_state(model, "preparing the data")
         clear_device_cache(garbage_collection=True)  # of the models of the cells above
-        callbacks = [plot.callback(model)]
-        if copier is not None:
-            plot.models[model].on_drive = functools.partial(copier.status, folder)
-            callbacks.append(copier.callback())
+        live = self.plot.callback(model)
+        if self.copier is None:
+            return (live,)
+        self.plot.models[model].on_drive = functools.partial(self.copier.status, self.folder)
+        return live, self.copier.callback()
+
+    @property
+    def folder(self) -> Path:
+        """Of the model that trains."""
+        return self.folders[self.panel.models.index(self.model)]
+
+    def on_drive(self) -> str:
+        """Wait for the last copy; returns the outcome, as a sentence after a blank."""
+        sentence = wait_for_drive(self.copier, functools.partial(self.plot.tell_of_drive, self.model))
+        self.plot.update()
+        return sentence
+
+
+@contextmanager
+def live_training(panel: SettingsPanel) -> Iterator[LiveTraining]:
+    """For the `with` of a training cell. What was trained by an earlier session is found, or brought back from Drive,
+    and is gone on with by the stage."""
+    with one_sentence(), warnings_in_the_plot():
+        quiet_notebook()
+        live = LiveTraining(panel)
         try:
-            with warnings_in_the_plot():
-                panel.stage.run(args, tuple(callbacks))
+            yield live
         except KeyboardInterrupt as stop:
-            plot.set_state(model, "stopped")
-            on_drive = wait_for_drive(copier, functools.partial(plot.tell_of_drive, model))
-            plot.update()
-            raise CellStopped(f"■ {_stopped(stop, folder)}{on_drive}") from None
+            live.plot.set_state(live.model, "stopped")
+            raise CellStopped(f"■ {_stopped(stop, live.folder)}{live.on_drive()}") from None
         except InputError as error:
-            plot.set_state(model, "diverged" if isinstance(error, TrainingDiverged) else "not started")
+            live.plot.set_state(live.model, "diverged" if isinstance(error, TrainingDiverged) else "not started")
             raise
         finally:
-            panel.refresh()  # its line says what is finished and what can be continued
-        plot.set_state(model, "finished")
-    if len(finished) == len(folders):
-        say(f"Nothing to train, for everything was finished before; everything is in {folders[0].parent}.")
-        return folders
-    on_drive = wait_for_drive(copier, functools.partial(plot.tell_of_drive, panel.models[-1]))
-    plot.update()
-    say(f"Trained; everything is in {folders[0].parent}.{on_drive}")
-    return folders
+            panel.refresh()
+        where = f"everything is in {live.folder.parent}."
+        if live.unfinished:
+            live.plot.set_state(live.model, "finished")
+            say(f"Trained; {where}{live.on_drive()}")
+        else:
+            say(f"Nothing to train, for everything was finished before; {where}")
 
 
 def _stopped(stop: KeyboardInterrupt, folder: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from chats import write_conversations
+from training_cell import train_models
 
 from newllm_lib.colab import preview, progress, training
 from newllm_lib.colab.live_plot import LivePlot
@@ -20,7 +21,7 @@ from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat
 from newllm_lib.data.sources import HubProblem
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.stages.sft import OF_THE_MODEL
+from newllm_lib.stages.sft import OF_THE_MODEL, sft
 
 STAGES = (stage.DIALOGUE, stage.INSTRUCTIONS, stage.CONVERSATION)
 
@@ -153,7 +154,7 @@ def test_from_the_data_to_the_answers(make_panel, start, shown):
     assert "4 updates" in sentence
 
     shown.clear()
-    folders = training.train_models(panel)
+    folders = train_models(panel, sft)
     progress.show_progress(panel, folders)
     assert "newllm before" in shown[1] and "newllm after" in shown[1] and "perplexity" in shown[2]
 
@@ -167,7 +168,7 @@ def test_from_the_data_to_the_answers(make_panel, start, shown):
 def test_new_models_have_no_before(make_panel, shown):
     panel = make_panel()
     panel.controls["num_parameters"].widget.value = 500_000
-    folders = training.train_models(panel)
+    folders = train_models(panel, sft)
     progress.show_progress(panel, folders)
     assert "before</td>" not in shown[1] and "no before" in shown[2]
     shown.clear()
@@ -215,7 +216,7 @@ def test_a_comparison_of_conversations_has_the_time_of_a_batch(make_panel, shown
     monkeypatch.setattr(results, "say", lambda sentence, status="ok": shown.append(sentence))
     panel = make_panel()
     panel.controls["num_parameters"].widget.value = 500_000
-    folders = training.train_models(panel)
+    folders = train_models(panel, sft)
     shown.clear()
     results.show_comparison(folders)
     assert "ms per batch of 4 x 64 tokens, training" in shown[0]

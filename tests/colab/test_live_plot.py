@@ -1,12 +1,12 @@
 """The live plot: one display, updated in place, seldom enough, right after a resume and for finished runs."""
 
-import dataclasses
 import json
 import re
 from types import SimpleNamespace
 
 import psutil
 import pytest
+from training_cell import train_models
 
 from newllm_lib.colab import live_plot, training
 from newllm_lib.colab.drive.drive_copy import CopyStatus
@@ -222,10 +222,9 @@ def test_the_models_train_in_turn_and_finished_ones_are_left_alone(cell, page):
         (folder / "results.json").write_text('{"loss": 1.0}')
         (folder / "model.safetensors").write_text("weights")
 
-    cell.panel.stage = dataclasses.replace(cell.panel.stage, run=pretrain)
-    folders = training.train_models(cell.panel)
+    folders = train_models(cell.panel, pretrain)
     assert trained == ["newllm", "tiny-gpt2"] == [folder.name for folder in folders]
-    assert training.train_models(cell.panel) == folders and len(trained) == 2
+    assert train_models(cell.panel, pretrain) == folders and len(trained) == 2
     assert cell.sentences[0].startswith("Trained") and "finished before" in cell.sentences[1]
 
 
@@ -240,9 +239,8 @@ def test_an_interrupt_ends_the_cell_and_says_how_to_go_on(cell, page, stop, word
     def pretrain(args, callbacks):
         raise stop
 
-    cell.panel.stage = dataclasses.replace(cell.panel.stage, run=pretrain)
     with pytest.raises(CellStopped, match="Run this cell again") as error:
-        training.train_models(cell.panel)
+        train_models(cell.panel, pretrain)
     assert words in str(error.value) and "same command" not in str(error.value)
     assert "stopped" in page.newest
 

@@ -5,7 +5,6 @@ Colours are chosen to be read on a light and on a dark page: text keeps the page
 
 import base64
 import errno
-import functools
 import html
 import io
 import logging
@@ -61,21 +60,22 @@ class CellFailed(CellStopped):
         return [*traceback.format_exception(self.__context__), str(self)]
 
 
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Let whatever goes wrong inside end the cell with one sentence and its code; only a fault of ours shows more."""
+    try:
+        yield
+    except CellStopped:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        code, sentence = code_and_sentence(error)
+        mark = "■" if isinstance(error, KeyboardInterrupt) else "✗"
+        raise (CellFailed if code == FAULT else CellStopped)(f"{mark} {sentence} [{code}]") from None
+
+
 def in_one_sentence(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Let whatever goes wrong end the cell with one sentence and its code; only a fault of ours shows more."""
-
-    @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except CellStopped:
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            code, sentence = code_and_sentence(error)
-            mark = "■" if isinstance(error, KeyboardInterrupt) else "✗"
-            raise (CellFailed if code == FAULT else CellStopped)(f"{mark} {sentence} [{code}]") from None
-
-    return wrapper
+    """The function of a cell, inside `one_sentence`."""
+    return one_sentence()(function)
 
 
 def code_and_sentence(error: BaseException) -> tuple[str, str]:

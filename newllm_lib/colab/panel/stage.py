@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ...adapters import qlora_lwf
@@ -39,7 +38,6 @@ class NotebookStage:
     arguments: type  # the dataclass of its settings
     presets: dict[str, dict[str, Any]]  # name -> values of settings
     prepare: Callable[[Any], PreparedRun]  # loads data, tokenizer and model; trains nothing
-    run: Callable[..., Path]  # trains
     models: tuple[str, ...]  # trained one after the other, on the same data
     dataset: str  # its name in the catalogue; "" where the panel offers several
     continues: tuple[str, ...] = ()  # notebooks whose finished models it goes on with, the preferred one first
@@ -64,7 +62,7 @@ class NotebookStage:
 
 
 PRETRAIN = NotebookStage(
-    "01_pretrain", pretrain.PretrainArguments, pretrain.PRESETS, pretrain.prepare, pretrain.pretrain,
+    "01_pretrain", pretrain.PretrainArguments, pretrain.PRESETS, pretrain.prepare,
     models=("newllm", "tiny-gpt2"), dataset="wikitext",
 )  # fmt: skip
 # A new model, where there is none to go on with, is as large as notebook 1 would make it.
@@ -73,7 +71,7 @@ CHAT_PRESETS = {
     for name, values in sft.PRESETS.items()
 }
 DIALOGUE = NotebookStage(
-    "02_dailydialog", sft.SftArguments, CHAT_PRESETS, sft.prepare, sft.sft,
+    "02_dailydialog", sft.SftArguments, CHAT_PRESETS, sft.prepare,
     models=("newllm", "tiny-gpt2"), dataset="dailydialog", continues=("01_pretrain",), prompts=DIALOGUE,
 )  # fmt: skip
 INSTRUCTIONS = dataclasses.replace(
@@ -97,12 +95,12 @@ CONVERSATION = dataclasses.replace(
 )
 ADAPTER = NotebookStage(
     "05_qlora_lwf", qlora_lwf.QloraLwfArguments, qlora_lwf.PRESETS,
-    qlora_lwf.prepare_data, qlora_lwf.qlora_lwf,  # a look at the data needs no base in memory
+    qlora_lwf.prepare_data,  # a look at the data needs no base in memory
     models=("tuned",), dataset="alpaca", prompts=PROMPTS,
     check=check_lwf, resolve=resolve_lwf, measure=lwf_measure, phrases=lwf_phrases,
 )  # fmt: skip
 PREFERENCES = NotebookStage(
-    "06_dpo", dpo.DpoArguments, dpo.PRESETS, dpo.prepare, dpo.dpo, models=("tuned",), dataset="",
+    "06_dpo", dpo.DpoArguments, dpo.PRESETS, dpo.prepare, models=("tuned",), dataset="",
     check=check_pairs, resolve=resolve_pairs, measure=pair_measure, phrases=pair_phrases,
 )  # fmt: skip
 EXPERIMENTS = dataclasses.replace(
@@ -116,7 +114,6 @@ EXPERIMENTS = dataclasses.replace(
         "standard": {"trials": 16, "num_train_epochs": 1.0},
         "long": {"trials": 40, "num_train_epochs": 3.0},
     },
-    run=sweep.sweep,
     models=("trials",),
     phrases=trial_phrases,
     hidden=("beta", "learning_rate", "lora_r", "loss_type"),  # they are searched
