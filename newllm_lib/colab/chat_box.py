@@ -22,13 +22,14 @@ from IPython.display import display
 from ..chat import Chat
 from ..training.trained_model import open_model
 from .chat_controls import MemoryControls, SamplingSliders, memory_html, memory_note, pictures_html
-from .page.bubbles import columns_html, one_exchange
 from .page.notices import (
     GRID,
+    columns_html,
     download_html,
     error_html,
     html_widget,
     in_one_sentence,
+    one_exchange,
     quiet_notebook,
     say,
     small_html,

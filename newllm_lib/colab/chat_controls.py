@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..evaluation.memory_file import read_memory
 from ..training.disk import write_bytes
 from .context_picture import context_picture
-from .page.notices import SLIDER, error_html, escape, html_widget, sentence_html, small_html, wrapping_row
+from .page.notices import error_html, escape, html_widget, sentence_html, slider_options, small_html, wrapping_row
 
 AS_TRAINED = 0.0  # stands for None, which ipywidgets would take for no step at all
 PENALTIES = [("as trained", AS_TRAINED), ("1 (none)", 1.0), *((f"{1 + k / 20:g}", 1 + k / 20) for k in range(1, 21))]
@@ -31,7 +31,7 @@ class SamplingSliders:
     """Temperature, top-p, length and repetition penalty. `max_new_tokens`: where the length stands at first."""
 
     def __init__(self, max_new_tokens: int):
-        common = {"continuous_update": False, "layout": widgets.Layout(**SLIDER)}
+        common = slider_options()
         share = {"step": 0.05, "readout_format": ".2f", **common}
         self.temperature = widgets.FloatSlider(min=0.0, max=2.0, value=0.8, **share)
         self.top_p = widgets.FloatSlider(min=0.05, max=1.0, value=0.95, **share)

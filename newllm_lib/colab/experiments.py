@@ -35,7 +35,6 @@ from .page.notices import (
     say,
     sentence_html,
     table_html,
-    warnings_in_the_plot,
 )
 from .panel.controls import LABELS
 from .panel.preference_panel import PreferencePanel, SweepPanel
@@ -61,7 +60,7 @@ CARRIED = ("lora_alpha", "sft_epochs", "sft_weight", "max_length")  # settings o
 def live_experiments(panel: SweepPanel) -> Iterator[tuple[TrainerCallback, ...]]:
     """For the `with` of the cell that runs the trials: the sweep's callbacks, which show the trials and copy them to
     Drive. Trials of an earlier session are found, or brought back from there."""
-    with one_sentence(), warnings_in_the_plot():
+    with one_sentence():
         quiet_notebook()
         args = panel.arguments(panel.models[0])
         folder = Path(args.output_dir)

@@ -1,21 +1,39 @@
-"""A look at the data before training on them: origin, licence, counts, samples, and one sample cut into its tokens;
-of conversations with those marked that are learned."""
+"""A look, before training, at what is trained and on what: the pretrained model and its licence; the data with their
+origin, licence, counts, samples, and one sample cut into its tokens, those that are learned marked."""
 
 import itertools
 from collections.abc import Iterable
+from pathlib import Path
 
 from IPython.display import HTML, display
 from transformers import PreTrainedTokenizerFast
 
+from ..adapters import offline_gemma
 from ..adapters.qlora_lwf import PreparedLwf
 from ..data.chat_template import ConversationFormat, encode_conversations, plain_messages, render
 from ..data.examples import Message
 from ..data.tokenizer import text_backend
+from ..stages.sft import SftArguments, sft
 from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
-from .page.bubbles import bubbles_html
-from .page.notices import AS_WRITTEN, FAINT, GRID, beside_html, escape, in_one_sentence, say, small_html, table_html
+from .page.notices import (
+    AS_WRITTEN,
+    FAINT,
+    GRID,
+    beside_html,
+    bubbles_html,
+    escape,
+    in_one_sentence,
+    quiet_notebook,
+    say,
+    small_html,
+    table_html,
+)
+from .panel.lookups import SMALL_FOLDER, base_of, chat_models, count_trainable, name_of
+from .panel.preference_panel import PreferencePanel
 from .panel.settings_panel import SettingsPanel
+from .panel.stage import CHAT_PRESETS
+from .storage import drive_copier
 
 NUM_SAMPLES = 3
 SKIPPED = 20  # documents or conversations between samples: neighbours are often alike
@@ -186,3 +204,56 @@ def tinted(text: str, tokens: Iterable[tuple[tuple[int, int], tuple[str, ...]]])
 
 def _as_tokens(title: str, patches: str) -> str:
     return f'<b>{title}</b><div style="{AS_WRITTEN};font-size:14px;line-height:1.9;margin:6px 0">{patches}</div>'
+
+
+@in_one_sentence
+def show_base_model(panel: SettingsPanel) -> None:
+    """Name the base model and its licence. The one of the package shows its terms and is converted, once."""
+    quiet_notebook()
+    args = panel.arguments(panel.models[0])
+    base = base_of(args)
+    if base.path == offline_gemma.NAME and not offline_gemma.converted_folder().exists():
+        style = f"max-height:220px;overflow-y:auto;border:1px solid {GRID};border-radius:8px;padding:6px 10px;"
+        style += f"margin:6px 0;{AS_WRITTEN};font-size:13px;line-height:1.45"
+        accepts = "<b>The Gemma Terms of Use. By going on you accept them.</b>"
+        display(HTML(f'{accepts}<div style="{style}">{escape(offline_gemma.terms_text())}</div>'))
+        say(f"{base.name} is converted for its first use, once; this takes one to two minutes.", "note")
+        offline_gemma.offline_gemma(terms_were_shown=True)
+    stays = f"It stays as it is; {count_trainable(args, base):,} parameters beside it are trained."
+    say(f"The base is {base.name}, licence: {base.licence}. {stays} {base.note}".strip())
+
+
+@in_one_sentence
+def show_tuned_model(panel: PreferencePanel) -> None:
+    """Name the chat model that is tuned by preferences and its licence; train a small one if there is no other."""
+    quiet_notebook()
+    if panel.lacks_chat_model():
+        small = small_chat_model(panel.runs)
+        say(
+            "There is no chat model: neither DialoGPT-small from the hub, nor one of notebooks 2 to 4. A small one is "
+            f"trained first, in {small.max_steps} updates; this takes about a minute. What it says makes no sense, but "
+            "all that follows can be seen on it.",
+            "note",
+        )
+        copier = drive_copier(panel.runs)
+        sft(small, () if copier is None else (copier.callback(),))
+        panel.refresh()
+    args = panel.arguments(panel.models[0])
+    base = base_of(args)
+    what = "It stays as it is, and is the reference; adapters beside it are trained."
+    if args.sft_epochs > 0:
+        what = "A copy of it first learns the answers as such and is the reference; adapters on that are trained."
+    others = ", ".join(name_of(folder) for folder in chat_models(panel.runs) if str(folder) != base.path)
+    may_name = f"Other chat models here: {others}; the panel's base model may name one." if others else ""
+    sentences = f"{base.name} is tuned, licence: {base.licence}.", what, base.note, may_name
+    say(" ".join(filter(None, sentences)))
+
+
+def small_chat_model(runs: str | Path) -> SftArguments:
+    """How the small one is trained: as notebook 2 trains TinyGPT2 with its smallest preset, from fewer rows at a time.
+    A minute on a CPU; what it says makes no sense."""
+    few = {"per_device_train_batch_size": 8, "eval_steps": 0.5, "save_steps": 0.5}
+    return SftArguments(
+        **{**CHAT_PRESETS["smoke"], **few}, dataset="dailydialog", data_source="offline", model_type="tiny-gpt2",
+        output_dir=str(Path(runs) / SMALL_FOLDER / "smoke" / "tiny-gpt2"),
+    )  # fmt: skip

@@ -15,7 +15,7 @@ from ..training.checkpoint import newest_checkpoint, read_results
 from .drive.drive_copy import wait_for_drive
 from .drive.earlier_runs import fetch_sentences
 from .live_plot import LivePlot
-from .page.notices import CellStopped, one_sentence, quiet_notebook, say, warnings_in_the_plot
+from .page.notices import CellStopped, one_sentence, quiet_notebook, say
 from .panel.settings_panel import SettingsPanel
 from .storage import drive_copier
 
@@ -72,7 +72,7 @@ class LiveTraining:
 def live_training(panel: SettingsPanel) -> Iterator[LiveTraining]:
     """For the `with` of a training cell. What was trained by an earlier session is found, or brought back from Drive,
     and is gone on with by the stage."""
-    with one_sentence(), warnings_in_the_plot():
+    with one_sentence():
         quiet_notebook()
         live = LiveTraining(panel)
         try:

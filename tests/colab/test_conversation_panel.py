@@ -13,9 +13,9 @@ from training_cell import train_models
 
 from newllm_lib.colab import preview, progress, training
 from newllm_lib.colab.live_plot import LivePlot
-from newllm_lib.colab.panel import stage, text_source
+from newllm_lib.colab.panel import lookups, stage
+from newllm_lib.colab.panel.lookups import finished_runs, start_sentence
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
-from newllm_lib.colab.panel.start_models import finished_runs, start_sentence
 from newllm_lib.data.catalogue import DATASETS
 from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat
 from newllm_lib.data.sources import HubProblem
@@ -190,23 +190,23 @@ def test_the_learned_tokens_are_marked_and_nothing_is_changed(byte_tokenizer, mo
 def test_a_file_may_have_the_columns_of_the_dataset(tmp_path, data):
     path = tmp_path / "dolly.jsonl"
     path.write_text(json.dumps({"instruction": "Say A.", "context": "", "response": "A."}) + "\n")
-    assert text_source.dataset_of_file("dolly", str(path)) == "dolly"
-    assert text_source.dataset_of_file("dolly", str(data)) is None
+    assert lookups.dataset_of_file("dolly", str(path)) == "dolly"
+    assert lookups.dataset_of_file("dolly", str(data)) is None
     (tmp_path / "text.txt").write_text("Text.")
     with pytest.raises(InputError, match="running text"):
-        text_source.dataset_of_file("dolly", str(tmp_path / "text.txt"))
+        lookups.dataset_of_file("dolly", str(tmp_path / "text.txt"))
 
 
 def test_the_source_of_a_dataset(monkeypatch):
-    monkeypatch.setattr(text_source, "_answering", lambda dataset: (None, HubProblem("unreachable", "no connection")))
-    assert text_source.resolve_source("dolly", "auto", None)[0] == "offline"
-    assert "Python's own documentation" in text_source.resolve_source("dolly", "offline", None)[1]
+    monkeypatch.setattr(lookups, "_answering", lambda dataset: (None, HubProblem("unreachable", "no connection")))
+    assert lookups.resolve_source("dolly", "auto", None)[0] == "offline"
+    assert "Python's own documentation" in lookups.resolve_source("dolly", "offline", None)[1]
     with pytest.raises(InputError, match="no offline stand-in"):
-        text_source.resolve_source("dolly-ja", "offline", None)
+        lookups.resolve_source("dolly-ja", "offline", None)
     with pytest.raises(InputError, match="could not be had from the hub"):
-        text_source.resolve_source("dolly-ja", "auto", None)
-    monkeypatch.setattr(text_source, "_answering", lambda dataset: (DATASETS[dataset].sources[0], None))
-    assert text_source.resolve_source("dolly", "auto", None)[0] == "hub"
+        lookups.resolve_source("dolly-ja", "auto", None)
+    monkeypatch.setattr(lookups, "_answering", lambda dataset: (DATASETS[dataset].sources[0], None))
+    assert lookups.resolve_source("dolly", "auto", None)[0] == "hub"
 
 
 def test_a_comparison_of_conversations_has_the_time_of_a_batch(make_panel, shown, monkeypatch):

@@ -12,7 +12,7 @@ from newllm_lib.colab.drive import verified_copy
 from newllm_lib.colab.drive.drive_copy import DriveCopier
 from newllm_lib.colab.drive.earlier_runs import bring_back_runs, fetch_sentences, is_finished, newest_run, run_sentence
 from newllm_lib.colab.drive.verified_copy import MANIFEST_FILE
-from newllm_lib.colab.panel.start_models import finished_runs
+from newllm_lib.colab.panel.lookups import finished_runs
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import io
 import logging
 import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,21 +27,23 @@ from ...quiet import quiet_libraries
 MARKS = {"ok": ("✓", "#1a7f37"), "note": ("!", "#9a6700"), "fail": ("✗", "#cf222e")}
 GRID = "rgba(128,128,128,.35)"
 FAINT = "rgba(128,128,128,.12)"
+ASKED = "rgba(31,111,235,.18)"
 AS_WRITTEN = "white-space:pre-wrap;overflow-wrap:anywhere"  # line breaks are kept, long words broken
+SPEAKERS = {"user": "", "assistant": "", "system": "system: ", "context": "context: "}
 
 FAULT = "NL-901"
-# Words in messages of libraries that raise their own types for what an OSError with a number would say.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
-DISK_FULL = ("no space left on device", "os error 28", "disk quota exceeded")
-GATED = ("gated repo", "401 client error", "403 client error")
-NO_HUB = ("couldn't connect to", "offline mode is enabled")
-OF_THE_HUB = ("HfHubHTTPError", "OfflineModeIsEnabled", "LocalEntryNotFoundError")
-HTTP_LIBRARIES = {"requests", "httpx", "httpcore", "urllib3", "aiohttp"}
 # What a mounted Drive that has gone away answers.
 GONE = {errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ECONNABORTED}
-
-# The knob at the left end of a slider is wider than the rail: without the margin half of it would be cut off.
-SLIDER = {"width": "auto", "min_width": "0", "margin": "2px 2px 2px 8px"}
+NUMBERS = {**dict.fromkeys(FULL, "NL-104"), **dict.fromkeys(GONE, "NL-202")}
+# Words in messages of libraries that raise their own types for what an OSError with a number would say.
+SAID = {
+    "NL-103": ("out of memory", "can't allocate memory", "cannot allocate memory"),
+    "NL-104": ("no space left on device", "os error 28", "disk quota exceeded"),
+    "NL-302": ("gated repo", "401 client error", "403 client error"),
+    "NL-301": ("couldn't connect to", "offline mode is enabled"),
+}
+OF_THE_HUB = {"HfHubHTTPError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}
+HTTP_LIBRARIES = {"requests", "httpx", "httpcore", "urllib3", "aiohttp"}
 
 Result = TypeVar("Result")
 
@@ -101,30 +103,25 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _code(error: BaseException) -> str:
-    words, kind = str(error).lower(), type(error).__name__
-
-    def says(phrases: Sequence[str]) -> bool:
-        return any(phrase in words for phrase in phrases)
-
+    words, kind, library = str(error).lower(), type(error).__name__, type(error).__module__.split(".")[0]
     if isinstance(error, InputError):
         return error.code
     if isinstance(error, KeyboardInterrupt):
         return "NL-501"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or says(OUT_OF_MEMORY):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "NL-103"
-    number = error.errno if isinstance(error, OSError) else None
-    if number in FULL or says(DISK_FULL):
-        return "NL-104"
-    if number in GONE:
-        return "NL-202"
-    if kind == "GatedRepoError" or says(GATED):
+    if isinstance(error, OSError) and error.errno in NUMBERS:
+        return NUMBERS[error.errno]
+    if said := next((code for code, phrases in SAID.items() if any(phrase in words for phrase in phrases)), None):
+        return said
+    if kind == "GatedRepoError":
         return "NL-302"
-    is_of_hub = type(error).__module__.split(".")[0] in HTTP_LIBRARIES or kind in OF_THE_HUB
-    return "NL-301" if is_of_hub or isinstance(error, ConnectionError) or says(NO_HUB) else FAULT
+    is_of_hub = library in HTTP_LIBRARIES or kind in OF_THE_HUB or isinstance(error, ConnectionError)
+    return "NL-301" if is_of_hub else FAULT
 
 
 def say(sentence: str, status: str = "ok", code: str = "") -> None:
-    """Show one sentence with its mark, and the code that the README explains it under."""
+    """Show `sentence_html`; the README explains the code."""
     display(HTML(sentence_html(sentence, status, code)))
 
 
@@ -184,26 +181,57 @@ def table_html(rows: Sequence[Sequence[str]], header: bool = False, numbers: boo
     one; if `numbers`, all columns but the first are set to the right."""
     lines = []
     for number, row in enumerate(rows):
-        tag = "th" if header and number == 0 else "td"
-        cells = []
+        tag, cells = "th" if header and number == 0 else "td", ""
         for column, cell in enumerate(row):
-            align = "right" if numbers and column else "left"
-            style = f"text-align:{align};vertical-align:top;padding:4px 12px 4px 4px;border-bottom:1px solid {GRID}"
-            cells.append(f'<{tag} style="{style}">{cell}</{tag}>')
+            style = f"vertical-align:top;padding:4px 12px 4px 4px;border-bottom:1px solid {GRID}"
+            cells += f'<{tag} style="text-align:{"right" if numbers and column else "left"};{style}">{cell}</{tag}>'
         # Jupyter stripes table rows in colours of its own, which here would only add noise.
-        lines.append(f'<tr style="background:transparent">{"".join(cells)}</tr>')
+        lines.append(f'<tr style="background:transparent">{cells}</tr>')
     return (
         '<div style="overflow-x:auto"><table style="border-collapse:collapse;font-size:14px;line-height:1.45;'
         f'margin:4px 0">{"".join(lines)}</table></div>'
     )
 
 
+def bubbles_html(messages: Sequence[dict[str, str]], most_characters: int | None = None) -> str:
+    """The turns one under the other, line breaks kept; those longer than `most_characters` are shortened."""
+    bubbles = []
+    for message in messages:
+        role, content = message["role"], message["content"]
+        content = shortened(content, most_characters or len(content))
+        side, tint = ("flex-start", FAINT) if role == "assistant" else ("flex-end", ASKED)
+        style = f"max-width:80%;background:{tint};border-radius:10px;padding:4px 10px;{AS_WRITTEN};font-size:14px"
+        bubble = f'<div style="{style};line-height:1.45">{SPEAKERS[role]}{escape(content) or "…"}</div>'
+        bubbles.append(f'<div style="display:flex;justify-content:{side};margin:4px 0">{bubble}</div>')
+    return "".join(bubbles)
+
+
+def one_exchange(said: str, reply: str, is_going: bool) -> list[dict[str, str]]:
+    """What was said and the reply so far, as two turns; a reply that goes on ends in a block."""
+    reply += " ▌" if is_going else ""
+    return [{"role": "user", "content": said}, {"role": "assistant", "content": reply}]
+
+
+def columns_html(conversations: Mapping[str, Sequence[dict[str, str]]], notes: Mapping[str, str] | None = None) -> str:
+    """Conversations with several models side by side where there is room, the model's name above each. `notes`: name ->
+    what there is to know before its first bubble."""
+    columns = []
+    for name, messages in conversations.items():
+        title = f"<b>{escape(name)}</b>" if len(conversations) > 1 else ""
+        note = small_html(escape(notes[name])) if notes and notes.get(name) else ""
+        columns.append(f'<div style="flex:1 1 260px;min-width:240px">{title}{note}{bubbles_html(messages)}</div>')
+    return beside_html(columns, gap="4px 16px")
+
+
 def picture_html(png: bytes, description: str) -> str:
     """The picture inside the page: on white ground, for its text is black, and never shrunk beyond reading."""
-    return (
-        f'<div style="overflow-x:auto"><img alt="{html.escape(description)}" style="background:#fff;border-radius:6px;'
-        f'max-width:max(100%,600px)" src="data:image/png;base64,{base64.b64encode(png).decode()}"></div>'
-    )
+    style = "background:#fff;border-radius:6px;max-width:max(100%,600px)"
+    image = f'<img alt="{html.escape(description)}" style="{style}" src="{data_url("image/png", png)}">'
+    return f'<div style="overflow-x:auto">{image}</div>'
+
+
+def data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def figure_html(figure: Figure, description: str, file: Path | None = None, dpi: int = 110) -> str:
@@ -219,6 +247,13 @@ def png_of(figure: Figure, dpi: int, **options: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, **options)
     return buffer.getvalue()
+
+
+def slider_options() -> dict[str, Any]:
+    """What all sliders have in common. The knob at the left end is wider than the rail: without the margin half of it
+    would be cut off."""
+    layout = widgets.Layout(width="auto", min_width="0", margin="2px 2px 2px 8px")
+    return {"continuous_update": False, "layout": layout}
 
 
 def html_widget(content: str = "") -> widgets.HTML:
@@ -247,27 +282,16 @@ def button_box(description: str, press: Callable[[], str], wait: str = "") -> wi
 
 
 def quiet_notebook() -> None:
-    """The notebook shows progress itself: from the libraries below only errors, from ours only warnings."""
+    """The notebook shows progress itself: from the libraries below only errors, from ours only warnings, but for the
+    one of stage 6, which the live plot shows in its place."""
     quiet_libraries()
     logging.getLogger("newllm_lib").setLevel(logging.WARNING)
-
-
-@contextmanager
-def warnings_in_the_plot() -> Iterator[None]:
-    """While a live plot is shown, it shows in its place what stage 6 warns of."""
-    logger = logging.getLogger("newllm_lib.preferences.trainer")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    logging.getLogger("newllm_lib.preferences.trainer").setLevel(logging.ERROR)
 
 
 def download_html(name: str, content: str, label: str) -> str:
     """A link to a text file of that name, which looks like a button."""
-    return (
-        f'<a download="{escape(name)}" href="data:text/plain;base64,{base64.b64encode(content.encode()).decode()}" '
-        f'style="display:inline-block;border:1px solid {GRID};border-radius:6px;padding:2px 10px;margin:4px 8px 4px 0;'
-        f'font-size:13px;color:inherit;text-decoration:none">↓ {escape(label)}</a>'
-    )
+    style = f"display:inline-block;border:1px solid {GRID};border-radius:6px;padding:2px 10px;margin:4px 8px 4px 0;"
+    style += "font-size:13px;color:inherit;text-decoration:none"
+    address = data_url("text/plain", content.encode())
+    return f'<a download="{escape(name)}" href="{address}" style="{style}">↓ {escape(label)}</a>'

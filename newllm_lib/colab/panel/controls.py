@@ -4,14 +4,16 @@ of the stage (`setting` of training/arguments.py)."""
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets as widgets
+import traitlets
 
 from ...errors import InputError
+from ...preferences.arguments import LOSS_TYPES
 from ..page.languages import text
-from ..page.notices import SLIDER, escape, html_widget, small_html
+from ..page.notices import escape, html_widget, slider_options, small_html
 
 # What the panel calls a field where its own name would not tell a student; also the order of the panel.
 LABELS = {
@@ -58,6 +60,9 @@ EXTRA_METADATA = {
         "steps": (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000),
     },
 }
+# What a sweep searches: a range with two knobs, or values to tick.
+RANGES = {"search_beta": (0.01, 1.0), "search_learning_rate": (1e-6, 1e-2)}
+CHOICES = {"search_lora_r": ("2", "4", "8", "16", "32", "64"), "search_loss_type": LOSS_TYPES}
 AUTOMATIC = "automatic"
 UNSET = 0  # stands for None in a slider of steps, where ipywidgets would take None for no step at all
 BY_EPOCHS = "by epochs"  # what max_steps shows when it does not decide
@@ -116,6 +121,62 @@ class Control:
             self.widget.value = value
 
 
+class RangeControl(Control):
+    """Two knobs on one rail; the setting's text is "low,high", or one number where both stand together."""
+
+    @property
+    def value(self) -> str:
+        """As `SweepArguments` takes it."""
+        return ",".join(f"{number:g}" for number in dict.fromkeys(self.widget.value))
+
+    def set(self, value: Any) -> None:
+        """Show the range; it gets steps for its ends. Raises InputError: it is none."""
+        try:
+            numbers = sorted(float(part) for part in str(value).split(","))
+        except ValueError as error:
+            raise InputError(f"{self.name} cannot be {value!r}.") from error
+        steps = sorted({*(step for _, step in self.widget.options), *numbers})
+        if len(steps) > len(self.widget.options):
+            self.widget.options = [(f"{step:g}", step) for step in steps]
+        self.widget.value = (numbers[0], numbers[-1])
+
+
+class ChoicesControl(Control):
+    """Boxes to tick; the setting's text is what is ticked, with commas between."""
+
+    @property
+    def value(self) -> str:
+        """As `SweepArguments` takes it."""
+        return ",".join(self.widget.value)
+
+    def set(self, value: Any) -> None:
+        """Tick what the text names. Raises InputError: there is no box for it."""
+        names = [part.strip() for part in str(value).split(",") if part.strip()]
+        if unknown := [name for name in names if name not in self.widget.boxes]:
+            raise InputError(f"{self.name} cannot be {unknown[0]!r}.")
+        self.widget.tick(names)
+
+
+class Ticks(widgets.HBox):
+    """A row of check boxes that wraps; `value` is the names of those that are ticked."""
+
+    value = traitlets.Tuple()
+
+    def __init__(self, names: tuple[str, ...]):
+        layout = widgets.Layout(width="auto", margin="0 12px 0 0")
+        self.boxes = {name: widgets.Checkbox(description=name, indent=False, layout=layout) for name in names}
+        super().__init__(list(self.boxes.values()), layout=widgets.Layout(flex_flow="row wrap", width="auto"))
+        for box in self.boxes.values():
+            box.observe(lambda change: self._read(), names="value")
+
+    def tick(self, names: list[str]) -> None:
+        for name, box in self.boxes.items():
+            box.value = name in names
+
+    def _read(self) -> None:
+        self.value = tuple(name for name, box in self.boxes.items() if box.value)
+
+
 def settings_fields(arguments_class: type) -> list[dataclasses.Field]:
     """The fields that a panel offers, in its order: those with a range, choices, a yes or no, or a file."""
     fields = [field for field in dataclasses.fields(arguments_class) if metadata_of(field).get("group")]
@@ -124,36 +185,34 @@ def settings_fields(arguments_class: type) -> list[dataclasses.Field]:
     return sorted(fields, key=lambda field: order.index(field.name) if field.name in order else len(order))
 
 
-def make_control(
-    field: dataclasses.Field, extra_values: Iterable[Any] = (), suggestions: Sequence[str] = ()
-) -> Control:
-    """The control of one field. A slider of steps also has the `extra_values`, such as those of presets; a text field
-    offers the `suggestions` while its user types."""
+def make_control(field: dataclasses.Field, extra_values: Iterable[Any] = ()) -> Control:
+    """The control of one field. A slider of steps also has the `extra_values`, such as those of presets."""
     metadata = metadata_of(field)
     kind, optional = _plain_type(field)
-    layout = widgets.Layout(width="auto", min_width="0")
-    placeholder = ""
-    if field.type is bool:
+    control, placeholder, layout = Control, "", widgets.Layout(width="auto", min_width="0")
+    if field.name in RANGES:
+        control, steps = RangeControl, [(f"{step:g}", step) for step in log_steps(*RANGES[field.name], float)]
+        widget = widgets.SelectionRangeSlider(options=steps, index=(0, len(steps) - 1), **slider_options())
+    elif field.name in CHOICES:
+        control, widget = ChoicesControl, Ticks(CHOICES[field.name])
+    elif field.type is bool:
         widget = widgets.Checkbox(value=field.default, indent=False, layout=layout, description=text("yes"))
     elif kind is str and not get_args(kind) and "low" not in metadata and optional:
         placeholder = PLACEHOLDERS.get(field.name, PATH)
-        kind_of_text = {"placeholder": text(placeholder), "continuous_update": False, "layout": layout}
-        widget = widgets.Combobox(options=suggestions, **kind_of_text) if suggestions else widgets.Text(**kind_of_text)
+        widget = widgets.Combobox(placeholder=text(placeholder), continuous_update=False, layout=layout)
     elif get_origin(field.type) is Literal:
         options = _labelled(field.name, get_args(field.type))
         widget = widgets.Dropdown(options=options, value=field.default, layout=layout)
     else:
         widget = _slider(field, metadata, kind, optional, extra_values)
-    return Control(field.name, widget, labelled(field, widget), kind, optional, field, placeholder)
-
-
-def labelled(field: dataclasses.Field, widget: widgets.Widget) -> widgets.Widget:
-    """The widget under its name and help text."""
-    tooltip = f"--{field.name}"
     # ipywidgets 7 knows tooltips of buttons only, and the page fails to show a box that has one.
     if "tooltip" in widget.traits() and not isinstance(widget, widgets.Box):
-        widget.tooltip = tooltip
-    return widgets.VBox([html_widget(heading_html(field)), widget], layout=widgets.Layout(width="auto"))
+        widget.tooltip = f"--{field.name}"
+    box = widgets.VBox([html_widget(heading_html(field)), widget], layout=widgets.Layout(width="auto"))
+    made = control(field.name, widget, box, kind, optional, field, placeholder)
+    if control is not Control:  # what is searched has no widget that can be made at its default
+        made.set(field.default)
+    return made
 
 
 def heading_html(field: dataclasses.Field) -> str:
@@ -169,7 +228,7 @@ def label_of(name: str) -> str:
 
 def _slider(field, metadata, kind, optional, extra_values) -> widgets.Widget:
     low, high = metadata["low"], metadata["high"]
-    common = {"continuous_update": False, "layout": widgets.Layout(**SLIDER)}
+    common = slider_options()
     if metadata.get("log") or optional or "steps" in metadata:
         steps = metadata.get("steps")
         if steps is None:

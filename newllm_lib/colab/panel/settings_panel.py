@@ -23,9 +23,8 @@ from ..page.notices import FAINT, error_html, escape, html_widget, in_one_senten
 from ..storage import is_only_on_drive
 from .controls import PRESET_TITLES, Control, in_the_panels_words, make_control, metadata_of, settings_fields
 from .estimate import MeasuredUpdate, count_model
+from .lookups import data_identity, dataset_of_file, file_identity, finished_runs, resolve_source, start_sentence
 from .stage import NotebookStage
-from .start_models import finished_runs, start_sentence
-from .text_source import data_identity, dataset_of_file, file_identity, resolve_source
 
 # The environment may decide these, where a notebook runs without a reader.
 ENVIRONMENT = {"NEWLLM_DATA_SOURCE": "data_source", "NEWLLM_MODEL": "model"}
@@ -67,7 +66,7 @@ class SettingsPanel:
             hidden.add("model")  # it is chosen among the finished runs
         fields = [field for field in settings_fields(stage.arguments) if field.name not in hidden]
         self.controls = {
-            field.name: self._make_control(field, [p[field.name] for p in self.presets.values() if field.name in p])
+            field.name: make_control(field, [p[field.name] for p in self.presets.values() if field.name in p])
             for field in fields
         }
         self.defaults = {name: control.value for name, control in self.controls.items()}
@@ -182,8 +181,6 @@ class SettingsPanel:
             raise
         except (ValueError, TypeError) as error:  # transformers' own checks
             raise InputError(" ".join(str(error).split())) from error
-
-    _make_control = staticmethod(make_control)
 
     def _speak(self) -> None:
         """Say everything in the language that is chosen."""

@@ -11,9 +11,7 @@ from ...data.catalogue import DATASETS, Dataset
 from ...preferences import dpo, sweep
 from ...stages import pretrain, sft
 from ...training.run import PreparedRun
-from .adapter_estimate import lwf_measure, lwf_phrases, pair_measure, pair_phrases, trial_phrases
-from .base_lookup import check_lwf, check_pairs, resolve_lwf, resolve_pairs
-from .estimate import MeasuredUpdate, count_model, measure, phrases
+from . import estimate, lookups
 
 DIALOGUE = (
     "Hello! How are you?", "What did you do today?", "What is your name?", "Do you like music?",
@@ -42,12 +40,12 @@ class NotebookStage:
     dataset: str  # its name in the catalogue; "" where the panel offers several
     continues: tuple[str, ...] = ()  # notebooks whose finished models it goes on with, the preferred one first
     prompts: tuple[str, ...] = ()  # what the models are asked before and after
-    check: Callable[[Any], Any] = count_model  # raises InputError for settings that cannot be run
+    check: Callable[[Any], Any] = estimate.count_model  # raises InputError for settings that cannot be run
     # Fills in what only a look outside shows; returns extra entries for the run's identity.
     resolve: Callable[[Any], dict[str, Any]] = lambda args: {}
-    measure: Callable[[dict[str, Any]], dict[str, MeasuredUpdate]] = measure  # takes the models' settings
+    measure: Callable[[dict[str, Any]], dict[str, Any]] = estimate.measure  # takes the models' settings
     # The cost line, as HTML phrases, of the models' settings and of what `measure` returned, or {}.
-    phrases: Callable[[dict[str, Any], dict[str, MeasuredUpdate]], list[str]] = phrases
+    phrases: Callable[[dict[str, Any], dict[str, Any]], list[str]] = estimate.phrases
     hidden: tuple[str, ...] = ()  # settings that the panel does not offer
 
     @property
@@ -80,8 +78,8 @@ INSTRUCTIONS = dataclasses.replace(
 )  # fmt: skip
 # Its 208,000 conversations take minutes to turn into tokens: the shorter presets take the first ones.
 CONVERSATION = dataclasses.replace(
-    INSTRUCTIONS,
-    folder="04_ultrachat",
+    INSTRUCTIONS, folder="04_ultrachat", dataset="ultrachat",
+    continues=("03_dolly", "02_dailydialog", "01_pretrain"), prompts=CONVERSATION,
     presets={
         **CHAT_PRESETS,
         "demo": {**CHAT_PRESETS["demo"], "max_samples": 5_000},
@@ -89,24 +87,21 @@ CONVERSATION = dataclasses.replace(
         "standard": {**CHAT_PRESETS["standard"], "num_train_epochs": 2.0, "max_samples": 100_000},
         "long": {**CHAT_PRESETS["long"], "num_train_epochs": 3.0, "dropout": 0.1},
     },
-    dataset="ultrachat",
-    continues=("03_dolly", "02_dailydialog", "01_pretrain"),
-    prompts=CONVERSATION,
-)
+)  # fmt: skip
 ADAPTER = NotebookStage(
     "05_qlora_lwf", qlora_lwf.QloraLwfArguments, qlora_lwf.PRESETS,
     qlora_lwf.prepare_data,  # a look at the data needs no base in memory
     models=("tuned",), dataset="alpaca", prompts=PROMPTS,
-    check=check_lwf, resolve=resolve_lwf, measure=lwf_measure, phrases=lwf_phrases,
+    check=lookups.check_lwf, resolve=lookups.resolve_lwf, measure=estimate.lwf_measure, phrases=estimate.lwf_phrases,
 )  # fmt: skip
 PREFERENCES = NotebookStage(
     "06_dpo", dpo.DpoArguments, dpo.PRESETS, dpo.prepare, models=("tuned",), dataset="",
-    check=check_pairs, resolve=resolve_pairs, measure=pair_measure, phrases=pair_phrases,
+    check=lookups.check_pairs, resolve=lookups.resolve_pairs, measure=estimate.pair_measure,
+    phrases=estimate.pair_phrases,
 )  # fmt: skip
 EXPERIMENTS = dataclasses.replace(
-    PREFERENCES,
-    folder="07_dpo_experiments",
-    arguments=sweep.SweepArguments,
+    PREFERENCES, folder="07_dpo_experiments", arguments=sweep.SweepArguments, models=("trials",),
+    phrases=estimate.trial_phrases, hidden=("beta", "learning_rate", "lora_r", "loss_type"),  # they are searched
     presets={
         "smoke": {**dpo.PRESETS["smoke"], "trials": 3, "max_steps": 6},
         "demo": {**dpo.PRESETS["demo"], "trials": 4, "max_steps": 30},
@@ -114,7 +109,4 @@ EXPERIMENTS = dataclasses.replace(
         "standard": {"trials": 16, "num_train_epochs": 1.0},
         "long": {"trials": 40, "num_train_epochs": 3.0},
     },
-    models=("trials",),
-    phrases=trial_phrases,
-    hidden=("beta", "learning_rate", "lora_r", "loss_type"),  # they are searched
-)
+)  # fmt: skip
