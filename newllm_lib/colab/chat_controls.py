@@ -13,7 +13,8 @@ from ..errors import InputError
 from ..evaluation.memory_file import read_memory
 from ..training.disk import write_bytes
 from .context_picture import context_picture
-from .page.notices import error_html, escape, html_widget, sentence_html, slider_options, small_html, wrapping_row
+from .page.notices import error_html
+from .page.pieces import button, escape, html_widget, sentence_html, slider_options, small_html, wrapping_row
 
 AS_TRAINED = 0.0  # stands for None, which ipywidgets would take for no step at all
 PENALTIES = [("as trained", AS_TRAINED), ("1 (none)", 1.0), *((f"{1 + k / 20:g}", 1 + k / 20) for k in range(1, 21))]
@@ -28,7 +29,7 @@ MEMORY_HELP = (
 
 
 class SamplingSliders:
-    """Temperature, top-p, length and repetition penalty. `max_new_tokens`: where the length stands at first."""
+    """How replies are drawn. `max_new_tokens`: where the length stands at first."""
 
     def __init__(self, max_new_tokens: int):
         common = slider_options()
@@ -53,10 +54,6 @@ class SamplingSliders:
             "top_p": float(f"{self.top_p.value:.6g}"),
             "repetition_penalty": None if penalty == AS_TRAINED else penalty,
         }
-
-    def apply(self, chat: Chat) -> None:
-        """The next reply of `chat` is drawn as the sliders stand."""
-        chat.set_sampling(**self.values())
 
     def sentence(self) -> str:
         """The sliders in words, for the transcript."""
@@ -150,28 +147,24 @@ class MemoryControls:
         self.folder = folder
         self.chats = chats
         self.changed = changed
-        narrow, wide = widgets.Layout(width="120px"), widgets.Layout(width="190px")
+        wide = widgets.Layout(width="190px")
         self.name = widgets.Text(value="conversation", layout=wide)
         self.with_words = widgets.Checkbox(value=False, indent=False, description="and the words, to read", layout=wide)
-        self.save_button = widgets.Button(description="Save memory", layout=narrow)
+        self.save_button = button("Save memory", self.save, "120px")
         self.saved = widgets.Dropdown(options=[], layout=wide)
-        self.resume_button = widgets.Button(description="Go on from it", layout=narrow)
+        self.resume_button = button("Go on from it", self.resume, "120px")
         self.upload = widgets.FileUpload(accept=SUFFIX, multiple=False, description="from my computer", layout=wide)
+        self.upload.observe(lambda change: self.take_upload(), names="value")
         shows = {"description": "show the context vector", "layout": widgets.Layout(width="210px")}
         self.picture = widgets.Checkbox(value=True, indent=False, **shows)
+        self.picture.observe(lambda change: self.changed(""), names="value")
         self.notice = html_widget()
         rows = [
             html_widget(small_html(MEMORY_HELP, "line-height:1.4")),
             wrapping_row(self.name, self.save_button, self.with_words),
             wrapping_row(self.saved, self.resume_button, self.upload),
-            self.picture,
-            self.notice,
         ]
-        self.box = widgets.VBox(rows, layout=widgets.Layout(width="100%"))
-        self.save_button.on_click(lambda button: self.save())
-        self.resume_button.on_click(lambda button: self.resume())
-        self.upload.observe(lambda change: self.take_upload(), names="value")
-        self.picture.observe(lambda change: self.changed(""), names="value")
+        self.box = widgets.VBox([*rows, self.picture, self.notice], layout=widgets.Layout(width="100%"))
         self.refresh()
 
     def refresh(self, chosen: str | None = None) -> None:
@@ -183,8 +176,8 @@ class MemoryControls:
 
     def lock(self, is_locked: bool) -> None:
         """While a reply is made nothing is saved, and no conversation becomes another one."""
-        for button in (self.save_button, self.resume_button, self.upload):
-            button.disabled = is_locked
+        for control in (self.save_button, self.resume_button, self.upload):
+            control.disabled = is_locked
 
     def save(self) -> None:
         """Write the memory of the first model that has one to a file of its own."""
@@ -205,23 +198,27 @@ class MemoryControls:
         if not self.saved.value:
             self.notice.value = sentence_html("No memory is saved yet.", "note")
             return
-        refusal = None
         try:
-            for name, chat in self._recurrent():
-                try:
-                    memory = chat.load_memory(self.saved.value)
-                except InputError as error:  # of two models the memory may be the other's
-                    refusal = refusal or error
-                    continue
-                self.changed(name)
-                self.notice.value = sentence_html(
-                    f"{spoken_name(name)} goes on from {Path(self.saved.value).stem}: {memory.tokens:,} tokens that it "
-                    f"has heard before, in {chat.state_bytes:,} bytes."
-                )
-                return
+            name, chat = self._load()
         except InputError as error:
-            refusal = error
-        self.notice.value = error_html(refusal)
+            self.notice.value = error_html(error)
+            return
+        self.changed(name)
+        self.notice.value = sentence_html(
+            f"{spoken_name(name)} goes on from {Path(self.saved.value).stem}: {chat.memory.tokens:,} tokens that it "
+            f"has heard before, in {chat.state_bytes:,} bytes."
+        )
+
+    def _load(self) -> tuple[str, Chat]:
+        """The model whose memory it is, and its conversation. Raises InputError: it is of no model here."""
+        refusals = []
+        for name, chat in self._recurrent():
+            try:
+                chat.load_memory(self.saved.value)
+                return name, chat
+            except InputError as error:  # of two models the memory may be the other's
+                refusals.append(error)
+        raise refusals[0]
 
     def take_upload(self) -> None:
         """Keep an uploaded memory with the others, and go on from it."""

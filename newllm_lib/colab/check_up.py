@@ -5,7 +5,8 @@ from pathlib import Path
 from IPython.display import HTML, display
 
 from ..doctor import Finding, doctor
-from .page.notices import code_html, escape, mark_html, quiet_notebook, say, table_html
+from .page.notices import quiet_notebook, say
+from .page.pieces import code_html, escape, mark_html, table_html
 
 
 def show_check_up(folder: str | Path = ".", adapters: bool = False, preferences: bool = False) -> None:

@@ -23,7 +23,8 @@ from ..models.context_cache import RecurrentGenerationMixin
 from ..stages.evaluate import held_out_documents, held_out_text
 from ..training.curves import COLOURS, as_label, in_the_font
 from ..training.trained_model import open_model
-from .page.notices import figure_html, in_one_sentence, quiet_notebook, say
+from .page.notices import in_one_sentence, quiet_notebook, say
+from .page.pieces import figure_html
 
 MOST_TOKENS = 48  # more would not be legible side by side
 LONGEST_TOKEN = 12  # characters of its label

@@ -24,18 +24,8 @@ from ..training.checkpoint import SETTINGS_FILE, read_results
 from .drive.drive_copy import wait_for_drive
 from .drive.earlier_runs import fetch_sentences
 from .live_trials import FORMS, LiveTrials, coordinates_figure, margins_figure, trial_cells
-from .page.notices import (
-    CellStopped,
-    button_box,
-    error_html,
-    figure_html,
-    in_one_sentence,
-    one_sentence,
-    quiet_notebook,
-    say,
-    sentence_html,
-    table_html,
-)
+from .page.notices import CellStopped, error_html, in_one_sentence, one_sentence, quiet_notebook, say
+from .page.pieces import button_box, figure_html, sentence_html, table_html
 from .panel.controls import LABELS
 from .panel.preference_panel import PreferencePanel, SweepPanel
 from .panel.stage import PREFERENCES

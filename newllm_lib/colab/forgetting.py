@@ -7,7 +7,8 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 from ..adapters.qlora_lwf import ANSWER_TOKENS, FORGETTING_FILE
-from .page.notices import escape, figure_html, in_one_sentence, say, small_html, table_html
+from .page.notices import in_one_sentence, say
+from .page.pieces import escape, figure_html, small_html, table_html
 from .progress import METRIC_TITLES, metric_cells, read_measured, show_before_and_after
 
 PICTURE_FILE = "forgetting.png"

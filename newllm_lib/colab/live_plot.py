@@ -22,7 +22,7 @@ from ..training.callbacks import read_history
 from ..training.curves import COLOURS, curves_figure
 from ..training.device import find_device, memory_in_use, size
 from .drive.drive_copy import CopyStatus, span
-from .page.notices import GRID, escape, mark_html, picture_html, png_of, sentence_html, small_html
+from .page.pieces import GRID, escape, mark_html, picture_html, png_of, sentence_html, small_html
 from .panel.controls import in_the_panels_words
 
 INTERVAL_SECONDS = 2.0

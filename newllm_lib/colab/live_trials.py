@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from ..preferences.reference import ReferenceArguments
 from ..preferences.sweep import SweepArguments, best_trial, margin_histories, read_trials
 from .live_plot import INTERVAL_SECONDS, LEARNS_ANSWERS, LivePicture
-from .page.notices import escape, mark_html, picture_html, small_html, table_html
+from .page.pieces import escape, mark_html, picture_html, small_html, table_html
 
 # The darker, the better; without the palest, which cannot be seen on white.
 COLOURS = ListedColormap(colormaps["viridis_r"](np.linspace(0.12, 1, 256)))

@@ -18,17 +18,8 @@ from ..preferences.pairs import Preference, Preferences
 from ..preferences.scores import chosen_falls
 from ..preferences.shortcuts import CLASSIFIERS, held_out_accuracy
 from ..training.curves import COLOURS, as_label
-from .page.notices import (
-    AS_WRITTEN,
-    FAINT,
-    escape,
-    figure_html,
-    in_one_sentence,
-    say,
-    shortened,
-    small_html,
-    table_html,
-)
+from .page.notices import in_one_sentence, say
+from .page.pieces import AS_WRITTEN, FAINT, escape, figure_html, shortened, small_html, table_html
 from .panel.controls import in_the_panels_words
 from .panel.preference_panel import PreferencePanel
 from .progress import read_measured, show_before_and_after

@@ -16,19 +16,8 @@ from ..data.tokenizer import text_backend
 from ..stages.sft import SftArguments, sft
 from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
-from .page.notices import (
-    AS_WRITTEN,
-    FAINT,
-    GRID,
-    beside_html,
-    bubbles_html,
-    escape,
-    in_one_sentence,
-    quiet_notebook,
-    say,
-    small_html,
-    table_html,
-)
+from .page.notices import in_one_sentence, quiet_notebook, say
+from .page.pieces import AS_WRITTEN, FAINT, GRID, beside_html, bubbles_html, escape, small_html, table_html
 from .panel.lookups import SMALL_FOLDER, base_of, chat_models, count_trainable, name_of
 from .panel.preference_panel import PreferencePanel
 from .panel.settings_panel import SettingsPanel

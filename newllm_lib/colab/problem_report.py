@@ -29,20 +29,8 @@ from ..errors import CODES, InputError
 from ..preferences.arguments import LOSS_TYPES
 from ..training.callbacks import read_history
 from .live_plot import FACTS
-from .page.notices import (
-    AS_WRITTEN,
-    FAINT,
-    GRID,
-    CellStopped,
-    button_box,
-    causes,
-    code_and_sentence,
-    download_html,
-    escape,
-    in_one_sentence,
-    say,
-    table_html,
-)
+from .page.notices import CellStopped, causes, code_and_sentence, in_one_sentence, say
+from .page.pieces import AS_WRITTEN, FAINT, GRID, button_box, download_html, escape, table_html
 from .panel import stage
 from .panel.settings_panel import SettingsPanel
 from .storage import on_colab

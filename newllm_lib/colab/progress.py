@@ -16,7 +16,8 @@ from ..stages.evaluate import held_out_documents, held_out_text, score
 from ..training.checkpoint import check_model_folder, read_results
 from ..training.model_folder import read_tokenizer
 from ..training.trained_model import open_model
-from .page.notices import AS_WRITTEN, FAINT, escape, in_one_sentence, say, table_html
+from .page.notices import in_one_sentence, say
+from .page.pieces import AS_WRITTEN, FAINT, escape, table_html
 from .panel.settings_panel import SettingsPanel
 
 MAX_NEW_TOKENS = 60

@@ -26,7 +26,8 @@ from ..training.device import autocast_dtype, find_device, size
 from ..training.disk import read_json, write_json
 from ..training.trained_model import open_model
 from ..training.trainer import timed_update
-from .page.notices import AS_WRITTEN, FAINT, beside_html, escape, figure_html, in_one_sentence, say, table_html
+from .page.notices import in_one_sentence, say
+from .page.pieces import AS_WRITTEN, FAINT, beside_html, escape, figure_html, table_html
 from .storage import drive_copier
 
 COMPARISON_FILE = "comparison.json"

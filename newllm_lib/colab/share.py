@@ -30,7 +30,8 @@ from ..training.disk import PARTIAL, temporary
 from ..training.model_card import CARD_FILE, read_card
 from .chat_box import ChatBox
 from .drive.drive_copy import wait_for_drive
-from .page.notices import button_box, escape, in_one_sentence, say, sentence_html, table_html
+from .page.notices import in_one_sentence, say
+from .page.pieces import button_box, escape, sentence_html, table_html
 from .storage import drive_copier, on_colab
 
 SECRET = "HF_TOKEN"

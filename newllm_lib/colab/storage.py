@@ -11,7 +11,8 @@ from IPython.display import HTML, display
 from ..training.device import size
 from .drive.drive_copy import DriveCopier, problem_of
 from .drive.earlier_runs import Returned, bring_back_runs, is_finished, newest_run, run_sentence
-from .page.notices import in_one_sentence, say, sentence_html
+from .page.notices import in_one_sentence, say
+from .page.pieces import sentence_html
 
 MOUNT_POINT = Path("/content/drive")
 DRIVE_FOLDER = MOUNT_POINT / "MyDrive" / "New-LLM"

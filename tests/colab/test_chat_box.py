@@ -11,7 +11,8 @@ import torch
 
 from newllm_lib.colab import chat_box
 from newllm_lib.colab.chat_box import DISCLAIMER, NOBODY, ChatBox, SideBySide, show_chat, show_side_by_side
-from newllm_lib.colab.page.notices import CellStopped, bubbles_html, columns_html
+from newllm_lib.colab.page.notices import CellStopped
+from newllm_lib.colab.page.pieces import bubbles_html, columns_html
 from newllm_lib.errors import InputError
 
 

@@ -7,7 +7,8 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from newllm_lib import doctor
 from newllm_lib.colab import check_up
-from newllm_lib.colab.page.notices import CellStopped, escape, in_one_sentence, picture_html, sentence_html, table_html
+from newllm_lib.colab.page.notices import CellStopped, in_one_sentence
+from newllm_lib.colab.page.pieces import escape, picture_html, sentence_html, table_html
 from newllm_lib.doctor import Finding
 from newllm_lib.errors import InputError
 

@@ -16,9 +16,9 @@ from transformers import TrainerCallback
 
 from ...errors import FULL
 from ...preferences.sweep import TRIALS_FILE
-from ...training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE
+from ...training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE, best_beside
 from ..page.notices import GONE
-from .run_copy import BroughtBack, best_beside, bring_back, copy_checkpoints, progress_here, progress_of_copy
+from .run_copy import BroughtBack, bring_back, copy_checkpoints, progress_here, progress_of_copy
 from .verified_copy import MANIFEST_FILE, DamagedCopy, files_of, update_files
 
 
@@ -135,13 +135,11 @@ class DriveCopier:
 
     def _stage(self, run: Path, checkpoint: Path, staging: Path) -> CopyJob:
         best = best_beside(checkpoint)
-        names = dict.fromkeys(name for name in (best, checkpoint.name) if name and (run / name).is_dir())
-        staged = []
-        for name in names:
-            staged.append(staging / name)
-            shutil.copytree(run / name, staged[-1], copy_function=link)
+        for path in dict.fromkeys(path for path in (best, checkpoint) if path and path.is_dir()):
+            shutil.copytree(path, staging / path.name, copy_function=link)
         total = sum(path.stat().st_size for path in files_of(staging))
-        return CopyJob(run, staging, tuple(staged), best, total)
+        staged = tuple(sorted(staging.iterdir(), key=lambda path: path.name == checkpoint.name))  # it is the last one
+        return CopyJob(run, staging, staged, best and best.name, total)
 
     def status(self, run: Path) -> CopyStatus:
         """How the copy of a run stands at this moment."""

@@ -1,6 +1,5 @@
 """Runs of earlier sessions: brought back from Drive when a session begins, and described in a sentence."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,13 +19,14 @@ from .run_copy import (
     FINISHED,
     NOTHING,
     bring_missing_files,
+    planned_updates,
     progress_here,
     progress_of_copy,
     size_of_copy,
-    training_state,
 )
 from .verified_copy import MANIFEST_FILE, read_manifest, tidy
 
+MODELS = "[!.]*/[!.]*/[!.]*"  # of a storage: notebook, run and model, none of them hidden
 # The newest models are brought back at once, as many as take a minute or less; others when they are trained on.
 BUDGET_BYTES = GB
 # Another session may be copying to the same Drive: what it has not touched for so long was left by a killed one.
@@ -45,23 +45,29 @@ class Returned:
 
 def bring_back_runs(copier: DriveCopier, tell: Callable[[str], None], budget_bytes: int = BUDGET_BYTES) -> Returned:
     """Bring back what is further on Drive than here, the newest first, each run on its own: whatever is wrong with one,
-    the others come.
-
-    Args:
-        tell: called with the name of each model before it is brought back.
-
-    Raises:
-        OSError: Drive cannot be listed.
+    the others come. `tell` is called with the name of each model before that. Raises OSError: Drive cannot be listed.
     """
-    result, spent = Returned(), 0
-    manifests = [path for path in copier.drive.glob(f"*/*/*/{MANIFEST_FILE}") if not _is_hidden(path, copier.drive)]
-    saved_at: dict[Path, float] = {}
-    for path in manifests:
+    result, spent, saved_at = Returned(), 0, {}
+    for path in copier.drive.glob(f"{MODELS}/{MANIFEST_FILE}"):
         with _on_its_own(_name(path.parent), result):
             saved_at[path.parent] = read_manifest(path.parent).saved_at
     for copy in sorted(saved_at, key=saved_at.__getitem__, reverse=True):
         with _on_its_own(_name(copy), result):
-            spent += _bring(copier, copy, tell, budget_bytes - spent if spent else math.inf, result)
+            model = copier.local / copy.relative_to(copier.drive)
+            tidy(copy, UNTOUCHED_SECONDS)
+            tidy(model.parent)
+            if progress_of_copy(copy) <= progress_here(model):
+                continue
+            size = size_of_copy(copy)
+            if spent and spent + size > budget_bytes:
+                copier.left.add(model)
+                continue
+            tell(_name(model))
+            brought = copier.fetch(model)
+            spent += size
+            result.damaged += [f"{_name(model)}/{damage}" for damage in brought.damaged]
+            if brought.progress > NOTHING:
+                result.models.append(model)
     # Panels' settings, comparisons and pictures stand in the folders above.
     folders = {folder for model in result.models for folder in (model.parent, model.parent.parent)}
     folders |= {copier.local / path.parent.name for path in copier.drive.glob(f"*/{MANIFEST_FILE}")}
@@ -72,24 +78,6 @@ def bring_back_runs(copier: DriveCopier, tell: Callable[[str], None], budget_byt
             damaged = bring_missing_files(copier.copy_of(folder), folder)
             result.damaged += [f"{folder.name}/{name}" for name in damaged]
     return result
-
-
-def _bring(copier: DriveCopier, copy: Path, tell: Callable[[str], None], budget_bytes: float, result: Returned) -> int:
-    """Bring one model back if it is further on Drive than here; returns the bytes that it took, about."""
-    model = copier.local / copy.relative_to(copier.drive)
-    tidy(copy, UNTOUCHED_SECONDS)
-    tidy(model.parent)
-    if progress_of_copy(copy) <= progress_here(model):
-        return 0
-    if (size := size_of_copy(copy)) > budget_bytes:
-        copier.left.add(model)
-        return 0
-    tell(_name(model))
-    brought = copier.fetch(model)
-    result.damaged += [f"{_name(model)}/{damage}" for damage in brought.damaged]
-    if brought.progress > NOTHING:
-        result.models.append(model)
-    return size
 
 
 @contextmanager
@@ -125,18 +113,17 @@ def fetch_sentences(copier: DriveCopier | None, models: Sequence[Path]) -> list[
 def newest_run(runs: Path) -> Path | None:
     """The run folder in which something was saved last."""
     times: dict[Path, float] = {}
-    for settings in runs.glob(f"*/*/*/{SETTINGS_FILE}"):
+    for settings in runs.glob(f"{MODELS}/{SETTINGS_FILE}"):
         model = settings.parent
-        if not _is_hidden(settings, runs):
-            complete = [path / COMPLETE_FILE for _, path in numbered_checkpoints(model)]
-            files = [path for path in (settings, model / RESULTS_FILE, *complete) if path.is_file()]
-            times[model.parent] = max(times.get(model.parent, 0.0), *(path.stat().st_mtime for path in files))
+        files = [settings, model / RESULTS_FILE, *(path / COMPLETE_FILE for _, path in numbered_checkpoints(model))]
+        newest = max(path.stat().st_mtime for path in files if path.is_file())
+        times[model.parent] = max(times.get(model.parent, 0.0), newest)
     return max(times, key=times.__getitem__, default=None)
 
 
 def run_sentence(run: Path) -> str:
     """How far the models of a run are, or how many trials of a sweep are finished."""
-    models = sorted(settings.parent for settings in run.glob(f"*/{SETTINGS_FILE}") if settings.parent.name[0] != ".")
+    models = sorted(settings.parent for settings in run.glob(f"[!.]*/{SETTINGS_FILE}"))
     try:
         if trials := read_trials(run):
             finished = sum(row["state"] == "finished" for row in trials)
@@ -164,13 +151,8 @@ def _state(model: Path) -> str:
         return "is finished"
     if progress == NOTHING:
         return "has no checkpoint yet"
-    state = training_state(dict(numbered_checkpoints(model))[progress])
-    return f"is at update {progress:,} of {state['max_steps']:,}"
+    return f"is at update {progress:,} of {planned_updates(dict(numbered_checkpoints(model))[progress]):,}"
 
 
 def _name(model: Path) -> str:
     return "/".join(model.parts[-3:])
-
-
-def _is_hidden(path: Path, above: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(above).parts)

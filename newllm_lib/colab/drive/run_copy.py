@@ -7,16 +7,15 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ...training.callbacks import CURVES_FILE, METRICS_FILE
 from ...training.checkpoint import (
-    CHECKPOINT_NAME,
     RESULTS_FILE,
     SETTINGS_FILE,
+    best_beside,
     is_complete,
     numbered_checkpoints,
     read_results,
@@ -52,25 +51,17 @@ class BroughtBack:
     damaged: list[str] = field(default_factory=list)
 
 
-def training_state(checkpoint: Path) -> dict[str, Any]:
-    """What transformers' Trainer has noted of itself in a checkpoint. Raises DamagedCopy: it does not read as that."""
+def planned_updates(checkpoint: Path) -> int:
+    """How many updates the training has that wrote a checkpoint. Raises DamagedCopy: its state is not what
+    transformers' Trainer writes, or names no checkpoint as the best."""
     try:
         state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
-        return {"max_steps": int(state["max_steps"]), "best": state["best_model_checkpoint"]}
+        updates, best = int(state["max_steps"]), state["best_model_checkpoint"]
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise DamagedCopy(f"{TRAINER_STATE_NAME} is not what a trainer writes") from error
-
-
-def best_beside(checkpoint: Path) -> str | None:
-    """The name of the best checkpoint so far, whose weights become the run's result; None if nothing was evaluated.
-    Raises DamagedCopy: the state is damaged, or what it names is no checkpoint."""
-    best = training_state(checkpoint)["best"]
-    if best is None:
-        return None
-    name = PureWindowsPath(str(best)).name  # of a path of any system
-    if not CHECKPOINT_NAME.fullmatch(name):
+    if best is not None and best_beside(checkpoint) is None:
         raise DamagedCopy(f"{TRAINER_STATE_NAME} names no checkpoint as the best")
-    return name
+    return updates
 
 
 def progress_here(folder: Path) -> float:
@@ -92,15 +83,9 @@ def copy_checkpoints(
     run: Path, copy: Path, checkpoints: Sequence[Path], best: str | None, report: Report = lambda size: None
 ) -> None:
     """Bring the copy of a run up to a checkpoint, then drop those that are no longer needed: the best and the last two
-    stay.
-
-    Args:
-        checkpoints: complete ones that are not being written, the newest last; the best one is among them, for without
-            it the run could not be ended as it would have been.
-
-    Raises:
-        OSError: the disk is full, or gone; what was there is still there.
-    """
+    stay. `checkpoints`: complete ones that are not being written, the newest last; the best one is among them, for
+    without it the run could not be ended as it would have been. Raises OSError: the disk is full, or gone; what was
+    there is still there."""
     copy.mkdir(parents=True, exist_ok=True)
     tidy(copy)
     update_files(run, copy, [name for name in OF_AN_UNFINISHED_RUN if (run / name).is_file()])
@@ -118,14 +103,8 @@ def copy_checkpoints(
 
 def bring_back(copy: Path, run: Path, beyond: float = NOTHING) -> BroughtBack:
     """Bring a run back from its copy, in place of what is in `run`: finished as it is, else with the newest checkpoint
-    that verifies and the best one.
-
-    Args:
-        beyond: the update that `run` has reached; a copy that is not further is not brought back.
-
-    Raises:
-        OSError: a disk is full, or gone; `run` is as it was.
-    """
+    that verifies and the best one. `beyond`: the update that `run` has reached; a copy that is not further is not
+    brought back. Raises OSError: a disk is full, or gone; `run` is as it was."""
     result = BroughtBack()
     partial = temporary(run, PARTIAL)
     discard(partial)
@@ -170,7 +149,8 @@ def _bring_unfinished(copy: Path, partial: Path, beyond: float, result: BroughtB
             if not _bring_checkpoint(path, partial, result):
                 continue
             best = best_beside(partial / path.name)
-            if best in (None, path.name) or _bring_checkpoint(copy / best, partial, result) or not needs_best:
+            is_there = best is None or best.is_dir() or _bring_checkpoint(copy / best.name, partial, result)
+            if is_there or not needs_best:
                 os.utime(partial / path.name)  # transformers takes the checkpoint that was changed last for the newest
                 return _step(path)
             discard(partial / path.name)
@@ -182,7 +162,7 @@ def _bring_checkpoint(path: Path, partial: Path, result: BroughtBack) -> bool:
         return False
     try:
         bring_folder(path, partial / path.name)
-        best_beside(partial / path.name)
+        planned_updates(partial / path.name)  # nothing but its sense is looked at
         if is_complete(partial / path.name):
             return True
         problem = "its files are not those of a complete checkpoint"

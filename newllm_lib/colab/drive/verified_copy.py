@@ -25,6 +25,9 @@ CHUNK_BYTES = 2**22
 NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")  # of a file in its folder, and of no other
 LARGEST = 2**62  # bytes, or nanoseconds
 
+# What reading a file as a manifest may raise that is none.
+NO_MANIFEST = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+
 Report = Callable[[int], None]  # takes the bytes of every chunk
 
 
@@ -52,19 +55,15 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads((folder / MANIFEST_FILE).read_bytes())
         for name, states in content["files"].items():
-            if all(NAME.fullmatch(part) for part in name.split("/")) and (found := _states(states)):
-                files[name] = found
+            if all(NAME.fullmatch(part) for part in name.split("/")):
+                found = ((int(s["bytes"]), str(s["sha256"]), int(s["modified"])) for s in states)
+                found = [dict(zip(("bytes", "sha256", "modified"), state, strict=True)) for state in found]
+                files[name] = [state for state in found if max(state["bytes"], abs(state["modified"])) < LARGEST]
         saved_at = float(content["saved_at"])
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, *NO_MANIFEST):
         return Manifest()
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
-        return Manifest()
+    files = {name: states for name, states in files.items() if states}
     return Manifest(files, saved_at) if math.isfinite(saved_at) else Manifest()
-
-
-def _states(states: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = [{"bytes": int(s["bytes"]), "sha256": str(s["sha256"]), "modified": int(s["modified"])} for s in states]
-    return [state for state in found if max(state["bytes"], abs(state["modified"])) < LARGEST]
 
 
 def write_manifest(folder: Path, files: dict[str, list[dict[str, Any]]]) -> None:
@@ -87,12 +86,8 @@ def copy_checked(
     source: Path, target: Path, states: Sequence[dict[str, Any]] | None = None, report: Report = lambda size: None
 ) -> dict[str, Any]:
     """Copy one file and read the copy back; `source` has to be in one of the `states` that the manifest gives, if any.
-    Returns the copy's fingerprint, with the time at which `source` was modified.
-
-    Raises:
-        DamagedCopy: `source` is in none of the states, or the copy cannot be read back.
-        OSError: the disk is full, or gone.
-    """
+    Returns the copy's fingerprint, with the time at which `source` was modified. Raises DamagedCopy: `source` is in
+    none of the states, or the copy cannot be read back; OSError: the disk is full, or gone."""
     target.parent.mkdir(parents=True, exist_ok=True)
     discard(target)  # it may be a link
     digest, size, modified = hashlib.sha256(), 0, source.stat().st_mtime_ns
@@ -134,23 +129,18 @@ def holds_copy_of(source: Path, target: Path) -> bool:
     """True if `target` is a copy of the folder `source`, as its manifest states and its files' sizes show."""
     stated = read_manifest(target).files
     paths = {path.relative_to(source).as_posix(): path for path in files_of(source)}
-    if not stated or stated.keys() != paths.keys():
-        return False
-    return all(
-        (target / name).is_file()
-        and (target / name).stat().st_size == path.stat().st_size
-        and same_content(stated[name][0], fingerprint(path))
-        for name, path in paths.items()
-    )
+
+    def is_there(name: str, path: Path) -> bool:
+        copy = target / name
+        return copy.is_file() and copy.stat().st_size == path.stat().st_size
+
+    are_there = stated.keys() == paths.keys() and all(is_there(name, path) for name, path in paths.items())
+    return bool(stated) and are_there and all(same_content(stated[n][0], fingerprint(p)) for n, p in paths.items())
 
 
 def bring_folder(source: Path, target: Path) -> None:
-    """Copy the files of a folder of copies, and nothing else, back to where they can be used.
-
-    Raises:
-        DamagedCopy: a file is missing or is not what the manifest states, or there is no manifest.
-        OSError: as `copy_checked`.
-    """
+    """Copy the files of a folder of copies, and nothing else, back to where they can be used. Raises DamagedCopy: a
+    file is missing or is not what the manifest states, or there is no manifest; OSError: as `copy_checked`."""
     stated = read_manifest(source).files
     if not stated:
         raise DamagedCopy("it was not copied to its end")

@@ -13,7 +13,7 @@ import traitlets
 from ...errors import InputError
 from ...preferences.arguments import LOSS_TYPES
 from ..page.languages import text
-from ..page.notices import escape, html_widget, slider_options, small_html
+from ..page.pieces import escape, html_widget, slider_options, small_html
 
 # What the panel calls a field where its own name would not tell a student; also the order of the panel.
 LABELS = {

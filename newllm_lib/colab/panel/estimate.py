@@ -33,7 +33,7 @@ from ...training.model_folder import read_config
 from ...training.new_model import BYTES_PER_PARAMETER, FEWEST_TYPES
 from ...training.trainer import count_training_tokens, timed_update
 from ..page.languages import text
-from ..page.notices import escape
+from ..page.pieces import escape
 from .lookups import base_of, config_of, count_trainable, sizes_of
 
 BYTES_PER_TOKEN = {"byte": 1.0, "bpe": 3.7, "word": 5.2, "gpt2": 4.2}  # of English text
@@ -66,21 +66,20 @@ DATA_SIZES = {
 
 @dataclass(frozen=True)
 class MeasuredUpdate:
-    """One update on this machine: its seconds, the model's parameters, its tokens, and the peak of its memory on an
-    NVIDIA GPU (None without one)."""
+    """One update on this machine."""
 
     seconds: float
-    parameters: int
+    parameters: int  # of the model
     tokens: int
-    gpu_bytes: int | None = None
+    gpu_bytes: int | None = None  # at the peak, of an NVIDIA GPU
 
     def seconds_of(self, parameters: int, tokens: float) -> float:
         """Seconds to train a model of that size on so many tokens: both multiply the arithmetic."""
         return self.seconds * parameters / self.parameters * tokens / self.tokens
 
     def gpu_bytes_of(self, parameters: int, tokens: int) -> int | None:
-        """The peak of an update of another size, of a model that is trained whole: what a parameter takes is known, and
-        the rest grows with the tokens."""
+        """The peak of another model that is trained whole: what a parameter takes is known, the rest grows with the
+        tokens."""
         if self.gpu_bytes is None:
             return None
         rest = max(self.gpu_bytes - BYTES_PER_PARAMETER * self.parameters, 0)
@@ -155,8 +154,8 @@ def kept_checkpoints(args: StageArguments, updates: int) -> int:
 
 
 def saved_bytes(args: StageArguments, trained: int, updates: int) -> int:
-    """The least that a run of so many trained parameters leaves on the disk: the weights, and in every checkpoint these
-    and AdamW's two moments, 4 bytes each."""
+    """The least that a run leaves on the disk: the trained weights, and in every checkpoint these and AdamW's two
+    moments, 4 bytes each."""
     return 4 * trained * (1 + 3 * kept_checkpoints(args, updates))
 
 
@@ -306,21 +305,34 @@ def lwf_measure(arguments: dict[str, QloraLwfArguments]) -> dict[str, MeasuredUp
 
 
 def pair_phrases(arguments: dict[str, DpoArguments], measured: dict[str, MeasuredUpdate]) -> list[str]:
-    """Notebook 6: what is tuned, by how many pairs, and what that takes."""
+    """Notebooks 6 and 7: what is tuned, in how many trials, by how many pairs, and what that takes. The reference is
+    made once, and a trial keeps no checkpoints."""
     (args,) = arguments.values()
-    base = base_of(args)
-    trained = count_trainable(args, base)
-    parts = [f"<b>{escape(base.name)}</b>", text("<b>{count}</b> trainable parameters", count=f"{trained:,}")]
-    return [*parts, *_pairs(args), *_costs(args, trained, measured)]
-
-
-def trial_phrases(arguments: dict[str, SweepArguments], measured: dict[str, MeasuredUpdate]) -> list[str]:
-    """Notebook 7: as notebook 6, for all trials."""
-    (args,) = arguments.values()
-    base, ranks = base_of(args), args.choices()["lora_r"]
-    trials = text("<b>{trials}</b> trials of <b>{model}</b>", trials=str(args.trials), model=escape(base.name))
-    trained = count_trainable(args, base) // args.lora_r * sum(ranks) // len(ranks)
-    return [trials, text("each {extent}", extent=", ".join(_pairs(args))), *_costs(args, trained, measured)]
+    base, trials, updates = base_of(args), getattr(args, "trials", 1), _updates(args)
+    trained, whole = count_trainable(args, base), count_parameters(config_of(base))
+    makes_reference = args.sft_epochs > 0
+    if isinstance(args, SweepArguments):
+        ranks = args.choices()["lora_r"]
+        trained = trained // args.lora_r * sum(ranks) // len(ranks)
+        disk = trials * 4 * trained
+        parts = [text("<b>{trials}</b> trials of <b>{model}</b>", trials=str(trials), model=escape(base.name))]
+        parts.append(text("each {extent}", extent=", ".join(_pairs(args))))
+    else:
+        disk = saved_bytes(args, trained, updates or 0)
+        trainable = text("<b>{count}</b> trainable parameters", count=f"{trained:,}")
+        parts = [f"<b>{escape(base.name)}</b>", trainable, *_pairs(args)]
+    if updates is not None:
+        disk += trials * 4 * whole * args.save_merged
+        if makes_reference:
+            disk += saved_bytes(reference_arguments(args, whole, args.max_length), whole, updates)
+        parts.append(disk_phrase(args, disk))
+    if measured and is_generated(args):
+        tokens = 2 * sequence_tokens(args)
+        seconds = trials * measured["pairs"].seconds_of(whole, updates * args.effective_batch_size * tokens)
+        seconds += measured["answers"].seconds_of(whole, args.sft_epochs * generated_for_training(args) * tokens)
+        parts.append(minutes_phrase(seconds))
+    peaks = [update.gpu_bytes for name, update in measured.items() if makes_reference or name == "pairs"]
+    return [*parts, *gpu_phrase(args, peaks)]
 
 
 def _pairs(args: DpoArguments) -> list[str]:
@@ -337,26 +349,6 @@ def _pairs(args: DpoArguments) -> list[str]:
     if args.sft_epochs > 0:
         parts.append(text("after {epochs} passes over all answers", epochs=f"{args.sft_epochs:g}"))
     return parts
-
-
-def _costs(args: DpoArguments, trained: int, measured: dict[str, MeasuredUpdate]) -> list[str]:
-    """Disk and minutes of the run or of all trials of a sweep, as far as the pairs are counted, and a GPU's memory. The
-    reference is made once, and a trial keeps no checkpoints."""
-    updates, trials, parts = _updates(args), getattr(args, "trials", None), []
-    whole, makes_reference = count_parameters(config_of(base_of(args))), args.sft_epochs > 0
-    if updates is not None:
-        disk = saved_bytes(args, trained, updates) if trials is None else trials * 4 * trained
-        disk += (trials or 1) * 4 * whole * args.save_merged
-        if makes_reference:
-            disk += saved_bytes(reference_arguments(args, whole, args.max_length), whole, updates)
-        parts.append(disk_phrase(args, disk))
-    if measured and is_generated(args):
-        tokens = 2 * sequence_tokens(args)
-        seconds = (trials or 1) * measured["pairs"].seconds_of(whole, updates * args.effective_batch_size * tokens)
-        seconds += measured["answers"].seconds_of(whole, args.sft_epochs * generated_for_training(args) * tokens)
-        parts.append(minutes_phrase(seconds))
-    peaks = [update.gpu_bytes for name, update in measured.items() if makes_reference or name == "pairs"]
-    return [*parts, *gpu_phrase(args, peaks)]
 
 
 def pair_measure(arguments: dict[str, DpoArguments]) -> dict[str, MeasuredUpdate]:

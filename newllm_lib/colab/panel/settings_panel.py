@@ -19,7 +19,8 @@ from ...training.checkpoint import read_results
 from ...training.device import find_device
 from ...training.disk import write_json
 from ..page.languages import LANGUAGES, text, use_language
-from ..page.notices import FAINT, error_html, escape, html_widget, in_one_sentence, say, wrapping_row
+from ..page.notices import error_html, in_one_sentence, say
+from ..page.pieces import FAINT, escape, html_widget, wrapping_row
 from ..storage import is_only_on_drive
 from .controls import PRESET_TITLES, Control, in_the_panels_words, make_control, metadata_of, settings_fields
 from .estimate import MeasuredUpdate, count_model
