@@ -168,7 +168,6 @@ class ChatBox:
         self.memory.lock(is_busy)
 
     def reset(self) -> None:
-        """Begin a new conversation with who is spoken to."""
         self.notice.value = ""
         for name in self.spoken_to():
             self.counts.pop(name, None)
@@ -192,7 +191,6 @@ class ChatBox:
         return {name: self.chats[name] for name in self.spoken_to()}
 
     def _show(self) -> None:
-        """Everything as it stands between two replies."""
         chats = {name: self.chats[name] for name in self.spoken_to() if name in self.chats}
         self._show_turns({name: chat.messages for name, chat in chats.items()})
         self.remembered.value, self.links.value = memory_html(chats, self.counts), ""

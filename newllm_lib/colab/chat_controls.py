@@ -56,7 +56,6 @@ class SamplingSliders:
         }
 
     def sentence(self) -> str:
-        """The sliders in words, for the transcript."""
         values = self.values()
         penalty = "as trained" if values["repetition_penalty"] is None else f"{values['repetition_penalty']:g}"
         drawn = f"temperature {values['temperature']:g}, top-p {values['top_p']:g}"
@@ -64,7 +63,6 @@ class SamplingSliders:
 
 
 def labelled(widget: widgets.Widget, label: str, text: str) -> widgets.Widget:
-    """A widget under its name and a line of help, at least as wide as a slider needs."""
     words = f"<b>{escape(label)}</b>{small_html(escape(text), 'min-height:33px')}"
     heading = html_widget(f'<div style="line-height:1.35;margin-top:4px">{words}</div>')
     layout = widgets.Layout(flex="1 1 200px", min_width="190px", margin="0 8px 4px 0")
@@ -168,7 +166,6 @@ class MemoryControls:
         self.refresh()
 
     def refresh(self, chosen: str | None = None) -> None:
-        """List what is in the folder, the newest first."""
         paths = sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
         options = [(path.stem, str(path)) for path in paths] or [("none is saved yet", "")]
         self.saved.options = options
@@ -180,7 +177,6 @@ class MemoryControls:
             control.disabled = is_locked
 
     def save(self) -> None:
-        """Write the memory of the first model that has one to a file of its own."""
         try:
             name, chat = self._recurrent()[0]
             path = chat.save_memory(self._new_path(self.name.value), self.with_words.value)

@@ -19,7 +19,6 @@ def show_check_up(folder: str | Path = ".", adapters: bool = False, preferences:
 
 
 def check_up_html(findings: list[Finding]) -> str:
-    """One row per finding: mark, subject, value, advice and its code."""
     rows = []
     for f in findings:
         advice = escape(f.advice) + code_html(f.code)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from IPython.display import HTML, display
+from IPython.display import HTML, DisplayHandle, display
 from matplotlib.figure import Figure
 from transformers import TrainerCallback, TrainingArguments
 
@@ -47,8 +47,6 @@ TRAINS = ("training", LEARNS_ANSWERS)
 
 @dataclass
 class ModelProgress:
-    """What is known about the training of one model."""
-
     name: str
     history: list[dict] = field(default_factory=list)
     state: str = "waiting"
@@ -61,16 +59,19 @@ class ModelProgress:
     on_drive: Callable[[], CopyStatus] | None = None  # where runs are copied to Drive
 
 
-class LivePicture:
-    """A picture of `make_figure()` that is drawn anew while models train, for DRAWING_SHARE of the time at most."""
+class LiveDisplay:
+    """A display that is replaced in place while models train, and its picture, which is drawn anew for DRAWING_SHARE of
+    the time at most. `clock` gives seconds, rising; `show` displays an object and returns a handle with `update`. A
+    subclass gives `content`, as HTML, and `figure`."""
 
-    def __init__(self, make_figure: Callable, clock: Callable[[], float]):
-        self.make_figure, self.clock = make_figure, clock
-        self.png, self.drawing_seconds, self.drawn_at = b"", 0.0, clock()
+    def __init__(self, clock: Callable[[], float], show: Callable):
+        self.clock, self.png, self.drawing_seconds = clock, b"", 0.0
+        self.drawn_at = self.updated_at = clock()
+        self.handle = show(HTML(self.content()))
 
     def draw(self) -> None:
         started = self.clock()
-        self.png = png_of(self.make_figure(), DPI, pil_kwargs=PNG)
+        self.png = png_of(self.figure(), DPI, pil_kwargs=PNG)
         self.drawn_at = self.clock()
         self.drawing_seconds = self.drawn_at - started
 
@@ -78,29 +79,27 @@ class LivePicture:
         """True if drawing again leaves the training its share of the time."""
         return self.clock() - self.drawn_at >= self.drawing_seconds / DRAWING_SHARE
 
+    def is_due(self) -> bool:
+        return self.clock() - self.updated_at >= INTERVAL_SECONDS
 
-class LivePlot:
-    """One display for the training of several models, named in the order in which they are trained. Two updates are
-    `interval_seconds` apart at least, but for those at an evaluation; `clock` gives seconds, rising; `show` displays an
-    object and returns a handle with `update`."""
+    def replace(self) -> None:
+        self.handle.update(HTML(self.content()))
+        self.updated_at = self.clock()
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        interval_seconds: float = INTERVAL_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
-        show: Callable = lambda content: display(content, display_id=True),
-    ):
+
+def show_live(content: HTML) -> DisplayHandle:
+    return display(content, display_id=True)
+
+
+class LivePlot(LiveDisplay):
+    """One display for the training of several models, named in the order in which they are trained."""
+
+    def __init__(self, names: Sequence[str], clock: Callable[[], float] = time.monotonic, show: Callable = show_live):
         self.models = {name: ModelProgress(name) for name in names}
-        self.interval_seconds = interval_seconds
-        self.clock = clock
-        self.device = find_device()
-        self.picture, self.drawn_entries = LivePicture(self._figure, clock), 0
-        self.updated_at = clock()
-        self.handle = show(self._content())
+        self.device, self.drawn_entries = find_device(), 0
+        super().__init__(clock, show)
 
     def callback(self, name: str) -> "LiveCallback":
-        """The trainer's callback that reports on the model `name`."""
         return LiveCallback(self, self.models[name])
 
     def set_state(self, name: str, state: str) -> None:
@@ -124,31 +123,25 @@ class LivePlot:
         model.state = "finished"
         self.update(draw=True)
 
-    def tick(self) -> None:
-        """Update if it is time to: the lines every interval, the picture as often as its share of the time allows."""
-        if self.clock() - self.updated_at >= self.interval_seconds:
-            self.update(draw=self.may_draw())
-
     def may_draw(self) -> bool:
-        """True if drawing again leaves the training its share of the time, and for the first curves."""
-        waited = self.clock() - self.picture.drawn_at >= self.interval_seconds
-        return self.drawn_entries == 0 or (waited and self.picture.may_draw())
+        """As of any live display, not more often than the lines, and for the first curves in any case."""
+        waited = self.clock() - self.drawn_at >= INTERVAL_SECONDS
+        return self.drawn_entries == 0 or (waited and super().may_draw())
 
     def update(self, draw: bool = False) -> None:
         """Replace what is displayed; the picture is drawn only if there is something new to see."""
         if draw and self._entries() != self.drawn_entries:
-            self.picture.draw()
+            self.draw()
             self.drawn_entries = self._entries()
-        self.handle.update(self._content())
-        self.updated_at = self.clock()
+        self.replace()
 
-    def _figure(self) -> Figure:
+    def figure(self) -> Figure:
         return curves_figure({model.name: model.history for model in self.models.values()})
 
     def _entries(self) -> int:
         return sum(len(model.history) for model in self.models.values())
 
-    def _content(self) -> HTML:
+    def content(self) -> str:
         lines, hint = "".join(map(self._line, self.models.values(), itertools.cycle(COLOURS))), ""
         if any(model.state in TRAINS for model in self.models.values()):
             hint = "To stop, interrupt the cell (■): the update is finished and saved, and the next run continues."
@@ -156,10 +149,9 @@ class LivePlot:
             evaluations = [entry for entry in model.history if "eval_chosen_logp" in entry]
             if evaluations and (warning := chosen_falls(evaluations[0], evaluations[-1])):
                 lines += sentence_html(in_the_panels_words(warning), "note")
-        return HTML(
-            f'<div style="font-size:14px;line-height:1.5">{lines}{small_html(hint, "margin:2px 0 4px")}</div>'
-            f"{picture_html(self.picture.png, 'learning curves') if self.picture.png else ''}"
-        )
+        picture = picture_html(self.png, "learning curves") if self.png else ""
+        hint = small_html(hint, "margin:2px 0 4px")
+        return f'<div style="font-size:14px;line-height:1.5">{lines}{hint}</div>{picture}'
 
     def _line(self, model: ModelProgress, colour: str) -> str:
         share = 100 * model.update / model.updates if model.updates else 0
@@ -228,7 +220,8 @@ class LiveCallback(TrainerCallback):
         self.model.update = state.global_step
         self.model.seconds_left = seconds / done * (state.max_steps - state.global_step)
         self.model.per_second = done * self.per_update / max(seconds - self.evaluation_seconds, 1e-9)
-        self.plot.tick()
+        if self.plot.is_due():
+            self.plot.update(draw=self.plot.may_draw())
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         self.evaluation_seconds += (metrics or {}).get("eval_runtime", 0.0)

@@ -125,7 +125,6 @@ def counts_html(splits: Splits[Preferences]) -> str:
 
 
 def title(kind: str) -> str:
-    """A kind of flaw in words."""
     return kind.replace("_", " ")
 
 
@@ -217,5 +216,4 @@ def verdict(measured: dict[str, Any], bag: float) -> str:
 
 
 def standard_error(share: float, count: int) -> float:
-    """The standard error of a share of `count` pairs."""
     return math.sqrt(max(share * (1 - share), 1 / (4 * count)) / count)

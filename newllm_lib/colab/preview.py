@@ -98,7 +98,6 @@ def tokenizer_row(prepared: PreparedRun) -> list[str]:
 
 
 def text_table(prepared: PreparedRun) -> str:
-    """Where the text is from, and how much of it there is."""
     sides = prepared.train_counts, prepared.held_out.counts
     rows = origin_rows("text", prepared)
     rows += [[n, *(f"{getattr(c, n):,}" for c in sides)] for n in ("documents", "bytes", "words", "tokens")]
@@ -134,7 +133,6 @@ def conversations_table(prepared: PreparedRun) -> str:
 
 
 def samples_html(samples: list[str]) -> str:
-    """Samples one under the other, line breaks kept."""
     style = f"{AS_WRITTEN};background:{FAINT};padding:6px 10px;margin:6px 0;font-size:13px;line-height:1.4"
     title = f"{len(samples)} samples" if len(samples) > 1 else "A sample"
     return f"<b>{title}</b>" + "".join(f'<div style="{style}">{escape(text)}</div>' for text in samples)
@@ -153,7 +151,6 @@ def conversations_html(samples: list[list[Message]]) -> str:
 
 
 def tokens_html(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
-    """The text with every token tinted."""
     encoding = text_backend(tokenizer).encode(text, add_special_tokens=False)
     patches, end = tinted(text, ((offsets, TINTS) for offsets in encoding.offsets))
     return _as_tokens(f"The first sample as its {len(encoding.ids):,} tokens", patches + escape(text[end:]))

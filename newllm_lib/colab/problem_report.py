@@ -95,7 +95,6 @@ def section(title: str, lines: Iterable[str]) -> str:
 
 
 def version_lines() -> list[str]:
-    """Ours, Python's, and those of the packages that matter."""
     where = "Colab" if on_colab() else "Jupyter"
     lines = [f"newllm {__version__}", f"Python {platform.python_version()}, {platform.system()}, {where}"]
     for package in (*(name for name in TESTED if name != "Python"), *MORE_PACKAGES):

@@ -1,6 +1,6 @@
 """What came out: the models side by side, what they write, and where everything is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from ..training.checkpoint import (
     MODEL_FILES,
     REFERENCE_FOLDER,
     RESULTS_FILE,
+    SETTINGS_FILE,
     has_adapters,
     read_results,
     read_settings,
 )
 from ..training.device import autocast_dtype, find_device, size
 from ..training.disk import read_json, write_json
+from ..training.model_card import CARD_FILE
 from ..training.trained_model import open_model
 from ..training.trainer import timed_update
 from .page.notices import in_one_sentence, say
@@ -32,27 +34,23 @@ from .storage import drive_copier
 
 COMPARISON_FILE = "comparison.json"
 PICTURE_FILE = "comparison.png"
+# Whatever a run of any stage may leave in a model's folder.
 PURPOSES = {
-    "model.safetensors": "the weights of the best checkpoint",
-    "config.json": "the model's sizes",
-    "tokenizer.json": "the tokenizer, without which the weights mean nothing",
-    "settings.json": "all settings of the run",
-    "README.md": "the model card: text, licence, metrics, how to use it",
-    METRICS_FILE: "every logged number",
-    CURVES_FILE: "the learning curves",
-    RESULTS_FILE: "the final metrics",
-}
-OF_ADAPTERS = {
+    MODEL_FILES[1]: "the weights of the best checkpoint",
+    MODEL_FILES[0]: "the model's sizes",
     ADAPTER_WEIGHTS: "the adapters of the best checkpoint; the base stays where it is",
     ADAPTER_CONFIG: "which layers they belong to, and to which base",
     "generation_config.json": "how to generate: when to stop, the repetition penalty",
-}
-# What one of the stages that train adapters leaves, and the other does not.
-OF_A_STAGE = {
     FORGETTING_FILE: "metrics and answers before and after",
     REFERENCE_FOLDER: "the model that the adapters are on: it has learned the answers as such",
     PREFERENCES_FILE: "metrics by kind of flaw, answers before and after",
     MERGED_FOLDER: "one plain model of adapters and base, for transformers",
+    "tokenizer.json": "the tokenizer, without which the weights mean nothing",
+    SETTINGS_FILE: "all settings of the run",
+    CARD_FILE: "the model card: text, licence, metrics, how to use it",
+    METRICS_FILE: "every logged number",
+    CURVES_FILE: "the learning curves",
+    RESULTS_FILE: "the final metrics",
 }
 
 
@@ -149,15 +147,7 @@ def show_saved_files(folders: Sequence[Path]) -> None:
     """Every kept file of the run with its size in each model's folder, and what it is for."""
     folders = [Path(folder) for folder in folders]
     run, adapters = folders[0].parent, has_adapters(folders[0])
-    purposes = PURPOSES
-    if adapters:
-        left = {name: purpose for name, purpose in OF_A_STAGE.items() if (folders[0] / name).exists()}
-        others = {name: PURPOSES[name] for name in PURPOSES if name not in MODEL_FILES}
-        purposes = {**OF_ADAPTERS, **left, **others}
-    names = (f'<b style="white-space:nowrap">{escape(folder.name)}</b>' for folder in folders)
-    rows = [["<b>file</b>", *names, "<b>what it is</b>"]]
-    rows += [[name, *(size_html(folder / name) for folder in folders), purpose] for name, purpose in purposes.items()]
-    display(HTML(table_html(rows)))
+    display(HTML(files_html(folders, [folder.name for folder in folders], PURPOSES)))
     unfinished = [folder.name for folder in folders if read_results(folder) is None]
     if unfinished:
         say(f"{', '.join(unfinished)} is not finished: run the training cell again.", "note")
@@ -170,6 +160,15 @@ def show_saved_files(folders: Sequence[Path]) -> None:
     say(f"Everything is in {run}{';' if adapters else ','} {more}.{copied(run)}")
 
 
+def files_html(folders: Sequence[Path], names: Sequence[str], purposes: Mapping[str, str]) -> str:
+    """A row for each file that there is, with its size in each of the folders, which are called `names`."""
+    rows = [["file", *(f'<span style="white-space:nowrap">{escape(name)}</span>' for name in names), "what it is"]]
+    for file, purpose in purposes.items():
+        if any((folder / file).exists() for folder in folders):
+            rows.append([file, *(size_html(folder / file) for folder in folders), purpose])
+    return table_html(rows, header=True)
+
+
 def copied(run: Path) -> str:
     """Where the copy of a run on Drive is, after a blank; nothing where there is none."""
     copier = drive_copier(run)
@@ -177,7 +176,6 @@ def copied(run: Path) -> str:
 
 
 def size_html(path: Path) -> str:
-    """The size of a file, or of all files in a folder."""
     if not path.exists():
         return "-"
     count = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size

@@ -50,12 +50,8 @@ OF_AN_ERROR = ("last_type", "last_value", "last_traceback", "last_exc")  # kept 
 def save_and_share(
     folders: Sequence[str | Path], download: bool = True, hub_repository: str = "", private: bool = True
 ) -> None:
-    """Check the models' cards, pack the run into a zip without its checkpoints, and send it to the browser.
-
-    Args:
-        hub_repository: "name" or "owner/name" on the Hugging Face hub to put the models in, too; "": nowhere.
-        private: only its owner can see a repository that is made now.
-    """
+    """Check the models' cards, pack the run into a zip without its checkpoints, and send it to the browser. With a
+    `hub_repository` put the models there, too, as `push_to_hub` does."""
     folders = [check_model_folder(folder) for folder in folders]
     unfinished = [folder.name for folder in folders if read_results(folder) is None]
     if unfinished:
@@ -94,27 +90,15 @@ def write_zip(run: Path, archive: Path) -> Path:
 
 def kept_files(run: Path) -> list[Path]:
     """The files of a run that are of use when it is finished."""
-
-    def is_kept(path: Path) -> bool:
-        parts = path.relative_to(run).parts
-        return path.is_file() and not any(part[0] == "." or CHECKPOINT_NAME.fullmatch(part) for part in parts)
-
-    return list(filter(is_kept, sorted(run.rglob("*"))))
+    files = {path: path.relative_to(run).parts for path in sorted(run.rglob("*")) if path.is_file()}
+    return [p for p, parts in files.items() if not any(n[0] == "." or CHECKPOINT_NAME.fullmatch(n) for n in parts)]
 
 
 def push_to_hub(folders: Sequence[Path], repository: str, private: bool = True) -> list[str]:
-    """Upload each model to a repository of its own; returns their addresses.
-
-    Args:
-        repository: "name" or "owner/name"; of several models each adds its own name.
-        private: only its owner can see what is made now; one that is public already is refused.
-
-    Raises:
-        InputError: no token, or a name or a token that the hub refuses.
-    """
-    token = find_token()
-    api = HfApi(token=token)
-    addresses = []
+    """Upload each model to a repository of its own, called "name" or "owner/name", of several with the model's name at
+    the end; returns their addresses. `private`: only its owner can see what is made now; one that is public already is
+    refused. Raises InputError: no token, or a name or a token that the hub refuses."""
+    api, addresses = HfApi(token=find_token()), []
     try:
         name = repository.strip().strip("/")
         if "/" not in name:
@@ -124,23 +108,15 @@ def push_to_hub(folders: Sequence[Path], repository: str, private: bool = True) 
             addresses.append(str(api.create_repo(target, private=private, exist_ok=True)))
             if private and not api.model_info(target).private:
                 raise InputError(f"hub_repository {target!r} is public: untick private, or choose another name.")
-            api.upload_folder(
-                folder_path=folder,
-                repo_id=target,
-                allow_patterns=list(UPLOADED),
-                ignore_patterns=list(NEVER),
-                commit_message="Upload from New-LLM",
-            )
+            patterns = {"allow_patterns": list(UPLOADED), "ignore_patterns": list(NEVER)}
+            api.upload_folder(folder_path=folder, repo_id=target, commit_message="Upload from New-LLM", **patterns)
     except HFValidationError as error:
         raise InputError(f"hub_repository {repository!r} is no name for a repository: {error}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
-            raise InputError(
-                f"the hub refuses the token for {repository!r}: make one with the right to write, at "
-                "huggingface.co/settings/tokens.",
-                "NL-302",
-            ) from error
+            remedy = "make one with the right to write, at huggingface.co/settings/tokens"
+            raise InputError(f"the hub refuses the token for {repository!r}: {remedy}.", "NL-302") from error
         raise InputError(f"the hub did not take {repository!r} (HTTP {status}): try again later.", "NL-301") from error
     return addresses
 
@@ -148,35 +124,25 @@ def push_to_hub(folders: Sequence[Path], repository: str, private: bool = True) 
 def find_token() -> str:
     """The hub token among Colab's secrets, else the one in the environment, else that of huggingface_hub's own login.
     Raises InputError: there is none; says how to give one without typing it into the notebook."""
-    token, problem = _colab_secret()
+    token, problem = "", f"there is no token: set {SECRET} in the environment, or run hf auth login in a terminal"
+    if on_colab():
+        from google.colab import userdata
+
+        problem = f"the secret {SECRET} is empty"
+        try:
+            token = userdata.get(SECRET).strip()
+        except userdata.NotebookAccessError:
+            problem = f"this notebook may not read the secret {SECRET}: click the key on the left and allow it"
+        except userdata.SecretNotFoundError:
+            problem = f"there is no secret {SECRET}: click the key on the left, add it, and let this notebook read it"
+        except Exception as error:  # a time-out, whose class not all of Colab's images have
+            problem = f"Colab did not give the secret {SECRET} ({type(error).__name__}): run this cell again"
+    stored = Path(constants.HF_TOKEN_PATH)  # get_token() would ask Colab once more, and wait for an answer
+    token = token or os.environ.get(SECRET, "").strip()
+    token = token or (stored.read_text(encoding="utf-8").strip() if stored.is_file() else "")
     if not token:
-        token = os.environ.get(SECRET, "").strip()
-    if not token:
-        stored = Path(constants.HF_TOKEN_PATH)  # get_token() would ask Colab once more, and wait for an answer
-        token = stored.read_text(encoding="utf-8").strip() if stored.is_file() else ""
-    if not token:
-        raise InputError(problem, "NL-302")
+        raise InputError(f"nothing was put on the hub: {problem}.", "NL-302")
     return token
-
-
-def _colab_secret() -> tuple[str, str]:
-    """(the token or "", what to do if there is no other either)."""
-    if "google.colab" not in sys.modules:
-        return "", (
-            f"nothing was put on the hub, for there is no token: set {SECRET} in the environment, or run "
-            "hf auth login in a terminal."
-        )
-    from google.colab import userdata
-
-    try:
-        return userdata.get(SECRET).strip(), f"nothing was put on the hub, for the secret {SECRET} is empty."
-    except userdata.NotebookAccessError:
-        problem = f"this notebook may not read the secret {SECRET}: click the key on the left and allow it"
-    except userdata.SecretNotFoundError:
-        problem = f"there is no secret {SECRET}: click the key on the left, add it, and allow this notebook to read it"
-    except Exception as error:  # a time-out, whose class not all of Colab's images have
-        problem = f"Colab did not give the secret {SECRET} ({type(error).__name__}): run this cell again"
-    return "", f"nothing was put on the hub: {problem}."
 
 
 def offer(file: Path) -> None:
@@ -212,7 +178,6 @@ def release(boxes: Sequence[ChatBox] = ()) -> str:
 
 
 def memory_sentence() -> str:
-    """How much memory is free, of the GPU where there is one."""
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"{size(free)} of {size(total)} of the GPU's memory are free."

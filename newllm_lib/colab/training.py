@@ -58,7 +58,6 @@ class LiveTraining:
 
     @property
     def folder(self) -> Path:
-        """Of the model that trains."""
         return self.folders[self.panel.models.index(self.model)]
 
     def on_drive(self) -> str:

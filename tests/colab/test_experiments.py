@@ -15,10 +15,10 @@ from training_cell import run_experiments
 pytest.importorskip("trl")
 pytest.importorskip("optuna")
 
-from newllm_lib.colab import experiments, live_trials
+from newllm_lib.colab import experiments
 from newllm_lib.colab.drive.drive_copy import DriveCopier
 from newllm_lib.colab.drive.earlier_runs import bring_back_runs, is_finished, run_sentence
-from newllm_lib.colab.live_trials import LiveTrials, coordinates_figure, margins_figure, trial_cells
+from newllm_lib.colab.experiments import LiveTrials, coordinates_figure, margins_figure, trial_cells
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.colab.panel.preference_panel import PreferencePanel, SweepPanel
 from newllm_lib.colab.panel.stage import EXPERIMENTS, PREFERENCES
@@ -196,7 +196,7 @@ def test_the_live_table_is_one_display(tmp_path):
     assert "75.0%" in pages[-1]
     live.on_train_begin(None, None, None)
     assert "75.0%" not in pages[-1], "of the trial before"
-    assert live_trials.HINT in pages[-1]
+    assert experiments.HINT in pages[-1]
 
 
 def test_margins_are_drawn_when_their_share_of_the_time_is_there(tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def test_margins_are_drawn_when_their_share_of_the_time_is_there(tmp_path, monke
             now[0] += 0.1
             drawn.append(now[0])
 
-    monkeypatch.setattr(live_trials, "margins_figure", lambda rows, histories: Figure())
+    monkeypatch.setattr(experiments, "margins_figure", lambda rows, histories: Figure())
     handle = SimpleNamespace(update=lambda content: None)
     live = LiveTrials(tmp_path, 8, clock=lambda: now[0], show=lambda content: handle)
     live.on_train_begin(None, None, None)

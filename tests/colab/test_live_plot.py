@@ -82,7 +82,7 @@ def test_an_evaluation_is_told_at_once_and_drawn_when_its_share_of_the_time_is_t
     history = [{"step": 10, "loss": 5.0}, {"step": 10, "eval_bits_per_byte": 2.5}]
     callback.on_evaluate(ARGS, state(10, history), None, {"eval_runtime": 1.0})
     assert pictures == [{"newllm": history, "tiny-gpt2": []}], "the first one in any case"
-    plot.picture.drawing_seconds = 0.1
+    plot.drawing_seconds = 0.1
     history = [*history, {"step": 20, "eval_bits_per_byte": 2.25}]
     callback.on_evaluate(ARGS, state(20, history), None, {"eval_runtime": 1.0})
     assert "loss 5.000" in page.newest and "2.250 bits per byte" in page.newest and len(pictures) == 1

@@ -24,8 +24,6 @@ from .verified_copy import MANIFEST_FILE, DamagedCopy, files_of, update_files
 
 @dataclass(frozen=True)
 class CopyStatus:
-    """How the copy of one run on Drive stands."""
-
     age: float | None = None  # seconds since the newest copy was verified, None if there is none of this session
     is_waiting: bool = False  # a newer checkpoint is on its way
     share: float | None = None  # how much of it is there, from 0 to 1; None if it has not begun
@@ -34,7 +32,6 @@ class CopyStatus:
 
     @property
     def is_current(self) -> bool:
-        """True if all that was saved is on Drive."""
         return self.age is not None and not self.is_waiting and not self.problem
 
     def sentence(self) -> str:
@@ -49,7 +46,6 @@ class CopyStatus:
 
 
 def problem_of(error: Exception) -> str:
-    """A few words on what is wrong with Drive."""
     if isinstance(error, DamagedCopy):
         return f"Drive did not keep what was written ({error})"
     if isinstance(error, OSError) and error.errno in FULL:
@@ -61,7 +57,6 @@ def problem_of(error: Exception) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time in the unit that suits it."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
@@ -104,12 +99,10 @@ class DriveCopier:
         shutil.rmtree(local / STAGING, ignore_errors=True)
 
     def start(self) -> "DriveCopier":
-        """Begin to work in the background."""
         threading.Thread(target=self._run, name="copy-to-drive", daemon=True).start()
         return self
 
     def copy_of(self, folder: Path) -> Path:
-        """Where the copy of a folder of `local` is."""
         return self.drive / folder.relative_to(self.local)
 
     def callback(self) -> "CopyWhenSaved":
@@ -142,7 +135,6 @@ class DriveCopier:
         return CopyJob(run, staging, staged, best and best.name, total)
 
     def status(self, run: Path) -> CopyStatus:
-        """How the copy of a run stands at this moment."""
         now, job = self.clock(), self.current
         is_copied_now = job is not None and job.run == run
         return CopyStatus(

@@ -67,18 +67,15 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, files: dict[str, list[dict[str, Any]]]) -> None:
-    """State what the folder's files are."""
     write_json(folder / MANIFEST_FILE, {"saved_at": time.time(), "files": files})
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """{"bytes", "sha256", "modified"} of a file."""
     status = path.stat()
     return {"bytes": status.st_size, "sha256": content_hash(path), "modified": status.st_mtime_ns}
 
 
 def same_content(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """True if two fingerprints are of the same bytes."""
     return all(one[key] == other[key] for key in ("bytes", "sha256"))
 
 

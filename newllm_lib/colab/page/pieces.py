@@ -62,7 +62,6 @@ def escape(text: str) -> str:
 
 
 def shortened(text: str, most_characters: int) -> str:
-    """The beginning of a long text."""
     return text if len(text) <= most_characters else text[:most_characters].rstrip() + " …"
 
 
@@ -133,7 +132,6 @@ def figure_html(figure: Figure, description: str, file: Path | None = None, dpi:
 
 
 def png_of(figure: Figure, dpi: int, **options: Any) -> bytes:
-    """The figure as a PNG, with `options` of matplotlib's savefig."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, **options)
     return buffer.getvalue()
@@ -147,7 +145,6 @@ def slider_options() -> dict[str, Any]:
 
 
 def html_widget(content: str = "") -> widgets.HTML:
-    """HTML as wide as there is room."""
     return widgets.HTML(content, layout=widgets.Layout(width="auto"))
 
 

@@ -126,7 +126,6 @@ class RangeControl(Control):
 
     @property
     def value(self) -> str:
-        """As `SweepArguments` takes it."""
         return ",".join(f"{number:g}" for number in dict.fromkeys(self.widget.value))
 
     def set(self, value: Any) -> None:
@@ -146,7 +145,6 @@ class ChoicesControl(Control):
 
     @property
     def value(self) -> str:
-        """As `SweepArguments` takes it."""
         return ",".join(self.widget.value)
 
     def set(self, value: Any) -> None:
@@ -216,13 +214,11 @@ def make_control(field: dataclasses.Field, extra_values: Iterable[Any] = ()) -> 
 
 
 def heading_html(field: dataclasses.Field) -> str:
-    """What stands over a widget: the setting's name and help."""
     label = f'<b title="--{field.name}">{escape(text(label_of(field.name)))}</b>'
     return f'<div style="line-height:1.35;margin-top:8px">{label}{small_html(escape(text(help_of(field))))}</div>'
 
 
 def label_of(name: str) -> str:
-    """What the panel calls a setting, in English."""
     return LABELS.get(name, name.replace("_", " "))
 
 
@@ -276,7 +272,6 @@ def in_the_panels_words(sentence: str, spoken: Callable[[str], str] = text) -> s
 
 
 def help_of(field: dataclasses.Field) -> str:
-    """What the panel says of a setting, in English."""
     # argparse wants the sign doubled.
     return in_the_panels_words(metadata_of(field)["help"].replace("%%", "%"), spoken=str)
 

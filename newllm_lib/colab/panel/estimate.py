@@ -146,7 +146,6 @@ def gpu_phrase(args: StageArguments, peaks: Iterable[int | None]) -> list[str]:
 
 
 def kept_checkpoints(args: StageArguments, updates: int) -> int:
-    """How many checkpoints are there at the end of a run."""
     if args.save_strategy == "no":
         return 0
     saves = math.ceil(1 / args.save_steps if args.save_steps < 1 else updates / args.save_steps)
@@ -222,7 +221,6 @@ _solved = functools.lru_cache(maxsize=256)(build_config)  # a slider asks for it
 
 
 def data_size(args: StageArguments) -> DataSize:
-    """The size of the training split that the settings name."""
     if args.data is not None:
         return DataSize(int(Path(args.data).expanduser().stat().st_size * (1 - HELD_OUT_SHARE)))
     name = getattr(args, "dataset", None) or "wikitext"

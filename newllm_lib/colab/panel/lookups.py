@@ -89,7 +89,6 @@ def data_identity(args, dataset: str) -> str:
 
 
 def file_identity(path: str) -> str:
-    """Changes when the file's content does."""
     status = Path(path).expanduser().stat()
     return _file_hash(path, status.st_size, status.st_mtime_ns)
 
@@ -166,7 +165,6 @@ def choose_model(model: str | None, data_source: str, runs: str | Path) -> Model
 
 
 def name_of(folder: Path) -> str:
-    """Notebook, run and model."""
     return "/".join(folder.parts[-3:])
 
 
@@ -212,7 +210,6 @@ def config_of(base: BaseModel) -> PreTrainedConfig:
 
 @functools.lru_cache(maxsize=8)
 def sizes_of(base: BaseModel) -> ModelSizes:
-    """The sizes of the base model's layers."""
     return model_sizes(config_of(base))
 
 

@@ -169,7 +169,6 @@ class SettingsPanel:
         return found
 
     def _identity(self, args: Any) -> str:
-        """Changes when the data do."""
         return data_identity(args, self.stage.dataset)
 
     def _source(self, values: dict[str, Any]) -> tuple[str, str]:
@@ -184,7 +183,6 @@ class SettingsPanel:
             raise InputError(" ".join(str(error).split())) from error
 
     def _speak(self) -> None:
-        """Say everything in the language that is chosen."""
         use_language(self.language.value)
         preset, start = self.preset.value, self.start.value
         self._filling = True  # new names for the choices set them back for a moment
@@ -284,7 +282,6 @@ class SettingsPanel:
         return live_line_html(lines)
 
     def _run_folder(self, output_dir: Path) -> Path:
-        """The folder that the settings have for themselves."""
         return output_dir.parent
 
     def _state(self, folder: Path) -> str:
@@ -331,12 +328,10 @@ def columns(fields: Iterable[dataclasses.Field], controls: Mapping[str, Control]
 
 
 def group_html(group: str) -> str:
-    """The title of a column."""
     style = f"font-weight:bold;font-size:15px;padding:2px 8px;background:{FAINT}"
     return f'<div style="{style}">{escape(text(group))}</div>'
 
 
 def live_line_html(lines: Sequence[str]) -> str:
-    """HTML phrases below each other, on a faint ground."""
     style = f"background:{FAINT};padding:6px 10px;line-height:1.6;font-size:14px;overflow-wrap:anywhere"
     return f'<div style="{style}">{"<br>".join(lines)}</div>'
