@@ -1,9 +1,7 @@
-"""A box to talk to the trained models in, one or two at a time, their replies streamed into one output that is updated
-in place; under it how replies are drawn, and what is remembered.
+"""A box to talk to the trained models in, one or two at a time; each reply is streamed into one output.
 
-Core widgets only, and no thread. In Jupyter a reply is made between the kernel's messages, so that Stop is heard while
-it is made. Colab shows only what is sent from inside a message: there a reply is made inside the click's own callback,
-and is stopped as a cell is.
+Core widgets only, and no thread. In Jupyter a reply is made between the kernel's messages, so that Stop is heard. Colab
+shows only what is sent from inside a message: there the click's own callback makes it, and it is stopped as a cell is.
 """
 
 import asyncio
@@ -39,9 +37,8 @@ REMARK = "Written by small language models; not to be relied on."
 
 
 class ChatBox:
-    """Text field, Send, Stop and Reset under the conversation; with several models, a choice of one or two that hear
-    what is said, each with a conversation of its own. `folders` are those of the trained models, or name -> folder;
-    without a `seed` replies are drawn otherwise every time."""
+    """The box for the models in `folders` (or name -> folder). Of several models the user chooses one or two, each with
+    a conversation of its own. Without a `seed` replies are drawn otherwise every time."""
 
     max_new_tokens = LONG_REPLY
 
@@ -211,8 +208,7 @@ class ChatBox:
 
 
 class SideBySide(ChatBox):
-    """The same words to a tuned model and to the base it was tuned from. One model is loaded: the base is what it says
-    with its adapters off."""
+    """The same words to a tuned model and to its base, which is the same model with its adapters off."""
 
     NAMES = ("base", "tuned")
     max_new_tokens = SHORT_REPLY
@@ -234,9 +230,8 @@ class SideBySide(ChatBox):
 
 @in_one_sentence
 def show_chat(folders: Sequence[str | Path], opening: str = "", before: Path | None = None) -> ChatBox:
-    """Display the box, with one exchange already made if `opening` says something: so the cell has something to show,
-    and a model that cannot be loaded is known at once. `before`: the run that was gone on from: its models can be heard
-    beside those of `folders`."""
+    """Display the box, with one exchange already made if there is an `opening`: a model that cannot be loaded is known
+    at once. `before`: the run that was gone on from; its models can be talked to, too."""
     named = {Path(folder).name: folder for folder in folders}
     if before is not None:
         named |= {f"{name} before": before / name for name in list(named)}

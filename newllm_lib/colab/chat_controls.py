@@ -1,5 +1,4 @@
-"""What stands under the chat box: how replies are drawn, which is read when the next one begins, and what the models
-remember, in bytes, as a picture, and in files that a later session goes on from."""
+"""What stands under the chat box: how replies are drawn, and what the models remember, as bytes, picture and file."""
 
 import re
 import tempfile
@@ -101,8 +100,7 @@ def memory_note(chat: Chat) -> str:
 
 
 def memory_html(chats: Mapping[str, Chat], counts: Mapping[str, Sequence[int]]) -> str:
-    """The sentence, and below it how the bytes went from reply to reply. `counts`: name -> bytes after each reply so
-    far."""
+    """The sentence, and how the bytes went from reply to reply (`counts`: name -> bytes after each so far)."""
     sentence = memory_sentence(chats)
     if not sentence:
         return ""
@@ -133,13 +131,8 @@ def pictures_html(chats: Mapping[str, Chat]) -> str:
 
 
 class MemoryControls:
-    """Save what a New-LLM remembers, and go on from what was saved.
-
-    Args:
-        folder: where memories are kept.
-        chats: gives the conversations that are spoken to, in order; may raise InputError.
-        changed: called with the name of the model whose conversation has become another one, "" for none.
-    """
+    """Save what a New-LLM remembers in the folder, and go on from it. `chats` gives the conversations that are spoken
+    to; `changed` is called with the name of the model whose conversation has become another one, "" for none."""
 
     def __init__(self, folder: Path, chats: Callable[[], Mapping[str, Chat]], changed: Callable[[str], None]):
         self.folder = folder

@@ -10,8 +10,7 @@ from .page.pieces import code_html, escape, mark_html, table_html
 
 
 def show_check_up(folder: str | Path = ".", adapters: bool = False, preferences: bool = False) -> None:
-    """Examine the machine, show every finding, and sum them up in a sentence. `adapters`: with what only stage 5 needs;
-    preferences: with what only stage 6 needs."""
+    """Show every finding, with what only stage 5 (`adapters`) or stage 6 (`preferences`) needs, and sum them up."""
     quiet_notebook()
     findings = doctor(folder, adapters, preferences)
     display(HTML(check_up_html(findings)))

@@ -1,5 +1,5 @@
-"""Notebook 7: its trials in one display that is updated in place while they run, a row for each and their margins; a
-picture of their settings beside their accuracies; and the best settings, which notebook 6 takes."""
+"""Notebook 7: its trials in one display that is updated in place, a picture of their settings beside their accuracies,
+and the best settings, which notebook 6 takes."""
 
 import math
 import time
@@ -93,8 +93,7 @@ def stopped(stop: KeyboardInterrupt, rows: Sequence[dict[str, Any]]) -> str:
 
 @in_one_sentence
 def show_experiments(panel: SweepPanel, folder: str | Path) -> Path:
-    """All trials by how good they are, two pictures, and a verdict. Returns the folder of the best trial, for the cells
-    below."""
+    """All trials by how good they are, two pictures, and a verdict. Returns the folder of the best trial."""
     folder = Path(folder)
     rows = read_trials(folder)
     best = best_trial(rows)
@@ -152,8 +151,7 @@ def offer_best(panel: SweepPanel, folder: str | Path) -> widgets.Widget:
 
 
 def apply_settings(settings: dict[str, Any], runs: str | Path) -> str:
-    """Set notebook 6's panel, as it is kept in the storage, to the settings; says what was done. Raises InputError: the
-    panel cannot have them."""
+    """Set notebook 6's panel to the settings; says what was done. Raises InputError: the panel cannot have them."""
     panel = PreferencePanel(PREFERENCES, runs)
     for name, value in settings.items():
         panel.controls[name].set(value)
@@ -181,8 +179,8 @@ def scale_of(rows: Sequence[dict[str, Any]]) -> ScalarMappable:
 
 
 def margins_figure(rows: Sequence[dict[str, Any]], histories: Mapping[int, Sequence[tuple[int, float]]]) -> Figure:
-    """Held-out margin over the updates, a line per trial in the colour of its accuracy; the best one is thick, trials
-    without a result are grey. `histories`: trial -> (update, margin), in turn."""
+    """Held-out margin over the updates (`histories`: trial -> (update, margin)), a line per trial in the colour of its
+    accuracy; the best one is thick, trials without a result are grey."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
     scale, best = scale_of(rows), best_trial(rows)
@@ -211,8 +209,8 @@ def margins_figure(rows: Sequence[dict[str, Any]], histories: Mapping[int, Seque
 
 
 def coordinates_figure(args: sweep.SweepArguments, rows: Sequence[dict[str, Any]]) -> Figure:
-    """Parallel coordinates: an axis for each setting that was searched and one for the accuracy, and a line for each
-    finished trial; the best one is thick. `rows`: of which at least one is finished."""
+    """Parallel coordinates: an axis for each searched setting and one for the accuracy, a line for each finished trial
+    (there is one); the best one is thick."""
     finished = sorted((row for row in rows if row["state"] == "finished"), key=lambda row: row["accuracy"])
     scale, best = scale_of(finished), best_trial(finished)
     axes_of = [  # (title, height of every trial's value, height -> label of its ticks), heights from 0 to 1
@@ -267,8 +265,7 @@ def _shares(title: str, values: Sequence[float]) -> Axis:
 
 
 class LiveTrials(LiveDisplay, TrainerCallback):
-    """The display of so many trials, and the callback of every trial's trainer. The table in the sweep's `folder` is
-    read whenever a trial begins or is evaluated."""
+    """The display of so many trials, by the table in the sweep's `folder`, and the callback of their trainers."""
 
     def __init__(
         self, folder: Path, trials: int, clock: Callable[[], float] = time.monotonic, show: Callable = show_live
@@ -318,8 +315,7 @@ class LiveTrials(LiveDisplay, TrainerCallback):
 
 
 def trial_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A line per trial, those of the best one bold: its settings, what it does or has come to, and its metrics. `rows`:
-    of the table; one that runs has under "doing" what."""
+    """A line per trial, the best one bold: settings, state, metrics. A row that runs has "doing", too."""
     best = best_trial(rows)
     lines = [["trial", *SEARCHED.values(), "", *METRICS.values()]]
     for row in rows:

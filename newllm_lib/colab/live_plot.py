@@ -1,13 +1,12 @@
 """The curves of all models of a run in one display that is updated in place while they train.
 
-Each update replaces the whole content of the display: a line per model, then the picture. Colab shows neither updates
-from background threads nor widgets that wait for the kernel, so everything happens in the trainer's own callbacks.
+Each update replaces the whole content: a line per model, then the picture. Colab shows neither updates from threads nor
+widgets that wait for the kernel, so everything happens in the trainer's own callbacks.
 """
 
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from IPython.display import HTML, DisplayHandle, display
@@ -43,20 +42,6 @@ FACTS = (
 
 LEARNS_ANSWERS = "learning the answers as such"  # before preferences
 TRAINS = ("training", LEARNS_ANSWERS)
-
-
-@dataclass
-class ModelProgress:
-    name: str
-    history: list[dict] = field(default_factory=list)
-    state: str = "waiting"
-    update: int = 0
-    updates: int = 0
-    per_second: float = 0.0  # training tokens, or examples where these have lengths of their own
-    unit: str = "tokens"
-    seconds_left: float | None = None
-    saved_at: float | None = None
-    on_drive: Callable[[], CopyStatus] | None = None  # where runs are copied to Drive
 
 
 class LiveDisplay:
@@ -95,12 +80,9 @@ class LivePlot(LiveDisplay):
     """One display for the training of several models, named in the order in which they are trained."""
 
     def __init__(self, names: Sequence[str], clock: Callable[[], float] = time.monotonic, show: Callable = show_live):
-        self.models = {name: ModelProgress(name) for name in names}
+        self.models = {name: ModelProgress(self, name) for name in names}
         self.device, self.drawn_entries = find_device(), 0
         super().__init__(clock, show)
-
-    def callback(self, name: str) -> "LiveCallback":
-        return LiveCallback(self, self.models[name])
 
     def set_state(self, name: str, state: str) -> None:
         """Say in a word what a model is doing; shown at once."""
@@ -153,7 +135,7 @@ class LivePlot(LiveDisplay):
         hint = small_html(hint, "margin:2px 0 4px")
         return f'<div style="font-size:14px;line-height:1.5">{lines}{hint}</div>{picture}'
 
-    def _line(self, model: ModelProgress, colour: str) -> str:
+    def _line(self, model: "ModelProgress", colour: str) -> str:
         share = 100 * model.update / model.updates if model.updates else 0
         mark = mark_html("ok") if model.state == "finished" else ""
         return (
@@ -161,54 +143,33 @@ class LivePlot(LiveDisplay):
             f'<b style="min-width:90px;border-left:6px solid {colour};padding-left:6px">{escape(model.name)}</b>'
             f'<span style="width:120px;height:8px;border-radius:4px;background:{GRID};overflow:hidden">'
             f'<span style="display:block;width:{share:.0f}%;height:100%;background:{colour}"></span></span>'
-            f"<span>{mark} {escape(' · '.join(self._facts(model)))}</span></div>"
+            f"<span>{mark} {escape(' · '.join(model.facts()))}</span></div>"
         )
 
-    def _facts(self, model: ModelProgress) -> list[str]:
-        facts = [model.state]
-        if model.updates:
-            facts.append(f"update {model.update:,} of {model.updates:,}")
-        for key, text in FACTS:
-            if (value := _newest(model.history, key)) is not None:
-                facts.append(text.format(value))
-        if model.state not in TRAINS:
-            return facts
-        if (rate := _newest(model.history, "learning_rate")) is not None:
-            facts.append(f"learning rate {rate:.1e}")
-        if model.per_second:
-            digits = 0 if model.per_second >= 10 else 1
-            facts.append(f"{model.per_second:,.{digits}f} {model.unit}/s")
-        if model.seconds_left is not None:
-            facts.append(f"{model.seconds_left / 60:.1f} minutes left")
-        if (memory := memory_in_use(self.device)) is not None:
-            facts.append(f"{size(memory)} of memory")
-        if model.saved_at is not None:
-            copy = None if model.on_drive is None else model.on_drive()
-            if copy is None or not copy.is_current:
-                facts.append(f"saved {span(self.clock() - model.saved_at)} ago ✓")
-            if copy is not None:
-                facts.append(copy.sentence())
-        return facts
 
+class ModelProgress(TrainerCallback):
+    """What is known about the training of one model, as transformers' Trainer tells it, and the model's line."""
 
-class LiveCallback(TrainerCallback):
-    """Tells a LivePlot what transformers' Trainer does with one model."""
-
-    def __init__(self, plot: LivePlot, model: ModelProgress):
-        self.plot = plot
-        self.model = model
+    def __init__(self, plot: LivePlot, name: str):
+        self.plot, self.name, self.state = plot, name, "waiting"
+        self.history: list[dict] = []
+        self.update = self.updates = 0
+        self.per_second, self.unit = 0.0, "tokens"  # or examples, where these have lengths of their own
+        self.seconds_left: float | None = None
+        self.saved_at: float | None = None
+        self.on_drive: Callable[[], CopyStatus] | None = None  # where runs are copied to Drive
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.first_update = self.plot.clock(), state.global_step
         self.evaluation_seconds = 0.0
-        self.model.history, self.model.updates = state.log_history, state.max_steps
+        self.history, self.updates = state.log_history, state.max_steps
         learns_answers = isinstance(args, ReferenceArguments)
-        self.model.update, self.model.state = state.global_step, LEARNS_ANSWERS if learns_answers else "training"
+        self.update, self.state = state.global_step, LEARNS_ANSWERS if learns_answers else "training"
         if isinstance(args, TrainingArguments) and not isinstance(args, StageArguments):  # TRL's, for preferences
-            self.model.unit = "pairs"
+            self.unit = "pairs"
             self.per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps
         elif isinstance(args, QloraLwfArguments):
-            self.model.unit = "examples"
+            self.unit = "examples"
             self.per_update = args.effective_batch_size
         else:
             self.per_update = args.effective_batch_size * args.max_length
@@ -217,26 +178,52 @@ class LiveCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         seconds = self.plot.clock() - self.started
         done = state.global_step - self.first_update
-        self.model.update = state.global_step
-        self.model.seconds_left = seconds / done * (state.max_steps - state.global_step)
-        self.model.per_second = done * self.per_update / max(seconds - self.evaluation_seconds, 1e-9)
+        self.update = state.global_step
+        self.seconds_left = seconds / done * (state.max_steps - state.global_step)
+        self.per_second = done * self.per_update / max(seconds - self.evaluation_seconds, 1e-9)
         if self.plot.is_due():
             self.plot.update(draw=self.plot.may_draw())
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         self.evaluation_seconds += (metrics or {}).get("eval_runtime", 0.0)
-        self.model.history = state.log_history
+        self.history = state.log_history
         # The end of training draws once more.
         self.plot.update(draw=self.plot.may_draw() and state.global_step < state.max_steps)
 
     def on_save(self, args, state, control, **kwargs):
-        self.model.saved_at = self.plot.clock()
+        self.saved_at = self.plot.clock()
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.model.history, self.model.update = state.log_history, state.global_step
-        draw = self.model.state != LEARNS_ANSWERS  # of which nothing is in the curves of the preferences
-        self.model.state = f"scoring all held-out {'pairs' if self.model.unit == 'pairs' else 'text'}"
+        self.history, self.update = state.log_history, state.global_step
+        draw = self.state != LEARNS_ANSWERS  # of which nothing is in the curves of the preferences
+        self.state = f"scoring all held-out {'pairs' if self.unit == 'pairs' else 'text'}"
         self.plot.update(draw=draw)
+
+    def facts(self) -> list[str]:
+        facts = [self.state]
+        if self.updates:
+            facts.append(f"update {self.update:,} of {self.updates:,}")
+        for key, text in FACTS:
+            if (value := _newest(self.history, key)) is not None:
+                facts.append(text.format(value))
+        if self.state not in TRAINS:
+            return facts
+        if (rate := _newest(self.history, "learning_rate")) is not None:
+            facts.append(f"learning rate {rate:.1e}")
+        if self.per_second:
+            digits = 0 if self.per_second >= 10 else 1
+            facts.append(f"{self.per_second:,.{digits}f} {self.unit}/s")
+        if self.seconds_left is not None:
+            facts.append(f"{self.seconds_left / 60:.1f} minutes left")
+        if (memory := memory_in_use(self.plot.device)) is not None:
+            facts.append(f"{size(memory)} of memory")
+        if self.saved_at is not None:
+            copy = None if self.on_drive is None else self.on_drive()
+            if copy is None or not copy.is_current:
+                facts.append(f"saved {span(self.plot.clock() - self.saved_at)} ago ✓")
+            if copy is not None:
+                facts.append(copy.sentence())
+        return facts
 
 
 def _newest(history: list[dict], key: str) -> float | None:

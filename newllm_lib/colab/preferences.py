@@ -1,9 +1,8 @@
-"""The cells of notebook 6: a look at the pairs, and what tuning by them has brought: metrics, accuracy by kind of
-flaw, and what the model answers, before and after."""
+"""The cells of notebook 6: a look at the pairs, and what tuning by them has brought."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +55,7 @@ METRICS = (
 
 @in_one_sentence
 def preview_pairs(panel: PreferencePanel) -> None:
-    """Load the pairs as the panel says and show what training will see: counts, one pair for each kind of flaw, and how
-    far a reader of nothing but lengths and characters gets."""
+    """Show what training will see: counts, a pair for each kind of flaw, and how far a reader of lengths alone gets."""
     splits = panel.arguments(panel.models[0]).load_preferences()
     display(HTML(counts_html(splits)))
     display(HTML(pairs_html(pairs_to_show(splits.train))))
@@ -104,24 +102,24 @@ def counts_html(splits: Splits[Preferences]) -> str:
     def length(answers: Sequence[str]) -> str:
         return f"{sum(map(len, answers)) / len(answers):.0f} characters on average, {max(map(len, answers))} at most"
 
-    def longer(pairs: Sequence[Preference]) -> float:
-        return sum(len(pair.rejected) > len(pair.chosen) for pair in pairs) / len(pairs)
+    def cells(side: Preferences) -> dict[str, str]:
+        longer = sum(len(pair.rejected) > len(pair.chosen) for pair in side.pairs) / len(side.pairs)
+        flaws = sorted(Counter(pair.kind for pair in side.pairs if pair.kind).items())
+        return {
+            "pairs": f"{len(side.pairs):,}",
+            "data": escape(side.origin),
+            "licence": escape(side.licence),
+            "chosen answers": length([pair.chosen for pair in side.pairs]),
+            "rejected answers": length([pair.rejected for pair in side.pairs]),
+            "rejected is longer": f"{longer:.0%} of the pairs",
+            "flaws": ", ".join(f"{count}&nbsp;{escape(title(kind))}" for kind, count in flaws),
+        }
 
-    rows = [
-        ["", "<b>for training</b>", "<b>held out</b>"],
-        ["pairs", *(f"{len(side.pairs):,}" for side in sides)],
-        ["data", *(escape(side.origin) for side in sides)],
-        ["licence", *(escape(side.licence) for side in sides)],
-        ["chosen answers", *(length([pair.chosen for pair in side.pairs]) for side in sides)],
-        ["rejected answers", *(length([pair.rejected for pair in side.pairs]) for side in sides)],
-        ["rejected is longer", *(f"{longer(side.pairs):.0%} of the pairs" for side in sides)],
-    ]
-    counts = [sorted(Counter(pair.kind for pair in side.pairs if pair.kind).items()) for side in sides]
-    if any(counts):
-        flaws = (", ".join(f"{count}&nbsp;{escape(title(kind))}" for kind, count in side) for side in counts)
-        rows.append(["flaws", *flaws])
+    columns = [cells(side) for side in sides]
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0] if columns[0][name]]
     remarks = [splits.note, *(remark for side in sides for remark in side.remarks())]
-    return table_html([*rows, *(["remark", escape(remark), ""] for remark in remarks if remark)])
+    rows += [["remark", escape(remark), ""] for remark in remarks if remark]
+    return table_html([["", "<b>for training</b>", "<b>held out</b>"], *rows])
 
 
 def title(kind: str) -> str:
@@ -135,8 +133,12 @@ def pairs_to_show(side: Preferences) -> list[Preference]:
         first.setdefault(pair.kind, pair)
     if set(first) == {""}:
         return side.pairs[:UNLABELLED]
-    order = {kind: number for number, kind in enumerate(KINDS)}
-    return sorted(first.values(), key=lambda pair: (order.get(pair.kind, len(order)), pair.kind))
+    return [first[kind] for kind in in_order(first)]
+
+
+def in_order(kinds: Iterable[str]) -> list[str]:
+    """Our kinds of flaw as the generator has them, then others."""
+    return [kind for kind in KINDS if kind in kinds] + sorted(set(kinds) - set(KINDS))
 
 
 def pairs_html(pairs: Sequence[Preference]) -> str:
@@ -166,27 +168,23 @@ def shortcut_accuracies(splits: Splits[Preferences]) -> dict[str, float]:
 
 
 def kinds_figure(measured: dict[str, Any], counts: Mapping[str, int]) -> Figure:
-    """A bar for each kind of flaw, and one for all held-out pairs; the line is chance. `counts`: kind -> held-out
-    pairs; they are shown if all of them were scored."""
+    """A bar for each kind of flaw (with `counts`, if all pairs were scored), and one for all; the line is chance."""
     by_kind = measured["accuracy_by_kind"]
-    order = [kind for kind in KINDS if kind in by_kind] + sorted(set(by_kind) - set(KINDS))
+    order = in_order(by_kind)
     are_all = sum(counts.values()) == measured["held_out"]["pairs"]
     names = [as_label(title(kind)) + (f" ({counts[kind]})" if are_all else "") for kind in order]
     names.append(f"all ({measured['held_out']['pairs']:,})")
     shares = [by_kind[kind] for kind in order] + [measured["held_out"]["accuracy"]]
     figure = Figure(figsize=(4.9, 0.7 + 0.3 * len(names)), layout="constrained")
     axes = figure.subplots()
-    heights = range(len(names) - 1, -1, -1)
+    heights, place = range(len(names) - 1, -1, -1), {"textcoords": "offset points"}
     axes.barh(heights, shares, height=0.62, color=[COLOURS[0]] * len(order) + ["#57606a"])
-    place = {"textcoords": "offset points"}
     for height, share in zip(heights, shares, strict=True):
         axes.annotate(f"{share:.0%}", (share, height), (4, 0), **place, va="center")
     axes.axvline(CHANCE, color="#cf222e", linewidth=1, linestyle="--")
     axes.annotate("chance", (CHANCE, heights[0] + 0.42), (3, 0), **place, color="#cf222e", va="bottom")
-    axes.set(
-        xlim=(0, 1.08), ylim=(-0.6, len(names) - 0.1), yticks=heights, yticklabels=names,
-        xlabel="held-out pairs with the chosen answer ahead",
-    )  # fmt: skip
+    axes.set(xlim=(0, 1.08), ylim=(-0.6, len(names) - 0.1), yticks=heights, yticklabels=names)
+    axes.set_xlabel("held-out pairs with the chosen answer ahead")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.grid(alpha=0.25, axis="x")
@@ -196,8 +194,7 @@ def kinds_figure(measured: dict[str, Any], counts: Mapping[str, int]) -> Figure:
 
 
 def verdict(measured: dict[str, Any], bag: float) -> str:
-    """What the accuracy is, how sure it is, and what it is worth beside `bag`, the accuracy of a counter of
-    characters."""
+    """What the accuracy is, how sure, and what it is worth beside `bag`, the accuracy of a counter of characters."""
     held_out, train = measured["held_out"], measured["train"]
     accuracy, error = held_out["accuracy"], standard_error(held_out["accuracy"], held_out["pairs"])
     words = [f"The chosen answer is ahead in {accuracy:.1%} of {held_out['pairs']:,} held-out pairs (± {error:.1%})."]

@@ -17,7 +17,7 @@ from ..stages.sft import SftArguments, sft
 from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
 from .page.notices import in_one_sentence, quiet_notebook, say
-from .page.pieces import AS_WRITTEN, FAINT, GRID, beside_html, bubbles_html, escape, small_html, table_html
+from .page.pieces import AS_WRITTEN, FAINT, GRID, beside_html, bubbles_html, escape, shortened, small_html, table_html
 from .panel.lookups import SMALL_FOLDER, base_of, chat_models, count_trainable, name_of
 from .panel.preference_panel import PreferencePanel
 from .panel.settings_panel import SettingsPanel
@@ -43,8 +43,7 @@ def preview_data(panel: SettingsPanel) -> None:
     counts, samples = prepared.train_counts, sample_texts(prepared)
     display(HTML(text_table(prepared) + samples_html(samples) + tokens_html(samples[0], prepared.tokenizer)))
     updates, tokens = count_training_tokens(args, len(prepared.train_rows))
-    passes = tokens / counts.tokens
-    extent = f"{passes:.1f} passes over the text" if passes >= 1 else f"{passes:.1%} of the text"
+    extent = passes_over("the text", tokens / counts.tokens)
     say(f"{counts.tokens:,} tokens are ready; training takes {updates:,} updates over {tokens:,} tokens, {extent}.")
 
 
@@ -54,9 +53,9 @@ def preview_conversations(panel: SettingsPanel) -> None:
     args = panel.arguments(panel.models[0])
     prepared = panel.stage.prepare(args)
     form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
-    samples = list(itertools.islice(prepared.splits.train, 0, NUM_SAMPLES * SKIPPED, SKIPPED))
+    samples = [*itertools.islice(prepared.splits.train, 0, NUM_SAMPLES * SKIPPED, SKIPPED)]
     if len(samples) < NUM_SAMPLES:
-        samples = list(itertools.islice(prepared.splits.train, NUM_SAMPLES))
+        samples = [*itertools.islice(prepared.splits.train, NUM_SAMPLES)]
     tokens = learned_html(samples, prepared.tokenizer, form)
     display(HTML(conversations_table(prepared) + conversations_html(samples) + tokens))
     ready = f"{prepared.train_counts.documents:,} conversations are ready"
@@ -65,14 +64,16 @@ def preview_conversations(panel: SettingsPanel) -> None:
         return
     rows = len(prepared.train_rows)
     updates, tokens = count_training_tokens(args, rows)
-    passes = tokens / (rows * args.max_length)
-    extent = f"{passes:.1f} passes over them" if passes >= 1 else f"{passes:.1%} of them"
+    extent = passes_over("them", tokens / (rows * args.max_length))
     say(f"{ready}, in {rows:,} rows of {args.max_length} tokens; training takes {updates:,} updates, {extent}.")
 
 
+def passes_over(what: str, passes: float) -> str:
+    return f"{passes:.1f} passes over {what}" if passes >= 1 else f"{passes:.1%} of {what}"
+
+
 def sample_texts(prepared: PreparedRun) -> list[str]:
-    """The beginnings of a few documents that are long enough to show something; of a text that has not so many,
-    stretches from the beginning and further on."""
+    """Beginnings of a few long documents; of a text that has not so many, stretches from here and there."""
     texts = (piece.text.strip() for piece in prepared.splits.train.read() if piece.starts_document)
     long_enough = (text for text in texts if len(text) >= LEAST_CHARACTERS)
     chosen = list(itertools.islice(long_enough, 0, NUM_SAMPLES * SKIPPED, SKIPPED))
@@ -81,29 +82,24 @@ def sample_texts(prepared: PreparedRun) -> list[str]:
         third = len(text) // NUM_SAMPLES
         starts = [0, *(text.find("\n", number * third) + 1 for number in range(1, NUM_SAMPLES))]
         chosen = [text[start:].strip() for start in dict.fromkeys(starts)]
-    return [text[:MOST_CHARACTERS] + (" …" if len(text) > MOST_CHARACTERS else "") for text in chosen if text]
+    return [shortened(text, MOST_CHARACTERS) for text in chosen if text]
 
 
-def origin_rows(what: str, prepared: PreparedRun) -> list[list[str]]:
-    """The head of a table of counts: where both splits are from."""
-    sides = prepared.splits.train, prepared.splits.validation
+def counts_html(what: str, prepared: PreparedRun, rows: list[list[str]]) -> str:
+    """A table of both splits: where they are from, `rows` of counts, and how much text a token stands for."""
+    sides, held_out = (prepared.splits.train, prepared.splits.validation), prepared.held_out.counts
     origins, licences = ([escape(getattr(side, name)) for side in sides] for name in ("origin", "licence"))
-    return [["", "<b>for training</b>", "<b>held out</b>"], [what, *origins], ["licence", *licences]]
-
-
-def tokenizer_row(prepared: PreparedRun) -> list[str]:
-    """The size of the vocabulary, and how much text a token stands for."""
-    held_out = prepared.held_out.counts
-    return ["tokenizer", f"{len(prepared.tokenizer):,} types", f"{held_out.bytes / held_out.tokens:.2f} bytes a token"]
+    head = [["", "<b>for training</b>", "<b>held out</b>"], [what, *origins], ["licence", *licences]]
+    bytes_each = f"{held_out.bytes / held_out.tokens:.2f} bytes a token"
+    return table_html([*head, *rows, ["tokenizer", f"{len(prepared.tokenizer):,} types", bytes_each]])
 
 
 def text_table(prepared: PreparedRun) -> str:
     sides = prepared.train_counts, prepared.held_out.counts
-    rows = origin_rows("text", prepared)
-    rows += [[n, *(f"{getattr(c, n):,}" for c in sides)] for n in ("documents", "bytes", "words", "tokens")]
+    rows = [[n, *(f"{getattr(c, n):,}" for c in sides)] for n in ("documents", "bytes", "words", "tokens")]
     if prepared.train_counts.unknown_tokens:
         rows.append(["unknown words", *(f"{c.unknown_tokens / c.tokens:.1%} of the tokens" for c in sides)])
-    return table_html([*rows, tokenizer_row(prepared)])
+    return counts_html("text", prepared, rows)
 
 
 def conversations_table(prepared: PreparedRun) -> str:
@@ -111,25 +107,23 @@ def conversations_table(prepared: PreparedRun) -> str:
     counts, held_out = prepared.train_counts, prepared.held_out.counts
     conversations = counts.documents + counts.too_long
     rows = [
-        *origin_rows("data", prepared),
         ["conversations", f"{counts.documents:,}", f"{len(prepared.held_out.documents):,}"],
         ["tokens", f"{counts.all_tokens:,}", ""],
         ["of them learned", f"{counts.tokens:,} ({counts.tokens / counts.all_tokens:.0%})", f"{held_out.tokens:,}"],
         ["words learned", f"{counts.words:,}", f"{held_out.words:,}"],
         ["shortened", f"{counts.shortened:,} ({counts.shortened / conversations:.1%}) lost their last turns", ""],
         ["left out", f"{counts.too_long:,} ({counts.too_long / conversations:.1%}): no answer fits into a row", ""],
-        tokenizer_row(prepared),
     ]
     if counts.bad_rows:
         rows.append(["no conversation", f"{counts.bad_rows:,} rows left out; {escape(counts.complaints[0])}", ""])
-    if prepared.splits.note:
-        rows.append(["remark", escape(prepared.splits.note), ""])
+    remarks = [prepared.splits.note]
     if isinstance(prepared, PreparedLwf):
         other = (prepared.rehearsal.train, prepared.rehearsal.validation)
         rows.append(["general text", *(escape(text.origin) for text in other)])
         rows.append(["its licence", *(escape(text.licence) for text in other)])
-        rows += [["remark", escape(remark), ""] for remark in prepared.remarks]
-    return table_html(rows)
+        remarks += prepared.remarks
+    rows += [["remark", escape(remark), ""] for remark in remarks if remark]
+    return counts_html("data", prepared, rows)
 
 
 def samples_html(samples: list[str]) -> str:
@@ -162,21 +156,19 @@ def learned_html(samples: list[list[Message]], tokenizer: PreTrainedTokenizerFas
     for messages, encoded in zip(samples, encode_conversations(samples, tokenizer, form), strict=True):
         if encoded is None:
             continue
-        supervised = encoded.supervised
+        supervised, learned = encoded.supervised, f"{int(encoded.supervised.sum()):,}"
         (text,), _ = render([messages], tokenizer)
         offsets = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets[: len(supervised)]
-        styles = (LEARNED if learned else GIVEN for learned in supervised[:MOST_TOKENS])
+        styles = (LEARNED if is_learned else GIVEN for is_learned in supervised[:MOST_TOKENS])
         patches, _ = tinted(text, zip(offsets, styles, strict=False))
-        title = (
-            f"One of them as {len(supervised):,} tokens; the {int(supervised.sum()):,} that are learned are underlined"
-        )
+        title = f"One of them as {len(supervised):,} tokens; the {learned} that are learned are underlined"
         return _as_tokens(title, patches + (" …" if len(offsets) > MOST_TOKENS else ""))
     return ""
 
 
 def tinted(text: str, tokens: Iterable[tuple[tuple[int, int], tuple[str, ...]]]) -> tuple[str, int]:
-    """(the text up to the last token as HTML, how many characters that is). Tokens that share one character (parts of
-    its bytes) are one patch. `tokens`: (begin and end in the text, what its patch looks like: one of these in turn)."""
+    """(the text up to the last token as HTML, how many characters that is). `tokens`: (begin and end, styles that take
+    turns); tokens that share one character, parts of its bytes, are one patch."""
     spans, position, number = [], 0, 0
     for (begin, end), styles in tokens:
         if end <= position:
@@ -236,8 +228,7 @@ def show_tuned_model(panel: PreferencePanel) -> None:
 
 
 def small_chat_model(runs: str | Path) -> SftArguments:
-    """How the small one is trained: as notebook 2 trains TinyGPT2 with its smallest preset, from fewer rows at a time.
-    A minute on a CPU; what it says makes no sense."""
+    """The small one is trained as TinyGPT2 by notebook 2's smallest preset: in a minute, and it makes no sense."""
     few = {"per_device_train_batch_size": 8, "eval_steps": 0.5, "save_steps": 0.5}
     return SftArguments(
         **{**CHAT_PRESETS["smoke"], **few}, dataset="dailydialog", data_source="offline", model_type="tiny-gpt2",

@@ -1,5 +1,4 @@
-"""What a notebook's training has brought and what it has cost: each model before it and after it, on the same held-out
-text and on the same prompts."""
+"""What a training has brought and cost: each model before and after, on the same held-out text and the same prompts."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -71,8 +70,8 @@ def show_answers(panel: SettingsPanel, folders: Sequence[Path]) -> None:
 
 
 def ask(folder: str | Path, prompts: Sequence[str], template_of: str | Path | None = None) -> Answers:
-    """The answers of the model in `folder`, the most likely token each time. `template_of`: the folder whose chat
-    template is used for a model without one, so that it is asked in the same words."""
+    """The answers of the model in `folder`, the most likely token each time; without a chat template it borrows that of
+    the model in `template_of`, to be asked in the same words."""
     trained = open_model(folder)
     if trained.tokenizer.chat_template is None and template_of is not None:
         trained.tokenizer.chat_template = borrowed_template(trained.tokenizer, read_tokenizer(template_of))
@@ -90,8 +89,7 @@ def read_measured(folder: str | Path, file: str) -> dict[str, Any]:
 
 
 def show_before_and_after(measured: dict[str, Any], before: str, max_new_tokens: int, remark: str = "") -> None:
-    """The answers of `replies_before_and_after` side by side, and how many ended by themselves. Without adapters the
-    model is called `before`; `remark` is said after it."""
+    """The answers of `replies_before_and_after` side by side, those without adapters under the name `before`."""
     answers, ended = measured["answers"], measured["ended_by_themselves"]
     columns = {n: ([a[key] for a in answers], ended[key]) for n, key in ((before, "before"), ("tuned", "after"))}
     _show([answer["prompt"] for answer in answers], columns, max_new_tokens, remark)

@@ -81,8 +81,7 @@ def measured_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def batch_time(folder: str | Path) -> dict[str, float]:
-    """{"rows", "length", "milliseconds"} of one update of the model in `folder`, its batch as in its training. What is
-    trained here is thrown away."""
+    """One update in the batch of its training, of a model that is thrown away."""
     trained = open_model(folder)
     model = trained.model.train()
     rows, length = trained.session["per_device_train_batch_size"], trained.run["max_length"]
@@ -128,8 +127,7 @@ def show_samples(folders: Sequence[Path], prompt: str, max_new_tokens: int = 60,
 
 
 def samples_html(samples: dict[str, dict[str, str]], between: str = "") -> str:
-    """prompt -> model -> continuation, the models of one prompt side by side where there is room. `between`: what
-    stands between a prompt and what follows it."""
+    """prompt -> model -> continuation, side by side; `between` stands between a prompt and what follows it."""
     style = f"flex:1 1 260px;min-width:240px;max-height:240px;overflow-y:auto;background:{FAINT};padding:6px 10px;"
     style += f"{AS_WRITTEN};font-size:13px;line-height:1.45"
     blocks = []

@@ -1,5 +1,4 @@
-"""Save and share: the finished run as a zip for the browser and, if its owner says so, on the Hugging Face hub, private
-unless said otherwise, with a token that is looked up and never asked for; and the GPU's memory given back."""
+"""The run as a zip and on the Hugging Face hub, private unless said otherwise; and the GPU's memory given back."""
 
 import os
 import sys
@@ -50,8 +49,7 @@ OF_AN_ERROR = ("last_type", "last_value", "last_traceback", "last_exc")  # kept 
 def save_and_share(
     folders: Sequence[str | Path], download: bool = True, hub_repository: str = "", private: bool = True
 ) -> None:
-    """Check the models' cards, pack the run into a zip without its checkpoints, and send it to the browser. With a
-    `hub_repository` put the models there, too, as `push_to_hub` does."""
+    """Check the models' cards, send the run to the browser as a zip, and put the models on the hub, if one is named."""
     folders = [check_model_folder(folder) for folder in folders]
     unfinished = [folder.name for folder in folders if read_results(folder) is None]
     if unfinished:
@@ -75,8 +73,7 @@ def save_and_share(
 
 
 def write_zip(run: Path, archive: Path) -> Path:
-    """Pack all files of a run folder but checkpoints and what is hidden; an older archive is replaced as a whole.
-    Raises OSError: the disk is full; an older archive is still there."""
+    """Pack all but checkpoints and hidden files. Raises OSError: the disk is full; an older archive is still there."""
     partial = temporary(archive, PARTIAL)
     try:
         with zipfile.ZipFile(partial, "w", strict_timestamps=False) as packed:
@@ -95,9 +92,9 @@ def kept_files(run: Path) -> list[Path]:
 
 
 def push_to_hub(folders: Sequence[Path], repository: str, private: bool = True) -> list[str]:
-    """Upload each model to a repository of its own, called "name" or "owner/name", of several with the model's name at
-    the end; returns their addresses. `private`: only its owner can see what is made now; one that is public already is
-    refused. Raises InputError: no token, or a name or a token that the hub refuses."""
+    """Upload each model to "name" or "owner/name", of several with its own name at the end; returns the addresses. A
+    public repository is refused if `private`. Raises InputError: no token, or a name or a token that the hub refuses.
+    """
     api, addresses = HfApi(token=find_token()), []
     try:
         name = repository.strip().strip("/")
@@ -122,8 +119,8 @@ def push_to_hub(folders: Sequence[Path], repository: str, private: bool = True) 
 
 
 def find_token() -> str:
-    """The hub token among Colab's secrets, else the one in the environment, else that of huggingface_hub's own login.
-    Raises InputError: there is none; says how to give one without typing it into the notebook."""
+    """The hub token of Colab's secrets, else of the environment, else of huggingface_hub's own login. Raises
+    InputError: how to give one without typing it into the notebook."""
     token, problem = "", f"there is no token: set {SECRET} in the environment, or run hf auth login in a terminal"
     if on_colab():
         from google.colab import userdata
@@ -166,8 +163,7 @@ def offer_release(*boxes: ChatBox) -> None:
 
 
 def release(boxes: Sequence[ChatBox] = ()) -> str:
-    """Let go of the models that the page holds; says how much memory is free. A chat box loads its model anew when
-    a user writes into it."""
+    """Let go of the models that the page holds. A chat box loads its model anew when a user writes into it."""
     for box in boxes:
         box.chats.clear()
     for name in OF_AN_ERROR:  # the frames of a training that was stopped hold its model

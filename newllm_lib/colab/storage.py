@@ -17,16 +17,17 @@ from .page.pieces import sentence_html
 MOUNT_POINT = Path("/content/drive")
 DRIVE_FOLDER = MOUNT_POINT / "MyDrive" / "New-LLM"
 
+NOT_PERMITTED = "the permission was not given: run this cell again, tick every box, allow pop-ups"
 # What the message of a failed mount contains -> what to do about it. The first that fits is taken.
-REMEDIES = (
-    ("already contain files", "files were written to its place before it was mounted: restart the session, run again"),
-    ("credential propagation", "the permission was not given: run this cell again, tick every box, allow pop-ups"),
-    ("invalid oauth", "the permission was not given: run this cell again, tick every box, allow pop-ups"),
-    ("timeout during initial read", "it took too long to answer, as happens with very many files in its top folder"),
-    ("timed out", "it took too long to answer: run this cell again"),
-    ("domain policy", "your organisation does not allow it: a private account does"),
-    ("unsupported in this environment", "this kind of Colab has none"),
-)
+REMEDIES = {
+    "already contain files": "files were written to its place before it was mounted: restart the session, run again",
+    "credential propagation": NOT_PERMITTED,
+    "invalid oauth": NOT_PERMITTED,
+    "timeout during initial read": "it took too long to answer, as happens with very many files in its top folder",
+    "timed out": "it took too long to answer: run this cell again",
+    "domain policy": "your organisation does not allow it: a private account does",
+    "unsupported in this environment": "this kind of Colab has none",
+}
 
 _copiers: dict[Path, DriveCopier] = {}  # local folder -> its copier, one for as long as the session lasts
 
@@ -38,8 +39,7 @@ def on_colab() -> bool:
 
 @in_one_sentence
 def open_storage() -> Path:
-    """The folder that runs are kept in, made if need be; brings back what is further on Drive, and says where runs are,
-    what becomes of them, and which is the newest. NEWLLM_RUNS names another folder, without Drive."""
+    """The folder of runs (NEWLLM_RUNS names another, without Drive); what is further on Drive is brought back."""
     named = os.environ.get("NEWLLM_RUNS")
     folder = Path(named or "runs").expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def mount_drive() -> str:
     except Exception as error:  # Colab raises ValueError, NotImplementedError and a MessageError of its own
         message = str(error)
         otherwise = f"it could not be mounted ({message or type(error).__name__})"
-        return next((remedy for part, remedy in REMEDIES if part in message.lower()), otherwise)
+        return next((remedy for part, remedy in REMEDIES.items() if part in message.lower()), otherwise)
     return ""
 
 
@@ -102,23 +102,17 @@ def _open_drive(folder: Path) -> Returned:
     is_new = copier is None
     if is_new:
         copier = _copiers[folder] = DriveCopier(folder, DRIVE_FOLDER)
-    line = display(HTML(""), display_id=True)
+    line, sentence = display(HTML(""), display_id=True), "{} is brought back from your Drive."
     try:
-        returned = bring_back_runs(
-            copier, lambda model: line.update(HTML(sentence_html(f"{model} is brought back from your Drive.")))
-        )
+        returned = bring_back_runs(copier, lambda model: line.update(HTML(sentence_html(sentence.format(model)))))
     except (OSError, KeyboardInterrupt) as error:
         returned = Returned(failed=[problem_of(error) if isinstance(error, OSError) else "it was stopped by hand"])
-    if returned.failed:
-        first, others = returned.failed[:3], len(returned.failed[3:])
-        problems = "; ".join(first) + (f" and {others} more" if others else "")
-        say(f"Not everything was brought back: {problems}. What is on Drive stays there.", "note")
+    if failed := returned.failed:
+        more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+        say(f"Not everything was brought back: {'; '.join(failed[:3])}{more}. What is on Drive stays there.", "note")
     if returned.damaged:
         say(f"Damaged on Drive, and left out: {'; '.join(returned.damaged)}.", "note")
     if copier.left:
         say(f"{len(copier.left)} older models stay on Drive until they are trained on.", "note")
-    if is_new:
-        copier.start()
-    else:
-        copier.try_again()
+    (copier.start if is_new else copier.try_again)()
     return returned

@@ -1,5 +1,4 @@
-"""Around a training cell, which calls the stage itself: a live plot of all models, the copy on Drive, and one sentence
-however it ends."""
+"""Around a training cell, which calls the stage: a live plot, the copy on Drive, one sentence however it ends."""
 
 import functools
 from collections.abc import Iterator
@@ -21,12 +20,8 @@ from .storage import drive_copier
 
 
 class LiveTraining:
-    """The models of a panel under one live plot, as far as they are on this machine or on Drive.
-
-    Attributes:
-        folders: of all models, for the cells below.
-        unfinished: the models that are left to train, one after the other.
-    """
+    """The models of a panel under one live plot. Attributes: `folders` of all models, for the cells below; the
+    `unfinished` models, which are left to train, one after the other."""
 
     def __init__(self, panel: SettingsPanel):
         self.panel = panel
@@ -50,10 +45,10 @@ class LiveTraining:
         self.model = model
         self.plot.set_state(model, "preparing the data")
         clear_device_cache(garbage_collection=True)  # of the models of the cells above
-        live = self.plot.callback(model)
+        live = self.plot.models[model]
         if self.copier is None:
             return (live,)
-        self.plot.models[model].on_drive = functools.partial(self.copier.status, self.folder)
+        live.on_drive = functools.partial(self.copier.status, self.folder)
         return live, self.copier.callback()
 
     @property
@@ -69,8 +64,7 @@ class LiveTraining:
 
 @contextmanager
 def live_training(panel: SettingsPanel) -> Iterator[LiveTraining]:
-    """For the `with` of a training cell. What was trained by an earlier session is found, or brought back from Drive,
-    and is gone on with by the stage."""
+    """For the `with` of a training cell. What an earlier session has trained is found, or brought back from Drive."""
     with one_sentence():
         quiet_notebook()
         live = LiveTraining(panel)

@@ -51,7 +51,7 @@ def state(step, history=(), max_steps=100):
 
 
 def test_a_line_tells_the_learning_rate_and_the_memory(plot, page):
-    callback = plot.callback("newllm")
+    callback = plot.models["newllm"]
     history = [{"step": 10, "loss": 3.0, "learning_rate": 2.5e-3}]
     callback.on_train_begin(ARGS, state(10, history), None)
     assert "learning rate 2.5e-03" in page.newest
@@ -63,7 +63,7 @@ def test_a_line_tells_the_learning_rate_and_the_memory(plot, page):
 
 
 def test_one_display_that_is_updated_once_an_interval(plot, page):
-    callback = plot.callback("newllm")
+    callback = plot.models["newllm"]
     callback.on_train_begin(ARGS, state(0), None)
     before = len(page.updates)
     for step in range(1, 41):
@@ -75,7 +75,7 @@ def test_one_display_that_is_updated_once_an_interval(plot, page):
 
 
 def test_an_evaluation_is_told_at_once_and_drawn_when_its_share_of_the_time_is_there(plot, page, monkeypatch):
-    callback = plot.callback("newllm")
+    callback = plot.models["newllm"]
     callback.on_train_begin(ARGS, state(0), None)
     pictures = []
     monkeypatch.setattr(live_plot, "curves_figure", lambda histories: pictures.append(histories) or Figure())
@@ -105,7 +105,7 @@ def test_drawing_takes_a_small_share_of_the_time(plot, page, monkeypatch):
         return Figure()
 
     monkeypatch.setattr(live_plot, "curves_figure", slow_figure)
-    callback, running = plot.callback("newllm"), state(0, max_steps=1000)
+    callback, running = plot.models["newllm"], state(0, max_steps=1000)
     callback.on_train_begin(ARGS, running, None)
     for step in range(1, 1001):
         page.now += 0.1
@@ -124,7 +124,7 @@ def test_nothing_is_drawn_twice(plot, page, monkeypatch):
     drawn = []
     figure = live_plot.curves_figure
     monkeypatch.setattr(live_plot, "curves_figure", lambda histories: drawn.append(page.now) or figure(histories))
-    callback = plot.callback("newllm")
+    callback = plot.models["newllm"]
     callback.on_train_begin(ARGS, state(0), None)
     assert "<img" not in page.newest, "no empty axes, either"
     history = [{"step": 100, "loss": 3.0}]
@@ -141,7 +141,7 @@ def test_nothing_is_drawn_twice(plot, page, monkeypatch):
 
 
 def test_a_resumed_run_shows_its_history(plot, page):
-    callback = plot.callback("tiny-gpt2")
+    callback = plot.models["tiny-gpt2"]
     history = [{"step": 60, "loss": 4.0}, {"step": 60, "eval_bits_per_byte": 2.25}]
     callback.on_train_begin(ARGS, state(60, history), None)
     assert "update 60 of 100" in page.newest and "2.250 bits" in page.newest
@@ -160,7 +160,7 @@ def test_a_finished_run_is_read_from_its_log(plot, page, tmp_path):
 
 
 def test_the_last_save_is_told(plot, page):
-    callback = plot.callback("newllm")
+    callback = plot.models["newllm"]
     callback.on_train_begin(ARGS, state(0), None)
     callback.on_save(ARGS, state(1), None)
     page.now += 38
@@ -181,7 +181,7 @@ def test_the_last_save_is_told(plot, page):
 )
 def test_the_copy_on_drive_is_told(plot, page, status, words):
     plot.models["newllm"].on_drive = lambda: status
-    callback = plot.callback("newllm")
+    callback = plot.models["newllm"]
     callback.on_train_begin(ARGS, state(0), None)
     page.now += 4
     callback.on_step_end(ARGS, state(1), None)

@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
     plot = LivePlot(["tuned"], show=page.show)
     folder = tmp_path_factory.mktemp("preferences")
     args = dpo_arguments(folder, "run/tuned", max_steps=12, eval_steps=6, save_steps=6, sft_epochs=1.0)
-    return args, dpo(args, (plot.callback("tuned"),)), page.contents
+    return args, dpo(args, (plot.models["tuned"],)), page.contents
 
 
 def panel_of(args):

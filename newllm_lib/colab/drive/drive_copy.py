@@ -78,10 +78,8 @@ class CopyJob:
 
 
 class DriveCopier:
-    """Keeps a copy of a folder of runs on Drive. A run that trains is copied when it saves, a checkpoint at a time; of
-    several that wait only the newest is. Everything else is copied when it has changed. One daemon thread does it all.
-
-    `local` is the folder of runs on this machine, `drive` its copy, and `clock` gives seconds, rising."""
+    """Keeps a copy of the runs in `local` on `drive`, in one daemon thread. A run that trains is copied when it saves,
+    a checkpoint at a time; of several that wait only the newest is. Everything else is copied when it has changed."""
 
     def __init__(self, local: Path, drive: Path, clock: Callable[[], float] = time.monotonic):
         self.local, self.drive, self.clock = local, drive, clock
@@ -146,8 +144,7 @@ class DriveCopier:
         )
 
     def finish(self, tell: Callable[[], None] = lambda: None) -> bool:
-        """Try now whatever the last try has brought, and wait until everything is on Drive, calling `tell` about twice
-        a second; False if Drive did not take it: it is tried again later."""
+        """Try again now, and wait for Drive, calling `tell` twice a second; False if it does not take everything."""
         self.try_again()
         wanted = self.asked
         while True:
@@ -164,8 +161,7 @@ class DriveCopier:
             self.condition.notify_all()
 
     def fetch(self, run: Path) -> BroughtBack | None:
-        """Bring a run back to this machine; None if its copy is not further than what is here. Raises OSError: Drive or
-        the disk fails; what is here is as it was."""
+        """Bring a run back; None if its copy is not further. Raises OSError: nothing here has changed."""
         here = progress_here(run)
         if progress_of_copy(self.copy_of(run)) <= here:
             return None
@@ -243,8 +239,8 @@ class DriveCopier:
             self.missed.discard(folder)
 
     def _settled_folders(self) -> Iterator[tuple[Path, list[str]]]:
-        """(folder, names of its files), but for runs under way, whose files belong to their checkpoints; a sweep is
-        none, its trials are. The results, which say that a run is finished, come last."""
+        """(folder, names of its files, the results last), but for runs under way, whose files belong to their
+        checkpoints. A sweep is none, its trials are."""
         for path, folders, names in os.walk(self.local):
             folders[:] = [f for f in sorted(folders) if not f.startswith(".") and not CHECKPOINT_NAME.fullmatch(f)]
             if SETTINGS_FILE not in names or {RESULTS_FILE, TRIALS_FILE} & set(names):
@@ -254,8 +250,7 @@ class DriveCopier:
 
 
 class CopyWhenSaved(TrainerCallback):
-    """Hands a trainer's checkpoints to the copier. At the save itself they are not complete yet: what comes next shows
-    that they are."""
+    """Hands checkpoints to the copier, not at the save, when they are not complete yet, but at what comes next."""
 
     def __init__(self, copier: DriveCopier):
         self.copier = copier
@@ -282,8 +277,7 @@ def link(source: str, target: str) -> None:
 
 
 def wait_for_drive(copier: DriveCopier | None, tell: Callable[[], None]) -> str:
-    """Wait for the last copy, but no longer than until ■ is pressed; returns the outcome, as a sentence after a blank,
-    "" where there is no Drive."""
+    """Wait for the last copy, or until ■ is pressed; returns a sentence after a blank, "" without Drive."""
     if copier is None:
         return ""
     try:

@@ -35,8 +35,7 @@ UNTOUCHED_SECONDS = 3600.0
 
 @dataclass
 class Returned:
-    """What was brought back from Drive: the models' folders on this machine; what did not verify and was left out; what
-    could not be brought back, and why."""
+    """Folders of models that were brought back; what did not verify and was left out; what failed, and why."""
 
     models: list[Path] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
@@ -45,8 +44,7 @@ class Returned:
 
 def bring_back_runs(copier: DriveCopier, tell: Callable[[str], None], budget_bytes: int = BUDGET_BYTES) -> Returned:
     """Bring back what is further on Drive than here, the newest first, each run on its own: whatever is wrong with one,
-    the others come. `tell` is called with the name of each model before that. Raises OSError: Drive cannot be listed.
-    """
+    the others come. `tell` hears the name of each model before that. Raises OSError: Drive cannot be listed."""
     result, spent, saved_at = Returned(), 0, {}
     for path in copier.drive.glob(f"{MODELS}/{MANIFEST_FILE}"):
         with _on_its_own(_name(path.parent), result):
@@ -91,8 +89,7 @@ def _on_its_own(name: str, result: Returned) -> Iterator[None]:
 
 
 def fetch_sentences(copier: DriveCopier | None, models: Sequence[Path]) -> list[tuple[str, str]]:
-    """Bring back those of `models` that are further on Drive than here, before they are trained on; returns what to say
-    of it, as (sentence, status)."""
+    """Bring back those of `models` that are further on Drive than here; returns (sentence, status) of each."""
     said = []
     for model in models if copier is not None else ():
         try:

@@ -1,6 +1,6 @@
-"""A second home for a run folder, such as Google Drive: what of it is copied there while it trains, and what is brought
-back from there when the first home is gone. Only what verifies is ever brought back, and what a copy says is matched
-before it is used: a name in it is the name of a checkpoint, or the checkpoint is damaged."""
+"""The copy of a run folder on Drive: what is copied there while the run trains, and what is brought back when this
+machine is another one. Only what verifies is brought back; a name that a copy states is a checkpoint's, or it is
+damaged."""
 
 import json
 import math
@@ -44,16 +44,14 @@ FINISHED, NOTHING = math.inf, -1  # how far a run is, in updates
 
 @dataclass
 class BroughtBack:
-    """What has come back of a run: the update it goes on from (FINISHED, or NOTHING if nothing was brought back), and
-    what is damaged and had to be left out."""
+    """The update that a run goes on from (FINISHED, or NOTHING was brought back), and what had to be left out."""
 
     progress: float = NOTHING
     damaged: list[str] = field(default_factory=list)
 
 
 def planned_updates(checkpoint: Path) -> int:
-    """How many updates the training has that wrote a checkpoint. Raises DamagedCopy: its state is not what
-    transformers' Trainer writes, or names no checkpoint as the best."""
+    """The updates of a checkpoint's training. Raises DamagedCopy: its state is no trainer's, or names no best one."""
     try:
         state = json.loads((checkpoint / TRAINER_STATE_NAME).read_bytes())
         updates, best = int(state["max_steps"]), state["best_model_checkpoint"]
@@ -82,10 +80,9 @@ def progress_of_copy(copy: Path) -> float:
 def copy_checkpoints(
     run: Path, copy: Path, checkpoints: Sequence[Path], best: str | None, report: Report = lambda size: None
 ) -> None:
-    """Bring the copy of a run up to a checkpoint, then drop those that are no longer needed: the best and the last two
-    stay. `checkpoints`: complete ones that are not being written, the newest last; the best one is among them, for
-    without it the run could not be ended as it would have been. Raises OSError: the disk is full, or gone; what was
-    there is still there."""
+    """Bring the copy of a run up to the newest of complete `checkpoints`, which is the last; the best one is among
+    them, for without it the run cannot end as it would. The best and the last two stay. Raises OSError: nothing was
+    lost."""
     copy.mkdir(parents=True, exist_ok=True)
     tidy(copy)
     update_files(run, copy, [name for name in OF_AN_UNFINISHED_RUN if (run / name).is_file()])
@@ -102,9 +99,9 @@ def copy_checkpoints(
 
 
 def bring_back(copy: Path, run: Path, beyond: float = NOTHING) -> BroughtBack:
-    """Bring a run back from its copy, in place of what is in `run`: finished as it is, else with the newest checkpoint
-    that verifies and the best one. `beyond`: the update that `run` has reached; a copy that is not further is not
-    brought back. Raises OSError: a disk is full, or gone; `run` is as it was."""
+    """Bring a run back from its copy, in place of what is in `run`, if it is further than update `beyond`: finished, or
+    with the newest checkpoint that verifies and the best one. Raises OSError: a disk is full or gone; `run` is as it
+    was."""
     result = BroughtBack()
     partial = temporary(run, PARTIAL)
     discard(partial)
@@ -178,8 +175,7 @@ def _step(path: Path) -> int:
 
 
 def bring_missing_files(copy: Path, folder: Path) -> list[str]:
-    """Bring back the single files of a copied folder that are not in `folder`; returns those that are damaged. Raises
-    OSError: a disk is full, or gone."""
+    """Bring back single files that are not here; returns those that are damaged. Raises OSError: a disk fails."""
     damaged = []
     for name, states in read_manifest(copy).files.items():
         # Hidden files are never copied, and those in folders below come with these.

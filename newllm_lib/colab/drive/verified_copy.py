@@ -1,9 +1,8 @@
 """Copies that are known to be whole, on disks that may fill up or vanish at any moment.
 
 A copy is written under a temporary name, read back, and renamed into place; a manifest in its folder states size and
-SHA-256 of every file. Whatever goes wrong on the way, what was there before stays as it was.
-
-What a copy says of itself may be anything: names are matched before they are used, and links are never followed.
+SHA-256 of every file. Whatever goes wrong, what was there before stays. A copy may be anyone's: the names that it
+states are matched before they are used, and links are never followed.
 """
 
 import hashlib
@@ -37,8 +36,8 @@ class DamagedCopy(OSError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of copies holds: file name -> the states that the file may be in, the newest first ({"bytes",
-    "sha256", "modified" (ns)}); and when it was saved, in seconds since 1970."""
+    """File name -> states that the file may be in, the newest first ({"bytes", "sha256", "modified" (ns)}); and when
+    they were stated, in seconds since 1970."""
 
     files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     saved_at: float = 0.0
@@ -49,8 +48,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder of copies, as far as it states files in that folder; an empty one if there is none, or
-    one that is damaged. Raises OSError: the disk is gone, or does not let it be read."""
+    """The files of the folder that its manifest states; none of a damaged one. Raises OSError: it cannot be read."""
     files = {}
     try:
         content = json.loads((folder / MANIFEST_FILE).read_bytes())
@@ -82,9 +80,9 @@ def same_content(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def copy_checked(
     source: Path, target: Path, states: Sequence[dict[str, Any]] | None = None, report: Report = lambda size: None
 ) -> dict[str, Any]:
-    """Copy one file and read the copy back; `source` has to be in one of the `states` that the manifest gives, if any.
-    Returns the copy's fingerprint, with the time at which `source` was modified. Raises DamagedCopy: `source` is in
-    none of the states, or the copy cannot be read back; OSError: the disk is full, or gone."""
+    """Copy one file and read the copy back; returns its fingerprint, with the time of `source`. Raises DamagedCopy:
+    `source` is in none of the `states` that a manifest gives, or the copy reads otherwise; OSError: the disk is full,
+    or gone."""
     target.parent.mkdir(parents=True, exist_ok=True)
     discard(target)  # it may be a link
     digest, size, modified = hashlib.sha256(), 0, source.stat().st_mtime_ns
@@ -109,8 +107,7 @@ def copy_checked(
 
 
 def copy_folder(source: Path, target: Path, report: Report = lambda size: None) -> None:
-    """Copy a folder that is not being written; `target` is replaced as a whole, or not at all. Raises OSError: as
-    `copy_checked`."""
+    """Copy a folder that is not being written; `target` is replaced as a whole, or (OSError) not at all."""
     partial = temporary(target, PARTIAL)
     discard(partial)
     try:
@@ -136,8 +133,7 @@ def holds_copy_of(source: Path, target: Path) -> bool:
 
 
 def bring_folder(source: Path, target: Path) -> None:
-    """Copy the files of a folder of copies, and nothing else, back to where they can be used. Raises DamagedCopy: a
-    file is missing or is not what the manifest states, or there is no manifest; OSError: as `copy_checked`."""
+    """Copy the files that a folder of copies states to `target`. Raises DamagedCopy, OSError: as `copy_checked`."""
     stated = read_manifest(source).files
     if not stated:
         raise DamagedCopy("it was not copied to its end")
@@ -154,9 +150,8 @@ def plain_file(folder: Path, name: str) -> Path:
 
 
 def update_files(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Bring single files of the folder `target` up to date, in the order of `names`. While they are renamed into place,
-    the manifest knows what each was and what it becomes, so that it is right at any moment. Raises OSError: as
-    `copy_checked`."""
+    """Bring files of `target` up to date, in the order of `names`. While they are renamed into place, the manifest
+    knows what each was and what it becomes: it is right at any moment. Raises OSError: as `copy_checked`."""
     stated = read_manifest(target).files
     changed = [name for name in names if not _is_up_to_date(source / name, target / name, stated.get(name, []))]
     if not changed and all(len(stated[name]) == 1 for name in names):
@@ -195,8 +190,8 @@ def replace_folder(partial: Path, target: Path) -> None:
 
 
 def tidy(folder: Path, untouched_seconds: float = 0.0) -> None:
-    """Remove what a copy that was cut off has left in `folder`, and put back what had just given way to it.
-    `untouched_seconds`: leave alone what was changed since: another session may be at work on it."""
+    """Remove what a copy that was cut off has left in `folder`, and put back what had just given way to it. What was
+    changed in the last `untouched_seconds` is left alone: another session may be at work on it."""
     hidden = sorted(folder.glob(".*"))
     left = [path for path in hidden if path.name.endswith((OLD, PARTIAL)) or path.name.startswith(f".{MANIFEST_FILE}.")]
     for path in left:

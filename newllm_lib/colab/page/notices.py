@@ -115,8 +115,7 @@ def error_html(error: Exception, words: Callable[[str], str] = str) -> str:
 
 
 def quiet_notebook() -> None:
-    """The notebook shows progress itself: from the libraries below only errors, from ours only warnings, but for the
-    one of stage 6, which the live plot shows in its place."""
+    """From libraries only errors, from ours only warnings, and none of stage 6, whose the live plot shows."""
     quiet_libraries()
     logging.getLogger("newllm_lib").setLevel(logging.WARNING)
     logging.getLogger("newllm_lib.preferences.trainer").setLevel(logging.ERROR)

@@ -1,5 +1,4 @@
-"""Pieces of a page: HTML fragments and widgets. Colours are chosen to be read on a light and on a dark page: text keeps
-the page's colour, tints are translucent."""
+"""HTML and widgets that can be read on a light and on a dark page: tints are translucent, text has its colour."""
 
 import base64
 import html
@@ -56,8 +55,8 @@ def beside_html(cards: Sequence[str], gap: str = "8px", align: str = "stretch") 
 
 
 def escape(text: str) -> str:
-    """Text for use inside HTML, though not in a tag. Jupyter would set what stands between two dollar signs, between
-    \\( and \\), or \\begin and \\end as a formula: each dollar and backslash is hidden in an element of its own."""
+    """Text inside HTML, not in a tag. Jupyter would set what stands between two dollar signs, or \\( and \\), as a
+    formula: each dollar and backslash gets an element of its own."""
     return re.sub(r"[$\\]", r"<span>\g<0></span>", html.escape(text))
 
 
@@ -102,8 +101,7 @@ def one_exchange(said: str, reply: str, is_going: bool) -> list[dict[str, str]]:
 
 
 def columns_html(conversations: Mapping[str, Sequence[dict[str, str]]], notes: Mapping[str, str] | None = None) -> str:
-    """Conversations with several models side by side where there is room, the model's name above each. `notes`: name ->
-    what there is to know before its first bubble."""
+    """Conversations side by side under the models' names; `notes`: name -> what to know before the first bubble."""
     columns = []
     for name, messages in conversations.items():
         title = f"<b>{escape(name)}</b>" if len(conversations) > 1 else ""
@@ -138,8 +136,7 @@ def png_of(figure: Figure, dpi: int, **options: Any) -> bytes:
 
 
 def slider_options() -> dict[str, Any]:
-    """What all sliders have in common. The knob at the left end is wider than the rail: without the margin half of it
-    would be cut off."""
+    """Of all sliders. The knob at the left end is wider than the rail: without the margin half of it is cut off."""
     layout = widgets.Layout(width="auto", min_width="0", margin="2px 2px 2px 8px")
     return {"continuous_update": False, "layout": layout}
 
@@ -161,8 +158,7 @@ def button(description: str, press: Callable[[], Any], width: str) -> widgets.Bu
 
 
 def button_box(description: str, press: Callable[[], str], wait: str = "") -> widgets.VBox:
-    """A button, which Run all does not press, and below it the HTML that `press` returns. `wait`: HTML to show
-    meanwhile."""
+    """A button, which Run all does not press, and below it the HTML that `press` returns, and `wait` meanwhile."""
     line = html_widget()
 
     def pressed() -> None:

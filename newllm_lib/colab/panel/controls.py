@@ -1,5 +1,4 @@
-"""One widget per setting: slider, drop-down, check box or text. Its range stands beside the setting, in the dataclass
-of the stage (`setting` of training/arguments.py)."""
+"""One widget per setting; its range stands beside the setting (`setting` of training/arguments.py)."""
 
 import dataclasses
 import math
@@ -33,17 +32,11 @@ LABELS = {
 }  # fmt: skip
 CHOICE_LABELS = {"file": "my file", "assistant": "the assistant's words", "all": "every token"}
 PRESET_TITLES = {
-    "smoke": "Smoke: does everything run?",
-    "demo": "Demo: a first look",
-    "quick": "Quick: for a CPU",
-    "standard": "Standard: for a GPU",
-    "long": "Long: for a GPU and more time",
-}
+    "smoke": "Smoke: does everything run?", "demo": "Demo: a first look", "quick": "Quick: for a CPU",
+    "standard": "Standard: for a GPU", "long": "Long: for a GPU and more time",
+}  # fmt: skip
 PATH = "path, for example /content/my_text.txt"
-PLACEHOLDERS = {
-    "model": "empty: Gemma-2B, offline Gemma 3 270M",
-    "dataset": "empty: generated Japanese pairs",
-}
+PLACEHOLDERS = {"model": "empty: Gemma-2B, offline Gemma 3 270M", "dataset": "empty: generated Japanese pairs"}
 # What the panel needs to know beside our dataclasses, and fields of transformers that these say nothing about.
 EXTRA_METADATA = {
     "lora_alpha": {"steps": (4.0, 8.0, 16.0, 32.0, 64.0, 128.0)},
@@ -53,13 +46,10 @@ EXTRA_METADATA = {
     "search_beta": {"help": "From, to; both knobs on one value keep it."},
     "search_learning_rate": {"help": "From, to; both knobs on one value keep it."},
     "max_steps": {
-        "help": "Length of the run in updates; or let the epochs decide.",
-        "group": "Training",
-        "low": 10,
-        "high": 20_000,
-        "steps": (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000),
+        "help": "Length of the run in updates; or let the epochs decide.", "group": "Training", "low": 10,
+        "high": 20_000, "steps": (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000),
     },
-}
+}  # fmt: skip
 # What a sweep searches: a range with two knobs, or values to tick.
 RANGES = {"search_beta": (0.01, 1.0), "search_learning_rate": (1e-6, 1e-2)}
 CHOICES = {"search_lora_r": ("2", "4", "8", "16", "32", "64"), "search_loss_type": LOSS_TYPES}
@@ -116,8 +106,8 @@ class Control:
         elif isinstance(self.widget, widgets.Text):
             self.widget.placeholder = text(self.placeholder)
         elif isinstance(self.widget, widgets.SelectionSlider | widgets.Dropdown):
-            value = self.widget.value
-            self.widget.options = _labelled(self.name, [choice for _, choice in self.widget.options])
+            value, choices = self.widget.value, [choice for _, choice in self.widget.options]
+            self.widget.options = _labelled(self.name, choices)
             self.widget.value = value
 
 
@@ -223,12 +213,10 @@ def label_of(name: str) -> str:
 
 
 def _slider(field, metadata, kind, optional, extra_values) -> widgets.Widget:
-    low, high = metadata["low"], metadata["high"]
-    common = slider_options()
+    low, high, common = metadata["low"], metadata["high"], slider_options()
     if metadata.get("log") or optional or "steps" in metadata:
-        steps = metadata.get("steps")
-        if steps is None:
-            steps = log_steps(low, high, kind) if metadata.get("log") else range(int(low), int(high) + 1)
+        steps = log_steps(low, high, kind) if metadata.get("log") else range(int(low), int(high) + 1)
+        steps = metadata.get("steps", steps)
         default = UNSET if field.default is None else field.default
         options = _labelled(field.name, sorted({*steps, *extra_values, default, *([UNSET] if optional else [])}))
         return widgets.SelectionSlider(options=options, value=default, **common)
@@ -272,8 +260,7 @@ def in_the_panels_words(sentence: str, spoken: Callable[[str], str] = text) -> s
 
 
 def help_of(field: dataclasses.Field) -> str:
-    # argparse wants the sign doubled.
-    return in_the_panels_words(metadata_of(field)["help"].replace("%%", "%"), spoken=str)
+    return in_the_panels_words(metadata_of(field)["help"].replace("%%", "%"), spoken=str)  # argparse wants it doubled
 
 
 def metadata_of(field: dataclasses.Field) -> dict[str, Any]:
@@ -283,15 +270,13 @@ def metadata_of(field: dataclasses.Field) -> dict[str, Any]:
 
 def _plain_type(field: dataclasses.Field) -> tuple[type, bool]:
     """(type without None, whether None is allowed)."""
-    choices = [choice for choice in get_args(field.type) if choice is not type(None)]
-    optional = len(choices) < len(get_args(field.type)) and get_origin(field.type) is not Literal
-    if optional:
-        return choices[0], True
-    return (str if get_origin(field.type) is Literal else field.type), False
+    choices = get_args(field.type)
+    if get_origin(field.type) is Literal:
+        return str, False
+    return (choices[0], True) if type(None) in choices else (field.type, False)
 
 
 def _is_offered(field: dataclasses.Field) -> bool:
     kind, optional = _plain_type(field)
-    choices = get_origin(field.type) is Literal
-    is_search = field.name.startswith("search_")  # whose values a range or ticks stand for
-    return choices or kind is bool or (kind is str and optional) or "low" in metadata_of(field) or is_search
+    has_choices = get_origin(field.type) is Literal or kind is bool or field.name in {*RANGES, *CHOICES}
+    return has_choices or (kind is str and optional) or "low" in metadata_of(field)

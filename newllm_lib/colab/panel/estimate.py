@@ -1,6 +1,5 @@
-"""What a run will cost, as the line below a panel says it: parameters, updates, the time that these take by one that is
-measured here, a GPU's memory, and the least that the run writes on the disk. Nothing is loaded to draw a panel: data
-count by their size, and a pretrained model, which notebooks 5 to 7 train adapters on, by its config."""
+"""What a run will cost, as the line below a panel says it: parameters, updates, minutes by one update that is measured
+here, a GPU's memory, the disk. Nothing is loaded for it: data count by their size, a pretrained model by its config."""
 
 import copy
 import functools
@@ -78,8 +77,7 @@ class MeasuredUpdate:
         return self.seconds * parameters / self.parameters * tokens / self.tokens
 
     def gpu_bytes_of(self, parameters: int, tokens: int) -> int | None:
-        """The peak of another model that is trained whole: what a parameter takes is known, the rest grows with the
-        tokens."""
+        """The peak of another model that is trained whole: the rest beside its parameters grows with the tokens."""
         if self.gpu_bytes is None:
             return None
         rest = max(self.gpu_bytes - BYTES_PER_PARAMETER * self.parameters, 0)
@@ -89,7 +87,7 @@ class MeasuredUpdate:
 def measured_update(
     model: PreTrainedModel, args: StageArguments, rows: int, length: int, readings: int = 0
 ) -> MeasuredUpdate:
-    """Measure an update of `model`, whose weights it changes, on `rows` rows of `length` random tokens; on fewer where
+    """Measure an update of `model`, whose weights change, on `rows` rows of `length` random tokens; on fewer where
     these take long, or do not fit on the GPU. `readings`: as of `timed_update`."""
     kind = find_device(args.use_cpu).kind
     before = torch.cuda.memory_allocated() if kind == "cuda" else 0
@@ -153,8 +151,7 @@ def kept_checkpoints(args: StageArguments, updates: int) -> int:
 
 
 def saved_bytes(args: StageArguments, trained: int, updates: int) -> int:
-    """The least that a run leaves on the disk: the trained weights, and in every checkpoint these and AdamW's two
-    moments, 4 bytes each."""
+    """The least that a run writes: weights, and in every checkpoint these and AdamW's two moments, 4 bytes each."""
     return 4 * trained * (1 + 3 * kept_checkpoints(args, updates))
 
 
@@ -168,8 +165,7 @@ def disk_phrase(args: StageArguments, needed: int) -> str:
 
 
 def phrases(arguments: dict[str, ModelArguments], measured: dict[str, MeasuredUpdate]) -> list[str]:
-    """What the live line says of models (name -> settings) that are trained whole, one after the other, on the same
-    data; without what `measure` returned no minutes and no memory."""
+    """The live line of models that are trained whole on the same data; without `measured` no minutes and no memory."""
     parameters = {model: count_model(args) for model, args in arguments.items()}
     args = next(iter(arguments.values()))
     updates, tokens = count_training_tokens(args, max(math.ceil(expected_tokens(args) / args.max_length), 1))
@@ -203,8 +199,7 @@ def count_model(args: ModelArguments) -> int:
 
 
 def model_config(args: ModelArguments) -> PreTrainedConfig:
-    """The config of the model that will be trained: the start model's, with positions for a whole row, or a new one.
-    Raises InputError: no width meets the wanted number of parameters."""
+    """Of the start model, with positions for a whole row, or a new one. Raises InputError: no width fits."""
     if getattr(args, "model", None) is not None:  # stages that begin from nothing have no such setting
         config = read_config(args.model)
         if hasattr(config, "n_positions"):
@@ -289,8 +284,7 @@ def lwf_phrases(arguments: dict[str, QloraLwfArguments], measured: dict[str, Mea
 
 
 def lwf_measure(arguments: dict[str, QloraLwfArguments]) -> dict[str, MeasuredUpdate]:
-    """An update of one block of the base with its share of the vocabulary, its adapters and teacher: all of the base
-    is too large."""
+    """An update of one block of the base, which is too large as a whole, with adapters and teacher."""
     ((model, args),) = arguments.items()
     config = copy.deepcopy(config_of(base_of(args)))
     config.vocab_size //= config.num_hidden_layers
@@ -303,8 +297,7 @@ def lwf_measure(arguments: dict[str, QloraLwfArguments]) -> dict[str, MeasuredUp
 
 
 def pair_phrases(arguments: dict[str, DpoArguments], measured: dict[str, MeasuredUpdate]) -> list[str]:
-    """Notebooks 6 and 7: what is tuned, in how many trials, by how many pairs, and what that takes. The reference is
-    made once, and a trial keeps no checkpoints."""
+    """Notebooks 6 and 7. The reference of all trials is made once, and a trial keeps no checkpoints."""
     (args,) = arguments.values()
     base, trials, updates = base_of(args), getattr(args, "trials", 1), _updates(args)
     trained, whole = count_trainable(args, base), count_parameters(config_of(base))

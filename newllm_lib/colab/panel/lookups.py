@@ -1,5 +1,4 @@
-"""What a panel's settings lead to: the data, the finished models of earlier notebooks, and the pretrained model; looked
-up once a session, and without loading any of them."""
+"""What a panel's settings lead to: data, earlier models, a pretrained model; looked up once a session."""
 
 import functools
 from collections.abc import Sequence
@@ -41,11 +40,9 @@ WHERE_THEY_ARE = (
 
 
 def resolve_source(dataset: str, data_source: str, data: str | None, eval_data: str | None = None) -> tuple[str, str]:
-    """("hub" | "offline" | "file", what the user should know about the choice).
-
-    `auto` is settled here, once per session, so that a run's settings say where its data came from and a later
-    session, with or without a network, goes on with the same data. Raises InputError: a file that cannot be read, or
-    no data within reach."""
+    """("hub" | "offline" | "file", what the user should know about it). `auto` is settled here, so that a run's
+    settings say where its data came from, and a later session takes the same. Raises InputError: a bad file, or no data
+    within reach."""
     if data_source == "hub":
         return "hub", ""
     if data_source == "file" and not data:
@@ -65,8 +62,7 @@ def resolve_source(dataset: str, data_source: str, data: str | None, eval_data: 
 
 
 def dataset_of_file(dataset: str, path: str) -> str | None:
-    """`dataset` if the file's first row has its columns, None for rows of `messages` or of `prompt` and `completion`.
-    Raises InputError: a file that cannot be read."""
+    """`dataset` if the file's first row has its columns, else None. Raises InputError: it cannot be read."""
     file = check_file(path, "data", rows_of="conversations")
     _, row = next(iter(read_rows(file, "data")), ("", None))
     return dataset if isinstance(row, dict) and DATASETS[dataset].columns[0] in row else None
@@ -100,8 +96,7 @@ def _file_hash(path: str, size: int, modified: int) -> str:
 
 
 def finished_runs(runs: str | Path, folders: Sequence[str], models: Sequence[str]) -> list[Path]:
-    """Run folders in which all of `models` are finished, by a version whose models this one can open: notebook by
-    notebook in the order of `folders`, of one notebook the newest first."""
+    """Run folders in which all `models` are finished and can be opened, by notebook in that order, the newest first."""
 
     def is_usable(model: Path) -> bool:
         are_there = all((model / name).is_file() for name in (RESULTS_FILE, "model.safetensors"))
@@ -145,9 +140,8 @@ def chat_models(runs: str | Path) -> list[Path]:
 
 
 def choose_model(model: str | None, data_source: str, runs: str | Path) -> ModelChoice:
-    """The model that is tuned: the one that is named; else with "offline" as `data_source` the newest here, with "hub"
-    the hub's, and otherwise the hub's where it is reached. Raises InputError: it has to come from the hub, and cannot.
-    """
+    """The model that is tuned: the named one; else with "offline" the newest here, with "hub" the hub's, otherwise the
+    hub's where it is reached. Raises InputError: it has to come from the hub, and cannot."""
     if model is not None:
         return ModelChoice(model)
     why = ""
@@ -174,8 +168,7 @@ def base_of(args: AdapterArguments) -> BaseModel:
 
 
 def base_named(model: str | None, offline: bool = False) -> BaseModel:
-    """`find_base_model`, but what was found, or could not be, is not looked for again in the same session. Raises
-    InputError: there is none within reach."""
+    """`find_base_model`, asked once a session. Raises InputError: there is none within reach."""
     folder = Path(model or "").expanduser()
     stamp = ()
     if model and folder.is_dir():  # it is found anew when its weights change
@@ -197,8 +190,7 @@ def _find(model: str | None, offline: bool, stamp: tuple) -> BaseModel | InputEr
 
 
 def config_of(base: BaseModel) -> PreTrainedConfig:
-    """The base model's sizes; nothing is converted or downloaded for them but a file of a few kB. Raises InputError:
-    transformers does not know this kind of model."""
+    """The base's sizes; its weights are not downloaded for them. Raises InputError: transformers cannot read them."""
     if base.path == offline_gemma.NAME and not offline_gemma.converted_folder().exists():
         return Gemma3TextConfig(**OFFLINE_CONFIG)
     try:
@@ -220,9 +212,8 @@ def count_trainable(args: AdapterArguments, base: BaseModel) -> int:
 
 
 def resolve_lwf(args: QloraLwfArguments) -> dict[str, str]:
-    """Name the base model that was found, so that all cells of a session take the same one. Returns extra entries for
-    the run's identity: the base's weights, and the user's own text to rehearse. Raises InputError: no such model or
-    file."""
+    """Settle which base is found, for all cells of a session. Returns entries for the run's identity: the base's
+    weights and the user's own text to rehearse. Raises InputError: no such model or file."""
     base = base_of(args)
     args.model = base.path
     found = {"base": base.identity}
@@ -235,15 +226,13 @@ def resolve_lwf(args: QloraLwfArguments) -> dict[str, str]:
 
 
 def check_lwf(args: QloraLwfArguments) -> None:
-    """Refuse what does not fit into the GPU's memory; nothing is looked up where there is none. Raises InputError:
-    naming the nearest setting that fits."""
+    """Raises InputError for what does not fit into the GPU's memory, naming the nearest setting that does."""
     if find_device(args.use_cpu).memory_gb is not None:
         check_memory(args, config_of(base_of(args)))
 
 
 def resolve_pairs(args: DpoArguments) -> dict[str, str]:
-    """The extra entry for the run's identity: the weights of the model that is tuned. Raises InputError: there is no
-    such model."""
+    """For the run's identity: the weights of the model that is tuned. Raises InputError: there is no such model."""
     return {"base": base_of(args).identity}
 
 

@@ -1,5 +1,4 @@
-"""The settings panels of notebooks 6 and 7: pairs are generated, of the hub or of a file, and the model that is tuned
-is found, or made."""
+"""The settings panels of notebooks 6 and 7: which pairs, and which model is tuned, found or made."""
 
 from pathlib import Path
 from typing import Any

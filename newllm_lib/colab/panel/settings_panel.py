@@ -1,11 +1,11 @@
-"""The settings panel of a stage: presets, sliders by group, and a live line that says what the settings will cost, and
-where their run stands."""
+"""The settings panel of a stage: presets, sliders by group, and a live line on what a run costs and where it stands."""
 
 import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ...training.device import find_device
 from ...training.disk import write_json
 from ..page.languages import LANGUAGES, text, use_language
 from ..page.notices import error_html, in_one_sentence, say
-from ..page.pieces import FAINT, escape, html_widget, wrapping_row
+from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
 from ..storage import is_only_on_drive
 from .controls import PRESET_TITLES, Control, in_the_panels_words, make_control, metadata_of, settings_fields
 from .estimate import MeasuredUpdate, count_model
@@ -36,21 +36,15 @@ NOT_OF_A_PRESET = (
 FIXED_VOCABULARIES = set(TOKENIZERS) - DEFAULT_VOCAB_SIZE.keys()
 FROM_SCRATCH = ""  # where a start model's run folder stands otherwise
 PANEL_FILE = "settings-panel.json"
+GROUP_STYLE = f"font-weight:bold;font-size:15px;padding:2px 8px;background:{FAINT}"
 
 
 class SettingsPanel:
     """Every setting that makes sense as a slider, for training the stage's models one after the other: new ones of
-    equal size, or those of an earlier notebook.
-
-    Args:
-        stage: what the notebook trains; the fields of its dataclass are the sliders. A preset is chosen at the start:
-            NEWLLM_PRESET, else standard on a GPU and quick on a CPU; a language by NEWLLM_LANGUAGE, else as before.
-        runs: the storage. Each set of settings has a run folder of its own in the stage's, so that changing a setting
-            starts a new run and going back continues the old one. The panel itself is kept there too.
-
-    Raises:
-        InputError: NEWLLM_PRESET, NEWLLM_DATA_SOURCE or NEWLLM_LANGUAGE names nothing we have.
-    """
+    equal size, or those of an earlier notebook. In the storage `runs` each set of settings has a run folder of its own,
+    so that changing a setting starts a new run and going back continues the old one; the panel is kept there, too.
+    Preset and language are NEWLLM_PRESET and NEWLLM_LANGUAGE, else as before, at first standard on a GPU, quick on a
+    CPU. Raises InputError: these, or NEWLLM_DATA_SOURCE, name nothing we have."""
 
     preset_titles = PRESET_TITLES
 
@@ -62,24 +56,20 @@ class SettingsPanel:
         self.models = stage.models
         self.measured: dict[str, MeasuredUpdate] = {}
         self._filling = False
-        hidden = {*stage.fixed, *stage.hidden}
-        if stage.continues:
-            hidden.add("model")  # it is chosen among the finished runs
+        # The model to go on with is chosen among the finished runs.
+        hidden = {*stage.fixed, *stage.hidden, *(["model"] if stage.continues else [])}
         fields = [field for field in settings_fields(stage.arguments) if field.name not in hidden]
-        self.controls = {
-            field.name: make_control(field, [p[field.name] for p in self.presets.values() if field.name in p])
-            for field in fields
-        }
+        presets = {f.name: [preset[f.name] for preset in self.presets.values() if f.name in preset] for f in fields}
+        self.controls = {field.name: make_control(field, presets[field.name]) for field in fields}
         self.defaults = {name: control.value for name, control in self.controls.items()}
         self.starts = [*map(str, finished_runs(runs, stage.continues, self.models)), FROM_SCRATCH]
         wide = widgets.Layout(width="auto", flex="1 1 240px")
         self.preset = widgets.Dropdown(options=list(self.presets), layout=wide)
         self.start = widgets.Dropdown(options=self.starts, layout=wide)
         self.newest = self.start.value
-        self.language = widgets.ToggleButtons(
-            options=[(name, code) for code, name in LANGUAGES.items()], style={"button_width": "auto"}
-        )
-        self.reset = widgets.Button(layout=widgets.Layout(width="150px"))
+        languages = [(name, code) for code, name in LANGUAGES.items()]
+        self.language = widgets.ToggleButtons(options=languages, style={"button_width": "auto"})
+        self.reset = button("", self._apply_preset, "150px")
         self.line = html_widget()
         self.columns = columns(fields, self.controls)
         self.titles = {name: widgets.HTML() for name in ("preset", "go on from")}
@@ -92,7 +82,6 @@ class SettingsPanel:
         self._restore()
         self.language.observe(lambda change: self._speak(), names="value")
         self.preset.observe(lambda change: self._filling or self._apply_preset(), names="value")
-        self.reset.on_click(lambda button: self._apply_preset())
         for control in (self.start, *(control.widget for control in self.controls.values())):
             control.observe(lambda change: self.refresh(), names="value")
         self._speak()
@@ -134,8 +123,7 @@ class SettingsPanel:
         return values
 
     def arguments(self, model_type: str) -> Any:
-        """The settings of one model's run, in the run folder that belongs to them. Raises InputError: the settings as
-        they stand cannot be run."""
+        """The settings of one model's run, and its folder. Raises InputError: as they stand they cannot be run."""
         values = self.values()
         values |= self._resolved(values)
         values["preset"] = self.preset.value
@@ -197,7 +185,7 @@ class SettingsPanel:
         finally:
             self._filling = False
         for group, column in self.columns.items():
-            column.children[0].value = group_html(group)
+            column.children[0].value = f'<div style="{GROUP_STYLE}">{escape(text(group))}</div>'
         for name, title in self.titles.items():
             title.value = f"<b>{text(name)}</b>"
         self.reset.description = text("Reset to preset")
@@ -209,21 +197,17 @@ class SettingsPanel:
         language = os.environ.get("NEWLLM_LANGUAGE") or saved.get("language") or last_language(self.runs)
         use_language(language)
         self.language.value = language
-        preset = os.environ.get("NEWLLM_PRESET") or saved.get("preset")
-        if preset is None:
-            preset = "standard" if find_device().kind == "cuda" else "quick"
+        usual = "standard" if find_device().kind == "cuda" else "quick"
+        preset = os.environ.get("NEWLLM_PRESET") or saved.get("preset", usual)
         if preset not in self.presets:
             if os.environ.get("NEWLLM_PRESET"):
                 raise InputError(f"NEWLLM_PRESET has to be one of {', '.join(self.presets)}, got {preset!r}.")
             preset, saved = "quick", {}
         self.preset.value = preset
         self._fill({**self.defaults, **self.presets[preset]})
-        if saved.get("preset") == preset:
-            for name, value in saved["values"].items():
-                try:
-                    self._fill({name: value})
-                except InputError:
-                    continue  # written by another version: the preset's value stands
+        for name, value in saved["values"].items() if saved.get("preset") == preset else ():
+            with suppress(InputError):  # written by another version: the preset's value stands
+                self._fill({name: value})
         if saved.get("start") in self.starts:
             self.start.value = saved["start"]
         for variable, name in ENVIRONMENT.items():
@@ -272,14 +256,9 @@ class SettingsPanel:
         except InputError as error:
             return error_html(error, in_the_panels_words)
         folder = self._run_folder(Path(arguments[self.models[0]].output_dir))
-        state = self._state(folder)
-        lines = [" · ".join(parts)]
-        lines.append(text("run folder <b>{folder}</b>: {state}", folder=escape(folder.name), state=state))
-        if self.stage.continues:
-            lines.append(escape(start_sentence(self.start_run, self.stage.continues, self.models)))
-        if note:
-            lines.append(escape(note))
-        return live_line_html(lines)
+        run = text("run folder <b>{folder}</b>: {state}", folder=escape(folder.name), state=self._state(folder))
+        start = start_sentence(self.start_run, self.stage.continues, self.models) if self.stage.continues else ""
+        return live_line_html([" · ".join(parts), run, *(escape(line) for line in (start, note) if line)])
 
     def _run_folder(self, output_dir: Path) -> Path:
         return output_dir.parent
@@ -298,8 +277,7 @@ class SettingsPanel:
 
 
 def read_panel_file(folder: Path) -> dict[str, Any]:
-    """{"preset", "values", "language", maybe "start"}; {} if there is none yet, or none of ours: it is written anew at
-    the next change."""
+    """{"preset", "values", "language", maybe "start"}; {} if there is none of ours: the next change writes it."""
     try:
         saved = json.loads((folder / PANEL_FILE).read_text(encoding="utf-8"))
         return saved if isinstance(saved["values"], dict) else {}
@@ -315,21 +293,12 @@ def last_language(runs: Path) -> str:
 
 
 def columns(fields: Iterable[dataclasses.Field], controls: Mapping[str, Control]) -> dict[str, widgets.VBox]:
-    """Group -> its controls below each other, a column: three where there is room, and none narrower than its
-    sliders."""
+    """Group -> its controls below each other, a column: three where there is room, none narrower than its sliders."""
     groups: dict[str, list[widgets.Widget]] = {}
     for field in fields:
         groups.setdefault(metadata_of(field)["group"], []).append(controls[field.name].box)
-    layout = {"flex": "1 1 290px", "min_width": "270px", "margin": "4px 16px 8px 0"}
-    return {
-        group: widgets.VBox([widgets.HTML(group_html(group)), *boxes], layout=widgets.Layout(**layout))
-        for group, boxes in groups.items()
-    }
-
-
-def group_html(group: str) -> str:
-    style = f"font-weight:bold;font-size:15px;padding:2px 8px;background:{FAINT}"
-    return f'<div style="{style}">{escape(text(group))}</div>'
+    layout = widgets.Layout(flex="1 1 290px", min_width="270px", margin="4px 16px 8px 0")
+    return {group: widgets.VBox([widgets.HTML(), *boxes], layout=layout) for group, boxes in groups.items()}
 
 
 def live_line_html(lines: Sequence[str]) -> str:
