@@ -3,7 +3,7 @@ and the best settings, which notebook 6 takes."""
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ..preferences.reference import ReferenceArguments
 from ..preferences.sweep import best_trial, margin_histories, read_trials, trial_folder
 from ..training.callbacks import TrainingInterrupted
 from ..training.checkpoint import SETTINGS_FILE, read_results
-from .drive.drive_copy import wait_for_drive
+from .drive.drive_copy import callbacks_for, wait_for_drive
 from .drive.earlier_runs import fetch_sentences
 from .live_plot import LEARNS_ANSWERS, LiveDisplay, show_live
 from .page.notices import CellStopped, error_html, in_one_sentence, one_sentence, quiet_notebook, say
@@ -70,7 +70,7 @@ def live_experiments(panel: SweepPanel) -> Iterator[tuple[TrainerCallback, ...]]
             say(sentence, status)
         live = LiveTrials(folder, args.trials)
         try:
-            yield (live,) if copier is None else (live, copier.callback())
+            yield live, *callbacks_for(copier)
         except KeyboardInterrupt as stop:
             live.tell("stopped", draw=True)
             on_drive = wait_for_drive(copier, lambda: None)
@@ -144,8 +144,8 @@ def offer_best(panel: SweepPanel, folder: str | Path) -> widgets.Widget:
 
     box = button_box("Use in notebook 6", press)
     display(box)
-    forms = {name: FORMS.get(name, "g" if isinstance(value, float) else "") for name, value in settings.items()}
-    words = ", ".join(f"{LABELS[name]} {format(value, forms[name])}" for name, value in settings.items())
+    forms = {"lora_alpha": "g", "sft_epochs": "g", "sft_weight": "g", **FORMS}
+    words = ", ".join(f"{LABELS[name]} {format(value, forms.get(name, ''))}" for name, value in settings.items())
     say(f"The best settings: {words}. The button sets notebook 6's sliders to them.")
     return box
 
@@ -186,16 +186,12 @@ def margins_figure(rows: Sequence[dict[str, Any]], histories: Mapping[int, Seque
     scale, best = scale_of(rows), best_trial(rows)
     for row in rows:
         if points := histories.get(row["trial"]):
-            is_best = best is not None and row["trial"] == best["trial"]
-            is_finished = row["state"] == "finished"
-            label = f"trial {row['trial']}" + (f": {row['accuracy']:.0%}" if is_finished else "")
-            axes.plot(
-                *zip(*points, strict=True),
-                color=scale.to_rgba(row["accuracy"]) if is_finished else "#8c959f",
-                linewidth=2.8 if is_best else 1.3,
-                label=f"{label}, best" if is_best else label,
-                zorder=3 if is_best else 2,
-            )
+            label, style = f"trial {row['trial']}", {"color": "#8c959f", "linewidth": 1.3, "zorder": 2}
+            if row["state"] == "finished":
+                label, style["color"] = f"{label}: {row['accuracy']:.0%}", scale.to_rgba(row["accuracy"])
+            if row is best:
+                label, style = f"{label}, best", {**style, "linewidth": 2.8, "zorder": 3}
+            axes.plot(*zip(*points, strict=True), label=label, **style)
     axes.axhline(0, color="#8c959f", linewidth=0.8, zorder=1)
     axes.set(xlabel="update", ylabel="held-out reward margin")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
@@ -222,8 +218,7 @@ def coordinates_figure(args: sweep.SweepArguments, rows: Sequence[dict[str, Any]
     axes = figure.subplots()
     places = range(len(axes_of))
     for number, row in enumerate(finished):
-        is_best = row["trial"] == best["trial"]
-        style = {"linewidth": 3.2, "zorder": 4} if is_best else {"linewidth": 1.4, "zorder": 2, "alpha": 0.9}
+        style = {"linewidth": 3.2, "zorder": 4} if row is best else {"linewidth": 1.4, "zorder": 2, "alpha": 0.9}
         axes.plot(places, [heights[number] for _, heights, _ in axes_of], color=scale.to_rgba(row["accuracy"]), **style)
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}  # lines pass behind the words
     beside = {"textcoords": "offset points", "va": "center", "fontsize": 9, "bbox": ground, "zorder": 5}
@@ -257,11 +252,10 @@ def _categories(title: str, values: Sequence[Any], choices: Sequence[Any]) -> Ax
 
 
 def _shares(title: str, values: Sequence[float]) -> Axis:
-    low, high = math.floor(20 * min(values)) / 20, math.ceil(20 * max(values)) / 20
-    high = max(high, low + 0.05)
-    marks = np.linspace(low, high, round((high - low) / 0.05) + 1)
-    ticks = {float((mark - low) / (high - low)): f"{mark:.0%}" for mark in marks[:: math.ceil(len(marks) / TICKS)]}
-    return title, [(value - low) / (high - low) for value in values], ticks
+    low, high = math.floor(20 * min(values)), math.ceil(20 * max(values))  # in steps of 5 %
+    span = max(high - low, 1)
+    ticks = {step / span: f"{(low + step) / 20:.0%}" for step in range(0, span + 1, math.ceil((span + 1) / TICKS))}
+    return title, [(20 * value - low) / span for value in values], ticks
 
 
 class LiveTrials(LiveDisplay, TrainerCallback):
@@ -317,19 +311,18 @@ class LiveTrials(LiveDisplay, TrainerCallback):
 def trial_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """A line per trial, the best one bold: settings, state, metrics. A row that runs has "doing", too."""
     best = best_trial(rows)
+
+    def cells_of(row: dict[str, Any], names: Iterable[str]) -> list[str]:
+        return [escape(format(row[name], FORMS.get(name, ""))) if name in row else "" for name in names]
+
     lines = [["trial", *SEARCHED.values(), "", *METRICS.values()]]
     for row in rows:
-        cells = [str(row["trial"]), *(_cell(row, name) for name in SEARCHED), _state(row)]
-        cells += [_cell(row, name) for name in METRICS]
-        if best is not None and row["trial"] == best["trial"]:
+        cells = [str(row["trial"]), *cells_of(row, SEARCHED), _state(row), *cells_of(row, METRICS)]
+        if row is best:
             cells = [f"<b>{cell}</b>" for cell in cells]
             cells[0] += "&nbsp;<b>best</b>"
         lines.append(cells)
     return lines
-
-
-def _cell(row: dict[str, Any], name: str) -> str:
-    return escape(format(row[name], FORMS.get(name, ""))) if name in row else ""
 
 
 def _state(row: dict[str, Any]) -> str:

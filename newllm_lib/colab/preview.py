@@ -16,6 +16,7 @@ from ..data.tokenizer import text_backend
 from ..stages.sft import SftArguments, sft
 from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
+from .drive.drive_copy import callbacks_for
 from .page.notices import in_one_sentence, quiet_notebook, say
 from .page.pieces import AS_WRITTEN, FAINT, GRID, beside_html, bubbles_html, escape, shortened, small_html, table_html
 from .panel.lookups import SMALL_FOLDER, base_of, chat_models, count_trainable, name_of
@@ -213,8 +214,7 @@ def show_tuned_model(panel: PreferencePanel) -> None:
             "all that follows can be seen on it.",
             "note",
         )
-        copier = drive_copier(panel.runs)
-        sft(small, () if copier is None else (copier.callback(),))
+        sft(small, callbacks_for(drive_copier(panel.runs)))
         panel.refresh()
     args = panel.arguments(panel.models[0])
     base = base_of(args)

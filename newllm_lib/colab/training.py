@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from ..errors import InputError, TrainingDiverged
 from ..training.callbacks import TrainingInterrupted
 from ..training.checkpoint import newest_checkpoint, read_results
-from .drive.drive_copy import wait_for_drive
+from .drive.drive_copy import callbacks_for, wait_for_drive
 from .drive.earlier_runs import fetch_sentences
 from .live_plot import LivePlot
 from .page.notices import CellStopped, one_sentence, quiet_notebook, say
@@ -46,10 +46,9 @@ class LiveTraining:
         self.plot.set_state(model, "preparing the data")
         clear_device_cache(garbage_collection=True)  # of the models of the cells above
         live = self.plot.models[model]
-        if self.copier is None:
-            return (live,)
-        live.on_drive = functools.partial(self.copier.status, self.folder)
-        return live, self.copier.callback()
+        if self.copier is not None:
+            live.on_drive = functools.partial(self.copier.status, self.folder)
+        return live, *callbacks_for(self.copier)
 
     @property
     def folder(self) -> Path:

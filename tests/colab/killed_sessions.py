@@ -19,6 +19,7 @@ from google_colab import install
 
 from newllm_lib.colab import storage
 from newllm_lib.colab.drive import earlier_runs
+from newllm_lib.colab.drive.drive_copy import callbacks_for
 from newllm_lib.colab.drive.run_copy import progress_of_copy
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.training import callbacks as report
@@ -43,7 +44,7 @@ def session(folder: Path, text: str) -> None:
     model = runs.joinpath(*RUN)
     for sentence, _ in earlier_runs.fetch_sentences(copier, [model]):
         say(sentence)
-    train(model, text, (copier.callback(),))
+    train(model, text, callbacks_for(copier))
     assert copier.finish()
 
 

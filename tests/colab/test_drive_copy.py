@@ -12,7 +12,15 @@ import pytest
 from run_folders import contents, make_checkpoint, make_run
 
 from newllm_lib.colab.drive import drive_copy, verified_copy
-from newllm_lib.colab.drive.drive_copy import STAGING, CopyStatus, DriveCopier, problem_of, span, wait_for_drive
+from newllm_lib.colab.drive.drive_copy import (
+    STAGING,
+    CopyStatus,
+    DriveCopier,
+    callbacks_for,
+    problem_of,
+    span,
+    wait_for_drive,
+)
 from newllm_lib.colab.drive.run_copy import bring_back
 from newllm_lib.colab.drive.verified_copy import MANIFEST_FILE, DamagedCopy
 
@@ -239,7 +247,7 @@ def test_waiting_may_be_stopped(copier, run):
 
 
 def test_the_callback_hands_over_what_is_complete(copier, run):
-    callback = copier.callback()
+    (callback,) = callbacks_for(copier)
     args, state = SimpleNamespace(output_dir=str(run)), SimpleNamespace(global_step=10, is_world_process_zero=True)
     make_checkpoint(run, 10, best=10)
     callback.on_save(args, state, None)

@@ -103,15 +103,15 @@ class DriveCopier:
     def copy_of(self, folder: Path) -> Path:
         return self.drive / folder.relative_to(self.local)
 
-    def callback(self) -> "CopyWhenSaved":
-        """For a trainer: hands over each of its checkpoints."""
-        return CopyWhenSaved(self)
-
     def copy_later(self, run: Path, checkpoint: Path) -> None:
         """Copy a complete checkpoint as soon as Drive is free, in place of an older one of the run that still waits."""
         staging = self.local / STAGING / str(next(self.numbers))
+        best = best_beside(checkpoint)
         try:
-            job = self._stage(run, checkpoint, staging)
+            for path in dict.fromkeys(path for path in (best, checkpoint) if path and path.is_dir()):
+                shutil.copytree(path, staging / path.name, copy_function=link)
+            total = sum(path.stat().st_size for path in files_of(staging))
+            staged = tuple(sorted(staging.iterdir(), key=lambda path: path.name == checkpoint.name))  # it comes last
         except OSError:  # the disk of this machine is full: the training goes on, and the next save is the next try
             shutil.rmtree(staging, ignore_errors=True)
             self.missed.add(run)
@@ -119,18 +119,10 @@ class DriveCopier:
         self.missed.discard(run)
         with self.condition:
             replaced = self.jobs.get(run)
-            self.jobs[run] = job
+            self.jobs[run] = CopyJob(run, staging, staged, best and best.name, total)
             self.condition.notify_all()
         if replaced is not None:
             shutil.rmtree(replaced.staging, ignore_errors=True)
-
-    def _stage(self, run: Path, checkpoint: Path, staging: Path) -> CopyJob:
-        best = best_beside(checkpoint)
-        for path in dict.fromkeys(path for path in (best, checkpoint) if path and path.is_dir()):
-            shutil.copytree(path, staging / path.name, copy_function=link)
-        total = sum(path.stat().st_size for path in files_of(staging))
-        staged = tuple(sorted(staging.iterdir(), key=lambda path: path.name == checkpoint.name))  # it is the last one
-        return CopyJob(run, staging, staged, best and best.name, total)
 
     def status(self, run: Path) -> CopyStatus:
         now, job = self.clock(), self.current
@@ -185,9 +177,14 @@ class DriveCopier:
         folders = (functools.partial(self._copy_changed_files, *found) for found in self._settled_folders())
         for task in itertools.chain([self._copy_jobs], folders):
             try:
+                if not self.drive.parent.is_dir():  # else its folders would be made on this machine, to no use
+                    raise OSError(errno.ENOTCONN, "Drive is not mounted")
                 task()
             except Exception as error:  # no other code would see an error of this thread
-                self._put_back()
+                with self.condition:  # a job that failed waits again, unless a newer one does
+                    job, self.current = self.current, None
+                    if job is not None and self.jobs.setdefault(job.run, job) is not job:
+                        shutil.rmtree(job.staging, ignore_errors=True)
                 problem = problem or problem_of(error)
                 if isinstance(error, OSError) and error.errno in FULL | GONE:
                     break  # so would all that follows
@@ -206,28 +203,14 @@ class DriveCopier:
                 job = self.current = None if run is None else self.jobs.pop(run)
             if job is None:
                 return
-            self._check_mounted()
             copy_checkpoints(job.run, self.copy_of(job.run), job.checkpoints, job.best, self._count)
             self.saved_at[job.run] = self.clock()
             shutil.rmtree(job.staging, ignore_errors=True)
-
-    def _put_back(self) -> None:
-        """A job that failed waits again, unless a newer one does."""
-        with self.condition:
-            job, self.current = self.current, None
-            if job is not None and self.jobs.setdefault(job.run, job) is not job:
-                shutil.rmtree(job.staging, ignore_errors=True)
-
-    def _check_mounted(self) -> None:
-        """Without Drive in its place, its folders would be made on this machine, to no use."""
-        if not self.drive.parent.is_dir():
-            raise OSError(errno.ENOTCONN, "Drive is not mounted")
 
     def _count(self, size: int) -> None:
         self.current_bytes += size
 
     def _copy_changed_files(self, folder: Path, names: list[str]) -> None:
-        self._check_mounted()
         now = {folder / name: (folder / name).stat() for name in names}
         now = {path: (status.st_size, status.st_mtime_ns) for path, status in now.items()}
         changed = [path.name for path in now if self.seen.get(path) != now[path]]
@@ -266,6 +249,10 @@ class CopyWhenSaved(TrainerCallback):
             self.copier.copy_later(saved.parent, saved)
 
     on_train_end = on_step_begin
+
+
+def callbacks_for(copier: DriveCopier | None) -> tuple[TrainerCallback, ...]:
+    return () if copier is None else (CopyWhenSaved(copier),)
 
 
 def link(source: str, target: str) -> None:
