@@ -68,7 +68,7 @@ class ChatBox:
         self.output, self.notice, self.remembered, self.picture, self.links = (html_widget() for _ in range(5))
         self.sampling = SamplingSliders(self.max_new_tokens)
         memories = Path(next(iter(self.folders.values()))).parent / "memories"
-        self.memory = MemoryControls(memories, self.open_chats, self._conversation_changed)
+        self.memory = MemoryControls(memories, self.open_chats, self._begins_anew)
         panes = widgets.Accordion([self.sampling.box, self.memory.box], selected_index=None)
         for number, title in enumerate(("How replies are drawn", "Memory: save it, go on from it")):
             panes.set_title(number, title)
@@ -129,10 +129,8 @@ class ChatBox:
             sys.last_value = error  # where the report looks for it
             self.notice.value = error_html(error)
         finally:
-            try:
-                self._show()
-            finally:
-                self._set_busy(False)
+            self._set_busy(False)
+            self._show()
 
     def _stream(self, chats: dict[str, Chat], said: str) -> Iterator[None]:
         before = {name: list(chat.messages) for name, chat in chats.items()}
@@ -148,8 +146,7 @@ class ChatBox:
                     else:
                         texts[name] += piece
                 if going and time.monotonic() - shown_at >= INTERVAL_SECONDS:
-                    so_far = {name: one_exchange(said, text, name in going) for name, text in texts.items()}
-                    self._show_turns({name: [*before[name], *turns] for name, turns in so_far.items()})
+                    self._show_turns({n: [*before[n], *one_exchange(said, texts[n], n in going)] for n in texts})
                     shown_at = time.monotonic()
                 yield
         finally:
@@ -166,14 +163,13 @@ class ChatBox:
 
     def reset(self) -> None:
         self.notice.value = ""
-        for name in self.spoken_to():
-            self.counts.pop(name, None)
-            if name in self.chats:
-                self.chats[name].reset()
-        self._show()
+        for name in self.chats.keys() & set(self.spoken_to()):
+            self.chats[name].reset()
+        self._begins_anew(*self.spoken_to())
 
-    def _conversation_changed(self, name: str) -> None:
-        self.counts.pop(name, None)
+    def _begins_anew(self, *names: str) -> None:
+        for name in names:
+            self.counts.pop(name, None)
         self._show()
 
     def spoken_to(self) -> tuple[str, ...]:
@@ -201,10 +197,8 @@ class ChatBox:
         shown = '<div style="opacity:.75">Nothing has been said yet.</div>'
         if any(notes.values()) or any(conversations.values()):
             shown = columns_html(conversations, notes)
-        self.output.value = (
-            f'<div style="border:1px solid {GRID};border-radius:8px;padding:6px 10px">'
-            f"{small_html(DISCLAIMER, 'line-height:1.4')}{shown}</div>"
-        )
+        style, disclaimer = f"border:1px solid {GRID};border-radius:8px;padding:6px 10px", "line-height:1.4"
+        self.output.value = f'<div style="{style}">{small_html(DISCLAIMER, disclaimer)}{shown}</div>'
 
 
 class SideBySide(ChatBox):
@@ -212,9 +206,6 @@ class SideBySide(ChatBox):
 
     NAMES = ("base", "tuned")
     max_new_tokens = SHORT_REPLY
-
-    def __init__(self, folder: str | Path, seed: int | None = None):
-        super().__init__([folder], seed)
 
     def spoken_to(self) -> tuple[str, ...]:
         return self.NAMES
@@ -243,7 +234,7 @@ def show_chat(folders: Sequence[str | Path], opening: str = "", before: Path | N
 @in_one_sentence
 def show_side_by_side(folder: str | Path, opening: str = "") -> SideBySide:
     """Display base and tuned model side by side, with one exchange already made as in `show_chat`."""
-    box = _open(SideBySide(folder), opening)
+    box = _open(SideBySide([folder]), opening)
     say("Base and tuned model hear the same: type above, then Send. A small model is no assistant.")
     return box
 

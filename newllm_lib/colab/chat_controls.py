@@ -1,7 +1,6 @@
 """What stands under the chat box: how replies are drawn, and what the models remember, as bytes, picture and file."""
 
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -215,17 +214,14 @@ class MemoryControls:
             return
         # ipywidgets 8 gives a tuple of files, 7 a dictionary by name.
         value = self.upload.value
-        first = next(iter(value.items())) if isinstance(value, dict) else (value[0]["name"], value[0])
-        name, content = first[0], first[1]["content"]
+        name, file = next(iter(value.items())) if isinstance(value, dict) else (value[0]["name"], value[0])
+        path = self._new_path(Path(name).stem)
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / Path(name).name
-                path.write_bytes(bytes(content))
-                read_memory(path)
-            path = self._new_path(Path(name).stem)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, bytes(content))
+            write_bytes(path, bytes(file["content"]))
+            read_memory(path)
         except (InputError, OSError) as error:
+            path.unlink(missing_ok=True)
             self.notice.value = error_html(error)
             return
         self.refresh(str(path))

@@ -42,7 +42,15 @@ def preview_data(panel: SettingsPanel) -> None:
     args = panel.arguments(panel.models[0])
     prepared = panel.stage.prepare(args)
     counts, samples = prepared.train_counts, sample_texts(prepared)
-    display(HTML(text_table(prepared) + samples_html(samples) + tokens_html(samples[0], prepared.tokenizer)))
+    sides = counts, prepared.held_out.counts
+    rows = [[n, *(f"{getattr(c, n):,}" for c in sides)] for n in ("documents", "bytes", "words", "tokens")]
+    if counts.unknown_tokens:
+        rows.append(["unknown words", *(f"{c.unknown_tokens / c.tokens:.1%} of the tokens" for c in sides)])
+    style = f"{AS_WRITTEN};background:{FAINT};padding:6px 10px;margin:6px 0;font-size:13px;line-height:1.4"
+    title = f"<b>{len(samples)} samples</b>" if len(samples) > 1 else "<b>A sample</b>"
+    shown = "".join(f'<div style="{style}">{escape(text)}</div>' for text in samples)
+    table, tokens = counts_html("text", prepared, rows), tokens_html(samples[0], prepared.tokenizer)
+    display(HTML(f"{table}{title}{shown}{tokens}"))
     updates, tokens = count_training_tokens(args, len(prepared.train_rows))
     extent = passes_over("the text", tokens / counts.tokens)
     say(f"{counts.tokens:,} tokens are ready; training takes {updates:,} updates over {tokens:,} tokens, {extent}.")
@@ -95,14 +103,6 @@ def counts_html(what: str, prepared: PreparedRun, rows: list[list[str]]) -> str:
     return table_html([*head, *rows, ["tokenizer", f"{len(prepared.tokenizer):,} types", bytes_each]])
 
 
-def text_table(prepared: PreparedRun) -> str:
-    sides = prepared.train_counts, prepared.held_out.counts
-    rows = [[n, *(f"{getattr(c, n):,}" for c in sides)] for n in ("documents", "bytes", "words", "tokens")]
-    if prepared.train_counts.unknown_tokens:
-        rows.append(["unknown words", *(f"{c.unknown_tokens / c.tokens:.1%} of the tokens" for c in sides)])
-    return counts_html("text", prepared, rows)
-
-
 def conversations_table(prepared: PreparedRun) -> str:
     """Where the conversations are from, how many there are, and how many did not fit."""
     counts, held_out = prepared.train_counts, prepared.held_out.counts
@@ -125,12 +125,6 @@ def conversations_table(prepared: PreparedRun) -> str:
         remarks += prepared.remarks
     rows += [["remark", escape(remark), ""] for remark in remarks if remark]
     return counts_html("data", prepared, rows)
-
-
-def samples_html(samples: list[str]) -> str:
-    style = f"{AS_WRITTEN};background:{FAINT};padding:6px 10px;margin:6px 0;font-size:13px;line-height:1.4"
-    title = f"{len(samples)} samples" if len(samples) > 1 else "A sample"
-    return f"<b>{title}</b>" + "".join(f'<div style="{style}">{escape(text)}</div>' for text in samples)
 
 
 def conversations_html(samples: list[list[Message]]) -> str:

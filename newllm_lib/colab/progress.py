@@ -1,6 +1,5 @@
 """What a training has brought and cost: each model before and after, on the same held-out text and the same prompts."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ..errors import InputError
 from ..evaluation.generation import reply_to
 from ..stages.evaluate import held_out_documents, held_out_text, score
 from ..training.checkpoint import check_model_folder, read_results
+from ..training.disk import read_json
 from ..training.model_folder import read_tokenizer
 from ..training.trained_model import open_model
 from .page.notices import in_one_sentence, say
@@ -82,10 +82,10 @@ def ask(folder: str | Path, prompts: Sequence[str], template_of: str | Path | No
 
 def read_measured(folder: str | Path, file: str) -> dict[str, Any]:
     """What the run in `folder` has measured, in its `file`. Raises InputError: it is not finished."""
-    path = Path(folder) / file
-    if not path.exists():
-        raise InputError(f"{path.parent.name} is not finished: run the training cell again.", "NL-404")
-    return json.loads(path.read_text(encoding="utf-8"))
+    measured = read_json(Path(folder) / file)
+    if measured is None:
+        raise InputError(f"{Path(folder).name} is not finished: run the training cell again.", "NL-404")
+    return measured
 
 
 def show_before_and_after(measured: dict[str, Any], before: str, max_new_tokens: int, remark: str = "") -> None:

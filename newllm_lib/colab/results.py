@@ -11,18 +11,8 @@ from ..adapters.qlora_lwf import FORGETTING_FILE
 from ..preferences.dpo import MERGED_FOLDER, PREFERENCES_FILE
 from ..stages.compare import compare, comparison_cells, comparison_figure
 from ..stages.generate import generate
+from ..training import checkpoint
 from ..training.callbacks import CURVES_FILE, METRICS_FILE
-from ..training.checkpoint import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    MODEL_FILES,
-    REFERENCE_FOLDER,
-    RESULTS_FILE,
-    SETTINGS_FILE,
-    has_adapters,
-    read_results,
-    read_settings,
-)
 from ..training.device import autocast_dtype, find_device, size
 from ..training.disk import read_json, write_json
 from ..training.model_card import CARD_FILE
@@ -36,21 +26,21 @@ COMPARISON_FILE = "comparison.json"
 PICTURE_FILE = "comparison.png"
 # Whatever a run of any stage may leave in a model's folder.
 PURPOSES = {
-    MODEL_FILES[1]: "the weights of the best checkpoint",
-    MODEL_FILES[0]: "the model's sizes",
-    ADAPTER_WEIGHTS: "the adapters of the best checkpoint; the base stays where it is",
-    ADAPTER_CONFIG: "which layers they belong to, and to which base",
+    checkpoint.MODEL_FILES[1]: "the weights of the best checkpoint",
+    checkpoint.MODEL_FILES[0]: "the model's sizes",
+    checkpoint.ADAPTER_WEIGHTS: "the adapters of the best checkpoint; the base stays where it is",
+    checkpoint.ADAPTER_CONFIG: "which layers they belong to, and to which base",
     "generation_config.json": "how to generate: when to stop, the repetition penalty",
     FORGETTING_FILE: "metrics and answers before and after",
-    REFERENCE_FOLDER: "the model that the adapters are on: it has learned the answers as such",
+    checkpoint.REFERENCE_FOLDER: "the model that the adapters are on: it has learned the answers as such",
     PREFERENCES_FILE: "metrics by kind of flaw, answers before and after",
     MERGED_FOLDER: "one plain model of adapters and base, for transformers",
     "tokenizer.json": "the tokenizer, without which the weights mean nothing",
-    SETTINGS_FILE: "all settings of the run",
+    checkpoint.SETTINGS_FILE: "all settings of the run",
     CARD_FILE: "the model card: text, licence, metrics, how to use it",
     METRICS_FILE: "every logged number",
     CURVES_FILE: "the learning curves",
-    RESULTS_FILE: "the final metrics",
+    checkpoint.RESULTS_FILE: "the final metrics",
 }
 
 
@@ -59,12 +49,16 @@ def show_comparison(folders: Sequence[Path]) -> None:
     """Measure the trained models on the held-out text, side by side, and say which is better."""
     rows = measured_rows(folders)
     picture = Path(folders[0]).parent / PICTURE_FILE
-    lines = [*comparison_cells(rows), batch_time_cells([row.get("batch_time") for row in rows])]
+    times = [row["batch_time"] for row in rows]
+    shapes = {f" of {time['rows']} x {time['length']} tokens" for time in times}
+    shape = shapes.pop() if len(shapes) == 1 else ""
+    milliseconds = [f"ms per batch{shape}, training", *(f"{time['milliseconds']:,.0f}" for time in times)]
+    lines = [*comparison_cells(rows), milliseconds]
     cells = [[escape(cell) for cell in line] for line in lines]
     display(HTML(f"<div>Held-out text: {escape(rows[0]['text'])}</div>{table_html(cells, header=True, numbers=True)}"))
     display(HTML(figure_html(comparison_figure(rows), "comparison", picture)))
     samples = {prompt: {row["name"]: row["samples"][prompt] for row in rows} for prompt in rows[0]["samples"]}
-    is_chat = read_settings(Path(folders[0]))["run"]["stage"] == "sft"
+    is_chat = checkpoint.read_settings(Path(folders[0]))["run"]["stage"] == "sft"
     display(HTML(samples_html(samples, between="\n" if is_chat else "")))
     say(verdict(rows))
 
@@ -72,7 +66,7 @@ def show_comparison(folders: Sequence[Path]) -> None:
 def measured_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """The comparison, from its file if it was made after the models were finished."""
     path = Path(folders[0]).parent / COMPARISON_FILE
-    finished = max((Path(folder) / RESULTS_FILE).stat().st_mtime for folder in folders)
+    finished = max((Path(folder) / checkpoint.RESULTS_FILE).stat().st_mtime for folder in folders)
     if path.exists() and path.stat().st_mtime >= finished and (rows := read_json(path)):
         return rows
     rows = [{**row, "batch_time": batch_time(row["folder"])} for row in compare(folders)]
@@ -90,13 +84,6 @@ def batch_time(folder: str | Path) -> dict[str, float]:
     input_ids = torch.randint(0, model.config.vocab_size, (rows, length), device=model.device)
     timed_update(model, optimizer, input_ids[:1], dtype)  # the first sets things up that the others find ready
     return {"rows": rows, "length": length, "milliseconds": 1000 * timed_update(model, optimizer, input_ids, dtype)}
-
-
-def batch_time_cells(times: list[dict[str, float] | None]) -> list[str]:
-    """A row for the comparison's table; None: not measured."""
-    shapes = {f"{time['rows']} x {time['length']}" for time in times if time is not None}
-    title = f"ms per batch of {shapes.pop()} tokens, training" if len(shapes) == 1 else "ms per batch, training"
-    return [title, *("-" if time is None else f"{time['milliseconds']:,.0f}" for time in times)]
 
 
 def verdict(rows: Sequence[dict[str, Any]]) -> str:
@@ -144,9 +131,9 @@ def samples_html(samples: dict[str, dict[str, str]], between: str = "") -> str:
 def show_saved_files(folders: Sequence[Path]) -> None:
     """Every kept file of the run with its size in each model's folder, and what it is for."""
     folders = [Path(folder) for folder in folders]
-    run, adapters = folders[0].parent, has_adapters(folders[0])
+    run, adapters = folders[0].parent, checkpoint.has_adapters(folders[0])
     display(HTML(files_html(folders, [folder.name for folder in folders], PURPOSES)))
-    unfinished = [folder.name for folder in folders if read_results(folder) is None]
+    unfinished = [folder.name for folder in folders if checkpoint.read_results(folder) is None]
     if unfinished:
         say(f"{', '.join(unfinished)} is not finished: run the training cell again.", "note")
         return

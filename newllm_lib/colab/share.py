@@ -1,6 +1,7 @@
 """The run as a zip and on the Hugging Face hub, private unless said otherwise; and the GPU's memory given back."""
 
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -15,15 +16,8 @@ from IPython.display import HTML, FileLink, display
 
 from ..adapters.qlora_lwf import FORGETTING_FILE
 from ..errors import InputError
+from ..training import checkpoint
 from ..training.callbacks import CURVES_FILE, METRICS_FILE
-from ..training.checkpoint import (
-    ADAPTER_CONFIG,
-    CHECKPOINT_NAME,
-    RESULTS_FILE,
-    SETTINGS_FILE,
-    check_model_folder,
-    read_results,
-)
 from ..training.device import size
 from ..training.disk import PARTIAL, temporary
 from ..training.model_card import CARD_FILE, read_card
@@ -36,8 +30,9 @@ from .storage import drive_copier, on_colab
 SECRET = "HF_TOKEN"
 # What is uploaded of a model's folder; checkpoints lie in folders below it, which no pattern reaches.
 UPLOADED = (
-    CARD_FILE, SETTINGS_FILE, RESULTS_FILE, METRICS_FILE, CURVES_FILE, FORGETTING_FILE, ADAPTER_CONFIG, "config.json",
-    "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors",
+    CARD_FILE, checkpoint.SETTINGS_FILE, checkpoint.RESULTS_FILE, METRICS_FILE, CURVES_FILE, FORGETTING_FILE,
+    checkpoint.ADAPTER_CONFIG, checkpoint.ADAPTER_WEIGHTS, "config.json",
+    "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
 NEVER = ("checkpoint-*", "*/*", ".*")
@@ -50,8 +45,8 @@ def save_and_share(
     folders: Sequence[str | Path], download: bool = True, hub_repository: str = "", private: bool = True
 ) -> None:
     """Check the models' cards, send the run to the browser as a zip, and put the models on the hub, if one is named."""
-    folders = [check_model_folder(folder) for folder in folders]
-    unfinished = [folder.name for folder in folders if read_results(folder) is None]
+    folders = [checkpoint.check_model_folder(folder) for folder in folders]
+    unfinished = [folder.name for folder in folders if checkpoint.read_results(folder) is None]
     if unfinished:
         raise InputError(f"{', '.join(unfinished)} is not finished: run the training cell again.", "NL-404")
     cards = [read_card(folder) for folder in folders]
@@ -87,8 +82,9 @@ def write_zip(run: Path, archive: Path) -> Path:
 
 def kept_files(run: Path) -> list[Path]:
     """The files of a run that are of use when it is finished."""
-    files = {path: path.relative_to(run).parts for path in sorted(run.rglob("*")) if path.is_file()}
-    return [p for p, parts in files.items() if not any(n[0] == "." or CHECKPOINT_NAME.fullmatch(n) for n in parts)]
+    is_left_out = re.compile(rf"\..*|{checkpoint.CHECKPOINT_NAME.pattern}").fullmatch
+    files = (path for path in sorted(run.rglob("*")) if path.is_file())
+    return [path for path in files if not any(map(is_left_out, path.relative_to(run).parts))]
 
 
 def push_to_hub(folders: Sequence[Path], repository: str, private: bool = True) -> list[str]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from training_cell import train_models
 
 from newllm_lib.colab import live_plot, storage, training
-from newllm_lib.colab.drive.verified_copy import MANIFEST_FILE
+from newllm_lib.colab.drive.run_copy import MANIFEST_FILE
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.colab.panel.stage import PRETRAIN
@@ -138,7 +138,7 @@ def test_a_drive_that_fills_up_costs_a_remark(colab, page, text_file, monkeypatc
     def copy_checked(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("newllm_lib.colab.drive.verified_copy.copy_checked", copy_checked)
+    monkeypatch.setattr("newllm_lib.colab.drive.run_copy.copy_checked", copy_checked)
     (folder,) = train(open_panel(text_file, runs), text_file)
     assert (folder / "results.json").is_file()
     assert "Drive is full: the last copy is not on Drive yet" in page.said[-1]

@@ -18,8 +18,17 @@ from ...errors import FULL
 from ...preferences.sweep import TRIALS_FILE
 from ...training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE, best_beside
 from ..page.notices import GONE
-from .run_copy import BroughtBack, bring_back, copy_checkpoints, progress_here, progress_of_copy
-from .verified_copy import MANIFEST_FILE, DamagedCopy, files_of, update_files
+from .run_copy import (
+    MANIFEST_FILE,
+    BroughtBack,
+    DamagedCopy,
+    bring_back,
+    copy_checkpoints,
+    files_of,
+    progress_here,
+    progress_of_copy,
+    update_files,
+)
 
 
 @dataclass(frozen=True)

@@ -6,25 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...preferences.sweep import TRIALS_FILE, read_trials
-from ...training.checkpoint import (
-    COMPLETE_FILE,
-    RESULTS_FILE,
-    SETTINGS_FILE,
-    is_of_earlier_version,
-    numbered_checkpoints,
-)
+from ...training import checkpoint
+from ...training.checkpoint import COMPLETE_FILE, RESULTS_FILE, SETTINGS_FILE, numbered_checkpoints
 from ...training.device import GB
+from . import run_copy
 from .drive_copy import DriveCopier, problem_of
-from .run_copy import (
-    FINISHED,
-    NOTHING,
-    bring_missing_files,
-    planned_updates,
-    progress_here,
-    progress_of_copy,
-    size_of_copy,
-)
-from .verified_copy import MANIFEST_FILE, read_manifest, tidy
 
 MODELS = "[!.]*/[!.]*/[!.]*"  # of a storage: notebook, run and model, none of them hidden
 # The newest models are brought back at once, as many as take a minute or less; others when they are trained on.
@@ -46,17 +32,17 @@ def bring_back_runs(copier: DriveCopier, tell: Callable[[str], None], budget_byt
     """Bring back what is further on Drive than here, the newest first, each run on its own: whatever is wrong with one,
     the others come. `tell` hears the name of each model before that. Raises OSError: Drive cannot be listed."""
     result, spent, saved_at = Returned(), 0, {}
-    for path in copier.drive.glob(f"{MODELS}/{MANIFEST_FILE}"):
+    for path in copier.drive.glob(f"{MODELS}/{run_copy.MANIFEST_FILE}"):
         with _on_its_own(_name(path.parent), result):
-            saved_at[path.parent] = read_manifest(path.parent).saved_at
+            saved_at[path.parent] = run_copy.read_manifest(path.parent).saved_at
     for copy in sorted(saved_at, key=saved_at.__getitem__, reverse=True):
         with _on_its_own(_name(copy), result):
             model = copier.local / copy.relative_to(copier.drive)
-            tidy(copy, UNTOUCHED_SECONDS)
-            tidy(model.parent)
-            if progress_of_copy(copy) <= progress_here(model):
+            run_copy.tidy(copy, UNTOUCHED_SECONDS)
+            run_copy.tidy(model.parent)
+            if run_copy.progress_of_copy(copy) <= run_copy.progress_here(model):
                 continue
-            size = size_of_copy(copy)
+            size = run_copy.size_of_copy(copy)
             if spent and spent + size > budget_bytes:
                 copier.left.add(model)
                 continue
@@ -64,16 +50,16 @@ def bring_back_runs(copier: DriveCopier, tell: Callable[[str], None], budget_byt
             brought = copier.fetch(model)
             spent += size
             result.damaged += [f"{_name(model)}/{damage}" for damage in brought.damaged]
-            if brought.progress > NOTHING:
+            if brought.progress > run_copy.NOTHING:
                 result.models.append(model)
     # Panels' settings, comparisons and pictures stand in the folders above.
     folders = {folder for model in result.models for folder in (model.parent, model.parent.parent)}
-    folders |= {copier.local / path.parent.name for path in copier.drive.glob(f"*/{MANIFEST_FILE}")}
+    folders |= {copier.local / path.parent.name for path in copier.drive.glob(f"*/{run_copy.MANIFEST_FILE}")}
     for folder in sorted(folders):
         with _on_its_own(folder.name, result):
             folder.mkdir(parents=True, exist_ok=True)
-            tidy(copier.copy_of(folder), UNTOUCHED_SECONDS)
-            damaged = bring_missing_files(copier.copy_of(folder), folder)
+            run_copy.tidy(copier.copy_of(folder), UNTOUCHED_SECONDS)
+            damaged = run_copy.bring_missing_files(copier.copy_of(folder), folder)
             result.damaged += [f"{folder.name}/{name}" for name in damaged]
     return result
 
@@ -102,7 +88,7 @@ def fetch_sentences(copier: DriveCopier | None, models: Sequence[Path]) -> list[
             continue
         if brought.damaged:
             said.append((f"Damaged on Drive, and left out: {_name(model)}/{', '.join(brought.damaged)}.", "note"))
-        if brought.progress > NOTHING:
+        if brought.progress > run_copy.NOTHING:
             said.append((f"{_name(model)} {_state(model)}: brought back from your Drive and verified.", "ok"))
     return said
 
@@ -137,18 +123,19 @@ def is_finished(run: Path) -> bool:
     if (run / TRIALS_FILE).exists():
         return False
     models = [settings.parent for settings in run.glob(f"*/{SETTINGS_FILE}")]
-    return all((model / RESULTS_FILE).is_file() or is_of_earlier_version(model) for model in models)
+    return all((model / RESULTS_FILE).is_file() or checkpoint.is_of_earlier_version(model) for model in models)
 
 
 def _state(model: Path) -> str:
-    if is_of_earlier_version(model):
+    if checkpoint.is_of_earlier_version(model):
         return "was trained by an earlier version and is of no use to this one"
-    progress = progress_here(model)
-    if progress == FINISHED:
+    progress = run_copy.progress_here(model)
+    if progress == run_copy.FINISHED:
         return "is finished"
-    if progress == NOTHING:
+    if progress == run_copy.NOTHING:
         return "has no checkpoint yet"
-    return f"is at update {progress:,} of {planned_updates(dict(numbered_checkpoints(model))[progress]):,}"
+    updates = run_copy.planned_updates(dict(numbered_checkpoints(model))[progress])
+    return f"is at update {progress:,} of {updates:,}"
 
 
 def _name(model: Path) -> str:

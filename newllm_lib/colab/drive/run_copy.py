@@ -1,16 +1,25 @@
-"""The copy of a run folder on Drive: what is copied there while the run trains, and what is brought back when this
-machine is another one. Only what verifies is brought back; a name that a copy states is a checkpoint's, or it is
-damaged."""
+"""Copies of runs on disks that may fill up or vanish at any moment, such as Drive: what is copied there while a run
+trains, and what is brought back when this machine is another one. Only what verifies is brought back.
 
+A copy is written under a temporary name, read back, and renamed into place; a manifest in its folder states size and
+SHA-256 of every file. Whatever goes wrong, what was there before stays. A copy may be anyone's: the names that it
+states are matched before they are used, and links are never followed.
+"""
+
+import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ...data.files import content_hash
 from ...training.callbacks import CURVES_FILE, METRICS_FILE
 from ...training.checkpoint import (
     RESULTS_FILE,
@@ -20,26 +29,198 @@ from ...training.checkpoint import (
     numbered_checkpoints,
     read_results,
 )
-from ...training.disk import OLD, PARTIAL, discard, temporary
-from .verified_copy import (
-    MANIFEST_FILE,
-    NAME,
-    DamagedCopy,
-    Report,
-    bring_folder,
-    copy_checked,
-    copy_folder,
-    holds_copy_of,
-    plain_file,
-    read_manifest,
-    replace_folder,
-    tidy,
-    update_files,
-)
+from ...training.disk import OLD, PARTIAL, discard, temporary, write_json
 
+MANIFEST_FILE = "manifest.json"
+CHUNK_BYTES = 2**22
+NAME = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")  # of a file in its folder, and of no other
+LARGEST = 2**62  # bytes, or nanoseconds
+
+# What reading a file as a manifest may raise that is none.
+NO_MANIFEST = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+
+Report = Callable[[int], None]  # takes the bytes of every chunk
 # Only these of an unfinished run are worth keeping beside its checkpoints: the others are still to come.
 OF_AN_UNFINISHED_RUN = (SETTINGS_FILE, METRICS_FILE, CURVES_FILE)
 FINISHED, NOTHING = math.inf, -1  # how far a run is, in updates
+
+
+class DamagedCopy(OSError):
+    """What is read is not what was written, or not what the manifest states."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """File name -> states that the file may be in, the newest first ({"bytes", "sha256", "modified" (ns)}); and when
+    they were stated, in seconds since 1970."""
+
+    files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    saved_at: float = 0.0
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(states[0]["bytes"] for states in self.files.values())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The files of the folder that its manifest states; none of a damaged one. Raises OSError: it cannot be read."""
+    files = {}
+    try:
+        content = json.loads((folder / MANIFEST_FILE).read_bytes())
+        for name, states in content["files"].items():
+            if all(NAME.fullmatch(part) for part in name.split("/")):
+                found = ((int(s["bytes"]), str(s["sha256"]), int(s["modified"])) for s in states)
+                found = [dict(zip(("bytes", "sha256", "modified"), state, strict=True)) for state in found]
+                files[name] = [state for state in found if max(state["bytes"], abs(state["modified"])) < LARGEST]
+        saved_at = float(content["saved_at"])
+    except (FileNotFoundError, NotADirectoryError, *NO_MANIFEST):
+        return Manifest()
+    files = {name: states for name, states in files.items() if states}
+    return Manifest(files, saved_at) if math.isfinite(saved_at) else Manifest()
+
+
+def write_manifest(folder: Path, files: dict[str, list[dict[str, Any]]]) -> None:
+    write_json(folder / MANIFEST_FILE, {"saved_at": time.time(), "files": files})
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {"bytes": status.st_size, "sha256": content_hash(path), "modified": status.st_mtime_ns}
+
+
+def same_content(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one[key] == other[key] for key in ("bytes", "sha256"))
+
+
+def copy_checked(
+    source: Path, target: Path, states: Sequence[dict[str, Any]] | None = None, report: Report = lambda size: None
+) -> dict[str, Any]:
+    """Copy one file and read the copy back; returns its fingerprint, with the time of `source`. Raises DamagedCopy:
+    `source` is in none of the `states` that a manifest gives, or the copy reads otherwise; OSError: the disk is full,
+    or gone."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    discard(target)  # it may be a link
+    digest, size, modified = hashlib.sha256(), 0, source.stat().st_mtime_ns
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(CHUNK_BYTES):
+            digest.update(chunk)
+            writer.write(chunk)
+            size += len(chunk)
+            report(len(chunk))
+        writer.flush()
+        os.fsync(writer.fileno())
+    written = {"bytes": size, "sha256": digest.hexdigest(), "modified": modified}
+    if states is not None:
+        state = next((state for state in states if same_content(state, written)), None)
+        if state is None:
+            raise DamagedCopy(f"{source.name} is not what was saved")
+        written = state
+        os.utime(target, ns=(state["modified"], state["modified"]))
+    if not same_content(fingerprint(target), written):
+        raise DamagedCopy(f"{target.name} does not read as it was written")
+    return written
+
+
+def copy_folder(source: Path, target: Path, report: Report = lambda size: None) -> None:
+    """Copy a folder that is not being written; `target` is replaced as a whole, or (OSError) not at all."""
+    partial = temporary(target, PARTIAL)
+    discard(partial)
+    try:
+        names = [path.relative_to(source).as_posix() for path in files_of(source)]
+        write_manifest(partial, {n: [copy_checked(source / n, partial / n, report=report)] for n in names})
+        replace_folder(partial, target)
+    except OSError:
+        discard(partial)  # a full disk needs the room
+        raise
+
+
+def holds_copy_of(source: Path, target: Path) -> bool:
+    """True if `target` is a copy of the folder `source`, as its manifest states and its files' sizes show."""
+    stated = read_manifest(target).files
+    paths = {path.relative_to(source).as_posix(): path for path in files_of(source)}
+
+    def is_there(name: str, path: Path) -> bool:
+        copy = target / name
+        return copy.is_file() and copy.stat().st_size == path.stat().st_size
+
+    are_there = stated.keys() == paths.keys() and all(is_there(name, path) for name, path in paths.items())
+    return bool(stated) and are_there and all(same_content(stated[n][0], fingerprint(p)) for n, p in paths.items())
+
+
+def bring_folder(source: Path, target: Path) -> None:
+    """Copy the files that a folder of copies states to `target`. Raises DamagedCopy, OSError: as `copy_checked`."""
+    stated = read_manifest(source).files
+    if not stated:
+        raise DamagedCopy("it was not copied to its end")
+    for name, states in stated.items():
+        copy_checked(plain_file(source, name), target / name, states)
+
+
+def plain_file(folder: Path, name: str) -> Path:
+    """The path of a file of a copy. Raises DamagedCopy: there is none, or only a link that leads elsewhere."""
+    path = folder / name
+    if not path.is_file() or path.resolve() != folder.resolve() / name:
+        raise DamagedCopy(f"{name} is missing")
+    return path
+
+
+def update_files(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Bring files of `target` up to date, in the order of `names`. While they are renamed into place, the manifest
+    knows what each was and what it becomes: it is right at any moment. Raises OSError: as `copy_checked`."""
+    stated = read_manifest(target).files
+    changed = [name for name in names if not _is_up_to_date(source / name, target / name, stated.get(name, []))]
+    if not changed and all(len(stated[name]) == 1 for name in names):
+        return
+    tidy(target)
+    copies = {name: stated[name][0] for name in names if name not in changed}
+    try:
+        for name in changed:
+            copies[name] = copy_checked(source / name, temporary(target / name, PARTIAL))
+        write_manifest(target, {**stated, **{name: [copies[name], *stated.get(name, [])] for name in changed}})
+    except OSError:
+        for name in changed:
+            discard(temporary(target / name, PARTIAL))
+        raise
+    for name in changed:
+        os.replace(temporary(target / name, PARTIAL), target / name)
+    write_manifest(target, {**stated, **{name: [copies[name]] for name in names}})
+
+
+def _is_up_to_date(source: Path, target: Path, states: Sequence[dict[str, Any]]) -> bool:
+    """True if `target` is a copy of `source`. A file that may be in several states has to be read."""
+    if not states or not target.is_file():
+        return False
+    content = fingerprint(source)
+    return same_content(states[0], content) and (len(states) == 1 or same_content(fingerprint(target), content))
+
+
+def replace_folder(partial: Path, target: Path) -> None:
+    """Rename `partial` to `target`; what was there gives way only then."""
+    old = temporary(target, OLD)
+    if os.path.lexists(target):
+        discard(old)
+        os.rename(target, old)
+    os.rename(partial, target)
+    discard(old)
+
+
+def tidy(folder: Path, untouched_seconds: float = 0.0) -> None:
+    """Remove what a copy that was cut off has left in `folder`, and put back what had just given way to it. What was
+    changed in the last `untouched_seconds` is left alone: another session may be at work on it."""
+    hidden = sorted(folder.glob(".*"))
+    left = [path for path in hidden if path.name.endswith((OLD, PARTIAL)) or path.name.startswith(f".{MANIFEST_FILE}.")]
+    for path in left:
+        if time.time() - path.lstat().st_mtime < untouched_seconds:
+            continue
+        target = folder / path.name[1 : -len(OLD)]
+        if path.name.endswith(OLD) and not os.path.lexists(target):
+            os.rename(path, target)
+        discard(path)
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """Every file in and below a folder, but for a manifest, in an order that does not change."""
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST_FILE)
 
 
 @dataclass

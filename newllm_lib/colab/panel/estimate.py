@@ -6,8 +6,10 @@ import functools
 import math
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -49,18 +51,14 @@ class DataSize:
 
 
 # (dataset, source) -> its training split. Offline sizes are counted, the hub's bytes estimated.
+CHITCHAT, DOCUMENTATION = DataSize(12_720_000, 3_800), DataSize(587_000, 3_252)
 DATA_SIZES = {
-    ("wikitext", "hub"): DataSize(10_900_000),
-    ("wikitext", "offline"): DataSize(12_110_594),
-    ("dailydialog", "hub"): DataSize(5_800_000, 11_118),
-    ("dailydialog", "offline"): DataSize(12_720_000, 3_800),
-    ("dolly", "hub"): DataSize(11_500_000, 14_260),
-    ("dolly", "offline"): DataSize(587_000, 3_252),
-    ("ultrachat", "hub"): DataSize(1_300_000_000, 207_865),
-    ("ultrachat", "offline"): DataSize(12_720_000, 3_800),
-    ("alpaca", "hub"): DataSize(38_000_000, 49_172),
-    ("alpaca", "offline"): DataSize(587_000, 3_252),
-}
+    ("wikitext", "hub"): DataSize(10_900_000), ("wikitext", "offline"): DataSize(12_110_594),
+    ("dailydialog", "hub"): DataSize(5_800_000, 11_118), ("dailydialog", "offline"): CHITCHAT,
+    ("dolly", "hub"): DataSize(11_500_000, 14_260), ("dolly", "offline"): DOCUMENTATION,
+    ("ultrachat", "hub"): DataSize(1_300_000_000, 207_865), ("ultrachat", "offline"): CHITCHAT,
+    ("alpaca", "hub"): DataSize(38_000_000, 49_172), ("alpaca", "offline"): DOCUMENTATION,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,12 +108,10 @@ def measured_update(
     tokens, most = min(PROBE_TOKENS, rows * length), rows * length
     with freed_memory_kept():
         found = update(tokens)
-        while found.seconds < PROBE_SECONDS and tokens < most:
-            tokens = min(4 * tokens, most)
-            try:
+        with suppress(torch.OutOfMemoryError):
+            while found.seconds < PROBE_SECONDS and tokens < most:
+                tokens = min(4 * tokens, most)
                 found = update(tokens)
-            except torch.OutOfMemoryError:
-                break
     return found
 
 
@@ -198,6 +194,11 @@ def count_model(args: ModelArguments) -> int:
     return count_parameters(model_config(args))
 
 
+def resolve_size(args: ModelArguments) -> dict[str, Any]:
+    count_model(args)  # it may raise InputError
+    return {}
+
+
 def model_config(args: ModelArguments) -> PreTrainedConfig:
     """Of the start model, with positions for a whole row, or a new one. Raises InputError: no width fits."""
     if getattr(args, "model", None) is not None:  # stages that begin from nothing have no such setting
@@ -277,10 +278,10 @@ def lwf_phrases(arguments: dict[str, QloraLwfArguments], measured: dict[str, Mea
         weights = sum(layer.weights for layer in sizes_of(base).linear) + config.vocab_size * config.hidden_size
         seconds = measured[model].seconds_of(weights, updates * args.effective_batch_size * example)
         parts.append(minutes_phrase(seconds))
-    if find_device(args.use_cpu).memory_gb is not None:
-        items = budget(args, config, args.per_device_train_batch_size, args.max_length)
-        parts += gpu_phrase(args, [total_bytes(items)])
-    return parts
+    if find_device(args.use_cpu).memory_gb is None:
+        return parts
+    items = budget(args, config, args.per_device_train_batch_size, args.max_length)
+    return [*parts, *gpu_phrase(args, [total_bytes(items)])]
 
 
 def lwf_measure(arguments: dict[str, QloraLwfArguments]) -> dict[str, MeasuredUpdate]:

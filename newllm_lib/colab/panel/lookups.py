@@ -45,12 +45,12 @@ def resolve_source(dataset: str, data_source: str, data: str | None, eval_data: 
     within reach."""
     if data_source == "hub":
         return "hub", ""
-    if data_source == "file" and not data:
-        raise InputError("data is set to 'my file': enter the path of the file.")
     if data_source == "file":
-        for name, path in (("data", data), ("eval_data", eval_data)):
-            if path:
-                check_file(path, name)
+        if not data:
+            raise InputError("data is set to 'my file': enter the path of the file.")
+        check_file(data, "data")
+        if eval_data:
+            check_file(eval_data, "eval_data")
         return "file", ""
     found = find_data(dataset, DATASETS[dataset], data_source, data, lambda entry: _answering(dataset))
     if found.source == "hub":
@@ -170,11 +170,9 @@ def base_of(args: AdapterArguments) -> BaseModel:
 def base_named(model: str | None, offline: bool = False) -> BaseModel:
     """`find_base_model`, asked once a session. Raises InputError: there is none within reach."""
     folder = Path(model or "").expanduser()
-    stamp = ()
-    if model and folder.is_dir():  # it is found anew when its weights change
-        weights = [path.stat() for path in sorted(folder.glob("*.safetensors"))]
-        stamp = tuple((status.st_size, status.st_mtime_ns) for status in weights)
-    found = _find(model, offline, stamp)
+    weights = [path.stat() for path in sorted(folder.glob("*.safetensors"))] if model else []
+    # It is found anew when its weights change.
+    found = _find(model, offline, tuple((status.st_size, status.st_mtime_ns) for status in weights))
     if isinstance(found, InputError):
         raise found.with_traceback(None)
     return found
@@ -213,34 +211,26 @@ def count_trainable(args: AdapterArguments, base: BaseModel) -> int:
 
 def resolve_lwf(args: QloraLwfArguments) -> dict[str, str]:
     """Settle which base is found, for all cells of a session. Returns entries for the run's identity: the base's
-    weights and the user's own text to rehearse. Raises InputError: no such model or file."""
+    weights and the user's own text to rehearse. Raises InputError: no such model or file, or it does not fit the GPU.
+    """
     base = base_of(args)
-    args.model = base.path
-    found = {"base": base.identity}
+    args.model, found = base.path, {"base": base.identity}
     for name in ("rehearsal_data", "rehearsal_eval_data"):
         if (path := getattr(args, name)) is not None:
             if not Path(path).expanduser().is_file():
                 raise InputError(f"{name} {path!r} does not exist.")
             found[name] = file_identity(path)
+    if find_device(args.use_cpu).memory_gb is not None:
+        check_memory(args, config_of(base))
     return found
 
 
-def check_lwf(args: QloraLwfArguments) -> None:
-    """Raises InputError for what does not fit into the GPU's memory, naming the nearest setting that does."""
-    if find_device(args.use_cpu).memory_gb is not None:
-        check_memory(args, config_of(base_of(args)))
-
-
 def resolve_pairs(args: DpoArguments) -> dict[str, str]:
-    """For the run's identity: the weights of the model that is tuned. Raises InputError: there is no such model."""
-    return {"base": base_of(args).identity}
-
-
-def check_pairs(args: DpoArguments) -> None:
-    """Raises InputError if the model reads too few tokens, or has none of the layers that are to get adapters."""
+    """For the run's identity: the weights of the model that is tuned. Raises InputError: there is none, it reads too
+    few tokens, or it has none of the layers that are to get adapters."""
     base = base_of(args)
     check_window(args, base, config_of(base))
     if count_trainable(args, base) == 0:
-        raise InputError(
-            f"{base.name} has no layers called {args.lora_target_modules}, as this preset wants; choose another preset."
-        )
+        layers = args.lora_target_modules
+        raise InputError(f"{base.name} has no layers called {layers}, as this preset wants; choose another preset.")
+    return {"base": base.identity}

@@ -103,11 +103,8 @@ class SweepPanel(PreferencePanel):
         args.output_dir = str(Path(args.output_dir).parent)
         return args
 
-    def _run_folder(self, output_dir: Path) -> Path:
-        return output_dir
-
-    def _state(self, folder: Path) -> str:
-        rows = read_trials(folder)
-        finished = sum(row["state"] == "finished" for row in rows)
-        there = (folder / TRIALS_FILE).exists()
-        return text("{trials} trials are finished", trials=str(finished)) if there else text("new")
+    def _state(self, output_dir: Path) -> tuple[Path, str]:
+        if not (output_dir / TRIALS_FILE).exists():
+            return output_dir, text("new")
+        finished = sum(row["state"] == "finished" for row in read_trials(output_dir))
+        return output_dir, text("{trials} trials are finished", trials=str(finished))

@@ -17,7 +17,7 @@ from ...errors import InputError
 from ...stages.sft import OF_THE_MODEL
 from ...training.checkpoint import read_results
 from ...training.device import find_device
-from ...training.disk import write_json
+from ...training.disk import read_json, write_json
 from ..page.languages import LANGUAGES, text, use_language
 from ..page.notices import error_html, in_one_sentence, say
 from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
@@ -52,8 +52,7 @@ class SettingsPanel:
     def __init__(self, stage: NotebookStage, runs: str | Path):
         self.stage, self.runs = stage, Path(runs)
         self.presets = {name: stage.presets[name] for name in self.preset_titles if name in stage.presets}
-        self.output_dir = self.runs / stage.folder
-        self.models = stage.models
+        self.output_dir, self.models = self.runs / stage.folder, stage.models
         self.measured: dict[str, MeasuredUpdate] = {}
         self._filling = False
         # The model to go on with is chosen among the finished runs.
@@ -136,7 +135,6 @@ class SettingsPanel:
             values["num_parameters"] = count_model(self._build({**values, "model_type": self.models[0]}))
         args = self._build(values)
         found = self.stage.resolve(args)
-        self.stage.check(args)
         # Only what the panel offers and presets set: another release of transformers brings other fields. What is left
         # to each model, such as its learning rate, does not part the models of a run.
         ran = args.run_settings()
@@ -255,17 +253,14 @@ class SettingsPanel:
             _, note = self._source(self.values())
         except InputError as error:
             return error_html(error, in_the_panels_words)
-        folder = self._run_folder(Path(arguments[self.models[0]].output_dir))
-        run = text("run folder <b>{folder}</b>: {state}", folder=escape(folder.name), state=self._state(folder))
+        folder, state = self._state(Path(arguments[self.models[0]].output_dir))
+        run = text("run folder <b>{folder}</b>: {state}", folder=escape(folder.name), state=state)
         start = start_sentence(self.start_run, self.stage.continues, self.models) if self.stage.continues else ""
         return live_line_html([" · ".join(parts), run, *(escape(line) for line in (start, note) if line)])
 
-    def _run_folder(self, output_dir: Path) -> Path:
-        return output_dir.parent
-
-    def _state(self, folder: Path) -> str:
-        """Whether the run is new, under way or finished, by its models."""
-        states = []
+    def _state(self, output_dir: Path) -> tuple[Path, str]:
+        """(the run's folder, whether it is new, under way or finished, by its models)."""
+        folder, states = output_dir.parent, []
         for model in self.models:
             if read_results(folder / model) is not None:
                 states.append(text("{model} is finished", model=model))
@@ -273,16 +268,13 @@ class SettingsPanel:
                 states.append(text("{model} will be continued", model=model))
             elif is_only_on_drive(folder / model):
                 states.append(text("{model} will be brought back from Drive", model=model))
-        return ", ".join(states) or text("new")
+        return folder, ", ".join(states) or text("new")
 
 
 def read_panel_file(folder: Path) -> dict[str, Any]:
     """{"preset", "values", "language", maybe "start"}; {} if there is none of ours: the next change writes it."""
-    try:
-        saved = json.loads((folder / PANEL_FILE).read_text(encoding="utf-8"))
-        return saved if isinstance(saved["values"], dict) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    saved = read_json(folder / PANEL_FILE)
+    return saved if isinstance(saved, dict) and isinstance(saved.get("values"), dict) else {}
 
 
 def last_language(runs: Path) -> str:

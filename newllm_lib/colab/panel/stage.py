@@ -40,9 +40,8 @@ class NotebookStage:
     dataset: str  # its name in the catalogue; "" where the panel offers several
     continues: tuple[str, ...] = ()  # notebooks whose finished models it goes on with, the preferred one first
     prompts: tuple[str, ...] = ()  # what the models are asked before and after
-    check: Callable[[Any], Any] = estimate.count_model  # raises InputError for settings that cannot be run
-    # Fills in what only a look outside shows; returns extra entries for the run's identity.
-    resolve: Callable[[Any], dict[str, Any]] = lambda args: {}
+    # Raises InputError for settings that cannot be run; returns what a look outside adds to the run's identity.
+    resolve: Callable[[Any], dict[str, Any]] = estimate.resolve_size
     measure: Callable[[dict[str, Any]], dict[str, Any]] = estimate.measure  # takes the models' settings
     # The cost line, as HTML phrases, of the models' settings and of what `measure` returned, or {}.
     phrases: Callable[[dict[str, Any], dict[str, Any]], list[str]] = estimate.phrases
@@ -92,12 +91,11 @@ ADAPTER = NotebookStage(
     "05_qlora_lwf", qlora_lwf.QloraLwfArguments, qlora_lwf.PRESETS,
     qlora_lwf.prepare_data,  # a look at the data needs no base in memory
     models=("tuned",), dataset="alpaca", prompts=PROMPTS,
-    check=lookups.check_lwf, resolve=lookups.resolve_lwf, measure=estimate.lwf_measure, phrases=estimate.lwf_phrases,
+    resolve=lookups.resolve_lwf, measure=estimate.lwf_measure, phrases=estimate.lwf_phrases,
 )  # fmt: skip
 PREFERENCES = NotebookStage(
     "06_dpo", dpo.DpoArguments, dpo.PRESETS, dpo.prepare, models=("tuned",), dataset="",
-    check=lookups.check_pairs, resolve=lookups.resolve_pairs, measure=estimate.pair_measure,
-    phrases=estimate.pair_phrases,
+    resolve=lookups.resolve_pairs, measure=estimate.pair_measure, phrases=estimate.pair_phrases,
 )  # fmt: skip
 EXPERIMENTS = dataclasses.replace(
     PREFERENCES, folder="07_dpo_experiments", arguments=sweep.SweepArguments, models=("trials",),
