@@ -25,7 +25,6 @@ from ..preferences.sweep import best_trial, margin_histories, read_trials, trial
 from ..training.callbacks import TrainingInterrupted
 from ..training.checkpoint import SETTINGS_FILE, read_results
 from .drive.drive_copy import callbacks_for, wait_for_drive
-from .drive.earlier_runs import fetch_sentences
 from .live_plot import LEARNS_ANSWERS, LiveDisplay, show_live
 from .page.notices import CellStopped, error_html, in_one_sentence, one_sentence, quiet_notebook, say
 from .page.pieces import button_box, escape, figure_html, mark_html, picture_html, sentence_html, small_html, table_html
@@ -34,7 +33,7 @@ from .panel.preference_panel import PreferencePanel, SweepPanel
 from .panel.stage import PREFERENCES
 from .preferences import standard_error
 from .results import copied, files_html
-from .storage import drive_copier
+from .storage import drive_copier, fetch_sentences
 
 PICTURES = {"parallel-coordinates.png": "settings and accuracy of all trials", "margins.png": "margins of all trials"}
 FILES = {

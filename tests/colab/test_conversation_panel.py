@@ -11,7 +11,7 @@ import pytest
 from chats import write_conversations
 from training_cell import train_models
 
-from newllm_lib.colab import preview, progress, training
+from newllm_lib.colab import live_plot, preview, progress
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.panel import lookups, stage
 from newllm_lib.colab.panel.lookups import finished_runs, start_sentence
@@ -37,9 +37,9 @@ def shown(monkeypatch):
     for module in (preview, progress):
         monkeypatch.setattr(module, "display", lambda content: contents.append(content.data))
         monkeypatch.setattr(module, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
-    monkeypatch.setattr(training, "say", contents.append)
+    monkeypatch.setattr(live_plot, "say", contents.append)
     handle = type("Handle", (), {"update": lambda self, content: None})()
-    monkeypatch.setattr(training, "LivePlot", lambda names: LivePlot(names, show=lambda content: handle))
+    monkeypatch.setattr(live_plot, "LivePlot", lambda names: LivePlot(names, show=lambda content: handle))
     return contents
 
 

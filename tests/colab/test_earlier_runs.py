@@ -10,9 +10,9 @@ from run_folders import contents, make_earlier_model, make_run
 
 from newllm_lib.colab.drive import run_copy
 from newllm_lib.colab.drive.drive_copy import DriveCopier
-from newllm_lib.colab.drive.earlier_runs import bring_back_runs, fetch_sentences, is_finished, newest_run, run_sentence
 from newllm_lib.colab.drive.run_copy import MANIFEST_FILE
 from newllm_lib.colab.panel.lookups import finished_runs
+from newllm_lib.colab.storage import bring_back_runs, fetch_sentences, is_finished, newest_run, run_sentence
 
 
 @pytest.fixture

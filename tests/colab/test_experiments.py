@@ -17,11 +17,11 @@ pytest.importorskip("optuna")
 
 from newllm_lib.colab import experiments
 from newllm_lib.colab.drive.drive_copy import DriveCopier
-from newllm_lib.colab.drive.earlier_runs import bring_back_runs, is_finished, run_sentence
 from newllm_lib.colab.experiments import LiveTrials, coordinates_figure, margins_figure, trial_cells
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.colab.panel.preference_panel import PreferencePanel, SweepPanel
 from newllm_lib.colab.panel.stage import EXPERIMENTS, PREFERENCES
+from newllm_lib.colab.storage import bring_back_runs, is_finished, run_sentence
 from newllm_lib.preferences.reference import ReferenceArguments
 from newllm_lib.preferences.sweep import SweepArguments, read_trials, sweep, sweep_settings
 

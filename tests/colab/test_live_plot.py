@@ -8,7 +8,7 @@ import psutil
 import pytest
 from training_cell import train_models
 
-from newllm_lib.colab import live_plot, training
+from newllm_lib.colab import live_plot
 from newllm_lib.colab.drive.drive_copy import CopyStatus
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.page.notices import CellStopped
@@ -207,8 +207,8 @@ def test_a_wait_for_drive_is_told_and_leaves_no_trace(plot, page):
 def cell(make_panel, page, monkeypatch):
     """The training cell with a `pretrain` that is replaced and a page that is not there."""
     sentences = []
-    monkeypatch.setattr(training, "LivePlot", lambda names: LivePlot(names, clock=page.clock, show=page.show))
-    monkeypatch.setattr(training, "say", sentences.append)
+    monkeypatch.setattr(live_plot, "LivePlot", lambda names: LivePlot(names, clock=page.clock, show=page.show))
+    monkeypatch.setattr(live_plot, "say", sentences.append)
     return SimpleNamespace(panel=make_panel(), sentences=sentences, monkeypatch=monkeypatch)
 
 
@@ -217,7 +217,7 @@ def test_the_models_train_in_turn_and_finished_ones_are_left_alone(cell, page):
 
     def pretrain(args, callbacks):
         trained.append(args.model_type)
-        folder = training.Path(args.output_dir)
+        folder = live_plot.Path(args.output_dir)
         folder.mkdir(parents=True)
         (folder / "results.json").write_text('{"loss": 1.0}')
         (folder / "model.safetensors").write_text("weights")

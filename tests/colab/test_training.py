@@ -16,7 +16,7 @@ from run_files import StopAt
 from safetensors.torch import load_file
 from training_cell import train_models
 
-from newllm_lib.colab import live_plot, storage, training
+from newllm_lib.colab import live_plot, storage
 from newllm_lib.colab.drive.run_copy import MANIFEST_FILE
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
@@ -37,7 +37,7 @@ def page(monkeypatch):
         monkeypatch.setattr(module, "display", display)
     monkeypatch.setattr(live_plot, "curves_figure", lambda histories: SimpleNamespace(savefig=lambda *args, **kw: None))
     monkeypatch.setattr(report, "save_curves", lambda histories, path: path.write_bytes(b"png"))
-    for module in (storage, training):
+    for module in (storage, live_plot):
         monkeypatch.setattr(module, "say", lambda sentence, *args: shown.said.append(sentence))
     return shown
 

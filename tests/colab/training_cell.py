@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from newllm_lib.colab.experiments import live_experiments
-from newllm_lib.colab.training import live_training
+from newllm_lib.colab.live_plot import live_training
 from newllm_lib.preferences.sweep import sweep
 
 
