@@ -21,7 +21,7 @@ from .page.notices import in_one_sentence, say
 from .page.pieces import AS_WRITTEN, FAINT, escape, figure_html, shortened, small_html, table_html
 from .panel.controls import in_the_panels_words
 from .panel.preference_panel import PreferencePanel
-from .progress import read_measured, show_before_and_after
+from .results import read_measured, show_before_and_after
 
 # kind -> what is wrong with the rejected answer
 FLAWS = {

@@ -11,7 +11,7 @@ import pytest
 from chats import write_conversations
 from training_cell import train_models
 
-from newllm_lib.colab import live_plot, preview, progress
+from newllm_lib.colab import live_plot, preview, results
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.panel import lookups, stage
 from newllm_lib.colab.panel.lookups import finished_runs, start_sentence
@@ -34,7 +34,7 @@ def plain(html):
 def shown(monkeypatch):
     """All that is displayed, as HTML or as a sentence."""
     contents = []
-    for module in (preview, progress):
+    for module in (preview, results):
         monkeypatch.setattr(module, "display", lambda content: contents.append(content.data))
         monkeypatch.setattr(module, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
     monkeypatch.setattr(live_plot, "say", contents.append)
@@ -155,11 +155,11 @@ def test_from_the_data_to_the_answers(make_panel, start, shown):
 
     shown.clear()
     folders = train_models(panel, sft)
-    progress.show_progress(panel, folders)
+    results.show_progress(panel, folders)
     assert "newllm before" in shown[1] and "newllm after" in shown[1] and "perplexity" in shown[2]
 
     shown.clear()
-    progress.show_answers(panel, folders)
+    results.show_answers(panel, folders)
     table, sentence = shown
     assert table.count("<tr") == 12 and all(prompt.split("?")[0] in plain(table) for prompt in panel.stage.prompts)
     assert re.search(r"newllm before \d+, newllm after \d+", sentence)
@@ -169,10 +169,10 @@ def test_new_models_have_no_before(make_panel, shown):
     panel = make_panel()
     panel.controls["num_parameters"].widget.value = 500_000
     folders = train_models(panel, sft)
-    progress.show_progress(panel, folders)
+    results.show_progress(panel, folders)
     assert "before</td>" not in shown[1] and "no before" in shown[2]
     shown.clear()
-    progress.show_answers(panel, folders)
+    results.show_answers(panel, folders)
     assert "newllm after" in shown[0] and "newllm before" not in shown[0] and "There is no before" in shown[1]
 
 

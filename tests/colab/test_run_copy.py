@@ -130,8 +130,7 @@ def test_a_drive_that_goes_while_it_is_read_leaves_what_is_here(run, copy, tmp_p
             raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
         return plain(*args)
 
-    for module in (run_copy,):
-        monkeypatch.setattr(module, "copy_checked", copy_checked)
+    monkeypatch.setattr(run_copy, "copy_checked", copy_checked)
     with pytest.raises(OSError, match="Transport endpoint"):
         bring_back(copy, here, beyond=5)
     assert contents(here) == before
