@@ -24,6 +24,7 @@ from newllm_lib.colab.drive.run_copy import (
     tidy,
     update_files,
 )
+from newllm_lib.training.checkpoint import seal_checkpoint
 from newllm_lib.training.disk import temporary
 
 
@@ -54,9 +55,14 @@ def test_a_folder_comes_back_as_it_was(source, tmp_path, small_chunks):
 
 
 def test_the_same_copy_is_known_again(source, tmp_path):
+    seal_checkpoint(source)
     copy_folder(source, tmp_path / "copy")
     assert holds_copy_of(source, tmp_path / "copy")
+    os.truncate(tmp_path / "copy" / "weights", 9_999)
+    assert not holds_copy_of(source, tmp_path / "copy")
+    copy_folder(source, tmp_path / "copy")
     (source / "weights").write_bytes(os.urandom(10_000))
+    seal_checkpoint(source)
     assert not holds_copy_of(source, tmp_path / "copy")
     assert not holds_copy_of(source, tmp_path / "nowhere")
 
@@ -105,7 +111,7 @@ def test_a_full_disk_leaves_what_was_there(source, tmp_path, monkeypatch, small_
     assert contents(copy) == before
     assert [path.name for path in copy.parent.iterdir()] == ["copy"], "the half of a copy has gone"
     copy_folder(source, copy)
-    assert holds_copy_of(source, copy)
+    assert contents(copy)["weights"] == contents(source)["weights"]
 
 
 def test_a_disk_that_keeps_something_else_is_found_out(source, tmp_path, monkeypatch):

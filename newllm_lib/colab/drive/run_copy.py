@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ...data.files import content_hash
 from ...training.callbacks import CURVES_FILE, METRICS_FILE
 from ...training.checkpoint import (
+    COMPLETE_FILE,
     RESULTS_FILE,
     SETTINGS_FILE,
     best_beside,
@@ -29,7 +31,7 @@ from ...training.checkpoint import (
     numbered_checkpoints,
     read_results,
 )
-from ...training.disk import OLD, PARTIAL, discard, temporary, write_json
+from ...training.disk import OLD, PARTIAL, discard, read_json, temporary, write_json
 
 MANIFEST_FILE = "manifest.json"
 CHUNK_BYTES = 2**22
@@ -56,10 +58,6 @@ class Manifest:
 
     files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     saved_at: float = 0.0
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(states[0]["bytes"] for states in self.files.values())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -134,17 +132,10 @@ def copy_folder(source: Path, target: Path, report: Report = lambda size: None) 
         raise
 
 
-def holds_copy_of(source: Path, target: Path) -> bool:
-    """True if `target` is a copy of the folder `source`, as its manifest states and its files' sizes show."""
-    stated = read_manifest(target).files
-    paths = {path.relative_to(source).as_posix(): path for path in files_of(source)}
-
-    def is_there(name: str, path: Path) -> bool:
-        copy = target / name
-        return copy.is_file() and copy.stat().st_size == path.stat().st_size
-
-    are_there = stated.keys() == paths.keys() and all(is_there(name, path) for name, path in paths.items())
-    return bool(stated) and are_there and all(same_content(stated[n][0], fingerprint(p)) for n, p in paths.items())
+def holds_copy_of(checkpoint: Path, copy: Path) -> bool:
+    """True if `copy` is one of the checkpoint, as the seals of both and the sizes of its files show."""
+    seal, other = (read_json(path / COMPLETE_FILE) for path in (checkpoint, copy))
+    return (copy / MANIFEST_FILE).is_file() and seal == other and is_complete(copy, sizes_only=True)
 
 
 def bring_folder(source: Path, target: Path) -> None:
@@ -297,28 +288,32 @@ def bring_back(copy: Path, run: Path, beyond: float = NOTHING) -> BroughtBack:
 
 
 def _bring_finished(copy: Path, partial: Path, result: BroughtBack) -> bool:
-    if RESULTS_FILE not in read_manifest(copy).files:
-        return False
+    if RESULTS_FILE in read_manifest(copy).files:
+        with _leaving_out(partial, result):
+            bring_folder(copy, partial)
+            if read_results(partial) is None:
+                raise DamagedCopy("its files are not those of a finished run")
+            return True
+    return False
+
+
+@contextmanager
+def _leaving_out(folder: Path, result: BroughtBack, name: str = "") -> Iterator[None]:
+    """Note what is damaged, and remove what of it is in `folder` already."""
     try:
-        bring_folder(copy, partial)
-        if read_results(partial) is None:
-            raise DamagedCopy("its files are not those of a finished run")
-        return True
+        yield
     except DamagedCopy as damage:
-        result.damaged.append(str(damage))
-        discard(partial)
-        return False
+        result.damaged.append(f"{name}{damage}")
+        discard(folder)
 
 
 def _bring_unfinished(copy: Path, partial: Path, beyond: float, result: BroughtBack) -> float:
     """The update that was brought back, or NOTHING."""
-    states = read_manifest(copy).files.get(SETTINGS_FILE)
-    if states is None:
+    if (states := read_manifest(copy).files.get(SETTINGS_FILE)) is None:
         return NOTHING
-    try:
+    with _leaving_out(partial, result):
         copy_checked(plain_file(copy, SETTINGS_FILE), partial / SETTINGS_FILE, states)
-    except DamagedCopy as damage:
-        result.damaged.append(str(damage))
+    if not partial.exists():
         return NOTHING
     candidates = [path for step, path in reversed(numbered_checkpoints(copy)) if step > beyond]
     # Without its best checkpoint a run goes on, but may end with other weights: that is the second choice.
@@ -338,16 +333,12 @@ def _bring_unfinished(copy: Path, partial: Path, beyond: float, result: BroughtB
 def _bring_checkpoint(path: Path, partial: Path, result: BroughtBack) -> bool:
     if any(damage.startswith(f"{path.name}:") for damage in result.damaged):
         return False
-    try:
+    with _leaving_out(partial / path.name, result, f"{path.name}: "):
         bring_folder(path, partial / path.name)
         planned_updates(partial / path.name)  # nothing but its sense is looked at
-        if is_complete(partial / path.name):
-            return True
-        problem = "its files are not those of a complete checkpoint"
-    except DamagedCopy as damage:
-        problem = str(damage)
-    result.damaged.append(f"{path.name}: {problem}")
-    discard(partial / path.name)
+        if not is_complete(partial / path.name):
+            raise DamagedCopy("its files are not those of a complete checkpoint")
+        return True
     return False
 
 
@@ -374,8 +365,8 @@ def bring_missing_files(copy: Path, folder: Path) -> list[str]:
 
 def size_of_copy(copy: Path) -> int:
     """About how many bytes `bring_back` would copy."""
-    manifest = read_manifest(copy)
-    if RESULTS_FILE in manifest.files:
-        return manifest.total_bytes
-    newest = next((path for _, path in reversed(numbered_checkpoints(copy))), copy)
-    return 2 * read_manifest(newest).total_bytes  # with the best one
+    files, folders = read_manifest(copy).files, 1
+    if RESULTS_FILE not in files:
+        newest = next((path for _, path in reversed(numbered_checkpoints(copy))), copy)
+        files, folders = read_manifest(newest).files, 2  # with the best one
+    return folders * sum(states[0]["bytes"] for states in files.values())
