@@ -21,7 +21,7 @@ from ..chat import Chat
 from ..training.trained_model import open_model
 from .chat_controls import MemoryControls, SamplingSliders, memory_html, memory_note, pictures_html
 from .page.notices import error_html, in_one_sentence, quiet_notebook, say
-from .page.pieces import GRID, button, columns_html, download_html, html_widget, one_exchange, small_html, wrapping_row
+from .page.pieces import GRID, button, columns_html, download_html, html_widget, small_html, wrapping_row
 from .storage import on_colab
 
 INTERVAL_SECONDS = 0.1  # between two updates of the page
@@ -146,7 +146,8 @@ class ChatBox:
                     else:
                         texts[name] += piece
                 if going and time.monotonic() - shown_at >= INTERVAL_SECONDS:
-                    self._show_turns({n: [*before[n], *one_exchange(said, texts[n], n in going)] for n in texts})
+                    so_far = {n: {"role": "assistant", "content": t + " ▌" * (n in going)} for n, t in texts.items()}
+                    self._show_turns({n: [*before[n], {"role": "user", "content": said}, so_far[n]] for n in texts})
                     shown_at = time.monotonic()
                 yield
         finally:

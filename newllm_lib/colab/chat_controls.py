@@ -45,13 +45,10 @@ class SamplingSliders:
 
     def values(self) -> dict[str, float | None]:
         """What `Chat.set_sampling` takes: Colab's sliders have delivered 3.0 for 3, and 0.30000000000000004."""
-        penalty = float(self.penalty.value)
-        return {
-            "max_new_tokens": int(self.length.value),
-            "temperature": float(f"{self.temperature.value:.6g}"),
-            "top_p": float(f"{self.top_p.value:.6g}"),
-            "repetition_penalty": None if penalty == AS_TRAINED else penalty,
-        }
+        temperature, top_p = (float(f"{slider.value:.6g}") for slider in (self.temperature, self.top_p))
+        penalty = float(self.penalty.value) or None  # AS_TRAINED
+        drawn = {"temperature": temperature, "top_p": top_p, "repetition_penalty": penalty}
+        return {"max_new_tokens": int(self.length.value), **drawn}
 
     def sentence(self) -> str:
         values = self.values()
@@ -100,15 +97,14 @@ def memory_note(chat: Chat) -> str:
 
 def memory_html(chats: Mapping[str, Chat], counts: Mapping[str, Sequence[int]]) -> str:
     """The sentence, and how the bytes went from reply to reply (`counts`: name -> bytes after each so far)."""
-    sentence = memory_sentence(chats)
-    if not sentence:
+    if not (sentence := memory_sentence(chats)):
         return ""
     trails = []
-    for name in chats:
-        if len(counts.get(name, ())) > 1:
-            newest = counts[name][-MOST_COUNTS:]
-            begin = "… " if len(counts[name]) > MOST_COUNTS else ""
-            trails.append(f"{escape(spoken_name(name))} {begin}{' → '.join(f'{count:,}' for count in newest)}")
+    for name, held in ((name, counts.get(name, ())) for name in chats):
+        if len(held) > 1:
+            newest = [f"{count:,}" for count in held[-MOST_COUNTS:]]
+            begin = "… " if len(held) > MOST_COUNTS else ""
+            trails.append(f"{escape(spoken_name(name))} {begin}{' → '.join(newest)}")
     trail = small_html(f"Reply by reply: {'; '.join(trails)}.") if trails else ""
     return f'<div style="line-height:1.5;font-size:14px;margin-top:6px">{escape(sentence)}{trail}</div>'
 

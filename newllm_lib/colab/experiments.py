@@ -2,7 +2,6 @@
 and the best settings, which notebook 6 takes."""
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..preferences.sweep import best_trial, margin_histories, read_trials, trial
 from ..training.callbacks import TrainingInterrupted
 from ..training.checkpoint import SETTINGS_FILE, read_results
 from .drive.drive_copy import callbacks_for, wait_for_drive
-from .live_plot import LEARNS_ANSWERS, LiveDisplay, show_live
+from .live_plot import LEARNS_ANSWERS, LiveDisplay
 from .page.notices import CellStopped, error_html, in_one_sentence, one_sentence, quiet_notebook, say
 from .page.pieces import button_box, escape, figure_html, mark_html, picture_html, sentence_html, small_html, table_html
 from .panel.controls import LABELS
@@ -260,12 +259,10 @@ def _shares(title: str, values: Sequence[float]) -> Axis:
 class LiveTrials(LiveDisplay, TrainerCallback):
     """The display of so many trials, by the table in the sweep's `folder`, and the callback of their trainers."""
 
-    def __init__(
-        self, folder: Path, trials: int, clock: Callable[[], float] = time.monotonic, show: Callable = show_live
-    ):
+    def __init__(self, folder: Path, trials: int, **options: Callable):
         self.folder, self.trials, self.doing, self.newest = folder, trials, "preparing", {}
         self.rows = read_trials(folder)
-        super().__init__(clock, show)
+        super().__init__(**options)
         self.tell(self.doing, draw=True)
 
     def on_train_begin(self, args, state, control, **kwargs):

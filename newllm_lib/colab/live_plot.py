@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate.utils.memory import clear_device_cache
-from IPython.display import HTML, DisplayHandle, display
+from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from transformers import TrainerCallback, TrainingArguments
 
@@ -58,10 +58,10 @@ class LiveDisplay:
     the time at most. `clock` gives seconds, rising; `show` displays an object and returns a handle with `update`. A
     subclass gives `content`, as HTML, and `figure`."""
 
-    def __init__(self, clock: Callable[[], float], show: Callable):
+    def __init__(self, clock: Callable[[], float] = time.monotonic, show: Callable | None = None):
         self.clock, self.png, self.drawing_seconds = clock, b"", 0.0
         self.drawn_at = self.updated_at = clock()
-        self.handle = show(HTML(self.content()))
+        self.handle = (show or functools.partial(display, display_id=True))(HTML(self.content()))
 
     def draw(self) -> None:
         started = self.clock()
@@ -81,17 +81,13 @@ class LiveDisplay:
         self.updated_at = self.clock()
 
 
-def show_live(content: HTML) -> DisplayHandle:
-    return display(content, display_id=True)
-
-
 class LivePlot(LiveDisplay):
     """One display for the training of several models, named in the order in which they are trained."""
 
-    def __init__(self, names: Sequence[str], clock: Callable[[], float] = time.monotonic, show: Callable = show_live):
+    def __init__(self, names: Sequence[str], **options: Callable):
         self.models = {name: ModelProgress(self, name) for name in names}
         self.device, self.drawn_entries = find_device(), 0
-        super().__init__(clock, show)
+        super().__init__(**options)
 
     def set_state(self, name: str, state: str) -> None:
         """Say in a word what a model is doing; shown at once."""

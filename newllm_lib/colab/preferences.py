@@ -102,24 +102,25 @@ def counts_html(splits: Splits[Preferences]) -> str:
     def length(answers: Sequence[str]) -> str:
         return f"{sum(map(len, answers)) / len(answers):.0f} characters on average, {max(map(len, answers))} at most"
 
-    def cells(side: Preferences) -> dict[str, str]:
-        longer = sum(len(pair.rejected) > len(pair.chosen) for pair in side.pairs) / len(side.pairs)
-        flaws = sorted(Counter(pair.kind for pair in side.pairs if pair.kind).items())
-        return {
-            "pairs": f"{len(side.pairs):,}",
-            "data": escape(side.origin),
-            "licence": escape(side.licence),
-            "chosen answers": length([pair.chosen for pair in side.pairs]),
-            "rejected answers": length([pair.rejected for pair in side.pairs]),
-            "rejected is longer": f"{longer:.0%} of the pairs",
-            "flaws": ", ".join(f"{count}&nbsp;{escape(title(kind))}" for kind, count in flaws),
-        }
+    def longer(pairs: Sequence[Preference]) -> float:
+        return sum(len(pair.rejected) > len(pair.chosen) for pair in pairs) / len(pairs)
 
-    columns = [cells(side) for side in sides]
-    rows = [[name, *(column[name] for column in columns)] for name in columns[0] if columns[0][name]]
+    def flaws(pairs: Sequence[Preference]) -> str:
+        counts = Counter(pair.kind for pair in pairs if pair.kind)
+        return ", ".join(f"{count}&nbsp;{escape(title(kind))}" for kind, count in sorted(counts.items()))
+
+    rows = [
+        ["", "<b>for training</b>", "<b>held out</b>"],
+        ["pairs", *(f"{len(side.pairs):,}" for side in sides)],
+        ["data", *(escape(side.origin) for side in sides)],
+        ["licence", *(escape(side.licence) for side in sides)],
+        ["chosen answers", *(length([pair.chosen for pair in side.pairs]) for side in sides)],
+        ["rejected answers", *(length([pair.rejected for pair in side.pairs]) for side in sides)],
+        ["rejected is longer", *(f"{longer(side.pairs):.0%} of the pairs" for side in sides)],
+        *([["flaws", *(flaws(side.pairs) for side in sides)]] if any(pair.kind for pair in splits.train.pairs) else []),
+    ]
     remarks = [splits.note, *(remark for side in sides for remark in side.remarks())]
-    rows += [["remark", escape(remark), ""] for remark in remarks if remark]
-    return table_html([["", "<b>for training</b>", "<b>held out</b>"], *rows])
+    return table_html([*rows, *(["remark", escape(remark), ""] for remark in remarks if remark)])
 
 
 def title(kind: str) -> str:

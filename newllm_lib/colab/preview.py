@@ -19,11 +19,11 @@ from ..training.trainer import count_training_tokens
 from .drive.drive_copy import callbacks_for
 from .page.notices import in_one_sentence, quiet_notebook, say
 from .page.pieces import AS_WRITTEN, FAINT, GRID, beside_html, bubbles_html, escape, shortened, small_html, table_html
-from .panel.lookups import SMALL_FOLDER, base_of, chat_models, count_trainable, name_of
+from .panel.lookups import SMALL_FOLDER, base_of, chat_models, count_trainable
 from .panel.preference_panel import PreferencePanel
 from .panel.settings_panel import SettingsPanel
 from .panel.stage import CHAT_PRESETS
-from .storage import drive_copier
+from .storage import drive_copier, name_of
 
 NUM_SAMPLES = 3
 SKIPPED = 20  # documents or conversations between samples: neighbours are often alike

@@ -144,10 +144,10 @@ def bring_back_runs(copier: DriveCopier, tell: Callable[[str], None], budget_byt
     the others come. `tell` hears the name of each model before that. Raises OSError: Drive cannot be listed."""
     result, spent, saved_at = Returned(), 0, {}
     for path in copier.drive.glob(f"{MODELS}/{run_copy.MANIFEST_FILE}"):
-        with _on_its_own(_name(path.parent), result):
+        with _on_its_own(name_of(path.parent), result):
             saved_at[path.parent] = run_copy.read_manifest(path.parent).saved_at
     for copy in sorted(saved_at, key=saved_at.__getitem__, reverse=True):
-        with _on_its_own(_name(copy), result):
+        with _on_its_own(name_of(copy), result):
             model = copier.local / copy.relative_to(copier.drive)
             run_copy.tidy(copy, UNTOUCHED_SECONDS)
             run_copy.tidy(model.parent)
@@ -157,10 +157,10 @@ def bring_back_runs(copier: DriveCopier, tell: Callable[[str], None], budget_byt
             if spent and spent + copied > budget_bytes:
                 copier.left.add(model)
                 continue
-            tell(_name(model))
+            tell(name_of(model))
             brought = copier.fetch(model)
             spent += copied
-            result.damaged += [f"{_name(model)}/{damage}" for damage in brought.damaged]
+            result.damaged += [f"{name_of(model)}/{damage}" for damage in brought.damaged]
             if brought.progress > run_copy.NOTHING:
                 result.models.append(model)
     # Panels' settings, comparisons and pictures stand in the folders above.
@@ -192,15 +192,15 @@ def fetch_sentences(copier: DriveCopier | None, models: Sequence[Path]) -> list[
         try:
             brought = copier.fetch(model)
         except (OSError, ValueError) as error:
-            problem = f"{_name(model)} could not be brought back from Drive: {problem_of(error)}."
+            problem = f"{name_of(model)} could not be brought back from Drive: {problem_of(error)}."
             said.append((f"{problem} To wait for it, press ■ and run the storage cell again.", "note"))
             continue
         if brought is None:
             continue
         if brought.damaged:
-            said.append((f"Damaged on Drive, and left out: {_name(model)}/{', '.join(brought.damaged)}.", "note"))
+            said.append((f"Damaged on Drive, and left out: {name_of(model)}/{', '.join(brought.damaged)}.", "note"))
         if brought.progress > run_copy.NOTHING:
-            said.append((f"{_name(model)} {_state(model)}: brought back from your Drive and verified.", "ok"))
+            said.append((f"{name_of(model)} {_state(model)}: brought back from your Drive and verified.", "ok"))
     return said
 
 
@@ -249,5 +249,5 @@ def _state(model: Path) -> str:
     return f"is at update {progress:,} of {updates:,}"
 
 
-def _name(model: Path) -> str:
+def name_of(model: Path) -> str:
     return "/".join(model.parts[-3:])

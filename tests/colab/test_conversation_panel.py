@@ -112,7 +112,7 @@ def test_every_stage_has_ten_prompts_and_a_panel(which, make_panel):
     assert not {"model", "dataset", "model_type"} & panel.controls.keys()
     args = panel.arguments("newllm")
     assert (
-        args.dataset is (which.dataset if "messages" in which.data.columns else None)
+        args.dataset is (which.dataset if "messages" in DATASETS[which.dataset].columns else None)
         and args.model is None
         and "✗" not in panel.line.value
     )

@@ -94,12 +94,6 @@ def bubbles_html(messages: Sequence[dict[str, str]], most_characters: int | None
     return "".join(bubbles)
 
 
-def one_exchange(said: str, reply: str, is_going: bool) -> list[dict[str, str]]:
-    """What was said and the reply so far, as two turns; a reply that goes on ends in a block."""
-    reply += " ▌" if is_going else ""
-    return [{"role": "user", "content": said}, {"role": "assistant", "content": reply}]
-
-
 def columns_html(conversations: Mapping[str, Sequence[dict[str, str]]], notes: Mapping[str, str] | None = None) -> str:
     """Conversations side by side under the models' names; `notes`: name -> what to know before the first bubble."""
     columns = []

@@ -23,6 +23,7 @@ from ...training.checkpoint import RESULTS_FILE, is_of_earlier_version
 from ...training.device import find_device
 from ...training.model_card import BaseModel
 from ..page.languages import text
+from ..storage import name_of
 
 STAND_INS = {"chitchat": "the ChitChat conversations", "documentation": "Python's own documentation"}
 # The package's model before it is converted for the first time; afterwards its own config is read.
@@ -156,10 +157,6 @@ def choose_model(model: str | None, data_source: str, runs: str | Path) -> Model
     if not here:
         return ModelChoice(None, f"No chat model is there yet{why}.")
     return ModelChoice(str(here[0]), f"The newest chat model here is tuned: {name_of(here[0])}{why}.")
-
-
-def name_of(folder: Path) -> str:
-    return "/".join(folder.parts[-3:])
 
 
 def base_of(args: AdapterArguments) -> BaseModel:

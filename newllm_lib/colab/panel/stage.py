@@ -7,7 +7,6 @@ from typing import Any
 
 from ...adapters import qlora_lwf
 from ...adapters.forgetting import PROMPTS
-from ...data.catalogue import DATASETS, Dataset
 from ...preferences import dpo, sweep
 from ...stages import pretrain, sft
 from ...training.run import PreparedRun
@@ -46,10 +45,6 @@ class NotebookStage:
     # The cost line, as HTML phrases, of the models' settings and of what `measure` returned, or {}.
     phrases: Callable[[dict[str, Any], dict[str, Any]], list[str]] = estimate.phrases
     hidden: tuple[str, ...] = ()  # settings that the panel does not offer
-
-    @property
-    def data(self) -> Dataset:
-        return DATASETS[self.dataset]
 
     @property
     def fixed(self) -> dict[str, Any]:
