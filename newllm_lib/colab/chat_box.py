@@ -84,7 +84,6 @@ class ChatBox:
         self._show()
 
     def send(self) -> None:
-        """Say what stands in the text field, and show the replies as they come."""
         said = self.text.value.strip()
         if not said or self.is_busy:
             return

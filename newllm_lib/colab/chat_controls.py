@@ -110,7 +110,6 @@ def memory_html(chats: Mapping[str, Chat], counts: Mapping[str, Sequence[int]]) 
 
 
 def pictures_html(chats: Mapping[str, Chat]) -> str:
-    """The context vector of every model that has one, as the newest tokens have changed it."""
     shown = {name: chat for name, chat in chats.items() if chat.is_recurrent and chat.stream.read}
     if not shown:
         return ""
@@ -160,7 +159,6 @@ class MemoryControls:
         self.saved.value = chosen or options[0][1]
 
     def lock(self, is_locked: bool) -> None:
-        """While a reply is made nothing is saved, and no conversation becomes another one."""
         for control in (self.save_button, self.resume_button, self.upload):
             control.disabled = is_locked
 
@@ -178,7 +176,6 @@ class MemoryControls:
         )
 
     def resume(self) -> None:
-        """Go on from the chosen memory with the model whose it is."""
         if not self.saved.value:
             self.notice.value = sentence_html("No memory is saved yet.", "note")
             return
@@ -205,7 +202,6 @@ class MemoryControls:
         raise refusals[0]
 
     def take_upload(self) -> None:
-        """Keep an uploaded memory with the others, and go on from it."""
         if not self.upload.value:
             return
         # ipywidgets 8 gives a tuple of files, 7 a dictionary by name.

@@ -26,7 +26,6 @@ def check_up_html(findings: list[Finding]) -> str:
 
 
 def verdict(findings: list[Finding]) -> tuple[str, str]:
-    """(sentence, status) of the whole check-up."""
     failed = [f.subject for f in findings if f.status == "fail"]
     notes = sum(f.status == "note" for f in findings)
     if failed:

@@ -94,7 +94,6 @@ def label(token: str) -> str:
 
 @in_one_sentence
 def show_context(folder: str | Path, text: str) -> None:
-    """Let a trained New-LLM read `text`, and show its context after each token."""
     quiet_notebook()
     trained = open_model(folder)
     if not isinstance(trained.model, RecurrentGenerationMixin):

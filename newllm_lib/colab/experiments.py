@@ -71,22 +71,17 @@ def live_experiments(panel: SweepPanel) -> Iterator[tuple[TrainerCallback, ...]]
             yield live, *callbacks_for(copier)
         except KeyboardInterrupt as stop:
             live.tell("stopped", draw=True)
-            on_drive = wait_for_drive(copier, lambda: None)
-            raise CellStopped(f"■ {stopped(stop, read_trials(folder))}{on_drive}") from None
+            ended, begun = sum(row["state"] != "running" for row in live.rows), len(live.rows)
+            where = f" in trial {begun}" if ended < begun else ""
+            of_it = " What this one has done is saved, too." if where and isinstance(stop, TrainingInterrupted) else ""
+            kept = f"Stopped{where}; {ended} are finished and kept.{of_it} Run this cell again to go on from there."
+            raise CellStopped(f"■ {kept}{wait_for_drive(copier, lambda: None)}") from None
         finally:
             panel.refresh()  # its line says how many trials are finished
         live.tell("", draw=True)
         rows = read_trials(folder)
         done = f"All {len(rows)} trials were finished before" if rows == before else f"{len(rows)} trials are finished"
         say(f"{done}; everything is in {folder}.{wait_for_drive(copier, lambda: None)}")
-
-
-def stopped(stop: KeyboardInterrupt, rows: Sequence[dict[str, Any]]) -> str:
-    """What is kept of a sweep that was stopped, and how it goes on."""
-    ended = sum(row["state"] != "running" for row in rows)
-    where = f" in trial {len(rows)}" if ended < len(rows) else ""
-    of_it = " What this one has done is saved, too." if where and isinstance(stop, TrainingInterrupted) else ""
-    return f"Stopped{where}; {ended} are finished and kept.{of_it} Run this cell again to go on from there."
 
 
 @in_one_sentence
@@ -129,16 +124,22 @@ def verdict(rows: Sequence[dict[str, Any]], pairs: int) -> str:
 
 @in_one_sentence
 def offer_best(panel: SweepPanel, folder: str | Path) -> widgets.Widget:
-    """Display a button that gives the best settings to notebook 6; Run all does not press it."""
     settings = sweep.sweep_settings(folder)
     args = panel.arguments(panel.models[0])
     settings |= {name: getattr(args, name) for name in CARRIED}  # without them the others would mean something else
 
     def press() -> str:
         try:
-            return sentence_html(apply_settings(settings, panel.runs))
+            other = PreferencePanel(PREFERENCES, panel.runs)
+            for name, value in settings.items():
+                other.controls[name].set(value)
+            other.refresh()
         except InputError as error:
             return error_html(error)
+        return sentence_html(
+            f"Notebook 6 has them now; its model, its pairs and how long it trains are its own (preset "
+            f"{other.preset.value}). Open it and press Run all; where it is open, run its settings cell again."
+        )
 
     box = button_box("Use in notebook 6", press)
     display(box)
@@ -146,18 +147,6 @@ def offer_best(panel: SweepPanel, folder: str | Path) -> widgets.Widget:
     words = ", ".join(f"{LABELS[name]} {format(value, forms.get(name, ''))}" for name, value in settings.items())
     say(f"The best settings: {words}. The button sets notebook 6's sliders to them.")
     return box
-
-
-def apply_settings(settings: dict[str, Any], runs: str | Path) -> str:
-    """Set notebook 6's panel to the settings; says what was done. Raises InputError: the panel cannot have them."""
-    panel = PreferencePanel(PREFERENCES, runs)
-    for name, value in settings.items():
-        panel.controls[name].set(value)
-    panel.refresh()
-    return (
-        f"Notebook 6 has them now; its model, its pairs and how long it trains are its own (preset "
-        f"{panel.preset.value}). Open it and press Run all; where it is open, run its settings cell again."
-    )
 
 
 @in_one_sentence

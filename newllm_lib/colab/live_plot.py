@@ -39,14 +39,11 @@ DPI = 90
 PNG = {"compress_level": 1}  # as large as with 6 within a tenth, and a third of the time of a drawing sooner
 # What a model's line says of the newest figures in its log; `_facts` adds those of a training that goes on.
 FACTS = (
-    ("loss", "loss {:.3f}"),
-    ("eval_bits_per_byte", "{:.3f} bits per byte held out"),
+    ("loss", "loss {:.3f}"), ("eval_bits_per_byte", "{:.3f} bits per byte held out"),
     ("eval_general_bits_per_byte", "{:.3f} of general text"),
-    ("eval_general_kl_to_base", "{:.3f} nats from the base"),
-    ("eval_accuracy", "held-out accuracy {:.0%}"),
-    ("eval_margin", "margin {:.2f}"),
-    ("eval_kl", "{:.3f} nats from the reference"),
-)
+    ("eval_general_kl_to_base", "{:.3f} nats from the base"), ("eval_accuracy", "held-out accuracy {:.0%}"),
+    ("eval_margin", "margin {:.2f}"), ("eval_kl", "{:.3f} nats from the reference"),
+)  # fmt: skip
 
 
 LEARNS_ANSWERS = "learning the answers as such"  # before preferences
@@ -90,7 +87,6 @@ class LivePlot(LiveDisplay):
         super().__init__(**options)
 
     def set_state(self, name: str, state: str) -> None:
-        """Say in a word what a model is doing; shown at once."""
         self.models[name].state = state
         self.update()
 
@@ -103,7 +99,6 @@ class LivePlot(LiveDisplay):
             model.state = state
 
     def add_finished(self, name: str, folder: Path) -> None:
-        """Show a run that was finished before, from the log in its folder."""
         model = self.models[name]
         model.history = read_history(folder)
         model.update = model.updates = max((entry["step"] for entry in model.history), default=0)
@@ -241,12 +236,13 @@ class LiveTraining:
 
     def __init__(self, panel: SettingsPanel):
         self.panel = panel
-        self.folders = [Path(panel.arguments(model).output_dir) for model in panel.models]
+        self.runs = {model: Path(panel.arguments(model).output_dir) for model in panel.models}
+        self.folders = list(self.runs.values())
         self.copier = drive_copier(self.folders[0])
         for sentence, status in fetch_sentences(self.copier, self.folders):
             say(sentence, status)
         self.plot, self.unfinished = LivePlot(panel.models), []
-        for model, folder in zip(panel.models, self.folders, strict=True):
+        for model, folder in self.runs.items():
             if read_results(folder) is None:
                 self.unfinished.append(model)
             else:
@@ -263,12 +259,8 @@ class LiveTraining:
         clear_device_cache(garbage_collection=True)  # of the models of the cells above
         live = self.plot.models[model]
         if self.copier is not None:
-            live.on_drive = functools.partial(self.copier.status, self.folder)
+            live.on_drive = functools.partial(self.copier.status, self.runs[model])
         return live, *callbacks_for(self.copier)
-
-    @property
-    def folder(self) -> Path:
-        return self.folders[self.panel.models.index(self.model)]
 
     def on_drive(self) -> str:
         """Wait for the last copy; returns the outcome, as a sentence after a blank."""
@@ -287,13 +279,13 @@ def live_training(panel: SettingsPanel) -> Iterator[LiveTraining]:
             yield live
         except KeyboardInterrupt as stop:
             live.plot.set_state(live.model, "stopped")
-            raise CellStopped(f"■ {_stopped(stop, live.folder)}{live.on_drive()}") from None
+            raise CellStopped(f"■ {_stopped(stop, live.runs[live.model])}{live.on_drive()}") from None
         except InputError as error:
             live.plot.set_state(live.model, "diverged" if isinstance(error, TrainingDiverged) else "not started")
             raise
         finally:
             panel.refresh()
-        where = f"everything is in {live.folder.parent}."
+        where = f"everything is in {live.folders[0].parent}."
         if live.unfinished:
             live.plot.set_state(live.model, "finished")
             say(f"Trained; {where}{live.on_drive()}")

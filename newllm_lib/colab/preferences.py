@@ -25,14 +25,10 @@ from .results import read_measured, show_before_and_after
 
 # kind -> what is wrong with the rejected answer
 FLAWS = {
-    "off_topic": "right, but about another topic",
-    "vague": "general phrases that say nothing",
-    "impolite": "right, but rude",
-    "wrong_fact": "untrue",
-    "cut_short": "breaks off",
-    "repetitive": "says the same again and again",
-    "wrong_language": "English in the place of Japanese",
-}
+    "off_topic": "right, but about another topic", "vague": "general phrases that say nothing",
+    "impolite": "right, but rude", "wrong_fact": "untrue", "cut_short": "breaks off",
+    "repetitive": "says the same again and again", "wrong_language": "English in the place of Japanese",
+}  # fmt: skip
 UNLABELLED = 4  # pairs shown of data whose flaws have no names
 MOST_CHARACTERS = 280
 # Pairs that the shortcuts are learned from and tried on: enough to tell, and quick.
@@ -90,13 +86,11 @@ def show_preferences(panel: PreferencePanel, folder: str | Path) -> None:
 
 @in_one_sentence
 def show_preferred_answers(folder: str | Path) -> None:
-    """What the model says to held-out prompts before and after, side by side."""
     remark = " To prefer an answer is not to be able to write it."
     show_before_and_after(read_measured(folder, PREFERENCES_FILE), "reference", ANSWER_TOKENS, remark)
 
 
 def counts_html(splits: Splits[Preferences]) -> str:
-    """Where the pairs are from, how many there are, how long their answers are, and which flaws they have."""
     sides = (splits.train, splits.validation)
 
     def length(answers: Sequence[str]) -> str:
@@ -143,8 +137,6 @@ def in_order(kinds: Iterable[str]) -> list[str]:
 
 
 def pairs_html(pairs: Sequence[Preference]) -> str:
-    """A row per pair: the flaw and the question, the chosen answer, the rejected one, and their lengths."""
-
     def beginning(text: str) -> str:
         return f'<div style="{AS_WRITTEN}">{escape(shortened(text, MOST_CHARACTERS))}</div>'
 

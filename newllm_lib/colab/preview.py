@@ -58,7 +58,6 @@ def preview_data(panel: SettingsPanel) -> None:
 
 @in_one_sentence
 def preview_conversations(panel: SettingsPanel) -> None:
-    """Load the conversations as the panel says and show what training will see."""
     args = panel.arguments(panel.models[0])
     prepared = panel.stage.prepare(args)
     form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
@@ -128,7 +127,6 @@ def conversations_table(prepared: PreparedRun) -> str:
 
 
 def conversations_html(samples: list[list[Message]]) -> str:
-    """Conversations side by side where there is room, the first turns of each."""
     style = f"flex:1 1 280px;min-width:240px;border:1px solid {GRID};border-radius:8px;padding:6px 10px"
     cards = []
     for messages in samples:

@@ -123,7 +123,6 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
 
 @in_one_sentence
 def show_samples(folders: Sequence[Path], prompt: str, max_new_tokens: int = 60, seed: int = 0) -> None:
-    """Let every model continue `prompt`, side by side."""
     written = {Path(f).name: generate(f, prompt, max_new_tokens, seed)[len(prompt) :] for f in folders}
     display(HTML(samples_html({prompt: written})))
     say(f"{len(written)} continuations of the same beginning; another seed gives others.")
@@ -171,7 +170,6 @@ def files_html(folders: Sequence[Path], names: Sequence[str], purposes: Mapping[
 
 
 def copied(run: Path) -> str:
-    """Where the copy of a run on Drive is, after a blank; nothing where there is none."""
     copier = drive_copier(run)
     return "" if copier is None else f" Its copy on Drive is {copier.copy_of(run)}."
 
@@ -206,7 +204,6 @@ def show_progress(panel: SettingsPanel, folders: Sequence[Path]) -> None:
 
 
 def metric_cells(metrics: dict[str, Any]) -> list[str]:
-    """What stands below METRIC_TITLES."""
     bits = "-" if metrics["bits_per_byte"] is None else f"{metrics['bits_per_byte']:.3f}"
     return [bits, f"{metrics['perplexity']:,.1f}", f"{metrics['token_accuracy']:.1%}"]
 
@@ -281,7 +278,6 @@ def show_forgetting(folder: str | Path) -> None:
 
 @in_one_sentence
 def show_answers_of_both(folder: str | Path) -> None:
-    """What base and tuned model say to the same questions, side by side."""
     show_before_and_after(read_measured(folder, FORGETTING_FILE), "base", ANSWER_TOKENS)
 
 

@@ -81,7 +81,6 @@ def write_zip(run: Path, archive: Path) -> Path:
 
 
 def kept_files(run: Path) -> list[Path]:
-    """The files of a run that are of use when it is finished."""
     is_left_out = re.compile(rf"\..*|{checkpoint.CHECKPOINT_NAME.pattern}").fullmatch
     files = (path for path in sorted(run.rglob("*")) if path.is_file())
     return [path for path in files if not any(map(is_left_out, path.relative_to(run).parts))]

@@ -104,12 +104,6 @@ def drive_copier(folder: Path) -> DriveCopier | None:
     return next((copier for local, copier in _copiers.items() if folder.is_relative_to(local)), None)
 
 
-def is_only_on_drive(folder: Path) -> bool:
-    """True if a run is further on Drive than here: it is brought back when it is trained on."""
-    copier = drive_copier(folder)
-    return copier is not None and folder in copier.left
-
-
 def _open_drive(folder: Path) -> Returned:
     """Bring back what is further on Drive than here, then begin to copy what is further here."""
     try:
@@ -216,7 +210,6 @@ def newest_run(runs: Path) -> Path | None:
 
 
 def run_sentence(run: Path) -> str:
-    """How far the models of a run are, or how many trials of a sweep are finished."""
     models = sorted(settings.parent for settings in run.glob(f"[!.]*/{SETTINGS_FILE}"))
     try:
         if trials := read_trials(run):

@@ -18,17 +18,7 @@ from ...errors import FULL
 from ...preferences.sweep import TRIALS_FILE
 from ...training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE, best_beside
 from ..page.notices import GONE
-from .run_copy import (
-    MANIFEST_FILE,
-    BroughtBack,
-    DamagedCopy,
-    bring_back,
-    copy_checkpoints,
-    files_of,
-    progress_here,
-    progress_of_copy,
-    update_files,
-)
+from . import run_copy
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class CopyStatus:
 
 
 def problem_of(error: Exception) -> str:
-    if isinstance(error, DamagedCopy):
+    if isinstance(error, run_copy.DamagedCopy):
         return f"Drive did not keep what was written ({error})"
     if isinstance(error, OSError) and error.errno in FULL:
         return "Drive is full"
@@ -119,7 +109,7 @@ class DriveCopier:
         try:
             for path in dict.fromkeys(path for path in (best, checkpoint) if path and path.is_dir()):
                 shutil.copytree(path, staging / path.name, copy_function=link)
-            total = sum(path.stat().st_size for path in files_of(staging))
+            total = sum(path.stat().st_size for path in run_copy.files_of(staging))
             staged = tuple(sorted(staging.iterdir(), key=lambda path: path.name == checkpoint.name))  # it comes last
         except OSError:  # the disk of this machine is full: the training goes on, and the next save is the next try
             shutil.rmtree(staging, ignore_errors=True)
@@ -156,20 +146,19 @@ class DriveCopier:
             tell()
 
     def try_again(self) -> None:
-        """Do not wait for the time of the next try."""
         with self.condition:
             self.asked += 1
             self.condition.notify_all()
 
-    def fetch(self, run: Path) -> BroughtBack | None:
+    def fetch(self, run: Path) -> run_copy.BroughtBack | None:
         """Bring a run back; None if its copy is not further. Raises OSError: nothing here has changed."""
-        here = progress_here(run)
-        if progress_of_copy(self.copy_of(run)) <= here:
+        here = run_copy.progress_here(run)
+        if run_copy.progress_of_copy(self.copy_of(run)) <= here:
             return None
-        brought = bring_back(self.copy_of(run), run, beyond=here)
+        brought = run_copy.bring_back(self.copy_of(run), run, beyond=here)
         reference = run / REFERENCE_FOLDER  # the model that adapters are on, a run of its own inside theirs
         if brought.progress > here and self.copy_of(reference).is_dir():
-            brought.damaged += bring_back(self.copy_of(reference), reference).damaged
+            brought.damaged += run_copy.bring_back(self.copy_of(reference), reference).damaged
         self.left.discard(run)
         return brought
 
@@ -212,7 +201,7 @@ class DriveCopier:
                 job = self.current = None if run is None else self.jobs.pop(run)
             if job is None:
                 return
-            copy_checkpoints(job.run, self.copy_of(job.run), job.checkpoints, job.best, self._count)
+            run_copy.copy_checkpoints(job.run, self.copy_of(job.run), job.checkpoints, job.best, self._count)
             self.saved_at[job.run] = self.clock()
             shutil.rmtree(job.staging, ignore_errors=True)
 
@@ -225,7 +214,7 @@ class DriveCopier:
         changed = [path.name for path in now if self.seen.get(path) != now[path]]
         if changed:
             self.copy_of(folder).mkdir(parents=True, exist_ok=True)
-            update_files(folder, self.copy_of(folder), changed)
+            run_copy.update_files(folder, self.copy_of(folder), changed)
             self.seen |= now
             self.saved_at[folder] = self.clock()
             self.missed.discard(folder)
@@ -236,7 +225,7 @@ class DriveCopier:
         for path, folders, names in os.walk(self.local):
             folders[:] = [f for f in sorted(folders) if not f.startswith(".") and not CHECKPOINT_NAME.fullmatch(f)]
             if SETTINGS_FILE not in names or {RESULTS_FILE, TRIALS_FILE} & set(names):
-                files = (name for name in names if not name.startswith(".") and name != MANIFEST_FILE)
+                files = (name for name in names if not name.startswith(".") and name != run_copy.MANIFEST_FILE)
                 names = [name for name in files if (Path(path) / name).is_file()]  # no link that leads nowhere
                 yield Path(path), sorted(names, key=lambda name: (name == RESULTS_FILE, name))
 

@@ -21,16 +21,8 @@ from typing import Any
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ...data.files import content_hash
+from ...training import checkpoint as run_folder
 from ...training.callbacks import CURVES_FILE, METRICS_FILE
-from ...training.checkpoint import (
-    COMPLETE_FILE,
-    RESULTS_FILE,
-    SETTINGS_FILE,
-    best_beside,
-    is_complete,
-    numbered_checkpoints,
-    read_results,
-)
 from ...training.disk import OLD, PARTIAL, discard, read_json, temporary, write_json
 
 MANIFEST_FILE = "manifest.json"
@@ -43,7 +35,7 @@ NO_MANIFEST = (ValueError, LookupError, TypeError, AttributeError, OverflowError
 
 Report = Callable[[int], None]  # takes the bytes of every chunk
 # Only these of an unfinished run are worth keeping beside its checkpoints: the others are still to come.
-OF_AN_UNFINISHED_RUN = (SETTINGS_FILE, METRICS_FILE, CURVES_FILE)
+OF_AN_UNFINISHED_RUN = (run_folder.SETTINGS_FILE, METRICS_FILE, CURVES_FILE)
 FINISHED, NOTHING = math.inf, -1  # how far a run is, in updates
 
 
@@ -134,8 +126,8 @@ def copy_folder(source: Path, target: Path, report: Report = lambda size: None) 
 
 def holds_copy_of(checkpoint: Path, copy: Path) -> bool:
     """True if `copy` is one of the checkpoint, as the seals of both and the sizes of its files show."""
-    seal, other = (read_json(path / COMPLETE_FILE) for path in (checkpoint, copy))
-    return (copy / MANIFEST_FILE).is_file() and seal == other and is_complete(copy, sizes_only=True)
+    seal, other = (read_json(path / run_folder.COMPLETE_FILE) for path in (checkpoint, copy))
+    return (copy / MANIFEST_FILE).is_file() and seal == other and run_folder.is_complete(copy, sizes_only=True)
 
 
 def bring_folder(source: Path, target: Path) -> None:
@@ -229,23 +221,26 @@ def planned_updates(checkpoint: Path) -> int:
         updates, best = int(state["max_steps"]), state["best_model_checkpoint"]
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise DamagedCopy(f"{TRAINER_STATE_NAME} is not what a trainer writes") from error
-    if best is not None and best_beside(checkpoint) is None:
+    if best is not None and run_folder.best_beside(checkpoint) is None:
         raise DamagedCopy(f"{TRAINER_STATE_NAME} names no checkpoint as the best")
     return updates
 
 
 def progress_here(folder: Path) -> float:
     """How far the run in `folder` is, by its newest complete checkpoint."""
-    if read_results(folder) is not None:
+    if run_folder.read_results(folder) is not None:
         return FINISHED
-    return next((step for step, path in reversed(numbered_checkpoints(folder)) if is_complete(path)), NOTHING)
+    return next(
+        (step for step, path in reversed(run_folder.numbered_checkpoints(folder)) if run_folder.is_complete(path)),
+        NOTHING,
+    )
 
 
 def progress_of_copy(copy: Path) -> float:
     """How far the copy of a run says that it is; what it says has yet to be verified."""
-    if RESULTS_FILE in read_manifest(copy).files:
+    if run_folder.RESULTS_FILE in read_manifest(copy).files:
         return FINISHED
-    checkpoints = reversed(numbered_checkpoints(copy))
+    checkpoints = reversed(run_folder.numbered_checkpoints(copy))
     return next((step for step, path in checkpoints if (path / MANIFEST_FILE).is_file()), NOTHING)
 
 
@@ -263,7 +258,7 @@ def copy_checkpoints(
             copy_folder(checkpoint, copy / checkpoint.name, report)
     newest = _step(checkpoints[-1])
     # Those beyond it are of a session that came further: they are left alone until they are passed again.
-    before = [path for step, path in numbered_checkpoints(copy) if step < newest]
+    before = [path for step, path in run_folder.numbered_checkpoints(copy) if step < newest]
     for path in before[:-1]:
         if path.name != best:
             os.rename(path, temporary(path, OLD))
@@ -288,10 +283,10 @@ def bring_back(copy: Path, run: Path, beyond: float = NOTHING) -> BroughtBack:
 
 
 def _bring_finished(copy: Path, partial: Path, result: BroughtBack) -> bool:
-    if RESULTS_FILE in read_manifest(copy).files:
+    if run_folder.RESULTS_FILE in read_manifest(copy).files:
         with _leaving_out(partial, result):
             bring_folder(copy, partial)
-            if read_results(partial) is None:
+            if run_folder.read_results(partial) is None:
                 raise DamagedCopy("its files are not those of a finished run")
             return True
     return False
@@ -309,19 +304,19 @@ def _leaving_out(folder: Path, result: BroughtBack, name: str = "") -> Iterator[
 
 def _bring_unfinished(copy: Path, partial: Path, beyond: float, result: BroughtBack) -> float:
     """The update that was brought back, or NOTHING."""
-    if (states := read_manifest(copy).files.get(SETTINGS_FILE)) is None:
+    if (states := read_manifest(copy).files.get(run_folder.SETTINGS_FILE)) is None:
         return NOTHING
     with _leaving_out(partial, result):
-        copy_checked(plain_file(copy, SETTINGS_FILE), partial / SETTINGS_FILE, states)
+        copy_checked(plain_file(copy, run_folder.SETTINGS_FILE), partial / run_folder.SETTINGS_FILE, states)
     if not partial.exists():
         return NOTHING
-    candidates = [path for step, path in reversed(numbered_checkpoints(copy)) if step > beyond]
+    candidates = [path for step, path in reversed(run_folder.numbered_checkpoints(copy)) if step > beyond]
     # Without its best checkpoint a run goes on, but may end with other weights: that is the second choice.
     for needs_best in (True, False):
         for path in candidates:
             if not _bring_checkpoint(path, partial, result):
                 continue
-            best = best_beside(partial / path.name)
+            best = run_folder.best_beside(partial / path.name)
             is_there = best is None or best.is_dir() or _bring_checkpoint(copy / best.name, partial, result)
             if is_there or not needs_best:
                 os.utime(partial / path.name)  # transformers takes the checkpoint that was changed last for the newest
@@ -336,7 +331,7 @@ def _bring_checkpoint(path: Path, partial: Path, result: BroughtBack) -> bool:
     with _leaving_out(partial / path.name, result, f"{path.name}: "):
         bring_folder(path, partial / path.name)
         planned_updates(partial / path.name)  # nothing but its sense is looked at
-        if not is_complete(partial / path.name):
+        if not run_folder.is_complete(partial / path.name):
             raise DamagedCopy("its files are not those of a complete checkpoint")
         return True
     return False
@@ -366,7 +361,7 @@ def bring_missing_files(copy: Path, folder: Path) -> list[str]:
 def size_of_copy(copy: Path) -> int:
     """About how many bytes `bring_back` would copy."""
     files, folders = read_manifest(copy).files, 1
-    if RESULTS_FILE not in files:
-        newest = next((path for _, path in reversed(numbered_checkpoints(copy))), copy)
+    if run_folder.RESULTS_FILE not in files:
+        newest = next((path for _, path in reversed(run_folder.numbered_checkpoints(copy))), copy)
         files, folders = read_manifest(newest).files, 2  # with the best one
     return folders * sum(states[0]["bytes"] for states in files.values())

@@ -44,12 +44,10 @@ def mark_html(status: str) -> str:
 
 
 def small_html(content: str, style: str = "") -> str:
-    """HTML in a smaller, paler type, on lines of its own."""
     return f'<div style="opacity:.75;font-size:12px;{style}">{content}</div>'
 
 
 def beside_html(cards: Sequence[str], gap: str = "8px", align: str = "stretch") -> str:
-    """Elements side by side, as many as there is room for."""
     style = f"display:flex;flex-wrap:wrap;gap:{gap};align-items:{align};margin:6px 0"
     return f'<div style="{style}">{"".join(cards)}</div>'
 
@@ -116,7 +114,6 @@ def data_url(kind: str, content: bytes) -> str:
 
 
 def figure_html(figure: Figure, description: str, file: Path | None = None, dpi: int = 110) -> str:
-    """The figure as a picture, which is also kept in `file`."""
     png = png_of(figure, dpi)
     if file is not None:
         file.write_bytes(png)
@@ -140,7 +137,6 @@ def html_widget(content: str = "") -> widgets.HTML:
 
 
 def wrapping_row(*parts: widgets.Widget, **layout: str) -> widgets.HBox:
-    """Widgets beside each other, on several lines where the page is narrow."""
     layout = {"flex_flow": "row wrap", "align_items": "center", "width": "100%", **layout}
     return widgets.HBox(parts, layout=widgets.Layout(**layout))
 
@@ -163,7 +159,6 @@ def button_box(description: str, press: Callable[[], str], wait: str = "") -> wi
 
 
 def download_html(name: str, content: str, label: str) -> str:
-    """A link to a text file of that name, which looks like a button."""
     style = f"display:inline-block;border:1px solid {GRID};border-radius:6px;padding:2px 10px;margin:4px 8px 4px 0;"
     style += "font-size:13px;color:inherit;text-decoration:none"
     address = data_url("text/plain", content.encode())

@@ -60,8 +60,6 @@ BY_EPOCHS = "by epochs"  # what max_steps shows when it does not decide
 
 @dataclasses.dataclass
 class Control:
-    """The widget of one setting and what is laid out around it."""
-
     name: str
     widget: widgets.Widget
     box: widgets.Widget
@@ -99,7 +97,6 @@ class Control:
         self.box.layout.display = None if visible else "none"
 
     def speak(self) -> None:
-        """Say everything in the session's language; what it stands at stays."""
         self.box.children[0].value = heading_html(self.field)
         if isinstance(self.widget, widgets.Checkbox):
             self.widget.description = text("yes")

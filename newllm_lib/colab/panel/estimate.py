@@ -116,7 +116,6 @@ def measured_update(
 
 
 def minutes_phrase(seconds: float, models: int = 1) -> str:
-    """How long all updates of a run take, of all its models."""
     spoken = text("a minute")
     if seconds >= 90 * 60:
         spoken = text("{hours} hours", hours=f"{seconds / 3600:.1f}")
@@ -152,7 +151,6 @@ def saved_bytes(args: StageArguments, trained: int, updates: int) -> int:
 
 
 def disk_phrase(args: StageArguments, needed: int) -> str:
-    """The least that is written, and how much is free where that is less."""
     folder = next(path for path in Path(args.output_dir).absolute().parents if path.exists())
     phrase = "at least <b>{disk}</b> on disk"
     if (free := shutil.disk_usage(folder).free) < needed:
@@ -230,7 +228,6 @@ def taken_conversations(args: StageArguments) -> int | None:
 
 
 def expected_tokens(args: ModelArguments) -> float:
-    """About how many tokens the training split has, by its size alone."""
     there = data_size(args)
     tokens = there.bytes / bytes_per_token(args)
     if there.conversations is None:

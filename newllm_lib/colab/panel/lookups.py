@@ -114,7 +114,6 @@ def finished_runs(runs: str | Path, folders: Sequence[str], models: Sequence[str
 
 
 def start_sentence(start: Path | None, folders: Sequence[str], models: Sequence[str]) -> str:
-    """What is trained on from, or that there is nothing to go on with."""
     both = len(models) > 1
     if start is not None:
         run = f"{start.parent.name}/{start.name}"

@@ -21,7 +21,7 @@ from ...training.disk import read_json, write_json
 from ..page.languages import LANGUAGES, text, use_language
 from ..page.notices import error_html, in_one_sentence, say
 from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
-from ..storage import is_only_on_drive
+from ..storage import drive_copier
 from .controls import PRESET_TITLES, Control, in_the_panels_words, make_control, metadata_of, settings_fields
 from .estimate import MeasuredUpdate, count_model
 from .lookups import data_identity, dataset_of_file, file_identity, finished_runs, resolve_source, start_sentence
@@ -105,7 +105,6 @@ class SettingsPanel:
         return Path(self.start.value) if self.start.value != FROM_SCRATCH else None
 
     def start_model(self, model: str) -> Path | None:
-        """The folder of the finished model that `model` begins as, None for a new one."""
         return None if self.start_run is None else self.start_run / model
 
     def values(self) -> dict[str, Any]:
@@ -260,13 +259,13 @@ class SettingsPanel:
 
     def _state(self, output_dir: Path) -> tuple[Path, str]:
         """(the run's folder, whether it is new, under way or finished, by its models)."""
-        folder, states = output_dir.parent, []
+        folder, copier, states = output_dir.parent, drive_copier(output_dir), []
         for model in self.models:
             if read_results(folder / model) is not None:
                 states.append(text("{model} is finished", model=model))
             elif any((folder / model).glob("checkpoint-*")):
                 states.append(text("{model} will be continued", model=model))
-            elif is_only_on_drive(folder / model):
+            elif copier is not None and folder / model in copier.left:
                 states.append(text("{model} will be brought back from Drive", model=model))
         return folder, ", ".join(states) or text("new")
 
