@@ -144,12 +144,10 @@ class MemoryControls:
         self.picture = widgets.Checkbox(value=True, indent=False, **shows)
         self.picture.observe(lambda change: self.changed(""), names="value")
         self.notice = html_widget()
-        rows = [
-            html_widget(small_html(MEMORY_HELP, "line-height:1.4")),
-            wrapping_row(self.name, self.save_button, self.with_words),
-            wrapping_row(self.saved, self.resume_button, self.upload),
-        ]
-        self.box = widgets.VBox([*rows, self.picture, self.notice], layout=widgets.Layout(width="100%"))
+        to_save = wrapping_row(self.name, self.save_button, self.with_words)
+        saved = wrapping_row(self.saved, self.resume_button, self.upload)
+        parts = [html_widget(small_html(MEMORY_HELP, "line-height:1.4")), to_save, saved, self.picture, self.notice]
+        self.box = widgets.VBox(parts, layout=widgets.Layout(width="100%"))
         self.refresh()
 
     def refresh(self, chosen: str | None = None) -> None:
@@ -170,10 +168,8 @@ class MemoryControls:
             self.notice.value = error_html(error)
             return
         self.refresh(str(path))
-        size, held = path.stat().st_size, chat.state_bytes
-        self.notice.value = sentence_html(
-            f"{spoken_name(name)}'s memory is saved as {path.stem}: {size:,} bytes, {held:,} of them what it remembers."
-        )
+        sizes = f"{path.stat().st_size:,} bytes, {chat.state_bytes:,} of them what it remembers"
+        self.notice.value = sentence_html(f"{spoken_name(name)}'s memory is saved as {path.stem}: {sizes}.")
 
     def resume(self) -> None:
         if not self.saved.value:
@@ -185,10 +181,8 @@ class MemoryControls:
             self.notice.value = error_html(error)
             return
         self.changed(name)
-        self.notice.value = sentence_html(
-            f"{spoken_name(name)} goes on from {Path(self.saved.value).stem}: {chat.memory.tokens:,} tokens that it "
-            f"has heard before, in {chat.state_bytes:,} bytes."
-        )
+        heard = f"{chat.memory.tokens:,} tokens that it has heard before, in {chat.state_bytes:,} bytes"
+        self.notice.value = sentence_html(f"{spoken_name(name)} goes on from {Path(self.saved.value).stem}: {heard}.")
 
     def _load(self) -> tuple[str, Chat]:
         """The model whose memory it is, and its conversation. Raises InputError: it is of no model here."""

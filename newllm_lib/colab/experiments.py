@@ -51,7 +51,7 @@ FORMS = {"beta": ".3g", "learning_rate": ".2g", "accuracy": ".1%", "margin": ".2
 METRICS = {"accuracy": "accuracy", "margin": "margin", "kl": "KL"}  # on held-out pairs
 HINT = "To stop, interrupt the cell (■): what is done is saved, and the next run of the cell continues."
 
-Axis = tuple[str, list[float], dict[float, str]]
+Axis = tuple[str, list[float], dict[float, str]]  # title, height of every trial's value, height -> label of its tick
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def coordinates_figure(args: sweep.SweepArguments, rows: Sequence[dict[str, Any]
     (there is one); the best one is thick."""
     finished = sorted((row for row in rows if row["state"] == "finished"), key=lambda row: row["accuracy"])
     scale, best = scale_of(finished), best_trial(finished)
-    axes_of = [  # (title, height of every trial's value, height -> label of its ticks), heights from 0 to 1
+    axes_of: list[Axis] = [  # heights from 0 to 1
         *(_logarithmic(SEARCHED[name], [r[name] for r in finished], *ends) for name, ends in args.ranges().items()),
         *(_categories(SEARCHED[name], [r[name] for r in finished], values) for name, values in args.choices().items()),
         _shares("held-out accuracy", [row["accuracy"] for row in finished]),

@@ -186,8 +186,8 @@ def show_base_model(panel: SettingsPanel) -> None:
     if base.path == offline_gemma.NAME and not offline_gemma.converted_folder().exists():
         style = f"max-height:220px;overflow-y:auto;border:1px solid {GRID};border-radius:8px;padding:6px 10px;"
         style += f"margin:6px 0;{AS_WRITTEN};font-size:13px;line-height:1.45"
-        accepts = "<b>The Gemma Terms of Use. By going on you accept them.</b>"
-        display(HTML(f'{accepts}<div style="{style}">{escape(offline_gemma.terms_text())}</div>'))
+        terms = f'<div style="{style}">{escape(offline_gemma.terms_text())}</div>'
+        display(HTML(f"<b>The Gemma Terms of Use. By going on you accept them.</b>{terms}"))
         say(f"{base.name} is converted for its first use, once; this takes one to two minutes.", "note")
         offline_gemma.offline_gemma(terms_were_shown=True)
     stays = f"It stays as it is; {count_trainable(args, base):,} parameters beside it are trained."
@@ -200,12 +200,12 @@ def show_tuned_model(panel: PreferencePanel) -> None:
     quiet_notebook()
     if panel.lacks_chat_model():
         small = small_chat_model(panel.runs)
-        say(
+        remark = (
             "There is no chat model: neither DialoGPT-small from the hub, nor one of notebooks 2 to 4. A small one is "
             f"trained first, in {small.max_steps} updates; this takes about a minute. What it says makes no sense, but "
-            "all that follows can be seen on it.",
-            "note",
+            "all that follows can be seen on it."
         )
+        say(remark, "note")
         sft(small, callbacks_for(drive_copier(panel.runs)))
         panel.refresh()
     args = panel.arguments(panel.models[0])
@@ -221,8 +221,6 @@ def show_tuned_model(panel: PreferencePanel) -> None:
 
 def small_chat_model(runs: str | Path) -> SftArguments:
     """The small one is trained as TinyGPT2 by notebook 2's smallest preset: in a minute, and it makes no sense."""
-    few = {"per_device_train_batch_size": 8, "eval_steps": 0.5, "save_steps": 0.5}
-    return SftArguments(
-        **{**CHAT_PRESETS["smoke"], **few}, dataset="dailydialog", data_source="offline", model_type="tiny-gpt2",
-        output_dir=str(Path(runs) / SMALL_FOLDER / "smoke" / "tiny-gpt2"),
-    )  # fmt: skip
+    few = {**CHAT_PRESETS["smoke"], "per_device_train_batch_size": 8, "eval_steps": 0.5, "save_steps": 0.5}
+    what = {"dataset": "dailydialog", "data_source": "offline", "model_type": "tiny-gpt2"}
+    return SftArguments(**few, **what, output_dir=str(Path(runs) / SMALL_FOLDER / "smoke" / "tiny-gpt2"))

@@ -70,20 +70,16 @@ def save_and_share(
 def write_zip(run: Path, archive: Path) -> Path:
     """Pack all but checkpoints and hidden files. Raises OSError: the disk is full; an older archive is still there."""
     partial = temporary(archive, PARTIAL)
+    is_left_out = re.compile(rf"\..*|{checkpoint.CHECKPOINT_NAME.pattern}").fullmatch
+    files = [path for path in sorted(run.rglob("*")) if path.is_file()]
     try:
         with zipfile.ZipFile(partial, "w", strict_timestamps=False) as packed:
-            for path in kept_files(run):
+            for path in (file for file in files if not any(map(is_left_out, file.relative_to(run).parts))):
                 packing = zipfile.ZIP_STORED if path.suffix in STORED else zipfile.ZIP_DEFLATED
                 packed.write(path, Path(run.name) / path.relative_to(run), packing)
         return partial.replace(archive)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def kept_files(run: Path) -> list[Path]:
-    is_left_out = re.compile(rf"\..*|{checkpoint.CHECKPOINT_NAME.pattern}").fullmatch
-    files = (path for path in sorted(run.rglob("*")) if path.is_file())
-    return [path for path in files if not any(map(is_left_out, path.relative_to(run).parts))]
 
 
 def push_to_hub(folders: Sequence[Path], repository: str, private: bool = True) -> list[str]:

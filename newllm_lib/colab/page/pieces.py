@@ -22,11 +22,10 @@ SPEAKERS = {"user": "", "assistant": "", "system": "system: ", "context": "conte
 
 def sentence_html(sentence: str, status: str = "ok", code: str = "") -> str:
     """The sentence with its mark and code; a failure also has a red tint."""
-    tint = "background:rgba(207,34,46,.14);border-left:4px solid #cf222e;" if status == "fail" else ""
-    return (
-        f'<div style="{tint}padding:4px 8px;line-height:1.5;font-size:14px;overflow-wrap:anywhere">'
-        f"{mark_html(status)} {escape(sentence)}{code_html(code)}</div>"
-    )
+    style = "padding:4px 8px;line-height:1.5;font-size:14px;overflow-wrap:anywhere"
+    if status == "fail":
+        style += ";background:rgba(207,34,46,.14);border-left:4px solid #cf222e"
+    return f'<div style="{style}">{mark_html(status)} {escape(sentence)}{code_html(code)}</div>'
 
 
 def code_html(code: str) -> str:
@@ -37,10 +36,8 @@ def code_html(code: str) -> str:
 def mark_html(status: str) -> str:
     """✓ ! or ✗ in a small badge."""
     mark, colour = MARKS[status]
-    return (
-        f'<span style="display:inline-block;width:1.4em;border-radius:4px;text-align:center;font-weight:bold;'
-        f'color:#fff;background:{colour}">{mark}</span>'
-    )
+    style = "display:inline-block;width:1.4em;border-radius:4px;text-align:center;font-weight:bold;color:#fff"
+    return f'<span style="{style};background:{colour}">{mark}</span>'
 
 
 def small_html(content: str, style: str = "") -> str:
@@ -73,10 +70,8 @@ def table_html(rows: Sequence[Sequence[str]], header: bool = False, numbers: boo
             cells += f'<{tag} style="text-align:{"right" if numbers and column else "left"};{style}">{cell}</{tag}>'
         # Jupyter stripes table rows in colours of its own, which here would only add noise.
         lines.append(f'<tr style="background:transparent">{cells}</tr>')
-    return (
-        '<div style="overflow-x:auto"><table style="border-collapse:collapse;font-size:14px;line-height:1.45;'
-        f'margin:4px 0">{"".join(lines)}</table></div>'
-    )
+    style = "border-collapse:collapse;font-size:14px;line-height:1.45;margin:4px 0"
+    return f'<div style="overflow-x:auto"><table style="{style}">{"".join(lines)}</table></div>'
 
 
 def bubbles_html(messages: Sequence[dict[str, str]], most_characters: int | None = None) -> str:

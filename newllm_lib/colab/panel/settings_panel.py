@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..page.languages import LANGUAGES, text, use_language
 from ..page.notices import error_html, in_one_sentence, say
 from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
 from ..storage import drive_copier
-from .controls import PRESET_TITLES, Control, in_the_panels_words, make_control, metadata_of, settings_fields
+from .controls import PRESET_TITLES, in_the_panels_words, make_control, metadata_of, settings_fields
 from .estimate import MeasuredUpdate, count_model
 from .lookups import data_identity, dataset_of_file, file_identity, finished_runs, resolve_source, start_sentence
 from .stage import NotebookStage
@@ -70,7 +70,13 @@ class SettingsPanel:
         self.language = widgets.ToggleButtons(options=languages, style={"button_width": "auto"})
         self.reset = button("", self._apply_preset, "150px")
         self.line = html_widget()
-        self.columns = columns(fields, self.controls)
+        # Three columns where there is room.
+        column = widgets.Layout(flex="1 1 290px", min_width="270px", margin="4px 16px 8px 0")
+        boxes: dict[str, list[widgets.Widget]] = {}
+        for field in fields:
+            group = boxes.setdefault(metadata_of(field)["group"], [widgets.HTML()])
+            group.append(self.controls[field.name].box)
+        self.columns = {group: widgets.VBox(parts, layout=column) for group, parts in boxes.items()}
         self.titles = {name: widgets.HTML() for name in ("preset", "go on from")}
         lines = [[self.language], [self.titles["preset"], self.preset, self.reset]]
         if stage.continues:
@@ -281,15 +287,6 @@ def last_language(runs: Path) -> str:
     files = sorted(runs.glob(f"*/{PANEL_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     found = (read_panel_file(path.parent).get("language") for path in files)
     return next((language for language in found if language in LANGUAGES), "en")
-
-
-def columns(fields: Iterable[dataclasses.Field], controls: Mapping[str, Control]) -> dict[str, widgets.VBox]:
-    """Group -> its controls below each other, a column: three where there is room, none narrower than its sliders."""
-    groups: dict[str, list[widgets.Widget]] = {}
-    for field in fields:
-        groups.setdefault(metadata_of(field)["group"], []).append(controls[field.name].box)
-    layout = widgets.Layout(flex="1 1 290px", min_width="270px", margin="4px 16px 8px 0")
-    return {group: widgets.VBox([widgets.HTML(), *boxes], layout=layout) for group, boxes in groups.items()}
 
 
 def live_line_html(lines: Sequence[str]) -> str:
