@@ -219,10 +219,9 @@ class SideBySide(ChatBox):
         return self.chats
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_chat(folders: Sequence[str | Path], opening: str = "", before: Path | None = None) -> ChatBox:
-    """Display the box, with one exchange already made if there is an `opening`: a model that cannot be loaded is known
-    at once. `before`: the run that was gone on from; its models can be talked to, too."""
+    """Display the box, with one exchange if there is an `opening`; `before`: the run gone on from, to talk to, too."""
     named = {Path(folder).name: folder for folder in folders}
     if before is not None:
         named |= {f"{name} before": before / name for name in list(named)}
@@ -231,7 +230,7 @@ def show_chat(folders: Sequence[str | Path], opening: str = "", before: Path | N
     return box
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_side_by_side(folder: str | Path, opening: str = "") -> SideBySide:
     """Display base and tuned model side by side, with one exchange already made as in `show_chat`."""
     box = _open(SideBySide([folder]), opening)

@@ -92,7 +92,7 @@ def label(token: str) -> str:
     return in_the_font(shown if len(shown) <= LONGEST_TOKEN else shown[: LONGEST_TOKEN - 1] + "…")
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_context(folder: str | Path, text: str) -> None:
     quiet_notebook()
     trained = open_model(folder)
@@ -135,7 +135,7 @@ def half_life_figure(before: torch.Tensor, after: torch.Tensor) -> Figure:
     return figure
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_half_lives(folder: str | Path) -> None:
     """Show how long the channels of a trained New-LLM remember on held-out text, beside those of a new one."""
     quiet_notebook()
@@ -152,8 +152,7 @@ def show_half_lives(folder: str | Path) -> None:
     before, after = (measured_half_lives(model, token_ids) for model in (new, trained.model))
 
     def middle(half_lives: torch.Tensor) -> str:
-        """The range of all but the quickest and the slowest tenth."""
-        low, high = half_lives.flatten().quantile(torch.tensor([0.1, 0.9])).tolist()
+        low, high = half_lives.flatten().quantile(torch.tensor([0.1, 0.9])).tolist()  # but for a tenth at both ends
         return f"{low:.2g} to {high:,.0f}" if high >= 10 else f"{low:.2g} to {high:.2g}"
 
     figure = half_life_figure(before, after)

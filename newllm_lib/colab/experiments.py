@@ -25,7 +25,7 @@ from ..training.callbacks import TrainingInterrupted
 from ..training.checkpoint import SETTINGS_FILE, read_results
 from .drive.drive_copy import callbacks_for, wait_for_drive
 from .live_plot import LEARNS_ANSWERS, LiveDisplay
-from .page.notices import CellStopped, error_html, in_one_sentence, one_sentence, quiet_notebook, say
+from .page.notices import CellStopped, error_html, in_one_sentence, quiet_notebook, say
 from .page.pieces import button_box, escape, figure_html, mark_html, picture_html, sentence_html, small_html, table_html
 from .panel.controls import LABELS
 from .panel.preference_panel import PreferencePanel, SweepPanel
@@ -56,9 +56,8 @@ Axis = tuple[str, list[float], dict[float, str]]  # title, height of every trial
 
 @contextmanager
 def live_experiments(panel: SweepPanel) -> Iterator[tuple[TrainerCallback, ...]]:
-    """For the `with` of the cell that runs the trials: the sweep's callbacks, which show the trials and copy them to
-    Drive. Trials of an earlier session are found, or brought back from there."""
-    with one_sentence():
+    """For the `with` of the cell that runs the trials: callbacks that show them and copy them to Drive."""
+    with in_one_sentence():
         quiet_notebook()
         args = panel.arguments(panel.models[0])
         folder = Path(args.output_dir)
@@ -84,7 +83,7 @@ def live_experiments(panel: SweepPanel) -> Iterator[tuple[TrainerCallback, ...]]
         say(f"{done}; everything is in {folder}.{wait_for_drive(copier, lambda: None)}")
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_experiments(panel: SweepPanel, folder: str | Path) -> Path:
     """All trials by how good they are, two pictures, and a verdict. Returns the folder of the best trial."""
     folder = Path(folder)
@@ -122,7 +121,7 @@ def verdict(rows: Sequence[dict[str, Any]], pairs: int) -> str:
     )
 
 
-@in_one_sentence
+@in_one_sentence()
 def offer_best(panel: SweepPanel, folder: str | Path) -> widgets.Widget:
     settings = sweep.sweep_settings(folder)
     args = panel.arguments(panel.models[0])
@@ -149,7 +148,7 @@ def offer_best(panel: SweepPanel, folder: str | Path) -> widgets.Widget:
     return box
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_sweep_files(folder: str | Path) -> None:
     folder = Path(folder)
     trials = {trial_folder(folder, row["trial"]).name: row["trial"] for row in read_trials(folder)}
@@ -166,8 +165,7 @@ def scale_of(rows: Sequence[dict[str, Any]]) -> ScalarMappable:
 
 
 def margins_figure(rows: Sequence[dict[str, Any]], histories: Mapping[int, Sequence[tuple[int, float]]]) -> Figure:
-    """Held-out margin over the updates (`histories`: trial -> (update, margin)), a line per trial in the colour of its
-    accuracy; the best one is thick, trials without a result are grey."""
+    """Held-out margin over the updates (`histories`: trial -> (update, margin)), coloured by a trial's accuracy."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
     scale, best = scale_of(rows), best_trial(rows)
@@ -192,8 +190,7 @@ def margins_figure(rows: Sequence[dict[str, Any]], histories: Mapping[int, Seque
 
 
 def coordinates_figure(args: sweep.SweepArguments, rows: Sequence[dict[str, Any]]) -> Figure:
-    """Parallel coordinates: an axis for each searched setting and one for the accuracy, a line for each finished trial
-    (there is one); the best one is thick."""
+    """Parallel coordinates: an axis per searched setting and one for the accuracy, a line per finished trial."""
     finished = sorted((row for row in rows if row["state"] == "finished"), key=lambda row: row["accuracy"])
     scale, best = scale_of(finished), best_trial(finished)
     axes_of: list[Axis] = [  # heights from 0 to 1

@@ -27,7 +27,7 @@ from ..training.checkpoint import newest_checkpoint, read_results
 from ..training.curves import COLOURS, curves_figure
 from ..training.device import find_device, memory_in_use, size
 from .drive.drive_copy import CopyStatus, callbacks_for, span, wait_for_drive
-from .page.notices import CellStopped, one_sentence, quiet_notebook, say
+from .page.notices import CellStopped, in_one_sentence, quiet_notebook, say
 from .page.pieces import GRID, escape, mark_html, picture_html, png_of, sentence_html, small_html
 from .panel.controls import in_the_panels_words
 from .panel.settings_panel import SettingsPanel
@@ -51,9 +51,8 @@ TRAINS = ("training", LEARNS_ANSWERS)
 
 
 class LiveDisplay:
-    """A display that is replaced in place while models train, and its picture, which is drawn anew for DRAWING_SHARE of
-    the time at most. `clock` gives seconds, rising; `show` displays an object and returns a handle with `update`. A
-    subclass gives `content`, as HTML, and `figure`."""
+    """A display whose `content` (HTML) is replaced while models train, and whose `figure` is drawn for DRAWING_SHARE of
+    the time. `clock` gives seconds, rising; `show` displays an object and returns a handle with `update`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, show: Callable | None = None):
         self.clock, self.png, self.drawing_seconds = clock, b"", 0.0
@@ -231,8 +230,7 @@ def _newest(history: list[dict], key: str) -> float | None:
 
 
 class LiveTraining:
-    """The models of a panel under one live plot. Attributes: `folders` of all models, for the cells below; the
-    `unfinished` models, which are left to train, one after the other."""
+    """The models of a panel under one live plot: `folders` of all, and the `unfinished` ones, left to train."""
 
     def __init__(self, panel: SettingsPanel):
         self.panel = panel
@@ -272,14 +270,19 @@ class LiveTraining:
 @contextmanager
 def live_training(panel: SettingsPanel) -> Iterator[LiveTraining]:
     """For the `with` of a training cell. What an earlier session has trained is found, or brought back from Drive."""
-    with one_sentence():
+    with in_one_sentence():
         quiet_notebook()
         live = LiveTraining(panel)
         try:
             yield live
         except KeyboardInterrupt as stop:
             live.plot.set_state(live.model, "stopped")
-            raise CellStopped(f"■ {_stopped(stop, live.runs[live.model])}{live.on_drive()}") from None
+            # The library's sentence ends in advice for the command line; here the advice is the cell.
+            stopped, newest = str(stop).split(" The same command")[0], newest_checkpoint(live.runs[live.model])
+            if not isinstance(stop, TrainingInterrupted):
+                kept = f"{newest.name} is kept" if newest else "nothing was saved yet"
+                stopped = f"Stopped at once; {kept}."
+            raise CellStopped(f"■ {stopped} Run this cell again to go on from there.{live.on_drive()}") from None
         except InputError as error:
             live.plot.set_state(live.model, "diverged" if isinstance(error, TrainingDiverged) else "not started")
             raise
@@ -291,12 +294,3 @@ def live_training(panel: SettingsPanel) -> Iterator[LiveTraining]:
             say(f"Trained; {where}{live.on_drive()}")
         else:
             say(f"Nothing to train, for everything was finished before; {where}")
-
-
-def _stopped(stop: KeyboardInterrupt, folder: Path) -> str:
-    if isinstance(stop, TrainingInterrupted):
-        # The library's sentence ends in advice for the command line; here the advice is the cell.
-        return f"{str(stop).split(' The same command')[0]} Run this cell again to go on from there."
-    checkpoint = newest_checkpoint(folder) if folder.is_dir() else None
-    kept = f"{checkpoint.name} is kept" if checkpoint else "nothing was saved yet"
-    return f"Stopped at once; {kept}. Run this cell again to go on from there."

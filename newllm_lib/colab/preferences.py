@@ -49,7 +49,7 @@ METRICS = (
 )
 
 
-@in_one_sentence
+@in_one_sentence()
 def preview_pairs(panel: PreferencePanel) -> None:
     """Show what training will see: counts, a pair for each kind of flaw, and how far a reader of lengths alone gets."""
     splits = panel.arguments(panel.models[0]).load_preferences()
@@ -64,7 +64,7 @@ def preview_pairs(panel: PreferencePanel) -> None:
     )
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_preferences(panel: PreferencePanel, folder: str | Path) -> None:
     """A table, a picture and a verdict: what the model prefers now, and what that is worth."""
     measured = read_measured(folder, PREFERENCES_FILE)
@@ -84,7 +84,7 @@ def show_preferences(panel: PreferencePanel, folder: str | Path) -> None:
     say(verdict(measured, shortcut_accuracies(splits)[BAG]))
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_preferred_answers(folder: str | Path) -> None:
     remark = " To prefer an answer is not to be able to write it."
     show_before_and_after(read_measured(folder, PREFERENCES_FILE), "reference", ANSWER_TOKENS, remark)

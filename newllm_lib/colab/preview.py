@@ -1,5 +1,4 @@
-"""A look, before training, at what is trained and on what: the pretrained model and its licence; the data with their
-origin, licence, counts, samples, and one sample cut into its tokens, those that are learned marked."""
+"""A look, before training, at the pretrained model and its licence, and at the data: origin, counts and tokens."""
 
 import itertools
 from collections.abc import Iterable
@@ -36,7 +35,7 @@ LEARNED = tuple(f"background:rgba(42,157,143,{share});text-decoration:underline"
 GIVEN = ("background:rgba(128,128,128,.24)", "background:rgba(128,128,128,.12)")
 
 
-@in_one_sentence
+@in_one_sentence()
 def preview_data(panel: SettingsPanel) -> None:
     """Load the text as the panel says, learn the tokenizer, and show what training will see."""
     args = panel.arguments(panel.models[0])
@@ -56,7 +55,7 @@ def preview_data(panel: SettingsPanel) -> None:
     say(f"{counts.tokens:,} tokens are ready; training takes {updates:,} updates over {tokens:,} tokens, {extent}.")
 
 
-@in_one_sentence
+@in_one_sentence()
 def preview_conversations(panel: SettingsPanel) -> None:
     args = panel.arguments(panel.models[0])
     prepared = panel.stage.prepare(args)
@@ -177,7 +176,7 @@ def _as_tokens(title: str, patches: str) -> str:
     return f'<b>{title}</b><div style="{AS_WRITTEN};font-size:14px;line-height:1.9;margin:6px 0">{patches}</div>'
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_base_model(panel: SettingsPanel) -> None:
     """Name the base model and its licence. The one of the package shows its terms and is converted, once."""
     quiet_notebook()
@@ -194,7 +193,7 @@ def show_base_model(panel: SettingsPanel) -> None:
     say(f"The base is {base.name}, licence: {base.licence}. {stays} {base.note}".strip())
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_tuned_model(panel: PreferencePanel) -> None:
     """Name the chat model that is tuned by preferences and its licence; train a small one if there is no other."""
     quiet_notebook()

@@ -52,7 +52,7 @@ LEAVES_OUT = (
 )
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_report(panel: SettingsPanel | None = None) -> widgets.Widget:
     """Display the codes, and a button that makes the report and shows it before it can be downloaded."""
     rows = [["code", "what happened", "what to do"]]

@@ -1,5 +1,4 @@
-"""What came out of a training: the models side by side, what they write and where everything is; and each model before
-and after, on the same held-out text and the same prompts."""
+"""What came out of a training: the models side by side, before and after it, what they write, and the files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,7 +59,7 @@ NO_CHANGE = 0.002  # a smaller change is none: another held-out sample would mov
 Answers = tuple[Sequence[str], int]  # of one model to each prompt, and how many ended by themselves
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_comparison(folders: Sequence[Path]) -> None:
     """Measure the trained models on the held-out text, side by side, and say which is better."""
     rows = measured_rows(folders)
@@ -121,7 +120,7 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_samples(folders: Sequence[Path], prompt: str, max_new_tokens: int = 60, seed: int = 0) -> None:
     written = {Path(f).name: generate(f, prompt, max_new_tokens, seed)[len(prompt) :] for f in folders}
     display(HTML(samples_html({prompt: written})))
@@ -142,7 +141,7 @@ def samples_html(samples: dict[str, dict[str, str]], between: str = "") -> str:
     return "".join(blocks)
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_saved_files(folders: Sequence[Path]) -> None:
     """Every kept file of the run with its size in each model's folder, and what it is for."""
     folders = [Path(folder) for folder in folders]
@@ -181,7 +180,7 @@ def size_html(path: Path) -> str:
     return size(count).replace(" ", "&nbsp;")
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_progress(panel: SettingsPanel, folders: Sequence[Path]) -> None:
     """A table of the metrics of what is learned, before and after, and a sentence that sums it up."""
     rows, sentences = [["", *METRIC_TITLES]], []
@@ -208,7 +207,7 @@ def metric_cells(metrics: dict[str, Any]) -> list[str]:
     return [bits, f"{metrics['perplexity']:,.1f}", f"{metrics['token_accuracy']:.1%}"]
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_answers(panel: SettingsPanel, folders: Sequence[Path]) -> None:
     """Put the stage's prompts to every model as it was before this notebook and as it is now."""
     prompts, answers = panel.stage.prompts, {}
@@ -220,8 +219,7 @@ def show_answers(panel: SettingsPanel, folders: Sequence[Path]) -> None:
 
 
 def ask(folder: str | Path, prompts: Sequence[str], template_of: str | Path | None = None) -> Answers:
-    """The answers of the model in `folder`, the most likely token each time; without a chat template it borrows that of
-    the model in `template_of`, to be asked in the same words."""
+    """The likeliest answers of the model in `folder`, with the chat template of `template_of` if it has none."""
     trained = open_model(folder)
     if trained.tokenizer.chat_template is None and template_of is not None:
         trained.tokenizer.chat_template = borrowed_template(trained.tokenizer, read_tokenizer(template_of))
@@ -259,7 +257,7 @@ def _show(prompts: Sequence[str], answers: Mapping[str, Answers], max_new_tokens
     say(f"Answers that ended by themselves within {max_new_tokens} tokens, of {len(prompts)}: {counts}.{remark}")
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_forgetting(folder: str | Path) -> None:
     """A table, a picture and a sentence: what was learned and what was forgotten."""
     measured = read_measured(folder, FORGETTING_FILE)
@@ -276,7 +274,7 @@ def show_forgetting(folder: str | Path) -> None:
     say(forgetting_verdict(measured))
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_answers_of_both(folder: str | Path) -> None:
     show_before_and_after(read_measured(folder, FORGETTING_FILE), "base", ANSWER_TOKENS)
 

@@ -40,7 +40,7 @@ STORED = {".safetensors", ".png"}  # what does not get smaller by being packed
 OF_AN_ERROR = ("last_type", "last_value", "last_traceback", "last_exc")  # kept by Python for debuggers
 
 
-@in_one_sentence
+@in_one_sentence()
 def save_and_share(
     folders: Sequence[str | Path], download: bool = True, hub_repository: str = "", private: bool = True
 ) -> None:
@@ -83,9 +83,8 @@ def write_zip(run: Path, archive: Path) -> Path:
 
 
 def push_to_hub(folders: Sequence[Path], repository: str, private: bool = True) -> list[str]:
-    """Upload each model to "name" or "owner/name", of several with its own name at the end; returns the addresses. A
-    public repository is refused if `private`. Raises InputError: no token, or a name or a token that the hub refuses.
-    """
+    """Upload each model to "name" or "owner/name", of several with its own name at the end; returns the addresses. If
+    `private`, a public repository is refused. Raises InputError: no token, or the hub refuses it or the name."""
     api, addresses = HfApi(token=find_token()), []
     try:
         name = repository.strip().strip("/")
@@ -146,7 +145,7 @@ def offer(file: Path) -> None:
         say(f"The browser did not take it ({error}): it is in {file.parent}, under the folder on the left.", "note")
 
 
-@in_one_sentence
+@in_one_sentence()
 def offer_release(*boxes: ChatBox) -> None:
     """Display a button that gives the memory back which the page's models take; Run all does not press it."""
     display(button_box("Release the memory", lambda: sentence_html(release(boxes))))

@@ -58,7 +58,7 @@ def on_colab() -> bool:
     return "google.colab" in sys.modules
 
 
-@in_one_sentence
+@in_one_sentence()
 def open_storage() -> Path:
     """The folder of runs (NEWLLM_RUNS names another, without Drive); what is further on Drive is brought back."""
     named = os.environ.get("NEWLLM_RUNS")

@@ -71,7 +71,7 @@ def test_no_text_is_set_as_a_formula(text):
 
 
 def test_bad_input_ends_a_cell_in_one_sentence(capsys):
-    @in_one_sentence
+    @in_one_sentence()
     def cell():
         raise InputError("dropout has to lie in [0, 1), got 2.")
 

@@ -45,8 +45,7 @@ class DamagedCopy(OSError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """File name -> states that the file may be in, the newest first ({"bytes", "sha256", "modified" (ns)}); and when
-    they were stated, in seconds since 1970."""
+    """File name -> its possible states, newest first ({"bytes", "sha256", "modified" in ns}); seconds since 1970."""
 
     files: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     saved_at: float = 0.0
@@ -86,8 +85,7 @@ def copy_checked(
     source: Path, target: Path, states: Sequence[dict[str, Any]] | None = None, report: Report = lambda size: None
 ) -> dict[str, Any]:
     """Copy one file and read the copy back; returns its fingerprint, with the time of `source`. Raises DamagedCopy:
-    `source` is in none of the `states` that a manifest gives, or the copy reads otherwise; OSError: the disk is full,
-    or gone."""
+    `source` is in none of the `states` of a manifest, or the copy reads otherwise; OSError: the disk is full, gone."""
     target.parent.mkdir(parents=True, exist_ok=True)
     discard(target)  # it may be a link
     digest, size, modified = hashlib.sha256(), 0, source.stat().st_mtime_ns
@@ -247,9 +245,8 @@ def progress_of_copy(copy: Path) -> float:
 def copy_checkpoints(
     run: Path, copy: Path, checkpoints: Sequence[Path], best: str | None, report: Report = lambda size: None
 ) -> None:
-    """Bring the copy of a run up to the newest of complete `checkpoints`, which is the last; the best one is among
-    them, for without it the run cannot end as it would. The best and the last two stay. Raises OSError: nothing was
-    lost."""
+    """Bring the copy of a run up to the last of complete `checkpoints`; the best one is among them, for without it the
+    run cannot end as it would. The best and the last two stay. Raises OSError: nothing was lost."""
     copy.mkdir(parents=True, exist_ok=True)
     tidy(copy)
     update_files(run, copy, [name for name in OF_AN_UNFINISHED_RUN if (run / name).is_file()])
@@ -266,9 +263,8 @@ def copy_checkpoints(
 
 
 def bring_back(copy: Path, run: Path, beyond: float = NOTHING) -> BroughtBack:
-    """Bring a run back from its copy, in place of what is in `run`, if it is further than update `beyond`: finished, or
-    with the newest checkpoint that verifies and the best one. Raises OSError: a disk is full or gone; `run` is as it
-    was."""
+    """Bring a run back from its copy if that is further than update `beyond`: finished, or with the newest checkpoint
+    that verifies and the best one. Raises OSError: a disk is full or gone; what was in `run` is as it was."""
     result = BroughtBack()
     partial = temporary(run, PARTIAL)
     discard(partial)

@@ -5,7 +5,6 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
 from IPython.display import HTML, display
@@ -28,8 +27,6 @@ SAID = {
 OF_THE_HUB = {"HfHubHTTPError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}
 HTTP_LIBRARIES = {"requests", "httpx", "httpcore", "urllib3", "aiohttp"}
 
-Result = TypeVar("Result")
-
 
 class CellStopped(Exception):
     """Ends a cell, and with it Run all, by one sentence. IPython asks an exception how it wants to be shown."""
@@ -46,7 +43,7 @@ class CellFailed(CellStopped):
 
 
 @contextmanager
-def one_sentence() -> Iterator[None]:
+def in_one_sentence() -> Iterator[None]:
     """Let whatever goes wrong inside end the cell with one sentence and its code; only a fault of ours shows more."""
     try:
         yield
@@ -56,11 +53,6 @@ def one_sentence() -> Iterator[None]:
         code, sentence = code_and_sentence(error)
         mark = "■" if isinstance(error, KeyboardInterrupt) else "✗"
         raise (CellFailed if code == FAULT else CellStopped)(f"{mark} {sentence} [{code}]") from None
-
-
-def in_one_sentence(function: Callable[..., Result]) -> Callable[..., Result]:
-    """The function of a cell, inside `one_sentence`."""
-    return one_sentence()(function)
 
 
 def code_and_sentence(error: BaseException) -> tuple[str, str]:

@@ -60,8 +60,7 @@ def shortened(text: str, most_characters: int) -> str:
 
 
 def table_html(rows: Sequence[Sequence[str]], header: bool = False, numbers: bool = False) -> str:
-    """Rows of HTML fragments as a table that scrolls sideways where the page is narrow; if `header`, the first row is
-    one; if `numbers`, all columns but the first are set to the right."""
+    """A table that scrolls sideways; `header`: its first row is one; `numbers`: columns but the first stand right."""
     lines = []
     for number, row in enumerate(rows):
         tag, cells = "th" if header and number == 0 else "td", ""

@@ -162,7 +162,11 @@ def phrases(arguments: dict[str, ModelArguments], measured: dict[str, MeasuredUp
     """The live line of models that are trained whole on the same data; without `measured` no minutes and no memory."""
     parameters = {model: count_model(args) for model, args in arguments.items()}
     args = next(iter(arguments.values()))
-    updates, tokens = count_training_tokens(args, max(math.ceil(expected_tokens(args) / args.max_length), 1))
+    there = data_size(args)
+    expected = there.bytes / bytes_per_token(args)
+    if there.conversations is not None:
+        expected = taken_conversations(args) * min(expected / there.conversations, args.max_length)
+    updates, tokens = count_training_tokens(args, max(math.ceil(expected / args.max_length), 1))
     sizes = ", ".join(f"{model} {count / 1e6:.2f} M" for model, count in parameters.items())
     counted = f"{updates:,}" if args.max_steps > 0 else text("about {count}", count=f"{updates:,}")
     phrase = "<b>{updates}</b> updates of {rows} rows of {length} tokens = <b>{tokens} M</b> tokens"
@@ -225,14 +229,6 @@ def taken_conversations(args: StageArguments) -> int | None:
     """Conversations of the training split, as far as they are taken; None where their number is not known."""
     there = data_size(args).conversations
     return None if there is None else min(there, getattr(args, "max_samples", None) or there)
-
-
-def expected_tokens(args: ModelArguments) -> float:
-    there = data_size(args)
-    tokens = there.bytes / bytes_per_token(args)
-    if there.conversations is None:
-        return tokens
-    return taken_conversations(args) * min(tokens / there.conversations, args.max_length)
 
 
 def bytes_per_token(args: ModelArguments) -> float:

@@ -41,9 +41,8 @@ WHERE_THEY_ARE = (
 
 
 def resolve_source(dataset: str, data_source: str, data: str | None, eval_data: str | None = None) -> tuple[str, str]:
-    """("hub" | "offline" | "file", what the user should know about it). `auto` is settled here, so that a run's
-    settings say where its data came from, and a later session takes the same. Raises InputError: a bad file, or no data
-    within reach."""
+    """("hub" | "offline" | "file", what the user should know about it). `auto` is settled here, so that a later session
+    takes the same as the run's settings say. Raises InputError: a bad file, or no data within reach."""
     if data_source == "hub":
         return "hub", ""
     if data_source == "file":
@@ -206,9 +205,8 @@ def count_trainable(args: AdapterArguments, base: BaseModel) -> int:
 
 
 def resolve_lwf(args: QloraLwfArguments) -> dict[str, str]:
-    """Settle which base is found, for all cells of a session. Returns entries for the run's identity: the base's
-    weights and the user's own text to rehearse. Raises InputError: no such model or file, or it does not fit the GPU.
-    """
+    """Settle which base is found, for all cells of a session. Returns for the run's identity: the base's weights and
+    the user's own text to rehearse. Raises InputError: no such model or file, or it does not fit the GPU."""
     base = base_of(args)
     args.model, found = base.path, {"base": base.identity}
     for name in ("rehearsal_data", "rehearsal_eval_data"):
@@ -222,8 +220,7 @@ def resolve_lwf(args: QloraLwfArguments) -> dict[str, str]:
 
 
 def resolve_pairs(args: DpoArguments) -> dict[str, str]:
-    """For the run's identity: the weights of the model that is tuned. Raises InputError: there is none, it reads too
-    few tokens, or it has none of the layers that are to get adapters."""
+    """For the run's identity: the tuned model's weights. Raises InputError: there is none, or none of that kind."""
     base = base_of(args)
     check_window(args, base, config_of(base))
     if count_trainable(args, base) == 0:

@@ -24,7 +24,7 @@ class PreferencePanel(SettingsPanel):
 
     preset_titles = {**PRESET_TITLES, "published": "Published: the usual recipe"}
 
-    @in_one_sentence
+    @in_one_sentence()
     def __init__(self, stage: NotebookStage, runs: str | Path):
         super().__init__(stage, runs)
         model = self.controls["model"]

@@ -40,15 +40,14 @@ GROUP_STYLE = f"font-weight:bold;font-size:15px;padding:2px 8px;background:{FAIN
 
 
 class SettingsPanel:
-    """Every setting that makes sense as a slider, for training the stage's models one after the other: new ones of
-    equal size, or those of an earlier notebook. In the storage `runs` each set of settings has a run folder of its own,
-    so that changing a setting starts a new run and going back continues the old one; the panel is kept there, too.
-    Preset and language are NEWLLM_PRESET and NEWLLM_LANGUAGE, else as before, at first standard on a GPU, quick on a
-    CPU. Raises InputError: these, or NEWLLM_DATA_SOURCE, name nothing we have."""
+    """Every setting that makes sense as a slider, for training the stage's models: new ones of equal size, or those of
+    an earlier notebook. In the storage `runs` each set of settings has a run folder of its own: changing a setting
+    starts a new run, and going back continues the old one. The panel is kept there, too; NEWLLM_PRESET and
+    NEWLLM_LANGUAGE come first. Raises InputError: these, or NEWLLM_DATA_SOURCE, name nothing we have."""
 
     preset_titles = PRESET_TITLES
 
-    @in_one_sentence
+    @in_one_sentence()
     def __init__(self, stage: NotebookStage, runs: str | Path):
         self.stage, self.runs = stage, Path(runs)
         self.presets = {name: stage.presets[name] for name in self.preset_titles if name in stage.presets}
