@@ -37,15 +37,13 @@ INTERVAL_SECONDS = 2.0
 DRAWING_SHARE = 0.005  # of the time, at most, goes into drawing the picture
 DPI = 90
 PNG = {"compress_level": 1}  # as large as with 6 within a tenth, and a third of the time of a drawing sooner
-# What a model's line says of the newest figures in its log; `_facts` adds those of a training that goes on.
+# What a model's line says of the newest figures in its log; `facts` adds those of a training that goes on.
 FACTS = (
     ("loss", "loss {:.3f}"), ("eval_bits_per_byte", "{:.3f} bits per byte held out"),
     ("eval_general_bits_per_byte", "{:.3f} of general text"),
     ("eval_general_kl_to_base", "{:.3f} nats from the base"), ("eval_accuracy", "held-out accuracy {:.0%}"),
     ("eval_margin", "margin {:.2f}"), ("eval_kl", "{:.3f} nats from the reference"),
 )  # fmt: skip
-
-
 LEARNS_ANSWERS = "learning the answers as such"  # before preferences
 TRAINS = ("training", LEARNS_ANSWERS)
 
@@ -278,8 +276,9 @@ def live_training(panel: SettingsPanel) -> Iterator[LiveTraining]:
         except KeyboardInterrupt as stop:
             live.plot.set_state(live.model, "stopped")
             # The library's sentence ends in advice for the command line; here the advice is the cell.
-            stopped, newest = str(stop).split(" The same command")[0], newest_checkpoint(live.runs[live.model])
+            stopped = str(stop).split(" The same command")[0]
             if not isinstance(stop, TrainingInterrupted):
+                newest = newest_checkpoint(live.runs[live.model])
                 kept = f"{newest.name} is kept" if newest else "nothing was saved yet"
                 stopped = f"Stopped at once; {kept}."
             raise CellStopped(f"■ {stopped} Run this cell again to go on from there.{live.on_drive()}") from None

@@ -36,12 +36,12 @@ def test_the_verdict_names_what_is_missing(findings, words, status):
     assert words in sentence and found == status
 
 
-def test_the_page_shows_table_and_verdict(monkeypatch, tmp_path):
+def test_the_page_shows_table_and_verdict(monkeypatch):
     shown = []
     monkeypatch.setattr(check_up, "doctor", lambda *wanted: FINDINGS)
     monkeypatch.setattr(check_up, "display", lambda content: shown.append(content.data))
     monkeypatch.setattr(check_up, "say", lambda sentence, status: shown.append(sentence))
-    check_up.show_check_up(tmp_path)
+    check_up.show_check_up()
     assert len(shown) == 2 and "<table" in shown[0]
 
 
