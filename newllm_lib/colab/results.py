@@ -219,7 +219,7 @@ def show_answers(panel: SettingsPanel, folders: Sequence[Path]) -> None:
 
 
 def ask(folder: str | Path, prompts: Sequence[str], template_of: str | Path | None = None) -> Answers:
-    """The likeliest answers of the model in `folder`, with the chat template of `template_of` if it has none."""
+    """The likeliest answers of the model in `folder`; if it has no chat template, it borrows that of `template_of`."""
     trained = open_model(folder)
     if trained.tokenizer.chat_template is None and template_of is not None:
         trained.tokenizer.chat_template = borrowed_template(trained.tokenizer, read_tokenizer(template_of))

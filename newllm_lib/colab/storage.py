@@ -60,7 +60,7 @@ def on_colab() -> bool:
 
 @in_one_sentence()
 def open_storage() -> Path:
-    """The folder of runs (NEWLLM_RUNS names another, without Drive); what is further on Drive is brought back."""
+    """Return the folder of runs (NEWLLM_RUNS names another, without Drive), after fetching what is further on Drive."""
     named = os.environ.get("NEWLLM_RUNS")
     folder = Path(named or "runs").expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -121,7 +121,7 @@ def png_of(figure: Figure, dpi: int, **options: Any) -> bytes:
 
 
 def slider_options() -> dict[str, Any]:
-    """Of all sliders. The knob at the left end is wider than the rail: without the margin half of it is cut off."""
+    """What all sliders share. The knob at the left end is wider than the rail: the margin keeps it from being cut."""
     layout = widgets.Layout(width="auto", min_width="0", margin="2px 2px 2px 8px")
     return {"continuous_update": False, "layout": layout}
 

@@ -202,7 +202,7 @@ def resolve_size(args: ModelArguments) -> dict[str, Any]:
 
 
 def model_config(args: ModelArguments) -> PreTrainedConfig:
-    """Of the start model, with positions for a whole row, or a new one. Raises InputError: no width fits."""
+    """The start model's, with positions for a whole row, or a new model's. Raises InputError: no width fits."""
     if getattr(args, "model", None) is not None:  # stages that begin from nothing have no such setting
         config = read_config(args.model)
         if hasattr(config, "n_positions"):
@@ -232,7 +232,7 @@ def taken_conversations(args: StageArguments) -> int | None:
 
 
 def bytes_per_token(args: ModelArguments) -> float:
-    """As the results of the start model have it; else about what its kind of tokenizer makes of English text."""
+    """The start model's results say it; without one it is the usual figure of the tokenizer for English text."""
     start = getattr(args, "model", None)
     results = read_results(Path(start)) if start is not None else None
     if results and results.get("bits_per_byte"):

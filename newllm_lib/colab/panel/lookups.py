@@ -205,8 +205,8 @@ def count_trainable(args: AdapterArguments, base: BaseModel) -> int:
 
 
 def resolve_lwf(args: QloraLwfArguments) -> dict[str, str]:
-    """Settle which base is found, for all cells of a session. Returns for the run's identity: the base's weights and
-    the user's own text to rehearse. Raises InputError: no such model or file, or it does not fit the GPU."""
+    """Settle which base is found, for all cells of a session. Returns what the run's identity gets: the base's weights
+    and the user's own text to rehearse. Raises InputError: no such model or file, or it does not fit the GPU."""
     base = base_of(args)
     args.model, found = base.path, {"base": base.identity}
     for name in ("rehearsal_data", "rehearsal_eval_data"):
