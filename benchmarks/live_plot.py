@@ -15,9 +15,10 @@ import nbformat
 from nbclient import NotebookClient
 
 from newllm_lib.colab.live_plot import LivePlot
-from newllm_lib.colab.page.notices import quiet_notebook, warnings_in_the_plot
+from newllm_lib.colab.page.notices import quiet_notebook
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.colab.panel.stage import PRETRAIN
+from newllm_lib.stages.pretrain import pretrain
 from newllm_lib.training.disk import write_json
 
 TIMES_FILE = "live_plot.json"
@@ -35,8 +36,7 @@ def measure(folder: str, pairs: int) -> None:
             args = panel.arguments("newllm")
             args.output_dir = str(Path(folder) / f"{number}-{shown}")
             started = time.perf_counter()
-            with warnings_in_the_plot():
-                PRETRAIN.run(args, (LivePlot(["newllm"]).callback("newllm"),) if shown else ())
+            pretrain(args, (LivePlot(["newllm"]).models["newllm"],) if shown else ())
             seconds[shown] = time.perf_counter() - started
         if number >= 0:  # the first pair finds no tokenizer yet
             times.append([seconds[True], seconds[False]])

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from newllm_lib.models import build_config, build_model
 from newllm_lib.training.device import MB
 from newllm_lib.training.disk import write_json
-from newllm_lib.training.trainer import timed_update
+from newllm_lib.training.trainer import TimedUpdate
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -40,15 +40,16 @@ def one_setting(model_type: str, vocab_size: int, batch_size: int, max_length: i
 
     dtype = None if not bf16 else torch.bfloat16 if device == "cpu" else torch.float16
 
-    timed_update(model, optimizer, input_ids, dtype)
-    timed_update(model, optimizer, input_ids, dtype)
+    update = TimedUpdate(model, optimizer, input_ids, dtype)
+    update()
+    update()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
         CLEAR.write_text("5")  # the peak starts again from what is resident now
         before = resident("VmRSS")
-    timed_update(model, optimizer, input_ids, dtype)
+    update()
     peak = (torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")) - before
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     return {

@@ -32,7 +32,7 @@ from newllm_lib.training.checkpoint import read_results
 from newllm_lib.training.device import autocast_dtype, find_device, freed_memory_kept
 from newllm_lib.training.disk import write_json
 from newllm_lib.training.run import opened_run
-from newllm_lib.training.trainer import LanguageModelTrainer, timed_update
+from newllm_lib.training.trainer import LanguageModelTrainer, TimedUpdate
 
 MODELS = ("newllm", "lstm", "multiplicative-lstm", "tiny-gpt2", "newllm-reference")
 SEEDS = (0, 1, 2)
@@ -202,7 +202,8 @@ def speed(options: argparse.Namespace, model: str) -> float:
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     input_ids = torch.randint(0, options.vocab_size, (32, 64), device=device.kind)
     with freed_memory_kept():
-        seconds = [timed_update(network, optimizer, input_ids, autocast_dtype(device)) for _ in range(11)]
+        update = TimedUpdate(network, optimizer, input_ids, autocast_dtype(device))
+        seconds = [update() for _ in range(11)]
     return input_ids.numel() / statistics.median(seconds[2:])
 
 

@@ -1,5 +1,4 @@
-"""The notebooks' side of the library: what is shown, asked and drawn there. No other package may import google.colab,
-IPython or ipywidgets."""
+"""What a notebook shows and asks. No other package may import google.colab, IPython or ipywidgets."""
 
 from ..cli import quiet_libraries
 

@@ -1,9 +1,7 @@
-"""A box to talk to the trained models in, one or two at a time, their replies streamed into one output that is updated
-in place; under it how replies are drawn, and what is remembered.
+"""A box to talk to the trained models in, one or two at a time; each reply is streamed into one output.
 
-Core widgets only, and no thread. In Jupyter a reply is made between the kernel's messages, so that Stop is heard while
-it is made. Colab shows only what is sent from inside a message: there a reply is made inside the click's own callback,
-and is stopped as a cell is.
+Core widgets only, and no thread. In Jupyter a reply is made between the kernel's messages, so that Stop is heard. Colab
+shows only what is sent from inside a message: there the click's own callback makes it, and it is stopped as a cell is.
 """
 
 import asyncio
@@ -22,18 +20,8 @@ from IPython.display import display
 from ..chat import Chat
 from ..training.trained_model import open_model
 from .chat_controls import MemoryControls, SamplingSliders, memory_html, memory_note, pictures_html
-from .page.bubbles import columns_html, one_exchange
-from .page.notices import (
-    GRID,
-    download_html,
-    error_html,
-    html_widget,
-    in_one_sentence,
-    quiet_notebook,
-    say,
-    small_html,
-    wrapping_row,
-)
+from .page.notices import error_html, in_one_sentence, quiet_notebook, say
+from .page.pieces import GRID, button, columns_html, download_html, html_widget, small_html, wrapping_row
 from .storage import on_colab
 
 INTERVAL_SECONDS = 0.1  # between two updates of the page
@@ -49,9 +37,8 @@ REMARK = "Written by small language models; not to be relied on."
 
 
 class ChatBox:
-    """Text field, Send, Stop and Reset under the conversation; with several models, a choice of one or two that hear
-    what is said, each with a conversation of its own. `folders` are those of the trained models, or name -> folder;
-    without a `seed` replies are drawn otherwise every time."""
+    """The box for the models in `folders` (or name -> folder). Of several models the user chooses one or two, each with
+    a conversation of its own. Without a `seed` replies are drawn otherwise every time."""
 
     max_new_tokens = LONG_REPLY
 
@@ -65,54 +52,46 @@ class ChatBox:
         self.is_busy = self.is_stopped = False
         self.task: asyncio.Task | None = None
         names = list(self.folders)
-        narrow, wide = ({"layout": widgets.Layout(width=width)} for width in ("80px", "150px"))
-        self.first = widgets.Dropdown(options=names, **wide)
-        self.second = widgets.Dropdown(options=[NOBODY, *names], value=[*names, NOBODY][1], **wide)
-        self.text = widgets.Text(placeholder="Say something", layout=widgets.Layout(width="auto", flex="1 1 240px"))
-        self.send_button = widgets.Button(description="Send", **narrow)
-        self.stop_button = widgets.Button(description="Stop", disabled=True, layout=widgets.Layout(width="80px"))
-        self.reset_button = widgets.Button(description="Reset", **narrow)
-        self.output, self.notice, self.remembered, self.picture, self.links = (html_widget() for _ in range(5))
-        self.sampling = SamplingSliders(self.max_new_tokens)
-        memories = Path(next(iter(self.folders.values()))).parent / "memories"
-        self.memory = MemoryControls(memories, self.open_chats, self._conversation_changed)
-        self.box = self._lay_out()
-        self._listen()
-        self._show()
-
-    def _lay_out(self) -> widgets.Widget:
+        self.first = widgets.Dropdown(options=names, layout=widgets.Layout(width="150px"))
+        others = [NOBODY, *names]
+        self.second = widgets.Dropdown(options=others, value=[*names, NOBODY][1], layout=widgets.Layout(width="150px"))
         self.choice = wrapping_row(widgets.HTML("<b>A</b>"), self.first, widgets.HTML("<b>B</b>"), self.second)
-        self.choice.layout.display = None if len(self.folders) > 1 else "none"
-        buttons = [self.send_button, self.stop_button, self.reset_button]
+        self.choice.layout.display = None if len(names) > 1 else "none"
+        self.text = widgets.Text(placeholder="Say something", layout=widgets.Layout(width="auto", flex="1 1 240px"))
+        presses = {"Send": self.send, "Stop": self.stop, "Reset": self.reset}
+        buttons = [button(name, press, "80px") for name, press in presses.items()]
+        self.send_button, self.stop_button, self.reset_button = buttons
+        self.stop_button.disabled = True
         if on_colab():
             self.stop_button.layout.display = "none"
             buttons.append(widgets.HTML(small_html(STOP_ON_COLAB)))
+        self.output, self.notice, self.remembered, self.picture, self.links = (html_widget() for _ in range(5))
+        self.sampling = SamplingSliders(self.max_new_tokens)
+        memories = Path(next(iter(self.folders.values()))).parent / "memories"
+        self.memory = MemoryControls(memories, self.open_chats, self._begins_anew)
+        panes = widgets.Accordion([self.sampling.box, self.memory.box], selected_index=None)
+        for number, title in enumerate(("How replies are drawn", "Memory: save it, go on from it")):
+            panes.set_title(number, title)
         line = wrapping_row(self.text, *buttons)
-        self.panes = widgets.Accordion([self.sampling.box, self.memory.box], selected_index=None)
-        self.panes.set_title(0, "How replies are drawn")
-        self.panes.set_title(1, "Memory: save it, go on from it")
-        parts = [self.output, self.notice, self.choice, line, self.remembered, self.picture, self.links, self.panes]
-        return widgets.VBox(parts, layout=widgets.Layout(width="100%", max_width="1000px"))
-
-    def _listen(self) -> None:
-        self.send_button.on_click(lambda button: self.send())
-        self.stop_button.on_click(lambda button: self.stop())
-        self.reset_button.on_click(lambda button: self.reset())
+        parts = [self.output, self.notice, self.choice, line, self.remembered, self.picture, self.links, panes]
+        self.box = widgets.VBox(parts, layout=widgets.Layout(width="100%", max_width="1000px"))
         with warnings.catch_warnings():
             # ipywidgets 8 advises to watch `value` instead, which would send what is left in the field by a mere click.
             warnings.simplefilter("ignore")
             self.text.on_submit(lambda text: self.send())
         for chosen in (self.first, self.second):
             chosen.observe(lambda change: self._show(), names="value")
+        self._show()
 
     def send(self) -> None:
-        """Say what stands in the text field, and show the replies as they come."""
         said = self.text.value.strip()
         if not said or self.is_busy:
             return
         self._set_busy(True)  # at once: before a task begins another click may come
         self.text.value = ""
-        loop = _running_loop()
+        loop = None
+        with contextlib.suppress(RuntimeError):  # no loop runs where no click is heard
+            loop = None if on_colab() else asyncio.get_running_loop()
         if loop is None:
             self.say_and_wait(said)
         else:
@@ -129,7 +108,7 @@ class ChatBox:
             await asyncio.sleep(0)
 
     def stop(self) -> None:
-        """End the replies that are being made; what has been said so far is kept."""
+        """What has been said so far is kept."""
         self.is_stopped = True
 
     def _exchange(self, said: str) -> Iterator[None]:
@@ -149,15 +128,13 @@ class ChatBox:
             sys.last_value = error  # where the report looks for it
             self.notice.value = error_html(error)
         finally:
-            try:
-                self._show()
-            finally:
-                self._set_busy(False)
+            self._set_busy(False)
+            self._show()
 
     def _stream(self, chats: dict[str, Chat], said: str) -> Iterator[None]:
         before = {name: list(chat.messages) for name, chat in chats.items()}
         for chat in chats.values():
-            self.sampling.apply(chat)
+            chat.set_sampling(**self.sampling.values())
         replies = {name: chat.reply(said) for name, chat in chats.items()}
         texts, going, shown_at = dict.fromkeys(chats, ""), list(chats), 0.0
         try:
@@ -168,8 +145,8 @@ class ChatBox:
                     else:
                         texts[name] += piece
                 if going and time.monotonic() - shown_at >= INTERVAL_SECONDS:
-                    so_far = {name: one_exchange(said, text, name in going) for name, text in texts.items()}
-                    self._show_turns({name: [*before[name], *turns] for name, turns in so_far.items()})
+                    so_far = {n: {"role": "assistant", "content": t + " ▌" * (n in going)} for n, t in texts.items()}
+                    self._show_turns({n: [*before[n], {"role": "user", "content": said}, so_far[n]] for n in texts})
                     shown_at = time.monotonic()
                 yield
         finally:
@@ -185,16 +162,14 @@ class ChatBox:
         self.memory.lock(is_busy)
 
     def reset(self) -> None:
-        """Begin a new conversation with who is spoken to."""
         self.notice.value = ""
-        for name in self.spoken_to():
-            self.counts.pop(name, None)
-            if name in self.chats:
-                self.chats[name].reset()
-        self._show()
+        for name in self.chats.keys() & set(self.spoken_to()):
+            self.chats[name].reset()
+        self._begins_anew(*self.spoken_to())
 
-    def _conversation_changed(self, name: str) -> None:
-        self.counts.pop(name, None)
+    def _begins_anew(self, *names: str) -> None:
+        for name in names:
+            self.counts.pop(name, None)
         self._show()
 
     def spoken_to(self) -> tuple[str, ...]:
@@ -209,13 +184,12 @@ class ChatBox:
         return {name: self.chats[name] for name in self.spoken_to()}
 
     def _show(self) -> None:
-        """Everything as it stands between two replies."""
         chats = {name: self.chats[name] for name in self.spoken_to() if name in self.chats}
         self._show_turns({name: chat.messages for name, chat in chats.items()})
-        is_begun = any(chat.messages or chat.memory for chat in chats.values())
-        self.remembered.value = memory_html(chats, self.counts)
-        text = transcript_text(chats, self.sampling.sentence())
-        self.links.value = download_html(TRANSCRIPT_FILE, text, "Download this conversation") if is_begun else ""
+        self.remembered.value, self.links.value = memory_html(chats, self.counts), ""
+        if any(chat.messages or chat.memory for chat in chats.values()):
+            text = transcript_text(chats, self.sampling.sentence())
+            self.links.value = download_html(TRANSCRIPT_FILE, text, "Download this conversation")
         self.picture.value = pictures_html(chats) if self.memory.picture.value else ""
 
     def _show_turns(self, conversations: dict[str, Sequence[dict[str, str]]]) -> None:
@@ -223,21 +197,15 @@ class ChatBox:
         shown = '<div style="opacity:.75">Nothing has been said yet.</div>'
         if any(notes.values()) or any(conversations.values()):
             shown = columns_html(conversations, notes)
-        self.output.value = (
-            f'<div style="border:1px solid {GRID};border-radius:8px;padding:6px 10px">'
-            f"{small_html(DISCLAIMER, 'line-height:1.4')}{shown}</div>"
-        )
+        style, disclaimer = f"border:1px solid {GRID};border-radius:8px;padding:6px 10px", "line-height:1.4"
+        self.output.value = f'<div style="{style}">{small_html(DISCLAIMER, disclaimer)}{shown}</div>'
 
 
 class SideBySide(ChatBox):
-    """The same words to a tuned model and to the base it was tuned from. One model is loaded: the base is what it says
-    with its adapters off."""
+    """The same words to a tuned model and to its base, which is the same model with its adapters off."""
 
     NAMES = ("base", "tuned")
     max_new_tokens = SHORT_REPLY
-
-    def __init__(self, folder: str | Path, seed: int | None = None):
-        super().__init__([folder], seed)
 
     def spoken_to(self) -> tuple[str, ...]:
         return self.NAMES
@@ -251,20 +219,9 @@ class SideBySide(ChatBox):
         return self.chats
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    """The loop of the thread that has heard a click, if what is sent outside of a message is shown."""
-    if on_colab():
-        return None
-    with contextlib.suppress(RuntimeError):
-        return asyncio.get_running_loop()
-    return None
-
-
-@in_one_sentence
+@in_one_sentence()
 def show_chat(folders: Sequence[str | Path], opening: str = "", before: Path | None = None) -> ChatBox:
-    """Display the box, with one exchange already made if `opening` says something: so the cell has something to show,
-    and a model that cannot be loaded is known at once. `before`: the run that was gone on from: its models can be heard
-    beside those of `folders`."""
+    """Display the box, with one exchange if there is an `opening`; `before`: the run gone on from, to talk to, too."""
     named = {Path(folder).name: folder for folder in folders}
     if before is not None:
         named |= {f"{name} before": before / name for name in list(named)}
@@ -273,10 +230,10 @@ def show_chat(folders: Sequence[str | Path], opening: str = "", before: Path | N
     return box
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_side_by_side(folder: str | Path, opening: str = "") -> SideBySide:
     """Display base and tuned model side by side, with one exchange already made as in `show_chat`."""
-    box = _open(SideBySide(folder), opening)
+    box = _open(SideBySide([folder]), opening)
     say("Base and tuned model hear the same: type above, then Send. A small model is no assistant.")
     return box
 
@@ -293,12 +250,11 @@ def _open(box: ChatBox, opening: str) -> ChatBox:
 def transcript_text(chats: Mapping[str, Chat], drawn: str) -> str:
     """Every model's conversation, one after the other; `drawn` says how replies are drawn."""
     now = datetime.datetime.now(datetime.timezone.utc)
-    blocks = [f"A conversation of {now:%Y-%m-%d %H:%M} UTC ({drawn}). {REMARK}"]
+    text = f"A conversation of {now:%Y-%m-%d %H:%M} UTC ({drawn}). {REMARK}\n"
     for name, chat in chats.items():
-        lines = [f"== {name}"]
+        text += f"\n== {name}\n"
         if chat.memory is not None:
-            lines.append(f"[goes on from a memory of {chat.memory.tokens:,} tokens]")
+            text += f"[goes on from a memory of {chat.memory.tokens:,} tokens]\n"
         for message in chat.messages:
-            lines.append(f"{'You' if message['role'] == 'user' else name}: {message['content']}")
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks) + "\n"
+            text += f"{'You' if message['role'] == 'user' else name}: {message['content']}\n"
+    return text

@@ -1,8 +1,6 @@
-"""What stands under the chat box: how replies are drawn, which is read when the next one begins, and what the models
-remember, in bytes, as a picture, and in files that a later session goes on from."""
+"""What stands under the chat box: how replies are drawn, and what the models remember, as bytes, picture and file."""
 
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +11,8 @@ from ..errors import InputError
 from ..evaluation.memory_file import read_memory
 from ..training.disk import write_bytes
 from .context_picture import context_picture
-from .page.notices import SLIDER, error_html, escape, html_widget, sentence_html, small_html, wrapping_row
+from .page.notices import error_html
+from .page.pieces import button, escape, html_widget, sentence_html, slider_options, small_html, wrapping_row
 
 AS_TRAINED = 0.0  # stands for None, which ipywidgets would take for no step at all
 PENALTIES = [("as trained", AS_TRAINED), ("1 (none)", 1.0), *((f"{1 + k / 20:g}", 1 + k / 20) for k in range(1, 21))]
@@ -28,10 +27,10 @@ MEMORY_HELP = (
 
 
 class SamplingSliders:
-    """Temperature, top-p, length and repetition penalty. `max_new_tokens`: where the length stands at first."""
+    """How replies are drawn. `max_new_tokens`: where the length stands at first."""
 
     def __init__(self, max_new_tokens: int):
-        common = {"continuous_update": False, "layout": widgets.Layout(**SLIDER)}
+        common = slider_options()
         share = {"step": 0.05, "readout_format": ".2f", **common}
         self.temperature = widgets.FloatSlider(min=0.0, max=2.0, value=0.8, **share)
         self.top_p = widgets.FloatSlider(min=0.05, max=1.0, value=0.95, **share)
@@ -46,20 +45,12 @@ class SamplingSliders:
 
     def values(self) -> dict[str, float | None]:
         """What `Chat.set_sampling` takes: Colab's sliders have delivered 3.0 for 3, and 0.30000000000000004."""
-        penalty = float(self.penalty.value)
-        return {
-            "max_new_tokens": int(self.length.value),
-            "temperature": float(f"{self.temperature.value:.6g}"),
-            "top_p": float(f"{self.top_p.value:.6g}"),
-            "repetition_penalty": None if penalty == AS_TRAINED else penalty,
-        }
-
-    def apply(self, chat: Chat) -> None:
-        """The next reply of `chat` is drawn as the sliders stand."""
-        chat.set_sampling(**self.values())
+        temperature, top_p = (float(f"{slider.value:.6g}") for slider in (self.temperature, self.top_p))
+        penalty = float(self.penalty.value) or None  # AS_TRAINED
+        drawn = {"temperature": temperature, "top_p": top_p, "repetition_penalty": penalty}
+        return {"max_new_tokens": int(self.length.value), **drawn}
 
     def sentence(self) -> str:
-        """The sliders in words, for the transcript."""
         values = self.values()
         penalty = "as trained" if values["repetition_penalty"] is None else f"{values['repetition_penalty']:g}"
         drawn = f"temperature {values['temperature']:g}, top-p {values['top_p']:g}"
@@ -67,7 +58,6 @@ class SamplingSliders:
 
 
 def labelled(widget: widgets.Widget, label: str, text: str) -> widgets.Widget:
-    """A widget under its name and a line of help, at least as wide as a slider needs."""
     words = f"<b>{escape(label)}</b>{small_html(escape(text), 'min-height:33px')}"
     heading = html_widget(f'<div style="line-height:1.35;margin-top:4px">{words}</div>')
     layout = widgets.Layout(flex="1 1 200px", min_width="190px", margin="0 8px 4px 0")
@@ -106,23 +96,20 @@ def memory_note(chat: Chat) -> str:
 
 
 def memory_html(chats: Mapping[str, Chat], counts: Mapping[str, Sequence[int]]) -> str:
-    """The sentence, and below it how the bytes went from reply to reply. `counts`: name -> bytes after each reply so
-    far."""
-    sentence = memory_sentence(chats)
-    if not sentence:
+    """The sentence, and how the bytes went from reply to reply (`counts`: name -> bytes after each so far)."""
+    if not (sentence := memory_sentence(chats)):
         return ""
     trails = []
-    for name in chats:
-        if len(counts.get(name, ())) > 1:
-            newest = counts[name][-MOST_COUNTS:]
-            begin = "… " if len(counts[name]) > MOST_COUNTS else ""
-            trails.append(f"{escape(spoken_name(name))} {begin}{' → '.join(f'{count:,}' for count in newest)}")
+    for name, held in ((name, counts.get(name, ())) for name in chats):
+        if len(held) > 1:
+            newest = [f"{count:,}" for count in held[-MOST_COUNTS:]]
+            begin = "… " if len(held) > MOST_COUNTS else ""
+            trails.append(f"{escape(spoken_name(name))} {begin}{' → '.join(newest)}")
     trail = small_html(f"Reply by reply: {'; '.join(trails)}.") if trails else ""
     return f'<div style="line-height:1.5;font-size:14px;margin-top:6px">{escape(sentence)}{trail}</div>'
 
 
 def pictures_html(chats: Mapping[str, Chat]) -> str:
-    """The context vector of every model that has one, as the newest tokens have changed it."""
     shown = {name: chat for name, chat in chats.items() if chat.is_recurrent and chat.stream.read}
     if not shown:
         return ""
@@ -138,56 +125,42 @@ def pictures_html(chats: Mapping[str, Chat]) -> str:
 
 
 class MemoryControls:
-    """Save what a New-LLM remembers, and go on from what was saved.
-
-    Args:
-        folder: where memories are kept.
-        chats: gives the conversations that are spoken to, in order; may raise InputError.
-        changed: called with the name of the model whose conversation has become another one, "" for none.
-    """
+    """Save what a New-LLM remembers in the folder, and go on from it. `chats` gives the conversations that are spoken
+    to; `changed` is called with the name of the model whose conversation has become another one, "" for none."""
 
     def __init__(self, folder: Path, chats: Callable[[], Mapping[str, Chat]], changed: Callable[[str], None]):
         self.folder = folder
         self.chats = chats
         self.changed = changed
-        narrow, wide = widgets.Layout(width="120px"), widgets.Layout(width="190px")
+        wide = widgets.Layout(width="190px")
         self.name = widgets.Text(value="conversation", layout=wide)
         self.with_words = widgets.Checkbox(value=False, indent=False, description="and the words, to read", layout=wide)
-        self.save_button = widgets.Button(description="Save memory", layout=narrow)
+        self.save_button = button("Save memory", self.save, "120px")
         self.saved = widgets.Dropdown(options=[], layout=wide)
-        self.resume_button = widgets.Button(description="Go on from it", layout=narrow)
+        self.resume_button = button("Go on from it", self.resume, "120px")
         self.upload = widgets.FileUpload(accept=SUFFIX, multiple=False, description="from my computer", layout=wide)
+        self.upload.observe(lambda change: self.take_upload(), names="value")
         shows = {"description": "show the context vector", "layout": widgets.Layout(width="210px")}
         self.picture = widgets.Checkbox(value=True, indent=False, **shows)
-        self.notice = html_widget()
-        rows = [
-            html_widget(small_html(MEMORY_HELP, "line-height:1.4")),
-            wrapping_row(self.name, self.save_button, self.with_words),
-            wrapping_row(self.saved, self.resume_button, self.upload),
-            self.picture,
-            self.notice,
-        ]
-        self.box = widgets.VBox(rows, layout=widgets.Layout(width="100%"))
-        self.save_button.on_click(lambda button: self.save())
-        self.resume_button.on_click(lambda button: self.resume())
-        self.upload.observe(lambda change: self.take_upload(), names="value")
         self.picture.observe(lambda change: self.changed(""), names="value")
+        self.notice = html_widget()
+        to_save = wrapping_row(self.name, self.save_button, self.with_words)
+        saved = wrapping_row(self.saved, self.resume_button, self.upload)
+        parts = [html_widget(small_html(MEMORY_HELP, "line-height:1.4")), to_save, saved, self.picture, self.notice]
+        self.box = widgets.VBox(parts, layout=widgets.Layout(width="100%"))
         self.refresh()
 
     def refresh(self, chosen: str | None = None) -> None:
-        """List what is in the folder, the newest first."""
         paths = sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
         options = [(path.stem, str(path)) for path in paths] or [("none is saved yet", "")]
         self.saved.options = options
         self.saved.value = chosen or options[0][1]
 
     def lock(self, is_locked: bool) -> None:
-        """While a reply is made nothing is saved, and no conversation becomes another one."""
-        for button in (self.save_button, self.resume_button, self.upload):
-            button.disabled = is_locked
+        for control in (self.save_button, self.resume_button, self.upload):
+            control.disabled = is_locked
 
     def save(self) -> None:
-        """Write the memory of the first model that has one to a file of its own."""
         try:
             name, chat = self._recurrent()[0]
             path = chat.save_memory(self._new_path(self.name.value), self.with_words.value)
@@ -195,51 +168,46 @@ class MemoryControls:
             self.notice.value = error_html(error)
             return
         self.refresh(str(path))
-        size, held = path.stat().st_size, chat.state_bytes
-        self.notice.value = sentence_html(
-            f"{spoken_name(name)}'s memory is saved as {path.stem}: {size:,} bytes, {held:,} of them what it remembers."
-        )
+        sizes = f"{path.stat().st_size:,} bytes, {chat.state_bytes:,} of them what it remembers"
+        self.notice.value = sentence_html(f"{spoken_name(name)}'s memory is saved as {path.stem}: {sizes}.")
 
     def resume(self) -> None:
-        """Go on from the chosen memory with the model whose it is."""
         if not self.saved.value:
             self.notice.value = sentence_html("No memory is saved yet.", "note")
             return
-        refusal = None
         try:
-            for name, chat in self._recurrent():
-                try:
-                    memory = chat.load_memory(self.saved.value)
-                except InputError as error:  # of two models the memory may be the other's
-                    refusal = refusal or error
-                    continue
-                self.changed(name)
-                self.notice.value = sentence_html(
-                    f"{spoken_name(name)} goes on from {Path(self.saved.value).stem}: {memory.tokens:,} tokens that it "
-                    f"has heard before, in {chat.state_bytes:,} bytes."
-                )
-                return
+            name, chat = self._load()
         except InputError as error:
-            refusal = error
-        self.notice.value = error_html(refusal)
+            self.notice.value = error_html(error)
+            return
+        self.changed(name)
+        heard = f"{chat.memory.tokens:,} tokens that it has heard before, in {chat.state_bytes:,} bytes"
+        self.notice.value = sentence_html(f"{spoken_name(name)} goes on from {Path(self.saved.value).stem}: {heard}.")
+
+    def _load(self) -> tuple[str, Chat]:
+        """The model whose memory it is, and its conversation. Raises InputError: it is of no model here."""
+        refusals = []
+        for name, chat in self._recurrent():
+            try:
+                chat.load_memory(self.saved.value)
+                return name, chat
+            except InputError as error:  # of two models the memory may be the other's
+                refusals.append(error)
+        raise refusals[0]
 
     def take_upload(self) -> None:
-        """Keep an uploaded memory with the others, and go on from it."""
         if not self.upload.value:
             return
         # ipywidgets 8 gives a tuple of files, 7 a dictionary by name.
         value = self.upload.value
-        first = next(iter(value.items())) if isinstance(value, dict) else (value[0]["name"], value[0])
-        name, content = first[0], first[1]["content"]
+        name, file = next(iter(value.items())) if isinstance(value, dict) else (value[0]["name"], value[0])
+        path = self._new_path(Path(name).stem)
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / Path(name).name
-                path.write_bytes(bytes(content))
-                read_memory(path)
-            path = self._new_path(Path(name).stem)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, bytes(content))
+            write_bytes(path, bytes(file["content"]))
+            read_memory(path)
         except (InputError, OSError) as error:
+            path.unlink(missing_ok=True)
             self.notice.value = error_html(error)
             return
         self.refresh(str(path))

@@ -1,24 +1,21 @@
 """The check-up of `newllm doctor` as one table."""
 
-from pathlib import Path
-
 from IPython.display import HTML, display
 
 from ..doctor import Finding, doctor
-from .page.notices import code_html, escape, mark_html, quiet_notebook, say, table_html
+from .page.notices import quiet_notebook, say
+from .page.pieces import code_html, escape, mark_html, table_html
 
 
-def show_check_up(folder: str | Path = ".", adapters: bool = False, preferences: bool = False) -> None:
-    """Examine the machine, show every finding, and sum them up in a sentence. `adapters`: with what only stage 5 needs;
-    preferences: with what only stage 6 needs."""
+def show_check_up(adapters: bool = False, preferences: bool = False) -> None:
+    """Show every finding, with what only stage 5 (`adapters`) or stage 6 (`preferences`) needs, and sum them up."""
     quiet_notebook()
-    findings = doctor(folder, adapters, preferences)
+    findings = doctor(".", adapters, preferences)
     display(HTML(check_up_html(findings)))
     say(*verdict(findings))
 
 
 def check_up_html(findings: list[Finding]) -> str:
-    """One row per finding: mark, subject, value, advice and its code."""
     rows = []
     for f in findings:
         advice = escape(f.advice) + code_html(f.code)
@@ -27,11 +24,9 @@ def check_up_html(findings: list[Finding]) -> str:
 
 
 def verdict(findings: list[Finding]) -> tuple[str, str]:
-    """(sentence, status) of the whole check-up."""
     failed = [f.subject for f in findings if f.status == "fail"]
-    notes = sum(f.status == "note" for f in findings)
     if failed:
         return f"Something is missing ({', '.join(failed)}): the table says what to do.", "fail"
-    if notes:
-        return f"Everything will run; {notes} remark{'s' if notes > 1 else ''} above.", "ok"
-    return "Everything will run.", "ok"
+    notes = sum(f.status == "note" for f in findings)
+    remarks = f"; {notes} remark{'s' if notes > 1 else ''} above" if notes else ""
+    return f"Everything will run{remarks}.", "ok"

@@ -1,5 +1,4 @@
-"""Pictures of what a New-LLM remembers: of its context vector as it changes token by token, and of how long its
-channels remember, before and after its training.
+"""Pictures of what a New-LLM remembers: its context vector token by token, and how long its channels remember.
 
 Dimensions: L layers, C channels of the context of one layer; N = L * C numbers of the context vector; T tokens.
 """
@@ -23,7 +22,8 @@ from ..models.context_cache import RecurrentGenerationMixin
 from ..stages.evaluate import held_out_documents, held_out_text
 from ..training.curves import COLOURS, as_label, in_the_font
 from ..training.trained_model import open_model
-from .page.notices import figure_html, in_one_sentence, quiet_notebook, say
+from .page.notices import in_one_sentence, quiet_notebook, say
+from .page.pieces import figure_html
 
 MOST_TOKENS = 48  # more would not be legible side by side
 LONGEST_TOKEN = 12  # characters of its label
@@ -38,15 +38,9 @@ LAYERS_IN_A_ROW = 4
 def context_figure(
     tokens: Sequence[str], contexts: torch.Tensor, half_lives: torch.Tensor | None = None, title: str = ""
 ) -> Figure:
-    """Below, a column for each token and rows of channels, quick ones above slow ones, one layer below the other;
-    above, how far each token has moved the whole vector. Evenly spaced ones of many channels are shown.
-
-    Args:
-        tokens: T texts.
-        contexts: [T + 1, N] context before the first of them, and after each.
-        half_lives: [L, C] what is known of the channels; None: one layer, whose channels are ordered by how much they
-            change for their size.
-    """
+    """Below, a column for each of the T tokens and rows of channels (evenly spaced ones where there are many), quick
+    ones above slow ones, layer below layer; above, how far each token has moved the whole vector. `contexts`: [T + 1,
+    N]. `half_lives`: [L, C]; None: one layer, whose channels are ordered by how much they change for their size."""
     steps = contexts.diff(dim=0)  # [T, N]
     moved = steps.pow(2).mean(dim=1).sqrt()
     if half_lives is None:
@@ -65,9 +59,8 @@ def context_figure(
     above.set(ylabel="moved by")
     above.spines[["top", "right"]].set_visible(False)
     above.tick_params(axis="x", length=0, labelbottom=False)
-    image = below.imshow(
-        values.numpy(), aspect="auto", interpolation="nearest", cmap=DIVERGING, vmin=-bound, vmax=bound
-    )
+    colours = {"cmap": DIVERGING, "vmin": -bound, "vmax": bound}
+    image = below.imshow(values.numpy(), aspect="auto", interpolation="nearest", **colours)
     for layer in range(1, layers):
         below.axhline(layer * shown - 0.5, color="#24292f", linewidth=1.2)
     # parse_math: what stands between two dollar signs is no formula here.
@@ -75,7 +68,7 @@ def context_figure(
     numbers = range(1, layers + 1) if layers > 1 else ()
     below.set_yticks([(number - 0.5) * shown - 0.5 for number in numbers], numbers, fontsize=8)
     below.tick_params(axis="y", length=0)
-    count = f"{channels} channels" if shown == channels else f"{shown} of {channels} channels"
+    count = f"{'' if shown == channels else f'{shown} of '}{channels} channels"
     count = f"layers, {count} each" if layers > 1 else count
     below.set(ylabel=f"{count},\nthe slowest at the bottom", xlabel="token read")
     figure.colorbar(image, ax=below, label="value", pad=0.01, fraction=0.03, extend="both")
@@ -96,15 +89,11 @@ def context_picture(
 def label(token: str) -> str:
     """A token with its white space made visible, cut where it is long; what the font lacks is a box."""
     shown = token.replace("\n", "↵").replace("\t", "→").replace(" ", "·") or "∅"
-    if len(shown) > LONGEST_TOKEN:
-        shown = shown[: LONGEST_TOKEN - 1] + "…"
-    return in_the_font(shown)
+    return in_the_font(shown if len(shown) <= LONGEST_TOKEN else shown[: LONGEST_TOKEN - 1] + "…")
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_context(folder: str | Path, text: str) -> None:
-    """Let a trained New-LLM read `text`, and show its context after each token. Raises CellStopped: no such model, or
-    one without a context; or there is no text."""
     quiet_notebook()
     trained = open_model(folder)
     if not isinstance(trained.model, RecurrentGenerationMixin):
@@ -124,16 +113,16 @@ def show_context(folder: str | Path, text: str) -> None:
 
 
 def half_life_figure(before: torch.Tensor, after: torch.Tensor) -> Figure:
-    """A plot for each layer: the half-lives of its channels, from the quickest to the slowest. before, after: [L, C] in
-    tokens, before training and after it."""
+    """A plot for each layer: its channels' half-lives in tokens, sorted; before and after training, [L, C]."""
     layers, channels = before.shape
     columns = min(layers, LAYERS_IN_A_ROW)
     rows = math.ceil(layers / columns)
     figure = Figure(figsize=(max(2.8 * columns, 4.5), 2.8 * rows), layout="constrained")
     plots = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
-    for axes in plots[layers:]:
-        axes.remove()
-    for number, axes in enumerate(plots[:layers]):
+    for number, axes in enumerate(plots):
+        if number >= layers:
+            axes.remove()
+            continue
         for colour, name, half_lives in zip(COLOURS, ("before", "after"), (before, after), strict=False):
             axes.plot(range(1, channels + 1), half_lives[number].sort().values, color=colour, label=name, linewidth=1.6)
         axes.set(title=f"layer {number + 1}", xlabel="channels, sorted", yscale="log")
@@ -146,10 +135,9 @@ def half_life_figure(before: torch.Tensor, after: torch.Tensor) -> Figure:
     return figure
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_half_lives(folder: str | Path) -> None:
-    """Show how long the channels of a trained New-LLM remember on held-out text, beside those of a new one of its kind.
-    Raises CellStopped: no such model, or its held-out text is out of reach."""
+    """Show how long the channels of a trained New-LLM remember on held-out text, beside those of a new one."""
     quiet_notebook()
     trained = open_model(folder)
     if not isinstance(trained.model, NewLLMForCausalLM):
@@ -164,12 +152,11 @@ def show_half_lives(folder: str | Path) -> None:
     before, after = (measured_half_lives(model, token_ids) for model in (new, trained.model))
 
     def middle(half_lives: torch.Tensor) -> str:
-        """The range of all but the quickest and the slowest tenth."""
-        low, high = half_lives.flatten().quantile(torch.tensor([0.1, 0.9])).tolist()
+        low, high = half_lives.flatten().quantile(torch.tensor([0.1, 0.9])).tolist()  # but for a tenth at both ends
         return f"{low:.2g} to {high:,.0f}" if high >= 10 else f"{low:.2g} to {high:.2g}"
 
-    words = "the half-life of every channel, before and after training"
-    display(HTML(figure_html(half_life_figure(before, after), words, dpi=DPI)))
+    figure = half_life_figure(before, after)
+    display(HTML(figure_html(figure, "the half-life of every channel, before and after training", dpi=DPI)))
     say(
         f"Half of what a channel of {trained.name} holds is gone after {middle(after)} tokens, in four of five "
         f"channels; before training it was {middle(before)}. Measured on {len(token_ids):,} held-out tokens."

@@ -1,76 +1,65 @@
-"""The curves of all models of a run in one display that is updated in place while they train.
+"""What goes with a training cell, which calls the stage itself: the curves of all models in one display that is updated
+in place, the copy on Drive, and one sentence however it ends.
 
-Each update replaces the whole content of the display: a line per model, then the picture. Colab shows neither updates
-from background threads nor widgets that wait for the kernel, so everything happens in the trainer's own callbacks.
+Each update replaces the whole content: a line per model, then the picture. Colab shows neither updates from threads nor
+widgets that wait for the kernel, so everything happens in the trainer's own callbacks.
 """
 
+import functools
 import itertools
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from accelerate.utils.memory import clear_device_cache
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from transformers import TrainerCallback, TrainingArguments
 
 from ..adapters.arguments import QloraLwfArguments
+from ..errors import InputError, TrainingDiverged
 from ..preferences.reference import ReferenceArguments
 from ..preferences.scores import chosen_falls
 from ..training.arguments import StageArguments
-from ..training.callbacks import read_history
+from ..training.callbacks import TrainingInterrupted, read_history
+from ..training.checkpoint import newest_checkpoint, read_results
 from ..training.curves import COLOURS, curves_figure
 from ..training.device import find_device, memory_in_use, size
-from .drive.drive_copy import CopyStatus, span
-from .page.notices import GRID, escape, mark_html, picture_html, png_of, sentence_html, small_html
+from .drive.drive_copy import CopyStatus, callbacks_for, span, wait_for_drive
+from .page.notices import CellStopped, in_one_sentence, quiet_notebook, say
+from .page.pieces import GRID, escape, mark_html, picture_html, png_of, sentence_html, small_html
 from .panel.controls import in_the_panels_words
+from .panel.settings_panel import SettingsPanel
+from .storage import drive_copier, fetch_sentences
 
 INTERVAL_SECONDS = 2.0
 DRAWING_SHARE = 0.005  # of the time, at most, goes into drawing the picture
 DPI = 90
 PNG = {"compress_level": 1}  # as large as with 6 within a tenth, and a third of the time of a drawing sooner
-# What a model's line says of the newest figures in its log; `_facts` adds those of a training that goes on.
+# What a model's line says of the newest figures in its log; `facts` adds those of a training that goes on.
 FACTS = (
-    ("loss", "loss {:.3f}"),
-    ("eval_bits_per_byte", "{:.3f} bits per byte held out"),
+    ("loss", "loss {:.3f}"), ("eval_bits_per_byte", "{:.3f} bits per byte held out"),
     ("eval_general_bits_per_byte", "{:.3f} of general text"),
-    ("eval_general_kl_to_base", "{:.3f} nats from the base"),
-    ("eval_accuracy", "held-out accuracy {:.0%}"),
-    ("eval_margin", "margin {:.2f}"),
-    ("eval_kl", "{:.3f} nats from the reference"),
-)
-
-
+    ("eval_general_kl_to_base", "{:.3f} nats from the base"), ("eval_accuracy", "held-out accuracy {:.0%}"),
+    ("eval_margin", "margin {:.2f}"), ("eval_kl", "{:.3f} nats from the reference"),
+)  # fmt: skip
 LEARNS_ANSWERS = "learning the answers as such"  # before preferences
 TRAINS = ("training", LEARNS_ANSWERS)
 
 
-@dataclass
-class ModelProgress:
-    """What is known about the training of one model."""
+class LiveDisplay:
+    """A display whose `content` (HTML) is replaced while models train, and whose `figure` is drawn for DRAWING_SHARE of
+    the time. `clock` gives seconds, rising; `show` displays an object and returns a handle with `update`."""
 
-    name: str
-    history: list[dict] = field(default_factory=list)
-    state: str = "waiting"
-    update: int = 0
-    updates: int = 0
-    per_second: float = 0.0  # training tokens, or examples where these have lengths of their own
-    unit: str = "tokens"
-    seconds_left: float | None = None
-    saved_at: float | None = None
-    on_drive: Callable[[], CopyStatus] | None = None  # where runs are copied to Drive
-
-
-class LivePicture:
-    """A picture of `make_figure()` that is drawn anew while models train, for DRAWING_SHARE of the time at most."""
-
-    def __init__(self, make_figure: Callable, clock: Callable[[], float]):
-        self.make_figure, self.clock = make_figure, clock
-        self.png, self.drawing_seconds, self.drawn_at = b"", 0.0, clock()
+    def __init__(self, clock: Callable[[], float] = time.monotonic, show: Callable | None = None):
+        self.clock, self.png, self.drawing_seconds = clock, b"", 0.0
+        self.drawn_at = self.updated_at = clock()
+        self.handle = (show or functools.partial(display, display_id=True))(HTML(self.content()))
 
     def draw(self) -> None:
         started = self.clock()
-        self.png = png_of(self.make_figure(), DPI, pil_kwargs=PNG)
+        self.png = png_of(self.figure(), DPI, pil_kwargs=PNG)
         self.drawn_at = self.clock()
         self.drawing_seconds = self.drawn_at - started
 
@@ -78,33 +67,23 @@ class LivePicture:
         """True if drawing again leaves the training its share of the time."""
         return self.clock() - self.drawn_at >= self.drawing_seconds / DRAWING_SHARE
 
+    def is_due(self) -> bool:
+        return self.clock() - self.updated_at >= INTERVAL_SECONDS
 
-class LivePlot:
-    """One display for the training of several models, named in the order in which they are trained. Two updates are
-    `interval_seconds` apart at least, but for those at an evaluation; `clock` gives seconds, rising; `show` displays an
-    object and returns a handle with `update`."""
+    def replace(self) -> None:
+        self.handle.update(HTML(self.content()))
+        self.updated_at = self.clock()
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        interval_seconds: float = INTERVAL_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
-        show: Callable = lambda content: display(content, display_id=True),
-    ):
-        self.models = {name: ModelProgress(name) for name in names}
-        self.interval_seconds = interval_seconds
-        self.clock = clock
-        self.device = find_device()
-        self.picture, self.drawn_entries = LivePicture(self._figure, clock), 0
-        self.updated_at = clock()
-        self.handle = show(self._content())
 
-    def callback(self, name: str) -> "LiveCallback":
-        """The trainer's callback that reports on the model `name`."""
-        return LiveCallback(self, self.models[name])
+class LivePlot(LiveDisplay):
+    """One display for the training of several models, named in the order in which they are trained."""
+
+    def __init__(self, names: Sequence[str], **options: Callable):
+        self.models = {name: ModelProgress(self, name) for name in names}
+        self.device, self.drawn_entries = find_device(), 0
+        super().__init__(**options)
 
     def set_state(self, name: str, state: str) -> None:
-        """Say in a word what a model is doing; shown at once."""
         self.models[name].state = state
         self.update()
 
@@ -117,38 +96,31 @@ class LivePlot:
             model.state = state
 
     def add_finished(self, name: str, folder: Path) -> None:
-        """Show a run that was finished before, from the log in its folder."""
         model = self.models[name]
         model.history = read_history(folder)
         model.update = model.updates = max((entry["step"] for entry in model.history), default=0)
         model.state = "finished"
         self.update(draw=True)
 
-    def tick(self) -> None:
-        """Update if it is time to: the lines every interval, the picture as often as its share of the time allows."""
-        if self.clock() - self.updated_at >= self.interval_seconds:
-            self.update(draw=self.may_draw())
-
     def may_draw(self) -> bool:
-        """True if drawing again leaves the training its share of the time, and for the first curves."""
-        waited = self.clock() - self.picture.drawn_at >= self.interval_seconds
-        return self.drawn_entries == 0 or (waited and self.picture.may_draw())
+        """As of any live display, not more often than the lines, and for the first curves in any case."""
+        waited = self.clock() - self.drawn_at >= INTERVAL_SECONDS
+        return self.drawn_entries == 0 or (waited and super().may_draw())
 
     def update(self, draw: bool = False) -> None:
         """Replace what is displayed; the picture is drawn only if there is something new to see."""
         if draw and self._entries() != self.drawn_entries:
-            self.picture.draw()
+            self.draw()
             self.drawn_entries = self._entries()
-        self.handle.update(self._content())
-        self.updated_at = self.clock()
+        self.replace()
 
-    def _figure(self) -> Figure:
+    def figure(self) -> Figure:
         return curves_figure({model.name: model.history for model in self.models.values()})
 
     def _entries(self) -> int:
         return sum(len(model.history) for model in self.models.values())
 
-    def _content(self) -> HTML:
+    def content(self) -> str:
         lines, hint = "".join(map(self._line, self.models.values(), itertools.cycle(COLOURS))), ""
         if any(model.state in TRAINS for model in self.models.values()):
             hint = "To stop, interrupt the cell (■): the update is finished and saved, and the next run continues."
@@ -156,12 +128,11 @@ class LivePlot:
             evaluations = [entry for entry in model.history if "eval_chosen_logp" in entry]
             if evaluations and (warning := chosen_falls(evaluations[0], evaluations[-1])):
                 lines += sentence_html(in_the_panels_words(warning), "note")
-        return HTML(
-            f'<div style="font-size:14px;line-height:1.5">{lines}{small_html(hint, "margin:2px 0 4px")}</div>'
-            f"{picture_html(self.picture.png, 'learning curves') if self.picture.png else ''}"
-        )
+        picture = picture_html(self.png, "learning curves") if self.png else ""
+        hint = small_html(hint, "margin:2px 0 4px")
+        return f'<div style="font-size:14px;line-height:1.5">{lines}{hint}</div>{picture}'
 
-    def _line(self, model: ModelProgress, colour: str) -> str:
+    def _line(self, model: "ModelProgress", colour: str) -> str:
         share = 100 * model.update / model.updates if model.updates else 0
         mark = mark_html("ok") if model.state == "finished" else ""
         return (
@@ -169,54 +140,33 @@ class LivePlot:
             f'<b style="min-width:90px;border-left:6px solid {colour};padding-left:6px">{escape(model.name)}</b>'
             f'<span style="width:120px;height:8px;border-radius:4px;background:{GRID};overflow:hidden">'
             f'<span style="display:block;width:{share:.0f}%;height:100%;background:{colour}"></span></span>'
-            f"<span>{mark} {escape(' · '.join(self._facts(model)))}</span></div>"
+            f"<span>{mark} {escape(' · '.join(model.facts()))}</span></div>"
         )
 
-    def _facts(self, model: ModelProgress) -> list[str]:
-        facts = [model.state]
-        if model.updates:
-            facts.append(f"update {model.update:,} of {model.updates:,}")
-        for key, text in FACTS:
-            if (value := _newest(model.history, key)) is not None:
-                facts.append(text.format(value))
-        if model.state not in TRAINS:
-            return facts
-        if (rate := _newest(model.history, "learning_rate")) is not None:
-            facts.append(f"learning rate {rate:.1e}")
-        if model.per_second:
-            digits = 0 if model.per_second >= 10 else 1
-            facts.append(f"{model.per_second:,.{digits}f} {model.unit}/s")
-        if model.seconds_left is not None:
-            facts.append(f"{model.seconds_left / 60:.1f} minutes left")
-        if (memory := memory_in_use(self.device)) is not None:
-            facts.append(f"{size(memory)} of memory")
-        if model.saved_at is not None:
-            copy = None if model.on_drive is None else model.on_drive()
-            if copy is None or not copy.is_current:
-                facts.append(f"saved {span(self.clock() - model.saved_at)} ago ✓")
-            if copy is not None:
-                facts.append(copy.sentence())
-        return facts
 
+class ModelProgress(TrainerCallback):
+    """What is known about the training of one model, as transformers' Trainer tells it, and the model's line."""
 
-class LiveCallback(TrainerCallback):
-    """Tells a LivePlot what transformers' Trainer does with one model."""
-
-    def __init__(self, plot: LivePlot, model: ModelProgress):
-        self.plot = plot
-        self.model = model
+    def __init__(self, plot: LivePlot, name: str):
+        self.plot, self.name, self.state = plot, name, "waiting"
+        self.history: list[dict] = []
+        self.update = self.updates = 0
+        self.per_second, self.unit = 0.0, "tokens"  # or examples, where these have lengths of their own
+        self.seconds_left: float | None = None
+        self.saved_at: float | None = None
+        self.on_drive: Callable[[], CopyStatus] | None = None  # where runs are copied to Drive
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.first_update = self.plot.clock(), state.global_step
         self.evaluation_seconds = 0.0
-        self.model.history, self.model.updates = state.log_history, state.max_steps
+        self.history, self.updates = state.log_history, state.max_steps
         learns_answers = isinstance(args, ReferenceArguments)
-        self.model.update, self.model.state = state.global_step, LEARNS_ANSWERS if learns_answers else "training"
+        self.update, self.state = state.global_step, LEARNS_ANSWERS if learns_answers else "training"
         if isinstance(args, TrainingArguments) and not isinstance(args, StageArguments):  # TRL's, for preferences
-            self.model.unit = "pairs"
+            self.unit = "pairs"
             self.per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps
         elif isinstance(args, QloraLwfArguments):
-            self.model.unit = "examples"
+            self.unit = "examples"
             self.per_update = args.effective_batch_size
         else:
             self.per_update = args.effective_batch_size * args.max_length
@@ -225,26 +175,121 @@ class LiveCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         seconds = self.plot.clock() - self.started
         done = state.global_step - self.first_update
-        self.model.update = state.global_step
-        self.model.seconds_left = seconds / done * (state.max_steps - state.global_step)
-        self.model.per_second = done * self.per_update / max(seconds - self.evaluation_seconds, 1e-9)
-        self.plot.tick()
+        self.update = state.global_step
+        self.seconds_left = seconds / done * (state.max_steps - state.global_step)
+        self.per_second = done * self.per_update / max(seconds - self.evaluation_seconds, 1e-9)
+        if self.plot.is_due():
+            self.plot.update(draw=self.plot.may_draw())
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         self.evaluation_seconds += (metrics or {}).get("eval_runtime", 0.0)
-        self.model.history = state.log_history
+        self.history = state.log_history
         # The end of training draws once more.
         self.plot.update(draw=self.plot.may_draw() and state.global_step < state.max_steps)
 
     def on_save(self, args, state, control, **kwargs):
-        self.model.saved_at = self.plot.clock()
+        self.saved_at = self.plot.clock()
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.model.history, self.model.update = state.log_history, state.global_step
-        draw = self.model.state != LEARNS_ANSWERS  # of which nothing is in the curves of the preferences
-        self.model.state = f"scoring all held-out {'pairs' if self.model.unit == 'pairs' else 'text'}"
+        self.history, self.update = state.log_history, state.global_step
+        draw = self.state != LEARNS_ANSWERS  # of which nothing is in the curves of the preferences
+        self.state = f"scoring all held-out {'pairs' if self.unit == 'pairs' else 'text'}"
         self.plot.update(draw=draw)
+
+    def facts(self) -> list[str]:
+        facts = [self.state]
+        if self.updates:
+            facts.append(f"update {self.update:,} of {self.updates:,}")
+        for key, text in FACTS:
+            if (value := _newest(self.history, key)) is not None:
+                facts.append(text.format(value))
+        if self.state not in TRAINS:
+            return facts
+        if (rate := _newest(self.history, "learning_rate")) is not None:
+            facts.append(f"learning rate {rate:.1e}")
+        if self.per_second:
+            digits = 0 if self.per_second >= 10 else 1
+            facts.append(f"{self.per_second:,.{digits}f} {self.unit}/s")
+        if self.seconds_left is not None:
+            facts.append(f"{self.seconds_left / 60:.1f} minutes left")
+        if (memory := memory_in_use(self.plot.device)) is not None:
+            facts.append(f"{size(memory)} of memory")
+        if self.saved_at is not None:
+            copy = None if self.on_drive is None else self.on_drive()
+            if copy is None or not copy.is_current:
+                facts.append(f"saved {span(self.plot.clock() - self.saved_at)} ago ✓")
+            if copy is not None:
+                facts.append(copy.sentence())
+        return facts
 
 
 def _newest(history: list[dict], key: str) -> float | None:
     return next((entry[key] for entry in reversed(history) if key in entry), None)
+
+
+class LiveTraining:
+    """The models of a panel under one live plot: `folders` of all, and the `unfinished` ones, left to train."""
+
+    def __init__(self, panel: SettingsPanel):
+        self.panel = panel
+        self.runs = {model: Path(panel.arguments(model).output_dir) for model in panel.models}
+        self.folders = list(self.runs.values())
+        self.copier = drive_copier(self.folders[0])
+        for sentence, status in fetch_sentences(self.copier, self.folders):
+            say(sentence, status)
+        self.plot, self.unfinished = LivePlot(panel.models), []
+        for model, folder in self.runs.items():
+            if read_results(folder) is None:
+                self.unfinished.append(model)
+            else:
+                self.plot.add_finished(model, folder)
+        self.model = next(iter(self.unfinished), panel.models[0])  # the one that trains
+
+    def callbacks(self, model: str) -> tuple[TrainerCallback, ...]:
+        """For the stage that trains `model` now; those before it are finished."""
+        if model != self.model:
+            self.plot.set_state(self.model, "finished")
+            self.panel.refresh()  # its line says what is finished and what can be continued
+        self.model = model
+        self.plot.set_state(model, "preparing the data")
+        clear_device_cache(garbage_collection=True)  # of the models of the cells above
+        live = self.plot.models[model]
+        if self.copier is not None:
+            live.on_drive = functools.partial(self.copier.status, self.runs[model])
+        return live, *callbacks_for(self.copier)
+
+    def on_drive(self) -> str:
+        """Wait for the last copy; returns the outcome, as a sentence after a blank."""
+        sentence = wait_for_drive(self.copier, functools.partial(self.plot.tell_of_drive, self.model))
+        self.plot.update()
+        return sentence
+
+
+@contextmanager
+def live_training(panel: SettingsPanel) -> Iterator[LiveTraining]:
+    """For the `with` of a training cell. What an earlier session has trained is found, or brought back from Drive."""
+    with in_one_sentence():
+        quiet_notebook()
+        live = LiveTraining(panel)
+        try:
+            yield live
+        except KeyboardInterrupt as stop:
+            live.plot.set_state(live.model, "stopped")
+            # The library's sentence ends in advice for the command line; here the advice is the cell.
+            stopped = str(stop).split(" The same command")[0]
+            if not isinstance(stop, TrainingInterrupted):
+                newest = newest_checkpoint(live.runs[live.model])
+                kept = f"{newest.name} is kept" if newest else "nothing was saved yet"
+                stopped = f"Stopped at once; {kept}."
+            raise CellStopped(f"■ {stopped} Run this cell again to go on from there.{live.on_drive()}") from None
+        except InputError as error:
+            live.plot.set_state(live.model, "diverged" if isinstance(error, TrainingDiverged) else "not started")
+            raise
+        finally:
+            panel.refresh()
+        where = f"everything is in {live.folders[0].parent}."
+        if live.unfinished:
+            live.plot.set_state(live.model, "finished")
+            say(f"Trained; {where}{live.on_drive()}")
+        else:
+            say(f"Nothing to train, for everything was finished before; {where}")

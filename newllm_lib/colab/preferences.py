@@ -1,9 +1,8 @@
-"""The cells of notebook 6: a look at the pairs, and what tuning by them has brought: metrics, accuracy by kind of
-flaw, and what the model answers, before and after."""
+"""The cells of notebook 6: a look at the pairs, and what tuning by them has brought."""
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +17,18 @@ from ..preferences.pairs import Preference, Preferences
 from ..preferences.scores import chosen_falls
 from ..preferences.shortcuts import CLASSIFIERS, held_out_accuracy
 from ..training.curves import COLOURS, as_label
-from .page.notices import (
-    AS_WRITTEN,
-    FAINT,
-    escape,
-    figure_html,
-    in_one_sentence,
-    say,
-    shortened,
-    small_html,
-    table_html,
-)
+from .page.notices import in_one_sentence, say
+from .page.pieces import AS_WRITTEN, FAINT, escape, figure_html, shortened, small_html, table_html
 from .panel.controls import in_the_panels_words
 from .panel.preference_panel import PreferencePanel
-from .progress import read_measured, show_before_and_after
+from .results import read_measured, show_before_and_after
 
 # kind -> what is wrong with the rejected answer
 FLAWS = {
-    "off_topic": "right, but about another topic",
-    "vague": "general phrases that say nothing",
-    "impolite": "right, but rude",
-    "wrong_fact": "untrue",
-    "cut_short": "breaks off",
-    "repetitive": "says the same again and again",
-    "wrong_language": "English in the place of Japanese",
-}
+    "off_topic": "right, but about another topic", "vague": "general phrases that say nothing",
+    "impolite": "right, but rude", "wrong_fact": "untrue", "cut_short": "breaks off",
+    "repetitive": "says the same again and again", "wrong_language": "English in the place of Japanese",
+}  # fmt: skip
 UNLABELLED = 4  # pairs shown of data whose flaws have no names
 MOST_CHARACTERS = 280
 # Pairs that the shortcuts are learned from and tried on: enough to tell, and quick.
@@ -63,10 +49,9 @@ METRICS = (
 )
 
 
-@in_one_sentence
+@in_one_sentence()
 def preview_pairs(panel: PreferencePanel) -> None:
-    """Load the pairs as the panel says and show what training will see: counts, one pair for each kind of flaw, and how
-    far a reader of nothing but lengths and characters gets."""
+    """Show what training will see: counts, a pair for each kind of flaw, and how far a reader of lengths alone gets."""
     splits = panel.arguments(panel.models[0]).load_preferences()
     display(HTML(counts_html(splits)))
     display(HTML(pairs_html(pairs_to_show(splits.train))))
@@ -79,7 +64,7 @@ def preview_pairs(panel: PreferencePanel) -> None:
     )
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_preferences(panel: PreferencePanel, folder: str | Path) -> None:
     """A table, a picture and a verdict: what the model prefers now, and what that is worth."""
     measured = read_measured(folder, PREFERENCES_FILE)
@@ -99,15 +84,13 @@ def show_preferences(panel: PreferencePanel, folder: str | Path) -> None:
     say(verdict(measured, shortcut_accuracies(splits)[BAG]))
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_preferred_answers(folder: str | Path) -> None:
-    """What the model says to held-out prompts before and after, side by side."""
     remark = " To prefer an answer is not to be able to write it."
     show_before_and_after(read_measured(folder, PREFERENCES_FILE), "reference", ANSWER_TOKENS, remark)
 
 
 def counts_html(splits: Splits[Preferences]) -> str:
-    """Where the pairs are from, how many there are, how long their answers are, and which flaws they have."""
     sides = (splits.train, splits.validation)
 
     def length(answers: Sequence[str]) -> str:
@@ -115,6 +98,10 @@ def counts_html(splits: Splits[Preferences]) -> str:
 
     def longer(pairs: Sequence[Preference]) -> float:
         return sum(len(pair.rejected) > len(pair.chosen) for pair in pairs) / len(pairs)
+
+    def flaws(pairs: Sequence[Preference]) -> str:
+        counts = Counter(pair.kind for pair in pairs if pair.kind)
+        return ", ".join(f"{count}&nbsp;{escape(title(kind))}" for kind, count in sorted(counts.items()))
 
     rows = [
         ["", "<b>for training</b>", "<b>held out</b>"],
@@ -124,17 +111,13 @@ def counts_html(splits: Splits[Preferences]) -> str:
         ["chosen answers", *(length([pair.chosen for pair in side.pairs]) for side in sides)],
         ["rejected answers", *(length([pair.rejected for pair in side.pairs]) for side in sides)],
         ["rejected is longer", *(f"{longer(side.pairs):.0%} of the pairs" for side in sides)],
+        *([["flaws", *(flaws(side.pairs) for side in sides)]] if any(pair.kind for pair in splits.train.pairs) else []),
     ]
-    counts = [sorted(Counter(pair.kind for pair in side.pairs if pair.kind).items()) for side in sides]
-    if any(counts):
-        flaws = (", ".join(f"{count}&nbsp;{escape(title(kind))}" for kind, count in side) for side in counts)
-        rows.append(["flaws", *flaws])
     remarks = [splits.note, *(remark for side in sides for remark in side.remarks)]
     return table_html([*rows, *(["remark", escape(remark), ""] for remark in remarks if remark)])
 
 
 def title(kind: str) -> str:
-    """A kind of flaw in words."""
     return kind.replace("_", " ")
 
 
@@ -145,13 +128,15 @@ def pairs_to_show(side: Preferences) -> list[Preference]:
         first.setdefault(pair.kind, pair)
     if set(first) == {""}:
         return side.pairs[:UNLABELLED]
-    order = {kind: number for number, kind in enumerate(KINDS)}
-    return sorted(first.values(), key=lambda pair: (order.get(pair.kind, len(order)), pair.kind))
+    return [first[kind] for kind in in_order(first)]
+
+
+def in_order(kinds: Iterable[str]) -> list[str]:
+    """Our kinds of flaw as the generator has them, then others."""
+    return [kind for kind in KINDS if kind in kinds] + sorted(set(kinds) - set(KINDS))
 
 
 def pairs_html(pairs: Sequence[Preference]) -> str:
-    """A row per pair: the flaw and the question, the chosen answer, the rejected one, and their lengths."""
-
     def beginning(text: str) -> str:
         return f'<div style="{AS_WRITTEN}">{escape(shortened(text, MOST_CHARACTERS))}</div>'
 
@@ -176,27 +161,23 @@ def shortcut_accuracies(splits: Splits[Preferences]) -> dict[str, float]:
 
 
 def kinds_figure(measured: dict[str, Any], counts: Mapping[str, int]) -> Figure:
-    """A bar for each kind of flaw, and one for all held-out pairs; the line is chance. `counts`: kind -> held-out
-    pairs; they are shown if all of them were scored."""
+    """A bar for each kind of flaw (with `counts`, if all pairs were scored), and one for all; the line is chance."""
     by_kind = measured["accuracy_by_kind"]
-    order = [kind for kind in KINDS if kind in by_kind] + sorted(set(by_kind) - set(KINDS))
+    order = in_order(by_kind)
     are_all = sum(counts.values()) == measured["held_out"]["pairs"]
     names = [as_label(title(kind)) + (f" ({counts[kind]})" if are_all else "") for kind in order]
     names.append(f"all ({measured['held_out']['pairs']:,})")
     shares = [by_kind[kind] for kind in order] + [measured["held_out"]["accuracy"]]
     figure = Figure(figsize=(4.9, 0.7 + 0.3 * len(names)), layout="constrained")
     axes = figure.subplots()
-    heights = range(len(names) - 1, -1, -1)
+    heights, place = range(len(names) - 1, -1, -1), {"textcoords": "offset points"}
     axes.barh(heights, shares, height=0.62, color=[COLOURS[0]] * len(order) + ["#57606a"])
-    place = {"textcoords": "offset points"}
     for height, share in zip(heights, shares, strict=True):
         axes.annotate(f"{share:.0%}", (share, height), (4, 0), **place, va="center")
     axes.axvline(CHANCE, color="#cf222e", linewidth=1, linestyle="--")
     axes.annotate("chance", (CHANCE, heights[0] + 0.42), (3, 0), **place, color="#cf222e", va="bottom")
-    axes.set(
-        xlim=(0, 1.08), ylim=(-0.6, len(names) - 0.1), yticks=heights, yticklabels=names,
-        xlabel="held-out pairs with the chosen answer ahead",
-    )  # fmt: skip
+    axes.set(xlim=(0, 1.08), ylim=(-0.6, len(names) - 0.1), yticks=heights, yticklabels=names)
+    axes.set_xlabel("held-out pairs with the chosen answer ahead")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.grid(alpha=0.25, axis="x")
@@ -206,8 +187,7 @@ def kinds_figure(measured: dict[str, Any], counts: Mapping[str, int]) -> Figure:
 
 
 def verdict(measured: dict[str, Any], bag: float) -> str:
-    """What the accuracy is, how sure it is, and what it is worth beside `bag`, the accuracy of a counter of
-    characters."""
+    """What the accuracy is, how sure, and what it is worth beside `bag`, the accuracy of a counter of characters."""
     held_out, train = measured["held_out"], measured["train"]
     accuracy, error = held_out["accuracy"], standard_error(held_out["accuracy"], held_out["pairs"])
     words = [f"The chosen answer is ahead in {accuracy:.1%} of {held_out['pairs']:,} held-out pairs (± {error:.1%})."]
@@ -226,5 +206,4 @@ def verdict(measured: dict[str, Any], bag: float) -> str:
 
 
 def standard_error(share: float, count: int) -> float:
-    """The standard error of a share of `count` pairs."""
     return math.sqrt(max(share * (1 - share), 1 / (4 * count)) / count)

@@ -1,21 +1,28 @@
-"""A look at the data before training on them: origin, licence, counts, samples, and one sample cut into its tokens;
-of conversations with those marked that are learned."""
+"""A look, before training, at the pretrained model and its licence, and at the data: origin, counts and tokens."""
 
 import itertools
 from collections.abc import Iterable
+from pathlib import Path
 
 from IPython.display import HTML, display
 from transformers import PreTrainedTokenizerFast
 
+from ..adapters import offline_gemma
 from ..adapters.qlora_lwf import PreparedLwf
 from ..data.chat_template import ConversationFormat, encode_conversations, plain_messages, render
 from ..data.examples import Message
 from ..data.tokenizer import text_backend
+from ..stages.sft import SftArguments, sft
 from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
-from .page.bubbles import bubbles_html
-from .page.notices import AS_WRITTEN, FAINT, GRID, beside_html, escape, in_one_sentence, say, small_html, table_html
+from .drive.drive_copy import callbacks_for
+from .page.notices import in_one_sentence, quiet_notebook, say
+from .page.pieces import AS_WRITTEN, FAINT, GRID, beside_html, bubbles_html, escape, shortened, small_html, table_html
+from .panel.lookups import SMALL_FOLDER, base_of, chat_models, count_trainable
+from .panel.preference_panel import PreferencePanel
 from .panel.settings_panel import SettingsPanel
+from .panel.stage import CHAT_PRESETS
+from .storage import drive_copier, name_of
 
 NUM_SAMPLES = 3
 SKIPPED = 20  # documents or conversations between samples: neighbours are often alike
@@ -28,28 +35,34 @@ LEARNED = tuple(f"background:rgba(42,157,143,{share});text-decoration:underline"
 GIVEN = ("background:rgba(128,128,128,.24)", "background:rgba(128,128,128,.12)")
 
 
-@in_one_sentence
+@in_one_sentence()
 def preview_data(panel: SettingsPanel) -> None:
     """Load the text as the panel says, learn the tokenizer, and show what training will see."""
     args = panel.arguments(panel.models[0])
     prepared = panel.stage.prepare(args)
     counts, samples = prepared.train_counts, sample_texts(prepared)
-    display(HTML(text_table(prepared) + samples_html(samples) + tokens_html(samples[0], prepared.tokenizer)))
+    sides = counts, prepared.held_out.counts
+    rows = [[n, *(f"{getattr(c, n):,}" for c in sides)] for n in ("documents", "bytes", "words", "tokens")]
+    if counts.unknown_tokens:
+        rows.append(["unknown words", *(f"{c.unknown_tokens / c.tokens:.1%} of the tokens" for c in sides)])
+    style = f"{AS_WRITTEN};background:{FAINT};padding:6px 10px;margin:6px 0;font-size:13px;line-height:1.4"
+    title = f"<b>{len(samples)} samples</b>" if len(samples) > 1 else "<b>A sample</b>"
+    shown = "".join(f'<div style="{style}">{escape(text)}</div>' for text in samples)
+    table, tokens = counts_html("text", prepared, rows), tokens_html(samples[0], prepared.tokenizer)
+    display(HTML(f"{table}{title}{shown}{tokens}"))
     updates, tokens = count_training_tokens(args, len(prepared.train_rows))
-    passes = tokens / counts.tokens
-    extent = f"{passes:.1f} passes over the text" if passes >= 1 else f"{passes:.1%} of the text"
+    extent = passes_over("the text", tokens / counts.tokens)
     say(f"{counts.tokens:,} tokens are ready; training takes {updates:,} updates over {tokens:,} tokens, {extent}.")
 
 
-@in_one_sentence
+@in_one_sentence()
 def preview_conversations(panel: SettingsPanel) -> None:
-    """Load the conversations as the panel says and show what training will see."""
     args = panel.arguments(panel.models[0])
     prepared = panel.stage.prepare(args)
     form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
-    samples = list(itertools.islice(prepared.splits.train, 0, NUM_SAMPLES * SKIPPED, SKIPPED))
+    samples = [*itertools.islice(prepared.splits.train, 0, NUM_SAMPLES * SKIPPED, SKIPPED)]
     if len(samples) < NUM_SAMPLES:
-        samples = list(itertools.islice(prepared.splits.train, NUM_SAMPLES))
+        samples = [*itertools.islice(prepared.splits.train, NUM_SAMPLES)]
     tokens = learned_html(samples, prepared.tokenizer, form)
     display(HTML(conversations_table(prepared) + conversations_html(samples) + tokens))
     ready = f"{prepared.train_counts.documents:,} conversations are ready"
@@ -58,14 +71,16 @@ def preview_conversations(panel: SettingsPanel) -> None:
         return
     rows = len(prepared.train_rows)
     updates, tokens = count_training_tokens(args, rows)
-    passes = tokens / (rows * args.max_length)
-    extent = f"{passes:.1f} passes over them" if passes >= 1 else f"{passes:.1%} of them"
+    extent = passes_over("them", tokens / (rows * args.max_length))
     say(f"{ready}, in {rows:,} rows of {args.max_length} tokens; training takes {updates:,} updates, {extent}.")
 
 
+def passes_over(what: str, passes: float) -> str:
+    return f"{passes:.1f} passes over {what}" if passes >= 1 else f"{passes:.1%} of {what}"
+
+
 def sample_texts(prepared: PreparedRun) -> list[str]:
-    """The beginnings of a few documents that are long enough to show something; of a text that has not so many,
-    stretches from the beginning and further on."""
+    """Beginnings of a few long documents; of a text that has not so many, stretches from here and there."""
     texts = (piece.text.strip() for piece in prepared.splits.train.read() if piece.starts_document)
     long_enough = (text for text in texts if len(text) >= LEAST_CHARACTERS)
     chosen = list(itertools.islice(long_enough, 0, NUM_SAMPLES * SKIPPED, SKIPPED))
@@ -74,30 +89,16 @@ def sample_texts(prepared: PreparedRun) -> list[str]:
         third = len(text) // NUM_SAMPLES
         starts = [0, *(text.find("\n", number * third) + 1 for number in range(1, NUM_SAMPLES))]
         chosen = [text[start:].strip() for start in dict.fromkeys(starts)]
-    return [text[:MOST_CHARACTERS] + (" …" if len(text) > MOST_CHARACTERS else "") for text in chosen if text]
+    return [shortened(text, MOST_CHARACTERS) for text in chosen if text]
 
 
-def origin_rows(what: str, prepared: PreparedRun) -> list[list[str]]:
-    """The head of a table of counts: where both splits are from."""
-    sides = prepared.splits.train, prepared.splits.validation
+def counts_html(what: str, prepared: PreparedRun, rows: list[list[str]]) -> str:
+    """A table of both splits: where they are from, `rows` of counts, and how much text a token stands for."""
+    sides, held_out = (prepared.splits.train, prepared.splits.validation), prepared.held_out.counts
     origins, licences = ([escape(getattr(side, name)) for side in sides] for name in ("origin", "licence"))
-    return [["", "<b>for training</b>", "<b>held out</b>"], [what, *origins], ["licence", *licences]]
-
-
-def tokenizer_row(prepared: PreparedRun) -> list[str]:
-    """The size of the vocabulary, and how much text a token stands for."""
-    held_out = prepared.held_out.counts
-    return ["tokenizer", f"{len(prepared.tokenizer):,} types", f"{held_out.bytes / held_out.tokens:.2f} bytes a token"]
-
-
-def text_table(prepared: PreparedRun) -> str:
-    """Where the text is from, and how much of it there is."""
-    sides = prepared.train_counts, prepared.held_out.counts
-    rows = origin_rows("text", prepared)
-    rows += [[n, *(f"{getattr(c, n):,}" for c in sides)] for n in ("documents", "bytes", "words", "tokens")]
-    if prepared.train_counts.unknown_tokens:
-        rows.append(["unknown words", *(f"{c.unknown_tokens / c.tokens:.1%} of the tokens" for c in sides)])
-    return table_html([*rows, tokenizer_row(prepared)])
+    head = [["", "<b>for training</b>", "<b>held out</b>"], [what, *origins], ["licence", *licences]]
+    bytes_each = f"{held_out.bytes / held_out.tokens:.2f} bytes a token"
+    return table_html([*head, *rows, ["tokenizer", f"{len(prepared.tokenizer):,} types", bytes_each]])
 
 
 def conversations_table(prepared: PreparedRun) -> str:
@@ -105,36 +106,26 @@ def conversations_table(prepared: PreparedRun) -> str:
     counts, held_out = prepared.train_counts, prepared.held_out.counts
     conversations = counts.documents + counts.too_long
     rows = [
-        *origin_rows("data", prepared),
         ["conversations", f"{counts.documents:,}", f"{len(prepared.held_out.documents):,}"],
         ["tokens", f"{counts.all_tokens:,}", ""],
         ["of them learned", f"{counts.tokens:,} ({counts.tokens / counts.all_tokens:.0%})", f"{held_out.tokens:,}"],
         ["words learned", f"{counts.words:,}", f"{held_out.words:,}"],
         ["shortened", f"{counts.shortened:,} ({counts.shortened / conversations:.1%}) lost their last turns", ""],
         ["left out", f"{counts.too_long:,} ({counts.too_long / conversations:.1%}): no answer fits into a row", ""],
-        tokenizer_row(prepared),
     ]
     if counts.bad_rows:
         rows.append(["no conversation", f"{counts.bad_rows:,} rows left out; {escape(counts.complaints[0])}", ""])
-    if prepared.splits.note:
-        rows.append(["remark", escape(prepared.splits.note), ""])
+    remarks = [prepared.splits.note]
     if isinstance(prepared, PreparedLwf):
         other = (prepared.rehearsal.train, prepared.rehearsal.validation)
         rows.append(["general text", *(escape(text.origin) for text in other)])
         rows.append(["its licence", *(escape(text.licence) for text in other)])
-        rows += [["remark", escape(remark), ""] for remark in prepared.remarks]
-    return table_html(rows)
-
-
-def samples_html(samples: list[str]) -> str:
-    """Samples one under the other, line breaks kept."""
-    style = f"{AS_WRITTEN};background:{FAINT};padding:6px 10px;margin:6px 0;font-size:13px;line-height:1.4"
-    title = f"{len(samples)} samples" if len(samples) > 1 else "A sample"
-    return f"<b>{title}</b>" + "".join(f'<div style="{style}">{escape(text)}</div>' for text in samples)
+        remarks += prepared.remarks
+    rows += [["remark", escape(remark), ""] for remark in remarks if remark]
+    return counts_html("data", prepared, rows)
 
 
 def conversations_html(samples: list[list[Message]]) -> str:
-    """Conversations side by side where there is room, the first turns of each."""
     style = f"flex:1 1 280px;min-width:240px;border:1px solid {GRID};border-radius:8px;padding:6px 10px"
     cards = []
     for messages in samples:
@@ -146,7 +137,6 @@ def conversations_html(samples: list[list[Message]]) -> str:
 
 
 def tokens_html(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
-    """The text with every token tinted."""
     encoding = text_backend(tokenizer).encode(text, add_special_tokens=False)
     patches, end = tinted(text, ((offsets, TINTS) for offsets in encoding.offsets))
     return _as_tokens(f"The first sample as its {len(encoding.ids):,} tokens", patches + escape(text[end:]))
@@ -158,21 +148,19 @@ def learned_html(samples: list[list[Message]], tokenizer: PreTrainedTokenizerFas
     for messages, encoded in zip(samples, encode_conversations(samples, tokenizer, form), strict=True):
         if encoded is None:
             continue
-        supervised = encoded.supervised
+        supervised, learned = encoded.supervised, f"{int(encoded.supervised.sum()):,}"
         (text,), _ = render([messages], tokenizer)
         offsets = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets[: len(supervised)]
-        styles = (LEARNED if learned else GIVEN for learned in supervised[:MOST_TOKENS])
+        styles = (LEARNED if is_learned else GIVEN for is_learned in supervised[:MOST_TOKENS])
         patches, _ = tinted(text, zip(offsets, styles, strict=False))
-        title = (
-            f"One of them as {len(supervised):,} tokens; the {int(supervised.sum()):,} that are learned are underlined"
-        )
+        title = f"One of them as {len(supervised):,} tokens; the {learned} that are learned are underlined"
         return _as_tokens(title, patches + (" …" if len(offsets) > MOST_TOKENS else ""))
     return ""
 
 
 def tinted(text: str, tokens: Iterable[tuple[tuple[int, int], tuple[str, ...]]]) -> tuple[str, int]:
-    """(the text up to the last token as HTML, how many characters that is). Tokens that share one character (parts of
-    its bytes) are one patch. `tokens`: (begin and end in the text, what its patch looks like: one of these in turn)."""
+    """(the text up to the last token as HTML, how many characters that is). `tokens`: (begin and end, styles that take
+    turns); tokens that share one character, parts of its bytes, are one patch."""
     spans, position, number = [], 0, 0
     for (begin, end), styles in tokens:
         if end <= position:
@@ -186,3 +174,52 @@ def tinted(text: str, tokens: Iterable[tuple[tuple[int, int], tuple[str, ...]]])
 
 def _as_tokens(title: str, patches: str) -> str:
     return f'<b>{title}</b><div style="{AS_WRITTEN};font-size:14px;line-height:1.9;margin:6px 0">{patches}</div>'
+
+
+@in_one_sentence()
+def show_base_model(panel: SettingsPanel) -> None:
+    """Name the base model and its licence. The one of the package shows its terms and is converted, once."""
+    quiet_notebook()
+    args = panel.arguments(panel.models[0])
+    base = base_of(args)
+    if base.path == offline_gemma.NAME and not offline_gemma.converted_folder().exists():
+        style = f"max-height:220px;overflow-y:auto;border:1px solid {GRID};border-radius:8px;padding:6px 10px;"
+        style += f"margin:6px 0;{AS_WRITTEN};font-size:13px;line-height:1.45"
+        terms = f'<div style="{style}">{escape(offline_gemma.terms_text())}</div>'
+        display(HTML(f"<b>The Gemma Terms of Use. By going on you accept them.</b>{terms}"))
+        say(f"{base.name} is converted for its first use, once; this takes one to two minutes.", "note")
+        offline_gemma.offline_gemma(terms_were_shown=True)
+    stays = f"It stays as it is; {count_trainable(args, base):,} parameters beside it are trained."
+    say(f"The base is {base.name}, licence: {base.licence}. {stays} {base.note}".strip())
+
+
+@in_one_sentence()
+def show_tuned_model(panel: PreferencePanel) -> None:
+    """Name the chat model that is tuned by preferences and its licence; train a small one if there is no other."""
+    quiet_notebook()
+    if panel.lacks_chat_model():
+        small = small_chat_model(panel.runs)
+        remark = (
+            "There is no chat model: neither DialoGPT-small from the hub, nor one of notebooks 2 to 4. A small one is "
+            f"trained first, in {small.max_steps} updates; this takes about a minute. What it says makes no sense, but "
+            "all that follows can be seen on it."
+        )
+        say(remark, "note")
+        sft(small, callbacks_for(drive_copier(panel.runs)))
+        panel.refresh()
+    args = panel.arguments(panel.models[0])
+    base = base_of(args)
+    what = "It stays as it is, and is the reference; adapters beside it are trained."
+    if args.sft_epochs > 0:
+        what = "A copy of it first learns the answers as such and is the reference; adapters on that are trained."
+    others = ", ".join(name_of(folder) for folder in chat_models(panel.runs) if str(folder) != base.path)
+    may_name = f"Other chat models here: {others}; the panel's base model may name one." if others else ""
+    sentences = f"{base.name} is tuned, licence: {base.licence}.", what, base.note, may_name
+    say(" ".join(filter(None, sentences)))
+
+
+def small_chat_model(runs: str | Path) -> SftArguments:
+    """The small one is trained as TinyGPT2 by notebook 2's smallest preset: in a minute, and it makes no sense."""
+    few = {**CHAT_PRESETS["smoke"], "per_device_train_batch_size": 8, "eval_steps": 0.5, "save_steps": 0.5}
+    what = {"dataset": "dailydialog", "data_source": "offline", "model_type": "tiny-gpt2"}
+    return SftArguments(**few, **what, output_dir=str(Path(runs) / SMALL_FOLDER / "smoke" / "tiny-gpt2"))

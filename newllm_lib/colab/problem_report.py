@@ -1,8 +1,6 @@
-"""If something went wrong: the codes and what to do about them, and a report that may be sent to strangers.
-
-Everything in a report is a number, a version, or a word of a vocabulary that is known beforehand: ours, or the code of
-public packages. No message of an error is ever in it, ours included: messages quote rows, names and addresses.
-"""
+"""If something went wrong: the codes and what to do, and a report that may be sent to strangers: it holds numbers,
+versions, and words of vocabularies that are known beforehand, ours or public packages'. No message of an error is in
+it, ours included: messages quote rows, names and addresses."""
 
 import dataclasses
 import datetime
@@ -12,7 +10,7 @@ import platform
 import re
 import sys
 import traceback
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
@@ -29,20 +27,8 @@ from ..errors import CODES, InputError
 from ..preferences.arguments import LOSS_TYPES
 from ..training.callbacks import read_history
 from .live_plot import FACTS
-from .page.notices import (
-    AS_WRITTEN,
-    FAINT,
-    GRID,
-    CellStopped,
-    button_box,
-    causes,
-    code_and_sentence,
-    download_html,
-    escape,
-    in_one_sentence,
-    say,
-    table_html,
-)
+from .page.notices import CellStopped, causes, code_and_sentence, in_one_sentence, say
+from .page.pieces import AS_WRITTEN, FAINT, GRID, button_box, download_html, escape, table_html
 from .panel import stage
 from .panel.settings_panel import SettingsPanel
 from .storage import on_colab
@@ -50,6 +36,7 @@ from .storage import on_colab
 REPORT_FILE = "newllm-report.txt"
 LEFT_OUT = "[left out]"
 METRICS_LINES = 12
+PACKAGES = [name for name in TESTED if name != "Python"]
 MORE_PACKAGES = ("ipykernel", "jupyterlab", "huggingface_hub", "tokenizers", "safetensors", "pyarrow", "pip")
 KNOWN_MODELS = {*GEMMA_2B, offline_gemma.NAME}
 METRICS = {"step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss", *(key for key, _ in FACTS)}
@@ -57,7 +44,7 @@ STAGES = [value for value in vars(stage).values() if isinstance(value, stage.Not
 FIELDS = {field.name for known in STAGES for field in dataclasses.fields(known.arguments)}
 # Modules whose names, and those of what is in them, are public.
 PUBLIC = {"newllm_lib", "IPython", "PIL", "fsspec", "httpx", "jinja2", "numpy", "pandas", "psutil", "requests"}
-PUBLIC |= {name for name in (*TESTED, *MORE_PACKAGES) if name != "Python"} | sys.stdlib_module_names
+PUBLIC |= {*PACKAGES, *MORE_PACKAGES, *sys.stdlib_module_names}
 LEAVES_OUT = (
     "The report has versions, the check-up, the settings, the last lines of the metrics log, and the code and place of "
     "the newest error. It has no tokens, addresses, names of files or folders, and nothing of your text. Read it: it "
@@ -65,14 +52,13 @@ LEAVES_OUT = (
 )
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_report(panel: SettingsPanel | None = None) -> widgets.Widget:
-    """Display the codes, and a button that makes the report and shows it before it can be downloaded. `panel`: of the
-    notebook, if it got that far."""
+    """Display the codes, and a button that makes the report and shows it before it can be downloaded."""
     rows = [["code", "what happened", "what to do"]]
     rows += [[f"<b>{code}</b>", escape(happened), escape(remedy)] for code, (happened, remedy) in CODES.items()]
-    summary = "<summary>The codes and what to do</summary>"
-    display(HTML(f'<details style="padding-left:8px">{summary}{table_html(rows, header=True)}</details>'))
+    codes = f"<summary>The codes and what to do</summary>{table_html(rows, header=True)}"
+    display(HTML(f'<details style="padding-left:8px">{codes}</details>'))
 
     def make() -> str:
         text = report_text(panel)
@@ -90,27 +76,22 @@ def show_report(panel: SettingsPanel | None = None) -> widgets.Widget:
 
 def report_text(panel: SettingsPanel | None = None) -> str:
     """The whole report; every part is made whatever the state of the others is."""
+    parts = {
+        "Versions": version_lines(),
+        "Check-up": [f"{f.status:<5} {f.subject}: {f.value} {f.advice} {f.code}".rstrip() for f in doctor()],
+        "Settings": settings_lines(panel),
+        "Metrics": metrics_lines(panel),
+        "Newest error of this session": error_lines(getattr(sys, "last_value", None)),
+    }
     now = datetime.datetime.now(datetime.timezone.utc)
-    parts = [
-        f"New-LLM report, {now:%Y-%m-%d %H:%M} UTC",
-        section("Versions", version_lines()),
-        section("Check-up", (f"{f.status:<5} {f.subject}: {f.value} {f.advice} {f.code}".rstrip() for f in doctor())),
-        section("Settings", settings_lines(panel)),
-        section("Metrics", metrics_lines(panel)),
-        section("Newest error of this session", error_lines(getattr(sys, "last_value", None))),
-    ]
-    return "\n".join(parts) + "\n"
-
-
-def section(title: str, lines: Iterable[str]) -> str:
-    return "\n".join(["", f"== {title}", *lines])
+    sections = "\n\n".join("\n".join([f"== {title}", *lines]) for title, lines in parts.items())
+    return f"New-LLM report, {now:%Y-%m-%d %H:%M} UTC\n\n{sections}\n"
 
 
 def version_lines() -> list[str]:
-    """Ours, Python's, and those of the packages that matter."""
     where = "Colab" if on_colab() else "Jupyter"
     lines = [f"newllm {__version__}", f"Python {platform.python_version()}, {platform.system()}, {where}"]
-    for package in (*(name for name in TESTED if name != "Python"), *MORE_PACKAGES):
+    for package in (*PACKAGES, *MORE_PACKAGES):
         try:
             lines.append(f"{package} {version(package)}")
         except PackageNotFoundError:
@@ -133,12 +114,9 @@ def settings_lines(panel: SettingsPanel | None) -> list[str]:
 
 
 def is_plain(name: str, value: Any, ours: Collection[Any]) -> bool:
-    """True for a value that says nothing of its user. `ours`: values of this setting that the library itself has words
-    for."""
-    if value is None or isinstance(value, int | float):
-        return True
+    """True for a value that says nothing of its user; `ours`: values that the library itself has for this setting."""
     if not isinstance(value, str):
-        return False
+        return value is None or isinstance(value, int | float)
     if name.startswith("search_"):  # from and to, or choices
         return all(part in LOSS_TYPES or re.fullmatch(r"[\d.e-]+", part) for part in value.split(","))
     return value in ours or value in (KNOWN_MODELS if name == "model" else DATASETS)
@@ -161,8 +139,7 @@ def metrics_lines(panel: SettingsPanel | None) -> list[str]:
 
 
 def error_lines(error: BaseException | None) -> list[str]:
-    """The error that IPython showed last and what it came from, the newest first: kinds, codes, the setting, and places
-    in the code, in which a reader of the code finds the sentence."""
+    """IPython's newest error and what it came from: kinds, codes, the setting, and places in the code."""
     if error is None:
         return ["None."]
     if isinstance(error, CellStopped) and error.__context__ is not None:
@@ -170,13 +147,12 @@ def error_lines(error: BaseException | None) -> list[str]:
     lines = []
     for link in causes(error):
         code = code_and_sentence(link)[0]
-        parts = [f"{kind_of(link)} [{code}] {CODES[code][0]}"]
+        line = f"{kind_of(link)} [{code}] {CODES[code][0]}"
         if isinstance(link, InputError) and link.field in FIELDS:
-            parts.append(f"Setting: {link.field}.")
+            line += f" Setting: {link.field}."
         if isinstance(link, OSError) and link.errno in errno.errorcode:
-            parts.append(f"System error: {errno.errorcode[link.errno]}.")
-        lines.append(" ".join(parts))
-        lines += [f"  {place(frame)}" for frame in traceback.extract_tb(link.__traceback__)]
+            line += f" System error: {errno.errorcode[link.errno]}."
+        lines += [line, *(f"  {place(frame)}" for frame in traceback.extract_tb(link.__traceback__))]
     return lines
 
 
@@ -188,13 +164,11 @@ def kind_of(error: BaseException) -> str:
 def place(frame: traceback.FrameSummary) -> str:
     """Where in which public package a line of code stands; of any other code nothing."""
     path = Path(frame.filename)
-    for name in PUBLIC & sys.modules.keys():
-        file = getattr(sys.modules[name], "__file__", None)  # what is built in has none
-        if file is None:
-            continue
-        is_package = Path(file).name == "__init__.py"
-        if path == Path(file) or (is_package and path.is_relative_to(Path(file).parent)):
-            root = Path(file).parents[1] if is_package else Path(file).parent
+    files = (getattr(sys.modules[name], "__file__", None) for name in PUBLIC & sys.modules.keys())
+    for file in map(Path, filter(None, files)):  # what is built in has none
+        is_package = file.name == "__init__.py"
+        if path == file or (is_package and path.is_relative_to(file.parent)):
+            root = file.parents[1] if is_package else file.parent
             return f"{path.relative_to(root).as_posix()}:{frame.lineno} in {frame.name}"
     return "[a cell or file of yours]"
 

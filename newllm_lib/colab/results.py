@@ -1,71 +1,78 @@
-"""What came out: the models side by side, what they write, and where everything is."""
+"""What came out of a training: the models side by side, before and after it, what they write, and the files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from IPython.display import HTML, display
+from matplotlib.figure import Figure
 
-from ..adapters.qlora_lwf import FORGETTING_FILE
+from ..adapters.qlora_lwf import ANSWER_TOKENS, FORGETTING_FILE
+from ..data.chat_template import borrowed_template
+from ..errors import InputError
+from ..evaluation.generation import reply_to
 from ..preferences.dpo import MERGED_FOLDER, PREFERENCES_FILE
 from ..stages.compare import compare, comparison_cells, comparison_figure
+from ..stages.evaluate import held_out_documents, held_out_text, score
 from ..stages.generate import generate
+from ..training import checkpoint
 from ..training.callbacks import CURVES_FILE, METRICS_FILE
-from ..training.checkpoint import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    MODEL_FILES,
-    REFERENCE_FOLDER,
-    RESULTS_FILE,
-    has_adapters,
-    read_results,
-    read_settings,
-)
 from ..training.device import autocast_dtype, find_device, size
 from ..training.disk import read_json, write_json
-from ..training.trained_model import open_model
-from ..training.trainer import timed_update
-from .page.notices import AS_WRITTEN, FAINT, beside_html, escape, figure_html, in_one_sentence, say, table_html
+from ..training.run import CARD_FILE
+from ..training.trained_model import open_model, read_tokenizer
+from ..training.trainer import TimedUpdate
+from .page.notices import in_one_sentence, say
+from .page.pieces import AS_WRITTEN, FAINT, beside_html, escape, figure_html, small_html, table_html
+from .panel.settings_panel import SettingsPanel
 from .storage import drive_copier
 
 COMPARISON_FILE = "comparison.json"
 PICTURE_FILE = "comparison.png"
+# Whatever a run of any stage may leave in a model's folder.
 PURPOSES = {
-    "model.safetensors": "the weights of the best checkpoint",
-    "config.json": "the model's sizes",
-    "tokenizer.json": "the tokenizer, without which the weights mean nothing",
-    "settings.json": "all settings of the run",
-    "README.md": "the model card: text, licence, metrics, how to use it",
-    METRICS_FILE: "every logged number",
-    CURVES_FILE: "the learning curves",
-    RESULTS_FILE: "the final metrics",
-}
-OF_ADAPTERS = {
-    ADAPTER_WEIGHTS: "the adapters of the best checkpoint; the base stays where it is",
-    ADAPTER_CONFIG: "which layers they belong to, and to which base",
+    checkpoint.MODEL_FILES[1]: "the weights of the best checkpoint",
+    checkpoint.MODEL_FILES[0]: "the model's sizes",
+    checkpoint.ADAPTER_WEIGHTS: "the adapters of the best checkpoint; the base stays where it is",
+    checkpoint.ADAPTER_CONFIG: "which layers they belong to, and to which base",
     "generation_config.json": "how to generate: when to stop, the repetition penalty",
-}
-# What one of the stages that train adapters leaves, and the other does not.
-OF_A_STAGE = {
     FORGETTING_FILE: "metrics and answers before and after",
-    REFERENCE_FOLDER: "the model that the adapters are on: it has learned the answers as such",
+    checkpoint.REFERENCE_FOLDER: "the model that the adapters are on: it has learned the answers as such",
     PREFERENCES_FILE: "metrics by kind of flaw, answers before and after",
     MERGED_FOLDER: "one plain model of adapters and base, for transformers",
+    "tokenizer.json": "the tokenizer, without which the weights mean nothing",
+    checkpoint.SETTINGS_FILE: "all settings of the run",
+    CARD_FILE: "the model card: text, licence, metrics, how to use it",
+    METRICS_FILE: "every logged number",
+    CURVES_FILE: "the learning curves",
+    checkpoint.RESULTS_FILE: "the final metrics",
 }
+MAX_NEW_TOKENS = 60
+METRIC_TITLES = ("bits per byte", "perplexity (per token)", "token accuracy")
+FORGETTING_PICTURE = "forgetting.png"
+KINDS = {"new_task": "new task", "general_text": "general text"}
+BETTER, WORSE, UNCHANGED = "#1a7f37", "#cf222e", "#6e7781"
+NO_CHANGE = 0.002  # a smaller change is none: another held-out sample would move the figures as far
+
+Answers = tuple[Sequence[str], int]  # of one model to each prompt, and how many ended by themselves
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_comparison(folders: Sequence[Path]) -> None:
     """Measure the trained models on the held-out text, side by side, and say which is better."""
     rows = measured_rows(folders)
     picture = Path(folders[0]).parent / PICTURE_FILE
-    lines = [*comparison_cells(rows), batch_time_cells([row.get("batch_time") for row in rows])]
+    times = [row["batch_time"] for row in rows]
+    shapes = {f" of {time['rows']} x {time['length']} tokens" for time in times}
+    shape = shapes.pop() if len(shapes) == 1 else ""
+    milliseconds = [f"ms per batch{shape}, training", *(f"{time['milliseconds']:,.0f}" for time in times)]
+    lines = [*comparison_cells(rows), milliseconds]
     cells = [[escape(cell) for cell in line] for line in lines]
     display(HTML(f"<div>Held-out text: {escape(rows[0]['text'])}</div>{table_html(cells, header=True, numbers=True)}"))
     display(HTML(figure_html(comparison_figure(rows), "comparison", picture)))
     samples = {prompt: {row["name"]: row["samples"][prompt] for row in rows} for prompt in rows[0]["samples"]}
-    is_chat = read_settings(Path(folders[0]))["run"]["stage"] == "sft"
+    is_chat = checkpoint.read_settings(Path(folders[0]))["run"]["stage"] == "sft"
     display(HTML(samples_html(samples, between="\n" if is_chat else "")))
     say(verdict(rows))
 
@@ -73,7 +80,7 @@ def show_comparison(folders: Sequence[Path]) -> None:
 def measured_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """The comparison, from its file if it was made after the models were finished."""
     path = Path(folders[0]).parent / COMPARISON_FILE
-    finished = max((Path(folder) / RESULTS_FILE).stat().st_mtime for folder in folders)
+    finished = max((Path(folder) / checkpoint.RESULTS_FILE).stat().st_mtime for folder in folders)
     if path.exists() and path.stat().st_mtime >= finished and (rows := read_json(path)):
         return rows
     rows = [{**row, "batch_time": batch_time(row["folder"])} for row in compare(folders)]
@@ -82,23 +89,16 @@ def measured_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def batch_time(folder: str | Path) -> dict[str, float]:
-    """{"rows", "length", "milliseconds"} of one update of the model in `folder`, its batch as in its training. What is
-    trained here is thrown away."""
+    """One update in the batch of its training, of a model that is thrown away."""
     trained = open_model(folder)
     model = trained.model.train()
     rows, length = trained.session["per_device_train_batch_size"], trained.run["max_length"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     dtype = autocast_dtype(find_device())
     input_ids = torch.randint(0, model.config.vocab_size, (rows, length), device=model.device)
-    timed_update(model, optimizer, input_ids[:1], dtype)  # the first sets things up that the others find ready
-    return {"rows": rows, "length": length, "milliseconds": 1000 * timed_update(model, optimizer, input_ids, dtype)}
-
-
-def batch_time_cells(times: list[dict[str, float] | None]) -> list[str]:
-    """A row for the comparison's table; None: not measured."""
-    shapes = {f"{time['rows']} x {time['length']}" for time in times if time is not None}
-    title = f"ms per batch of {shapes.pop()} tokens, training" if len(shapes) == 1 else "ms per batch, training"
-    return [title, *("-" if time is None else f"{time['milliseconds']:,.0f}" for time in times)]
+    update = TimedUpdate(model, optimizer, input_ids, dtype)
+    update()  # the first sets things up that the others find ready
+    return {"rows": rows, "length": length, "milliseconds": 1000 * update()}
 
 
 def verdict(rows: Sequence[dict[str, Any]]) -> str:
@@ -120,17 +120,15 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_samples(folders: Sequence[Path], prompt: str, max_new_tokens: int = 60, seed: int = 0) -> None:
-    """Let every model continue `prompt`, side by side."""
     written = {Path(f).name: generate(f, prompt, max_new_tokens, seed)[len(prompt) :] for f in folders}
     display(HTML(samples_html({prompt: written})))
     say(f"{len(written)} continuations of the same beginning; another seed gives others.")
 
 
 def samples_html(samples: dict[str, dict[str, str]], between: str = "") -> str:
-    """prompt -> model -> continuation, the models of one prompt side by side where there is room. `between`: what
-    stands between a prompt and what follows it."""
+    """prompt -> model -> continuation, side by side; `between` stands between a prompt and what follows it."""
     style = f"flex:1 1 260px;min-width:240px;max-height:240px;overflow-y:auto;background:{FAINT};padding:6px 10px;"
     style += f"{AS_WRITTEN};font-size:13px;line-height:1.45"
     blocks = []
@@ -143,21 +141,13 @@ def samples_html(samples: dict[str, dict[str, str]], between: str = "") -> str:
     return "".join(blocks)
 
 
-@in_one_sentence
+@in_one_sentence()
 def show_saved_files(folders: Sequence[Path]) -> None:
     """Every kept file of the run with its size in each model's folder, and what it is for."""
     folders = [Path(folder) for folder in folders]
-    run, adapters = folders[0].parent, has_adapters(folders[0])
-    purposes = PURPOSES
-    if adapters:
-        left = {name: purpose for name, purpose in OF_A_STAGE.items() if (folders[0] / name).exists()}
-        others = {name: PURPOSES[name] for name in PURPOSES if name not in MODEL_FILES}
-        purposes = {**OF_ADAPTERS, **left, **others}
-    names = (f'<b style="white-space:nowrap">{escape(folder.name)}</b>' for folder in folders)
-    rows = [["<b>file</b>", *names, "<b>what it is</b>"]]
-    rows += [[name, *(size_html(folder / name) for folder in folders), purpose] for name, purpose in purposes.items()]
-    display(HTML(table_html(rows)))
-    unfinished = [folder.name for folder in folders if read_results(folder) is None]
+    run, adapters = folders[0].parent, checkpoint.has_adapters(folders[0])
+    display(HTML(files_html(folders, [folder.name for folder in folders], PURPOSES)))
+    unfinished = [folder.name for folder in folders if checkpoint.read_results(folder) is None]
     if unfinished:
         say(f"{', '.join(unfinished)} is not finished: run the training cell again.", "note")
         return
@@ -169,15 +159,175 @@ def show_saved_files(folders: Sequence[Path]) -> None:
     say(f"Everything is in {run}{';' if adapters else ','} {more}.{copied(run)}")
 
 
+def files_html(folders: Sequence[Path], names: Sequence[str], purposes: Mapping[str, str]) -> str:
+    """A row for each file that there is, with its size in each of the folders, which are called `names`."""
+    rows = [["file", *(f'<span style="white-space:nowrap">{escape(name)}</span>' for name in names), "what it is"]]
+    for file, purpose in purposes.items():
+        if any((folder / file).exists() for folder in folders):
+            rows.append([file, *(size_html(folder / file) for folder in folders), purpose])
+    return table_html(rows, header=True)
+
+
 def copied(run: Path) -> str:
-    """Where the copy of a run on Drive is, after a blank; nothing where there is none."""
     copier = drive_copier(run)
     return "" if copier is None else f" Its copy on Drive is {copier.copy_of(run)}."
 
 
 def size_html(path: Path) -> str:
-    """The size of a file, or of all files in a folder."""
     if not path.exists():
         return "-"
     count = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
     return size(count).replace(" ", "&nbsp;")
+
+
+@in_one_sentence()
+def show_progress(panel: SettingsPanel, folders: Sequence[Path]) -> None:
+    """A table of the metrics of what is learned, before and after, and a sentence that sums it up."""
+    rows, sentences = [["", *METRIC_TITLES]], []
+    for model, folder in zip(panel.models, folders, strict=True):
+        after, start = checkpoint.read_results(checkpoint.check_model_folder(folder)), panel.start_model(model)
+        now = f"{after['perplexity']:,.1f}"
+        if start is None:
+            sentences.append(f"{model}: perplexity {now} on held-out answers; it was new, so there is no before.")
+        else:
+            trained = open_model(folder)
+            # The tokens are the same: a model keeps its tokenizer. Its rows are as long as its own training made them.
+            before = score(open_model(start), held_out_documents(trained, held_out_text(trained)))
+            rows.append([f"{escape(model)} before", *metric_cells(before)])
+            moved = "fell" if after["perplexity"] < before["perplexity"] else "rose"
+            was = f"{before['perplexity']:,.1f}"
+            sentences.append(f"{model}: perplexity on held-out answers {moved} from {was} to {now}.")
+        rows.append([f"<b>{escape(model)} after</b>", *metric_cells(after)])
+    display(HTML(table_html(rows, header=True, numbers=True)))
+    say(" ".join(sentences))
+
+
+def metric_cells(metrics: dict[str, Any]) -> list[str]:
+    bits = "-" if metrics["bits_per_byte"] is None else f"{metrics['bits_per_byte']:.3f}"
+    return [bits, f"{metrics['perplexity']:,.1f}", f"{metrics['token_accuracy']:.1%}"]
+
+
+@in_one_sentence()
+def show_answers(panel: SettingsPanel, folders: Sequence[Path]) -> None:
+    """Put the stage's prompts to every model as it was before this notebook and as it is now."""
+    prompts, answers = panel.stage.prompts, {}
+    for model, folder in zip(panel.models, folders, strict=True):
+        if (before := panel.start_model(model)) is not None:
+            answers[f"{model} before"] = ask(before, prompts, template_of=folder)
+        answers[f"{model} after"] = ask(folder, prompts)
+    _show(prompts, answers, MAX_NEW_TOKENS, "" if panel.start_run else " There is no before: the models were new.")
+
+
+def ask(folder: str | Path, prompts: Sequence[str], template_of: str | Path | None = None) -> Answers:
+    """The likeliest answers of the model in `folder`; if it has no chat template, it borrows that of `template_of`."""
+    trained = open_model(folder)
+    if trained.tokenizer.chat_template is None and template_of is not None:
+        trained.tokenizer.chat_template = borrowed_template(trained.tokenizer, read_tokenizer(template_of))
+    asked = ([{"role": "user", "content": prompt}] for prompt in prompts)
+    replies = [reply_to(trained.model, trained.tokenizer, messages, MAX_NEW_TOKENS) for messages in asked]
+    return [text for text, _ in replies], sum(ended for _, ended in replies)
+
+
+def read_measured(folder: str | Path, file: str) -> dict[str, Any]:
+    """What the run in `folder` has measured, in its `file`. Raises InputError: it is not finished."""
+    measured = read_json(Path(folder) / file)
+    if measured is None:
+        raise InputError(f"{Path(folder).name} is not finished: run the training cell again.", "NL-404")
+    return measured
+
+
+def show_before_and_after(measured: dict[str, Any], before: str, max_new_tokens: int, remark: str = "") -> None:
+    """The answers of `replies_before_and_after` side by side, those without adapters under the name `before`."""
+    answers, ended = measured["answers"], measured["ended_by_themselves"]
+    columns = {n: ([a[key] for a in answers], ended[key]) for n, key in ((before, "before"), ("tuned", "after"))}
+    _show([answer["prompt"] for answer in answers], columns, max_new_tokens, remark)
+
+
+def _show(prompts: Sequence[str], answers: Mapping[str, Answers], max_new_tokens: int, remark: str) -> None:
+    """A row per prompt, a column per model, and the count of answers that came to an end."""
+    style = f"min-width:150px;max-height:120px;overflow-y:auto;{AS_WRITTEN};background:{FAINT};padding:2px 8px"
+    rows = [["", *map(escape, answers)]]
+    for number, prompt in enumerate(prompts):
+        texts = (escape(said[number]) or "(nothing)" for said, _ in answers.values())
+        cells = (f'<div style="{style}">{text}</div>' for text in texts)
+        rows.append([f'<div style="min-width:130px">{escape(prompt)}</div>', *cells])
+    rows.append(["<b>ended by itself</b>", *(f"{ended} of {len(prompts)}" for _, ended in answers.values())])
+    display(HTML(table_html(rows, header=True)))
+    counts = ", ".join(f"{title} {ended}" for title, (_, ended) in answers.items())
+    say(f"Answers that ended by themselves within {max_new_tokens} tokens, of {len(prompts)}: {counts}.{remark}")
+
+
+@in_one_sentence()
+def show_forgetting(folder: str | Path) -> None:
+    """A table, a picture and a sentence: what was learned and what was forgotten."""
+    measured = read_measured(folder, FORGETTING_FILE)
+    rows = [["", *METRIC_TITLES, "KL to the base (nats per token)"]]
+    for kind, name in KINDS.items():
+        before, after = measured[kind]["before"], measured[kind]["after"]
+        rows.append([f"<b>{name}</b>, base{small_html(escape(measured[kind]['text']))}", *metric_cells(before), "0"])
+        bits, *others = metric_cells(after)
+        share = small_html(f"{change(measured, kind):+.1%}")
+        rows.append([f"<b>{name}</b>, tuned", bits + share, *others, f"{after['kl_to_base']:.3f}"])
+    display(HTML(table_html(rows, header=True, numbers=True)))
+    picture = Path(folder).parent / FORGETTING_PICTURE
+    display(HTML(figure_html(forgetting_figure(measured), "learned and forgotten", picture)))
+    say(forgetting_verdict(measured))
+
+
+@in_one_sentence()
+def show_answers_of_both(folder: str | Path) -> None:
+    show_before_and_after(read_measured(folder, FORGETTING_FILE), "base", ANSWER_TOKENS)
+
+
+def change(measured: dict[str, Any], kind: str) -> float:
+    """How many more bits per byte the tuned model needs than its base, as a share; below 0: fewer."""
+    return measured[kind]["after"]["bits_per_byte"] / measured[kind]["before"]["bits_per_byte"] - 1
+
+
+def forgetting_figure(measured: dict[str, Any]) -> Figure:
+    """An arrow from the base to the tuned model for each kind of text: to the left is better."""
+    figure = Figure(figsize=(8, 2.2), layout="constrained")
+    axes = figure.subplots()
+    changes = {kind: 100 * change(measured, kind) for kind in KINDS}
+    low, high = min(0, *changes.values()), max(0, *changes.values())
+    # The base in view, with room for words beside it; a change of next to nothing looks like it.
+    room = 0.4 * max(max(changes.values()) - low, 2.0)
+    for height, kind in enumerate(reversed(KINDS)):
+        percent = changes[kind]
+        colour = UNCHANGED if abs(percent) < 100 * NO_CHANGE else BETTER if percent < 0 else WORSE
+        axes.annotate("", (percent, height), (0, height), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 3})
+        axes.plot(0, height, marker="o", markersize=7, markerfacecolor="white", color=UNCHANGED)
+        before, after = (measured[kind][when]["bits_per_byte"] for when in ("before", "after"))
+        words = f"{before:.3f} → {after:.3f} bits per byte ({percent / 100:+.1%})"
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # hides the base's line
+        place = {"textcoords": "offset points", "ha": "center"}
+        axes.annotate(words, (percent / 2, height), (0, 9), **place, color=colour, bbox=ground)
+    axes.axvline(0, color=UNCHANGED, linewidth=1, zorder=0)
+    axes.set(
+        xlabel="bits that held-out text takes, against the base, in % (to the left is better)",
+        xlim=(low - room, high + room), ylim=(-0.5, len(KINDS) - 0.3),
+        yticks=range(len(KINDS)), yticklabels=list(reversed(KINDS.values())),
+    )  # fmt: skip
+    axes.grid(alpha=0.25, axis="x")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def forgetting_verdict(measured: dict[str, Any]) -> str:
+    """What was gained and what was lost, whichever it is."""
+
+    def takes(share: float) -> str:
+        if abs(share) < NO_CHANGE:
+            return f"takes as many bits as before ({share:+.1%})"
+        return f"takes {abs(share):.1%} {'more' if share > 0 else 'fewer'} bits than before"
+
+    new, old = (change(measured, kind) for kind in KINDS)
+    learned = "Learned" if new < 0 else "Nothing was learned"
+    if abs(new) < NO_CHANGE:
+        learned = "Hardly anything was learned"
+    forgotten = "Forgotten" if old >= NO_CHANGE else "Nothing was forgotten"
+    distance = measured["general_text"]["after"]["kl_to_base"]
+    return (
+        f"{learned}: the new task {takes(new)}. {forgotten}: general text {takes(old)}. There the tuned model is "
+        f"{distance:.3f} nats per token from its base. One run with one seed, on a sample of held-out text."
+    )

@@ -1,7 +1,7 @@
-"""Save and share: the finished run as a zip for the browser and, if its owner says so, on the Hugging Face hub, private
-unless said otherwise, with a token that is looked up and never asked for; and the GPU's memory given back."""
+"""The run as a zip and on the Hugging Face hub, private unless said otherwise; and the GPU's memory given back."""
 
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -16,28 +16,23 @@ from IPython.display import HTML, FileLink, display
 
 from ..adapters.qlora_lwf import FORGETTING_FILE
 from ..errors import InputError
+from ..training import checkpoint
 from ..training.callbacks import CURVES_FILE, METRICS_FILE
-from ..training.checkpoint import (
-    ADAPTER_CONFIG,
-    CHECKPOINT_NAME,
-    RESULTS_FILE,
-    SETTINGS_FILE,
-    check_model_folder,
-    read_results,
-)
 from ..training.device import size
 from ..training.disk import PARTIAL, temporary
 from ..training.run import CARD_FILE, read_card
 from .chat_box import ChatBox
 from .drive.drive_copy import wait_for_drive
-from .page.notices import button_box, escape, in_one_sentence, say, sentence_html, table_html
+from .page.notices import in_one_sentence, say
+from .page.pieces import button_box, escape, sentence_html, table_html
 from .storage import drive_copier, on_colab
 
 SECRET = "HF_TOKEN"
 # What is uploaded of a model's folder; checkpoints lie in folders below it, which no pattern reaches.
 UPLOADED = (
-    CARD_FILE, SETTINGS_FILE, RESULTS_FILE, METRICS_FILE, CURVES_FILE, FORGETTING_FILE, ADAPTER_CONFIG, "config.json",
-    "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors",
+    CARD_FILE, checkpoint.SETTINGS_FILE, checkpoint.RESULTS_FILE, METRICS_FILE, CURVES_FILE, FORGETTING_FILE,
+    checkpoint.ADAPTER_CONFIG, checkpoint.ADAPTER_WEIGHTS, "config.json",
+    "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
 NEVER = ("checkpoint-*", "*/*", ".*")
@@ -45,18 +40,13 @@ STORED = {".safetensors", ".png"}  # what does not get smaller by being packed
 OF_AN_ERROR = ("last_type", "last_value", "last_traceback", "last_exc")  # kept by Python for debuggers
 
 
-@in_one_sentence
+@in_one_sentence()
 def save_and_share(
     folders: Sequence[str | Path], download: bool = True, hub_repository: str = "", private: bool = True
 ) -> None:
-    """Check the models' cards, pack the run into a zip without its checkpoints, and send it to the browser.
-
-    Args:
-        hub_repository: "name" or "owner/name" on the Hugging Face hub to put the models in, too; "": nowhere.
-        private: only its owner can see a repository that is made now.
-    """
-    folders = [check_model_folder(folder) for folder in folders]
-    unfinished = [folder.name for folder in folders if read_results(folder) is None]
+    """Check the models' cards, send the run to the browser as a zip, and put the models on the hub, if one is named."""
+    folders = [checkpoint.check_model_folder(folder) for folder in folders]
+    unfinished = [folder.name for folder in folders if checkpoint.read_results(folder) is None]
     if unfinished:
         raise InputError(f"{', '.join(unfinished)} is not finished: run the training cell again.", "NL-404")
     facts = [read_card(folder) for folder in folders]
@@ -77,12 +67,13 @@ def save_and_share(
 
 
 def write_zip(run: Path, archive: Path) -> Path:
-    """Pack all files of a run folder but checkpoints and what is hidden; an older archive is replaced as a whole.
-    Raises OSError: the disk is full; an older archive is still there."""
+    """Pack all but checkpoints and hidden files. Raises OSError: the disk is full; an older archive is still there."""
     partial = temporary(archive, PARTIAL)
+    is_left_out = re.compile(rf"\..*|{checkpoint.CHECKPOINT_NAME.pattern}").fullmatch
+    files = [path for path in sorted(run.rglob("*")) if path.is_file()]
     try:
         with zipfile.ZipFile(partial, "w", strict_timestamps=False) as packed:
-            for path in kept_files(run):
+            for path in (file for file in files if not any(map(is_left_out, file.relative_to(run).parts))):
                 packing = zipfile.ZIP_STORED if path.suffix in STORED else zipfile.ZIP_DEFLATED
                 packed.write(path, Path(run.name) / path.relative_to(run), packing)
         return partial.replace(archive)
@@ -90,29 +81,10 @@ def write_zip(run: Path, archive: Path) -> Path:
         partial.unlink(missing_ok=True)
 
 
-def kept_files(run: Path) -> list[Path]:
-    """The files of a run that are of use when it is finished."""
-
-    def is_kept(path: Path) -> bool:
-        parts = path.relative_to(run).parts
-        return path.is_file() and not any(part[0] == "." or CHECKPOINT_NAME.fullmatch(part) for part in parts)
-
-    return list(filter(is_kept, sorted(run.rglob("*"))))
-
-
 def push_to_hub(folders: Sequence[Path], repository: str, private: bool = True) -> list[str]:
-    """Upload each model to a repository of its own; returns their addresses.
-
-    Args:
-        repository: "name" or "owner/name"; of several models each adds its own name.
-        private: only its owner can see what is made now; one that is public already is refused.
-
-    Raises:
-        InputError: no token, or a name or a token that the hub refuses.
-    """
-    token = find_token()
-    api = HfApi(token=token)
-    addresses = []
+    """Upload each model to "name" or "owner/name", of several with its own name at the end; returns the addresses. If
+    `private`, a public repository is refused. Raises InputError: no token, or the hub refuses it or the name."""
+    api, addresses = HfApi(token=find_token()), []
     try:
         name = repository.strip().strip("/")
         if "/" not in name:
@@ -122,59 +94,41 @@ def push_to_hub(folders: Sequence[Path], repository: str, private: bool = True) 
             addresses.append(str(api.create_repo(target, private=private, exist_ok=True)))
             if private and not api.model_info(target).private:
                 raise InputError(f"hub_repository {target!r} is public: untick private, or choose another name.")
-            api.upload_folder(
-                folder_path=folder,
-                repo_id=target,
-                allow_patterns=list(UPLOADED),
-                ignore_patterns=list(NEVER),
-                commit_message="Upload from New-LLM",
-            )
+            patterns = {"allow_patterns": list(UPLOADED), "ignore_patterns": list(NEVER)}
+            api.upload_folder(folder_path=folder, repo_id=target, commit_message="Upload from New-LLM", **patterns)
     except HFValidationError as error:
         raise InputError(f"hub_repository {repository!r} is no name for a repository: {error}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
-            raise InputError(
-                f"the hub refuses the token for {repository!r}: make one with the right to write, at "
-                "huggingface.co/settings/tokens.",
-                "NL-302",
-            ) from error
+            remedy = "make one with the right to write, at huggingface.co/settings/tokens"
+            raise InputError(f"the hub refuses the token for {repository!r}: {remedy}.", "NL-302") from error
         raise InputError(f"the hub did not take {repository!r} (HTTP {status}): try again later.", "NL-301") from error
     return addresses
 
 
 def find_token() -> str:
-    """The hub token among Colab's secrets, else the one in the environment, else that of huggingface_hub's own login.
-    Raises InputError: there is none; says how to give one without typing it into the notebook."""
-    token, problem = _colab_secret()
+    """The hub token of Colab's secrets, else of the environment, else of huggingface_hub's own login. Raises
+    InputError: how to give one without typing it into the notebook."""
+    token, problem = "", f"there is no token: set {SECRET} in the environment, or run hf auth login in a terminal"
+    if on_colab():
+        from google.colab import userdata
+
+        problem = f"the secret {SECRET} is empty"
+        try:
+            token = userdata.get(SECRET).strip()
+        except userdata.NotebookAccessError:
+            problem = f"this notebook may not read the secret {SECRET}: click the key on the left and allow it"
+        except userdata.SecretNotFoundError:
+            problem = f"there is no secret {SECRET}: click the key on the left, add it, and let this notebook read it"
+        except Exception as error:  # a time-out, whose class not all of Colab's images have
+            problem = f"Colab did not give the secret {SECRET} ({type(error).__name__}): run this cell again"
+    stored = Path(constants.HF_TOKEN_PATH)  # get_token() would ask Colab once more, and wait for an answer
+    token = token or os.environ.get(SECRET, "").strip()
+    token = token or (stored.read_text(encoding="utf-8").strip() if stored.is_file() else "")
     if not token:
-        token = os.environ.get(SECRET, "").strip()
-    if not token:
-        stored = Path(constants.HF_TOKEN_PATH)  # get_token() would ask Colab once more, and wait for an answer
-        token = stored.read_text(encoding="utf-8").strip() if stored.is_file() else ""
-    if not token:
-        raise InputError(problem, "NL-302")
+        raise InputError(f"nothing was put on the hub: {problem}.", "NL-302")
     return token
-
-
-def _colab_secret() -> tuple[str, str]:
-    """(the token or "", what to do if there is no other either)."""
-    if "google.colab" not in sys.modules:
-        return "", (
-            f"nothing was put on the hub, for there is no token: set {SECRET} in the environment, or run "
-            "hf auth login in a terminal."
-        )
-    from google.colab import userdata
-
-    try:
-        return userdata.get(SECRET).strip(), f"nothing was put on the hub, for the secret {SECRET} is empty."
-    except userdata.NotebookAccessError:
-        problem = f"this notebook may not read the secret {SECRET}: click the key on the left and allow it"
-    except userdata.SecretNotFoundError:
-        problem = f"there is no secret {SECRET}: click the key on the left, add it, and allow this notebook to read it"
-    except Exception as error:  # a time-out, whose class not all of Colab's images have
-        problem = f"Colab did not give the secret {SECRET} ({type(error).__name__}): run this cell again"
-    return "", f"nothing was put on the hub: {problem}."
 
 
 def offer(file: Path) -> None:
@@ -190,7 +144,7 @@ def offer(file: Path) -> None:
         say(f"The browser did not take it ({error}): it is in {file.parent}, under the folder on the left.", "note")
 
 
-@in_one_sentence
+@in_one_sentence()
 def offer_release(*boxes: ChatBox) -> None:
     """Display a button that gives the memory back which the page's models take; Run all does not press it."""
     display(button_box("Release the memory", lambda: sentence_html(release(boxes))))
@@ -198,8 +152,7 @@ def offer_release(*boxes: ChatBox) -> None:
 
 
 def release(boxes: Sequence[ChatBox] = ()) -> str:
-    """Let go of the models that the page holds; says how much memory is free. A chat box loads its model anew when
-    a user writes into it."""
+    """Let go of the models that the page holds. A chat box loads its model anew when a user writes into it."""
     for box in boxes:
         box.chats.clear()
     for name in OF_AN_ERROR:  # the frames of a training that was stopped hold its model
@@ -210,7 +163,6 @@ def release(boxes: Sequence[ChatBox] = ()) -> str:
 
 
 def memory_sentence() -> str:
-    """How much memory is free, of the GPU where there is one."""
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"{size(free)} of {size(total)} of the GPU's memory are free."

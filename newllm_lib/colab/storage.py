@@ -4,30 +4,53 @@ they train. A Drive that cannot be used costs one sentence, never the session.""
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from IPython.display import HTML, display
 
-from ..training.device import size
+from ..preferences.sweep import TRIALS_FILE, read_trials
+from ..training import checkpoint
+from ..training.checkpoint import COMPLETE_FILE, RESULTS_FILE, SETTINGS_FILE, numbered_checkpoints
+from ..training.device import GB, size
+from .drive import run_copy
 from .drive.drive_copy import DriveCopier, problem_of
-from .drive.earlier_runs import Returned, bring_back_runs, is_finished, newest_run, run_sentence
-from .page.notices import in_one_sentence, say, sentence_html
+from .page.notices import in_one_sentence, say
+from .page.pieces import sentence_html
 
 MOUNT_POINT = Path("/content/drive")
 DRIVE_FOLDER = MOUNT_POINT / "MyDrive" / "New-LLM"
 
+NOT_PERMITTED = "the permission was not given: run this cell again, tick every box, allow pop-ups"
 # What the message of a failed mount contains -> what to do about it. The first that fits is taken.
-REMEDIES = (
-    ("already contain files", "files were written to its place before it was mounted: restart the session, run again"),
-    ("credential propagation", "the permission was not given: run this cell again, tick every box, allow pop-ups"),
-    ("invalid oauth", "the permission was not given: run this cell again, tick every box, allow pop-ups"),
-    ("timeout during initial read", "it took too long to answer, as happens with very many files in its top folder"),
-    ("timed out", "it took too long to answer: run this cell again"),
-    ("domain policy", "your organisation does not allow it: a private account does"),
-    ("unsupported in this environment", "this kind of Colab has none"),
-)
+REMEDIES = {
+    "already contain files": "files were written to its place before it was mounted: restart the session, run again",
+    "credential propagation": NOT_PERMITTED,
+    "invalid oauth": NOT_PERMITTED,
+    "timeout during initial read": "it took too long to answer, as happens with very many files in its top folder",
+    "timed out": "it took too long to answer: run this cell again",
+    "domain policy": "your organisation does not allow it: a private account does",
+    "unsupported in this environment": "this kind of Colab has none",
+}
+
+MODELS = "[!.]*/[!.]*/[!.]*"  # of a storage: notebook, run and model, none of them hidden
+# The newest models are brought back at once, as many as take a minute or less; others when they are trained on.
+BUDGET_BYTES = GB
+# Another session may be copying to the same Drive: what it has not touched for so long was left by a killed one.
+UNTOUCHED_SECONDS = 3600.0
 
 _copiers: dict[Path, DriveCopier] = {}  # local folder -> its copier, one for as long as the session lasts
+
+
+@dataclass
+class Returned:
+    """Folders of models that were brought back; what did not verify and was left out; what failed, and why."""
+
+    models: list[Path] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
 
 def on_colab() -> bool:
@@ -35,10 +58,9 @@ def on_colab() -> bool:
     return "google.colab" in sys.modules
 
 
-@in_one_sentence
+@in_one_sentence()
 def open_storage() -> Path:
-    """The folder that runs are kept in, made if need be; brings back what is further on Drive, and says where runs are,
-    what becomes of them, and which is the newest. NEWLLM_RUNS names another folder, without Drive."""
+    """Return the folder of runs (NEWLLM_RUNS names another, without Drive), after fetching what is further on Drive."""
     named = os.environ.get("NEWLLM_RUNS")
     folder = Path(named or "runs").expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,19 +95,13 @@ def mount_drive() -> str:
     except Exception as error:  # Colab raises ValueError, NotImplementedError and a MessageError of its own
         message = str(error)
         otherwise = f"it could not be mounted ({message or type(error).__name__})"
-        return next((remedy for part, remedy in REMEDIES if part in message.lower()), otherwise)
+        return next((remedy for part, remedy in REMEDIES.items() if part in message.lower()), otherwise)
     return ""
 
 
 def drive_copier(folder: Path) -> DriveCopier | None:
     """What copies the runs below `folder` to Drive; None where they stay on this machine."""
     return next((copier for local, copier in _copiers.items() if folder.is_relative_to(local)), None)
-
-
-def is_only_on_drive(folder: Path) -> bool:
-    """True if a run is further on Drive than here: it is brought back when it is trained on."""
-    copier = drive_copier(folder)
-    return copier is not None and folder in copier.left
 
 
 def _open_drive(folder: Path) -> Returned:
@@ -101,23 +117,130 @@ def _open_drive(folder: Path) -> Returned:
     is_new = copier is None
     if is_new:
         copier = _copiers[folder] = DriveCopier(folder, DRIVE_FOLDER)
-    line = display(HTML(""), display_id=True)
+    line, sentence = display(HTML(""), display_id=True), "{} is brought back from your Drive."
     try:
-        returned = bring_back_runs(
-            copier, lambda model: line.update(HTML(sentence_html(f"{model} is brought back from your Drive.")))
-        )
+        returned = bring_back_runs(copier, lambda model: line.update(HTML(sentence_html(sentence.format(model)))))
     except (OSError, KeyboardInterrupt) as error:
         returned = Returned(failed=[problem_of(error) if isinstance(error, OSError) else "it was stopped by hand"])
-    if returned.failed:
-        first, others = returned.failed[:3], len(returned.failed[3:])
-        problems = "; ".join(first) + (f" and {others} more" if others else "")
-        say(f"Not everything was brought back: {problems}. What is on Drive stays there.", "note")
+    if failed := returned.failed:
+        more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+        say(f"Not everything was brought back: {'; '.join(failed[:3])}{more}. What is on Drive stays there.", "note")
     if returned.damaged:
         say(f"Damaged on Drive, and left out: {'; '.join(returned.damaged)}.", "note")
     if copier.left:
         say(f"{len(copier.left)} older models stay on Drive until they are trained on.", "note")
-    if is_new:
-        copier.start()
-    else:
-        copier.try_again()
+    (copier.start if is_new else copier.try_again)()
     return returned
+
+
+def bring_back_runs(copier: DriveCopier, tell: Callable[[str], None], budget_bytes: int = BUDGET_BYTES) -> Returned:
+    """Bring back what is further on Drive than here, the newest first, each run on its own: whatever is wrong with one,
+    the others come. `tell` hears the name of each model before that. Raises OSError: Drive cannot be listed."""
+    result, spent, saved_at = Returned(), 0, {}
+    for path in copier.drive.glob(f"{MODELS}/{run_copy.MANIFEST_FILE}"):
+        with _on_its_own(name_of(path.parent), result):
+            saved_at[path.parent] = run_copy.read_manifest(path.parent).saved_at
+    for copy in sorted(saved_at, key=saved_at.__getitem__, reverse=True):
+        with _on_its_own(name_of(copy), result):
+            model = copier.local / copy.relative_to(copier.drive)
+            run_copy.tidy(copy, UNTOUCHED_SECONDS)
+            run_copy.tidy(model.parent)
+            if run_copy.progress_of_copy(copy) <= run_copy.progress_here(model):
+                continue
+            copied = run_copy.size_of_copy(copy)
+            if spent and spent + copied > budget_bytes:
+                copier.left.add(model)
+                continue
+            tell(name_of(model))
+            brought = copier.fetch(model)
+            spent += copied
+            result.damaged += [f"{name_of(model)}/{damage}" for damage in brought.damaged]
+            if brought.progress > run_copy.NOTHING:
+                result.models.append(model)
+    # Panels' settings, comparisons and pictures stand in the folders above.
+    folders = {folder for model in result.models for folder in (model.parent, model.parent.parent)}
+    folders |= {copier.local / path.parent.name for path in copier.drive.glob(f"*/{run_copy.MANIFEST_FILE}")}
+    for folder in sorted(folders):
+        with _on_its_own(folder.name, result):
+            folder.mkdir(parents=True, exist_ok=True)
+            run_copy.tidy(copier.copy_of(folder), UNTOUCHED_SECONDS)
+            damaged = run_copy.bring_missing_files(copier.copy_of(folder), folder)
+            result.damaged += [f"{folder.name}/{name}" for name in damaged]
+    return result
+
+
+@contextmanager
+def _on_its_own(name: str, result: Returned) -> Iterator[None]:
+    """Note what goes wrong with one copy, and go on."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # a disk, or what is damaged on it
+        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        result.failed.append(f"{name} ({words})")
+
+
+def fetch_sentences(copier: DriveCopier | None, models: Sequence[Path]) -> list[tuple[str, str]]:
+    """Bring back those of `models` that are further on Drive than here; returns (sentence, status) of each."""
+    said = []
+    for model in models if copier is not None else ():
+        try:
+            brought = copier.fetch(model)
+        except (OSError, ValueError) as error:
+            problem = f"{name_of(model)} could not be brought back from Drive: {problem_of(error)}."
+            said.append((f"{problem} To wait for it, press ■ and run the storage cell again.", "note"))
+            continue
+        if brought is None:
+            continue
+        if brought.damaged:
+            said.append((f"Damaged on Drive, and left out: {name_of(model)}/{', '.join(brought.damaged)}.", "note"))
+        if brought.progress > run_copy.NOTHING:
+            said.append((f"{name_of(model)} {_state(model)}: brought back from your Drive and verified.", "ok"))
+    return said
+
+
+def newest_run(runs: Path) -> Path | None:
+    """The run folder in which something was saved last."""
+    times: dict[Path, float] = {}
+    for settings in runs.glob(f"{MODELS}/{SETTINGS_FILE}"):
+        model = settings.parent
+        files = [settings, model / RESULTS_FILE, *(path / COMPLETE_FILE for _, path in numbered_checkpoints(model))]
+        newest = max(path.stat().st_mtime for path in files if path.is_file())
+        times[model.parent] = max(times.get(model.parent, 0.0), newest)
+    return max(times, key=times.__getitem__, default=None)
+
+
+def run_sentence(run: Path) -> str:
+    models = sorted(settings.parent for settings in run.glob(f"[!.]*/{SETTINGS_FILE}"))
+    try:
+        if trials := read_trials(run):
+            finished = sum(row["state"] == "finished" for row in trials)
+            progress = f"{finished} of {len(trials)} trials are finished"
+        else:
+            progress = ", ".join(f"{model.name} {_state(model)}" for model in models)
+    except (OSError, ValueError, LookupError, TypeError):  # whatever a damaged file of the run may give
+        progress = "what is saved of it cannot be read"
+    return f"{run.parent.name}/{run.name}: {progress}"
+
+
+def is_finished(run: Path) -> bool:
+    """True if there is nothing left to train in a run; a sweep never says so."""
+    if (run / TRIALS_FILE).exists():
+        return False
+    models = [settings.parent for settings in run.glob(f"*/{SETTINGS_FILE}")]
+    return all((model / RESULTS_FILE).is_file() or checkpoint.is_of_earlier_version(model) for model in models)
+
+
+def _state(model: Path) -> str:
+    if checkpoint.is_of_earlier_version(model):
+        return "was trained by an earlier version and is of no use to this one"
+    progress = run_copy.progress_here(model)
+    if progress == run_copy.FINISHED:
+        return "is finished"
+    if progress == run_copy.NOTHING:
+        return "has no checkpoint yet"
+    updates = run_copy.planned_updates(dict(numbered_checkpoints(model))[progress])
+    return f"is at update {progress:,} of {updates:,}"
+
+
+def name_of(model: Path) -> str:
+    return "/".join(model.parts[-3:])

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
@@ -197,7 +197,7 @@ def best_beside(checkpoint: Path) -> Path | None:
     """The best checkpoint so far, as this one has noted it, where it is now; None: nothing was evaluated."""
     state = read_json(checkpoint / TRAINER_STATE_NAME)
     best = state.get("best_model_checkpoint") if isinstance(state, dict) else None
-    name = Path(best).name if isinstance(best, str) else ""
+    name = PureWindowsPath(best).name if isinstance(best, str) else ""  # of a path of any system
     return checkpoint.with_name(name) if CHECKPOINT_NAME.fullmatch(name) else None
 
 

@@ -296,14 +296,3 @@ class TimedUpdate:
                     model(input_ids=input_ids, use_cache=False)
             loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss
         loss.backward()
-
-
-def timed_update(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    input_ids: torch.LongTensor,
-    dtype: torch.dtype | None = None,
-    readings: int = 0,
-) -> float:
-    """Seconds of one update; arguments as `TimedUpdate`."""
-    return TimedUpdate(model, optimizer, input_ids, dtype, readings, is_graphed=False)()

@@ -24,7 +24,7 @@ from tiny_gemma import tiny_gemma_folder
 pytestmark = NEEDS_A_BROWSER
 NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if not path.name.startswith("01"))
 NEEDED = {"05": ("chitchat_dataset", "bitsandbytes"), "06": ("trl",), "07": ("trl", "optuna")}
-TRAINING = re.compile("train_models|run_experiments")
+TRAINING = re.compile("live_training|live_experiments")
 
 
 def titles(path) -> list[tuple[str, str]]:

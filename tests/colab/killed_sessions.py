@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from google_colab import install
 
 from newllm_lib.colab import storage
-from newllm_lib.colab.drive import earlier_runs
+from newllm_lib.colab.drive.drive_copy import callbacks_for
 from newllm_lib.colab.drive.run_copy import progress_of_copy
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.training import curves
@@ -41,9 +41,9 @@ def session(folder: Path, text: str) -> None:
     runs = storage.open_storage()
     copier = storage.drive_copier(runs)
     model = runs.joinpath(*RUN)
-    for sentence, _ in earlier_runs.fetch_sentences(copier, [model]):
+    for sentence, _ in storage.fetch_sentences(copier, [model]):
         say(sentence)
-    train(model, text, (copier.callback(),))
+    train(model, text, callbacks_for(copier))
     assert copier.finish()
 
 

@@ -11,8 +11,8 @@ from transformers import GemmaConfig
 
 from newllm_lib.adapters import offline_gemma, qlora_lwf
 from newllm_lib.adapters.qlora_lwf import prepare
-from newllm_lib.colab import base_model, preview
-from newllm_lib.colab.panel import adapter_estimate, base_lookup, estimate
+from newllm_lib.colab import preview
+from newllm_lib.colab.panel import estimate, lookups
 from newllm_lib.colab.panel.estimate import DataSize
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.colab.panel.stage import ADAPTER
@@ -61,18 +61,11 @@ def t4(monkeypatch):
     """A GPU of 15 GB, and Gemma-2B's config: nothing of either is there."""
     device = Device("cuda", "Tesla T4", 14.7, (7, 5), 2)
     base = BaseModel("gemma-2b", "unsloth/gemma-2b", f"unsloth/gemma-2b@{'0' * 40}", "Gemma", "0" * 40)
-    for module in (base_lookup, adapter_estimate, estimate, qlora_lwf):
+    for module in (lookups, estimate, qlora_lwf):
         monkeypatch.setattr(module, "find_device", lambda use_cpu: device)
-    for module in (base_lookup, adapter_estimate):
+    for module in (lookups, estimate):
         monkeypatch.setattr(module, "base_of", lambda args: base)
         monkeypatch.setattr(module, "config_of", lambda base: GemmaConfig(**GEMMA_2B))
-
-
-@pytest.fixture
-def no_gpu(monkeypatch):
-    """The panel of a machine without one, which says nothing of its memory and reads no config for it."""
-    for module in (base_lookup, adapter_estimate, estimate):
-        monkeypatch.setattr(module, "find_device", lambda use_cpu: find_device(use_cpu=True))
 
 
 def set_to(panel, name, value):
@@ -92,13 +85,20 @@ def test_the_panel_offers_the_settings_of_adapters(make_panel):
         assert "✗" not in panel.line.value and args.model.endswith("tiny-gemma"), "the model is no preset's business"
 
 
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """The panel of a machine without one, which says nothing of its memory and reads no config for it."""
+    for module in (lookups, estimate):
+        monkeypatch.setattr(module, "find_device", lambda use_cpu: find_device(use_cpu=True))
+
+
 def test_the_line_says_what_will_be_trained(make_panel, no_gpu):
     panel = make_panel()
     line = plain(panel.line.value)
     assert "tiny-gemma in full precision" in line and "12 updates of 4 examples" in line
     assert "minute" not in line and "GB" not in line
     args = panel.arguments("tuned")
-    counted = base_lookup.count_trainable(args, base_lookup.base_of(args))
+    counted = lookups.count_trainable(args, lookups.base_of(args))
     prepared = prepare(args)
     assert counted == sum(parameter.numel() for parameter in trainable(prepared.model).values())
     set_to(panel, "max_steps", -1)
@@ -115,7 +115,7 @@ def test_the_disk_that_a_run_takes_is_not_less_than_said(make_panel):
 
 def test_conversations_that_were_counted_are_named(make_panel, monkeypatch):
     panel = make_panel()
-    monkeypatch.setattr(adapter_estimate, "taken_conversations", lambda args: 1000)
+    monkeypatch.setattr(estimate, "taken_conversations", lambda args: 1000)
     set_to(panel, "max_steps", -1)
     assert "900 updates of 4 examples, out of up to 1,000 conversations and 200 stretches" in plain(panel.line.value)
 
@@ -124,15 +124,15 @@ def test_minutes_are_told_once_a_block_is_measured(make_panel, monkeypatch):
     panel = make_panel()
     panel.show()
     assert "was measured" not in panel.line.value, "the examples of a file are not counted yet"
-    monkeypatch.setattr(adapter_estimate, "data_size", lambda args: DataSize(180_000, 1000))
-    monkeypatch.setattr(adapter_estimate, "taken_conversations", lambda args: 1000)
+    monkeypatch.setattr(estimate, "data_size", lambda args: DataSize(180_000, 1000))
+    monkeypatch.setattr(estimate, "taken_conversations", lambda args: 1000)
     panel.refresh()
     assert "here for all updates (one was measured)" in panel.line.value
 
 
 def test_the_panel_opens_no_model(make_panel, monkeypatch):
     monkeypatch.setattr("newllm_lib.adapters.qlora_lwf.open_to_tune", lambda *args: pytest.fail("a model was opened"))
-    monkeypatch.setattr(base_model, "display", lambda content: None)
+    monkeypatch.setattr(preview, "display", lambda content: None)
     make_panel().show()
 
 
@@ -206,33 +206,33 @@ def package(monkeypatch, tmp_path, model, no_gpu):
     monkeypatch.setattr(offline_gemma, "converted_folder", lambda: folder)
     monkeypatch.setattr(offline_gemma, "terms_text", lambda: "Gemma Terms of Use\n\n<b>Section 1</b>")
     monkeypatch.setattr(offline_gemma, "offline_gemma", lambda terms_were_shown: folder.mkdir(exist_ok=True) or folder)
-    base_lookup._find.cache_clear()
-    base_lookup.sizes_of.cache_clear()
+    lookups._find.cache_clear()
+    lookups.sizes_of.cache_clear()
     yield folder
-    base_lookup._find.cache_clear()
-    base_lookup.sizes_of.cache_clear()
+    lookups._find.cache_clear()
+    lookups.sizes_of.cache_clear()
 
 
 def test_terms_are_shown_before_the_first_use_and_only_then(make_panel, package, monkeypatch):
     shown = []
-    monkeypatch.setattr(base_model, "display", lambda content: shown.append(content.data))
-    monkeypatch.setattr(base_model, "say", lambda sentence, status="ok": shown.append(f"{status}: {sentence}"))
+    monkeypatch.setattr(preview, "display", lambda content: shown.append(content.data))
+    monkeypatch.setattr(preview, "say", lambda sentence, status="ok": shown.append(f"{status}: {sentence}"))
     panel = make_panel()
     set_to(panel, "model", offline_gemma.NAME)
     assert "1.90 M trainable parameters" in plain(panel.line.value), "its sizes are known before it is converted"
     assert not package.exists()
-    base_model.show_base_model(panel)
+    preview.show_base_model(panel)
     terms, note, sentence = shown
     assert "overflow-y:auto" in terms and "&lt;b&gt;Section 1" in terms and note.startswith("note: ")
     assert sentence.startswith(f"ok: The base is {offline_gemma.NAME}") and "Gemma Terms of Use" in sentence
     shown.clear()
-    base_model.show_base_model(panel)
+    preview.show_base_model(panel)
     assert len(shown) == 1
 
 
 def test_another_model_needs_no_terms(make_panel, monkeypatch):
     shown = []
-    monkeypatch.setattr(base_model, "display", lambda content: pytest.fail("nothing but a sentence"))
-    monkeypatch.setattr(base_model, "say", shown.append)
-    base_model.show_base_model(make_panel())
+    monkeypatch.setattr(preview, "display", lambda content: pytest.fail("nothing but a sentence"))
+    monkeypatch.setattr(preview, "say", shown.append)
+    preview.show_base_model(make_panel())
     assert len(shown) == 1 and "as the model's owner says" in shown[0]

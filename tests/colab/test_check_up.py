@@ -7,7 +7,8 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from newllm_lib import doctor
 from newllm_lib.colab import check_up
-from newllm_lib.colab.page.notices import CellStopped, escape, in_one_sentence, picture_html, sentence_html, table_html
+from newllm_lib.colab.page.notices import CellStopped, in_one_sentence
+from newllm_lib.colab.page.pieces import escape, picture_html, sentence_html, table_html
 from newllm_lib.doctor import Finding
 from newllm_lib.errors import InputError
 
@@ -35,12 +36,12 @@ def test_the_verdict_names_what_is_missing(findings, words, status):
     assert words in sentence and found == status
 
 
-def test_the_page_shows_table_and_verdict(monkeypatch, tmp_path):
+def test_the_page_shows_table_and_verdict(monkeypatch):
     shown = []
     monkeypatch.setattr(check_up, "doctor", lambda *wanted: FINDINGS)
     monkeypatch.setattr(check_up, "display", lambda content: shown.append(content.data))
     monkeypatch.setattr(check_up, "say", lambda sentence, status: shown.append(sentence))
-    check_up.show_check_up(tmp_path)
+    check_up.show_check_up()
     assert len(shown) == 2 and "<table" in shown[0]
 
 
@@ -70,7 +71,7 @@ def test_no_text_is_set_as_a_formula(text):
 
 
 def test_bad_input_ends_a_cell_in_one_sentence(capsys):
-    @in_one_sentence
+    @in_one_sentence()
     def cell():
         raise InputError("dropout has to lie in [0, 1), got 2.")
 

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 from chats import write_conversations
+from training_cell import train_models
 
-from newllm_lib.colab import preview, progress, training
+from newllm_lib.colab import live_plot, preview, results
 from newllm_lib.colab.live_plot import LivePlot
-from newllm_lib.colab.panel import stage, text_source
+from newllm_lib.colab.panel import lookups, stage
+from newllm_lib.colab.panel.lookups import finished_runs, start_sentence
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
-from newllm_lib.colab.panel.start_models import finished_runs, start_sentence
 from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat
 from newllm_lib.data.sources import DATASETS, HubProblem
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.stages.sft import OF_THE_MODEL
+from newllm_lib.stages.sft import OF_THE_MODEL, sft
 
 STAGES = (stage.DIALOGUE, stage.INSTRUCTIONS, stage.CONVERSATION)
 
@@ -32,12 +33,12 @@ def plain(html):
 def shown(monkeypatch):
     """All that is displayed, as HTML or as a sentence."""
     contents = []
-    for module in (preview, progress):
+    for module in (preview, results):
         monkeypatch.setattr(module, "display", lambda content: contents.append(content.data))
         monkeypatch.setattr(module, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
-    monkeypatch.setattr(training, "say", contents.append)
+    monkeypatch.setattr(live_plot, "say", contents.append)
     handle = type("Handle", (), {"update": lambda self, content: None})()
-    monkeypatch.setattr(training, "LivePlot", lambda names: LivePlot(names, show=lambda content: handle))
+    monkeypatch.setattr(live_plot, "LivePlot", lambda names: LivePlot(names, show=lambda content: handle))
     return contents
 
 
@@ -110,7 +111,7 @@ def test_every_stage_has_ten_prompts_and_a_panel(which, make_panel):
     assert not {"model", "dataset", "model_type"} & panel.controls.keys()
     args = panel.arguments("newllm")
     assert (
-        args.dataset is (which.dataset if "messages" in which.data.columns else None)
+        args.dataset is (which.dataset if "messages" in DATASETS[which.dataset].columns else None)
         and args.model is None
         and "✗" not in panel.line.value
     )
@@ -152,12 +153,12 @@ def test_from_the_data_to_the_answers(make_panel, start, shown):
     assert "4 updates" in sentence
 
     shown.clear()
-    folders = training.train_models(panel)
-    progress.show_progress(panel, folders)
+    folders = train_models(panel, sft)
+    results.show_progress(panel, folders)
     assert "newllm before" in shown[1] and "newllm after" in shown[1] and "perplexity" in shown[2]
 
     shown.clear()
-    progress.show_answers(panel, folders)
+    results.show_answers(panel, folders)
     table, sentence = shown
     assert table.count("<tr") == 12 and all(prompt.split("?")[0] in plain(table) for prompt in panel.stage.prompts)
     assert re.search(r"newllm before \d+, newllm after \d+", sentence)
@@ -166,11 +167,11 @@ def test_from_the_data_to_the_answers(make_panel, start, shown):
 def test_new_models_have_no_before(make_panel, shown):
     panel = make_panel()
     panel.controls["num_parameters"].widget.value = 500_000
-    folders = training.train_models(panel)
-    progress.show_progress(panel, folders)
+    folders = train_models(panel, sft)
+    results.show_progress(panel, folders)
     assert "before</td>" not in shown[1] and "no before" in shown[2]
     shown.clear()
-    progress.show_answers(panel, folders)
+    results.show_answers(panel, folders)
     assert "newllm after" in shown[0] and "newllm before" not in shown[0] and "There is no before" in shown[1]
 
 
@@ -188,23 +189,23 @@ def test_the_learned_tokens_are_marked_and_nothing_is_changed(byte_tokenizer, mo
 def test_a_file_may_have_the_columns_of_the_dataset(tmp_path, data):
     path = tmp_path / "dolly.jsonl"
     path.write_text(json.dumps({"instruction": "Say A.", "context": "", "response": "A."}) + "\n")
-    assert text_source.dataset_of_file("dolly", str(path)) == "dolly"
-    assert text_source.dataset_of_file("dolly", str(data)) is None
+    assert lookups.dataset_of_file("dolly", str(path)) == "dolly"
+    assert lookups.dataset_of_file("dolly", str(data)) is None
     (tmp_path / "text.txt").write_text("Text.")
     with pytest.raises(InputError, match="running text"):
-        text_source.dataset_of_file("dolly", str(tmp_path / "text.txt"))
+        lookups.dataset_of_file("dolly", str(tmp_path / "text.txt"))
 
 
 def test_the_source_of_a_dataset(monkeypatch):
-    monkeypatch.setattr(text_source, "_answering", lambda dataset: (None, HubProblem("unreachable", "no connection")))
-    assert text_source.resolve_source("dolly", "auto", None)[0] == "offline"
-    assert "Python's own documentation" in text_source.resolve_source("dolly", "offline", None)[1]
+    monkeypatch.setattr(lookups, "_answering", lambda dataset: (None, HubProblem("unreachable", "no connection")))
+    assert lookups.resolve_source("dolly", "auto", None)[0] == "offline"
+    assert "Python's own documentation" in lookups.resolve_source("dolly", "offline", None)[1]
     with pytest.raises(InputError, match="no offline stand-in"):
-        text_source.resolve_source("dolly-ja", "offline", None)
+        lookups.resolve_source("dolly-ja", "offline", None)
     with pytest.raises(InputError, match="could not be had from the hub"):
-        text_source.resolve_source("dolly-ja", "auto", None)
-    monkeypatch.setattr(text_source, "_answering", lambda dataset: (DATASETS[dataset].sources[0], None))
-    assert text_source.resolve_source("dolly", "auto", None)[0] == "hub"
+        lookups.resolve_source("dolly-ja", "auto", None)
+    monkeypatch.setattr(lookups, "_answering", lambda dataset: (DATASETS[dataset].sources[0], None))
+    assert lookups.resolve_source("dolly", "auto", None)[0] == "hub"
 
 
 def test_a_comparison_of_conversations_has_the_time_of_a_batch(make_panel, shown, monkeypatch):
@@ -214,7 +215,7 @@ def test_a_comparison_of_conversations_has_the_time_of_a_batch(make_panel, shown
     monkeypatch.setattr(results, "say", lambda sentence, status="ok": shown.append(sentence))
     panel = make_panel()
     panel.controls["num_parameters"].widget.value = 500_000
-    folders = training.train_models(panel)
+    folders = train_models(panel, sft)
     shown.clear()
     results.show_comparison(folders)
     assert "ms per batch of 4 x 64 tokens, training" in shown[0]

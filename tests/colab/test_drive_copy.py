@@ -11,10 +11,17 @@ from types import SimpleNamespace
 import pytest
 from run_folders import contents, make_checkpoint, make_run
 
-from newllm_lib.colab.drive import drive_copy, verified_copy
-from newllm_lib.colab.drive.drive_copy import STAGING, CopyStatus, DriveCopier, problem_of, span, wait_for_drive
-from newllm_lib.colab.drive.run_copy import bring_back
-from newllm_lib.colab.drive.verified_copy import MANIFEST_FILE, DamagedCopy
+from newllm_lib.colab.drive import drive_copy, run_copy
+from newllm_lib.colab.drive.drive_copy import (
+    STAGING,
+    CopyStatus,
+    DriveCopier,
+    callbacks_for,
+    problem_of,
+    span,
+    wait_for_drive,
+)
+from newllm_lib.colab.drive.run_copy import MANIFEST_FILE, DamagedCopy, bring_back
 
 
 class Clock:
@@ -52,7 +59,7 @@ def checkpoints_on_drive(copier, run):
 
 def failing(monkeypatch, error, times=1):
     """Writing to Drive fails so many times."""
-    plain, calls = verified_copy.copy_checked, []
+    plain, calls = run_copy.copy_checked, []
 
     def copy_checked(*args, **kwargs):
         calls.append(args)
@@ -60,7 +67,7 @@ def failing(monkeypatch, error, times=1):
             raise error
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr(verified_copy, "copy_checked", copy_checked)
+    monkeypatch.setattr(run_copy, "copy_checked", copy_checked)
     return calls
 
 
@@ -186,7 +193,7 @@ def test_a_run_under_way_is_copied_when_it_saves_and_everything_else_when_it_cha
 def test_what_has_not_changed_is_not_read_again(copier, run, monkeypatch):
     make_run(run, finished=True)
     copier.work()
-    monkeypatch.setattr(verified_copy, "fingerprint", lambda path: pytest.fail(f"{path} is read"))
+    monkeypatch.setattr(run_copy, "fingerprint", lambda path: pytest.fail(f"{path} is read"))
     copier.work()
     assert copier.problem == ""
 
@@ -200,7 +207,7 @@ def test_the_results_come_last(copier, run, monkeypatch):
         order.append(os.path.basename(target))
         plain(source, target)
 
-    monkeypatch.setattr(verified_copy.os, "replace", replace)
+    monkeypatch.setattr(run_copy.os, "replace", replace)
     copier.work()
     of_the_run = [name for name in order if name != MANIFEST_FILE]
     assert of_the_run[-1] == "results.json" and len(of_the_run) == 6
@@ -239,7 +246,7 @@ def test_waiting_may_be_stopped(copier, run):
 
 
 def test_the_callback_hands_over_what_is_complete(copier, run):
-    callback = copier.callback()
+    (callback,) = callbacks_for(copier)
     args, state = SimpleNamespace(output_dir=str(run)), SimpleNamespace(global_step=10, is_world_process_zero=True)
     make_checkpoint(run, 10, best=10)
     callback.on_save(args, state, None)
@@ -253,7 +260,7 @@ def test_the_callback_hands_over_what_is_complete(copier, run):
 
 
 def test_a_share_of_a_copy_is_told(copier, run, monkeypatch):
-    monkeypatch.setattr(verified_copy, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(run_copy, "CHUNK_BYTES", 1000)
     save(copier, run, 10)
     shares, plain = [], copier._count
 
@@ -268,7 +275,7 @@ def test_a_share_of_a_copy_is_told(copier, run, monkeypatch):
 
 
 def test_a_session_killed_while_copying_goes_on_from_the_last_whole_copy(copier, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(verified_copy, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(run_copy, "CHUNK_BYTES", 20_000)
     save(copier, run, 10)
     copier.work()
     before = contents(copier.drive)
@@ -326,14 +333,14 @@ def test_a_run_of_adapters_brings_its_reference_along(copier, tmp_path):
 
 
 def test_a_folder_that_cannot_be_copied_keeps_no_other_from_it(copier, run, monkeypatch):
-    plain = verified_copy.copy_checked
+    plain = run_copy.copy_checked
 
     def copy_checked(source, *args, **kwargs):
         if source.name == "bad":
             raise PermissionError(errno.EACCES, "Permission denied")
         return plain(source, *args, **kwargs)
 
-    monkeypatch.setattr(verified_copy, "copy_checked", copy_checked)
+    monkeypatch.setattr(run_copy, "copy_checked", copy_checked)
     (run.parent.parent / "bad").write_text("mine alone")
     os.symlink(run / "nothing", run.parent / "dangling")
     make_run(run, finished=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from run_folders import contents, make_earlier_model, make_run
 
-from newllm_lib.colab.drive import verified_copy
+from newllm_lib.colab.drive import run_copy
 from newllm_lib.colab.drive.drive_copy import DriveCopier
-from newllm_lib.colab.drive.earlier_runs import bring_back_runs, fetch_sentences, is_finished, newest_run, run_sentence
-from newllm_lib.colab.drive.verified_copy import MANIFEST_FILE
-from newllm_lib.colab.panel.start_models import finished_runs
+from newllm_lib.colab.drive.run_copy import MANIFEST_FILE
+from newllm_lib.colab.panel.lookups import finished_runs
+from newllm_lib.colab.storage import bring_back_runs, fetch_sentences, is_finished, newest_run, run_sentence
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_drive_that_fails_then_is_said_to(copier, monkeypatch):
     def copy_checked(*args, **kwargs):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(verified_copy, "copy_checked", copy_checked)
+    monkeypatch.setattr(run_copy, "copy_checked", copy_checked)
     ((sentence, status),) = fetch_sentences(copier, [copier.local / "01_pretrain" / "a" / "newllm"])
     assert status == "note" and "could not be brought back from Drive: Drive does not answer" in sentence
 

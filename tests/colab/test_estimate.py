@@ -81,7 +81,8 @@ def test_an_update_is_measured_on_all_its_tokens_where_it_is_quick(model_type):
 
 
 def test_what_takes_long_is_measured_on_fewer_tokens(monkeypatch):
-    monkeypatch.setattr(estimate, "timed_update", lambda model, optimizer, input_ids, *rest: input_ids.numel() / 1000)
+    seconds = lambda model, optimizer, input_ids, *rest: lambda: input_ids.numel() / 1000  # noqa: E731
+    monkeypatch.setattr(estimate, "TimedUpdate", seconds)
     model = build_model(build_config("newllm", vocab_size=512, max_length=64, num_parameters=500_000))
     found = measured_update(model, PretrainArguments(output_dir="runs/x"), rows=512, length=64)
     assert (found.tokens, found.seconds) == (512, 0.512)
@@ -91,9 +92,9 @@ def test_what_does_not_fit_on_the_gpu_is_reckoned_from_fewer_tokens(monkeypatch)
     def update(model, optimizer, input_ids, *rest):
         if input_ids.numel() > 1000:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return 0.001
+        return lambda: 0.001
 
-    monkeypatch.setattr(estimate, "timed_update", update)
+    monkeypatch.setattr(estimate, "TimedUpdate", update)
     model = build_model(build_config("newllm", vocab_size=512, max_length=64, num_parameters=500_000))
     assert measured_update(model, PretrainArguments(output_dir="runs/x"), rows=512, length=64).tokens == 512
 

@@ -10,17 +10,18 @@ import pytest
 from preference_runs import make_pairs, tiny_chat_model, write_pairs
 from run_files import StopAt
 from run_folders import contents
+from training_cell import run_experiments
 
 pytest.importorskip("trl")
 pytest.importorskip("optuna")
 
-from newllm_lib.colab import experiments, live_trials
+from newllm_lib.colab import experiments
 from newllm_lib.colab.drive.drive_copy import DriveCopier
-from newllm_lib.colab.drive.earlier_runs import bring_back_runs, is_finished, run_sentence
-from newllm_lib.colab.live_trials import LiveTrials, coordinates_figure, margins_figure, trial_cells
+from newllm_lib.colab.experiments import LiveTrials, coordinates_figure, margins_figure, trial_cells
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.colab.panel.preference_panel import PreferencePanel, SweepPanel
 from newllm_lib.colab.panel.stage import EXPERIMENTS, PREFERENCES
+from newllm_lib.colab.storage import bring_back_runs, is_finished, run_sentence
 from newllm_lib.preferences.reference import ReferenceArguments
 from newllm_lib.preferences.sweep import SweepArguments, read_trials, sweep, sweep_settings
 
@@ -63,8 +64,8 @@ def make_panel(tmp_path, monkeypatch):
     stage = dataclasses.replace(EXPERIMENTS, presets={"smoke": FEW})
     data = tmp_path / "pairs.jsonl"
 
-    def make(**run) -> SweepPanel:
-        panel = SweepPanel(dataclasses.replace(stage, **run), tmp_path / "runs")
+    def make() -> SweepPanel:
+        panel = SweepPanel(stage, tmp_path / "runs")
         panel.controls["model"].set(str(tiny_chat_model(tmp_path / "tiny-gpt2")))
         panel.controls["data"].set(str(data if data.exists() else write_pairs(data, make_pairs(48))))
         panel.controls["data_source"].set("file")
@@ -75,7 +76,7 @@ def make_panel(tmp_path, monkeypatch):
 
 def test_from_the_first_trial_to_the_settings_of_notebook_6(make_panel, shown, tmp_path):
     panel = make_panel()
-    folder = experiments.run_experiments(panel)
+    folder = run_experiments(panel)
     rows = read_trials(folder)
     assert [row["state"] for row in rows] == ["finished"] * 2
     assert shown.contents == [f"ok: 2 trials are finished; everything is in {folder}."]
@@ -85,7 +86,7 @@ def test_from_the_first_trial_to_the_settings_of_notebook_6(make_panel, shown, t
     assert "2 of 2 trials" in last and "■" not in last and last.count("<tr") == 3 and "data:image/png" in last
 
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-    assert experiments.run_experiments(make_panel()) == folder
+    assert run_experiments(make_panel()) == folder
     assert "All 2 trials were finished before" in shown.contents[-1]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == times
 
@@ -143,11 +144,11 @@ def test_a_sweep_that_is_stopped_says_so_and_goes_on(make_panel, shown):
             self.step = 2 if len(calls) == 2 else 10**9
 
     stopper = InSecondTrial(10**9)
-    panel = make_panel(run=lambda args, callbacks: sweep(args, (*callbacks, stopper)))
+    panel = make_panel()
     with pytest.raises(CellStopped, match=r"Stopped in trial 2; 1 are finished and kept. What this one has done is"):
-        experiments.run_experiments(panel)
+        run_experiments(panel, lambda args, callbacks: sweep(args, (*callbacks, stopper)))
     assert "stopped" in shown.live[-1] and "1 trials are finished" in plain(panel.line.value)
-    folder = experiments.run_experiments(make_panel())
+    folder = run_experiments(make_panel())
     assert [row["state"] for row in read_trials(folder)] == ["finished"] * 2
     assert calls[0].endswith("trial-001") and calls[1].endswith("trial-002")
 
@@ -195,7 +196,7 @@ def test_the_live_table_is_one_display(tmp_path):
     assert "75.0%" in pages[-1]
     live.on_train_begin(None, None, None)
     assert "75.0%" not in pages[-1], "of the trial before"
-    assert live_trials.HINT in pages[-1]
+    assert experiments.HINT in pages[-1]
 
 
 def test_margins_are_drawn_when_their_share_of_the_time_is_there(tmp_path, monkeypatch):
@@ -206,7 +207,7 @@ def test_margins_are_drawn_when_their_share_of_the_time_is_there(tmp_path, monke
             now[0] += 0.1
             drawn.append(now[0])
 
-    monkeypatch.setattr(live_trials, "margins_figure", lambda rows, histories: Figure())
+    monkeypatch.setattr(experiments, "margins_figure", lambda rows, histories: Figure())
     handle = SimpleNamespace(update=lambda content: None)
     live = LiveTrials(tmp_path, 8, clock=lambda: now[0], show=lambda content: handle)
     live.on_train_begin(None, None, None)

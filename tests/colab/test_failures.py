@@ -69,7 +69,7 @@ def test_an_error_that_was_handled_before_does_not_count():
 
 
 def shown(error):
-    @in_one_sentence
+    @in_one_sentence()
     def cell():
         raise error
 
@@ -100,4 +100,4 @@ def test_a_fault_of_ours_shows_where_it_is_and_the_sentence_last(capsys):
 
 def test_a_cell_that_has_ended_in_its_sentence_keeps_it():
     with pytest.raises(CellStopped, match=r"^■ Stopped at update 7$"):
-        in_one_sentence(lambda: (_ for _ in ()).throw(CellStopped("■ Stopped at update 7")))()
+        in_one_sentence()(lambda: (_ for _ in ()).throw(CellStopped("■ Stopped at update 7")))()

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from newllm_lib.colab import forgetting, progress, results
+from newllm_lib.colab import results
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.training.callbacks import read_history
@@ -16,9 +16,8 @@ from newllm_lib.training.curves import curves_figure
 def shown(monkeypatch):
     """All that is displayed, as HTML or as a sentence."""
     contents = []
-    for module in (forgetting, progress, results):
-        monkeypatch.setattr(module, "display", lambda content: contents.append(content.data))
-        monkeypatch.setattr(module, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
+    monkeypatch.setattr(results, "display", lambda content: contents.append(content.data))
+    monkeypatch.setattr(results, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
     return contents
 
 
@@ -47,7 +46,7 @@ def measured(new=(2.0, 1.0), general=(1.0, 1.1)):
     ],
 )
 def test_the_verdict_says_what_happened_whatever_it_is(new, general, words):
-    sentence = forgetting.verdict(measured(new, general))
+    sentence = results.forgetting_verdict(measured(new, general))
     assert all(word in sentence for word in words) and "0.250 nats" in sentence and "one seed" in sentence.lower()
 
 
@@ -61,24 +60,24 @@ def test_arrows_point_to_what_the_figures_say():
             found[kind] = (note.xy[0], note.arrow_patch.get_edgecolor())
         return found
 
-    better = arrows(forgetting.forgetting_figure(measured((2.0, 1.0), (1.0, 1.1))))
+    better = arrows(results.forgetting_figure(measured((2.0, 1.0), (1.0, 1.1))))
     assert better["new_task"][0] == pytest.approx(-50) and better["general_text"][0] == pytest.approx(10)
     assert better["new_task"][1] != better["general_text"][1]
-    arrows(forgetting.forgetting_figure(measured((2.0, 2.0), (1.0, 1.0))))
+    arrows(results.forgetting_figure(measured((2.0, 2.0), (1.0, 1.0))))
 
 
 def test_a_run_shows_its_table_picture_and_answers(adapter_run, shown):
-    forgetting.show_forgetting(adapter_run)
+    results.show_forgetting(adapter_run)
     table, picture, sentence = shown
-    figures = progress.read_measured(adapter_run, forgetting.FORGETTING_FILE)
-    for kind in forgetting.KINDS:
+    figures = results.read_measured(adapter_run, results.FORGETTING_FILE)
+    for kind in results.KINDS:
         for when in ("before", "after"):
             assert f"{figures[kind][when]['bits_per_byte']:.3f}" in table
     assert "data:image/png" in picture and sentence.startswith("ok: ")
-    assert (adapter_run.parent / forgetting.PICTURE_FILE).is_file()
+    assert (adapter_run.parent / results.FORGETTING_PICTURE).is_file()
 
     shown.clear()
-    forgetting.show_answers_of_both(adapter_run)
+    results.show_answers_of_both(adapter_run)
     assert shown[0].count("<tr") == 7 and "base" in shown[0] and "of 5" in shown[1]
 
     shown.clear()
@@ -89,7 +88,7 @@ def test_a_run_shows_its_table_picture_and_answers(adapter_run, shown):
 
 
 def test_an_unfinished_run_is_one_sentence(tmp_path):
-    for cell in (forgetting.show_forgetting, forgetting.show_answers_of_both):
+    for cell in (results.show_forgetting, results.show_answers_of_both):
         with pytest.raises(CellStopped, match="run the training cell again"):
             cell(tmp_path)
 

@@ -11,27 +11,26 @@ from run_folders import contents, make_checkpoint, make_run
 
 from newllm_lib.colab.drive.run_copy import (
     FINISHED,
+    MANIFEST_FILE,
     NOTHING,
-    best_beside,
+    DamagedCopy,
     bring_back,
+    bring_folder,
     bring_missing_files,
+    copy_checked,
     copy_checkpoints,
+    fingerprint,
+    planned_updates,
     progress_here,
     progress_of_copy,
-    size_of_copy,
-)
-from newllm_lib.colab.drive.verified_copy import (
-    MANIFEST_FILE,
-    DamagedCopy,
-    bring_folder,
-    copy_checked,
-    fingerprint,
     read_manifest,
     replace_folder,
+    size_of_copy,
     tidy,
     update_files,
     write_manifest,
 )
+from newllm_lib.training.checkpoint import best_beside
 from newllm_lib.training.disk import discard
 
 DEEP = "[" * 100_000
@@ -238,7 +237,7 @@ def test_leftovers_are_names_in_their_folder(tmp_path, name):
 def test_a_best_checkpoint_is_named_by_any_system(tmp_path):
     for best in ("/content/runs/a/checkpoint-10", "checkpoint-10", "C:\\runs\\a\\checkpoint-10", "../x/checkpoint-10"):
         (tmp_path / "trainer_state.json").write_text(json.dumps({"max_steps": 9, "best_model_checkpoint": best}))
-        assert best_beside(tmp_path) == "checkpoint-10"
+        assert planned_updates(tmp_path) == 9 and best_beside(tmp_path).name == "checkpoint-10"
 
 
 def test_a_damaged_results_file_does_not_say_that_a_run_is_finished(here, copy):

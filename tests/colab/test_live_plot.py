@@ -1,19 +1,18 @@
 """The live plot: one display, updated in place, seldom enough, right after a resume and for finished runs."""
 
-import dataclasses
 import json
 import re
 from types import SimpleNamespace
 
 import psutil
 import pytest
+from training_cell import train_models
 
-from newllm_lib.colab import live_plot, training
+from newllm_lib.colab import live_plot
 from newllm_lib.colab.drive.drive_copy import CopyStatus
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.training.callbacks import TrainingInterrupted, read_history
-from newllm_lib.training.device import find_device
 
 
 class Page:
@@ -52,8 +51,7 @@ def state(step, history=(), max_steps=100):
 
 
 def test_a_line_tells_the_learning_rate_and_the_memory(plot, page):
-    plot.device = find_device(use_cpu=True)
-    callback = plot.callback("newllm")
+    callback = plot.models["newllm"]
     history = [{"step": 10, "loss": 3.0, "learning_rate": 2.5e-3}]
     callback.on_train_begin(ARGS, state(10, history), None)
     assert "learning rate 2.5e-03" in page.newest
@@ -65,7 +63,7 @@ def test_a_line_tells_the_learning_rate_and_the_memory(plot, page):
 
 
 def test_one_display_that_is_updated_once_an_interval(plot, page):
-    callback = plot.callback("newllm")
+    callback = plot.models["newllm"]
     callback.on_train_begin(ARGS, state(0), None)
     before = len(page.updates)
     for step in range(1, 41):
@@ -77,14 +75,14 @@ def test_one_display_that_is_updated_once_an_interval(plot, page):
 
 
 def test_an_evaluation_is_told_at_once_and_drawn_when_its_share_of_the_time_is_there(plot, page, monkeypatch):
-    callback = plot.callback("newllm")
+    callback = plot.models["newllm"]
     callback.on_train_begin(ARGS, state(0), None)
     pictures = []
     monkeypatch.setattr(live_plot, "curves_figure", lambda histories: pictures.append(histories) or Figure())
     history = [{"step": 10, "loss": 5.0}, {"step": 10, "eval_bits_per_byte": 2.5}]
     callback.on_evaluate(ARGS, state(10, history), None, {"eval_runtime": 1.0})
     assert pictures == [{"newllm": history, "tiny-gpt2": []}], "the first one in any case"
-    plot.picture.drawing_seconds = 0.1
+    plot.drawing_seconds = 0.1
     history = [*history, {"step": 20, "eval_bits_per_byte": 2.25}]
     callback.on_evaluate(ARGS, state(20, history), None, {"eval_runtime": 1.0})
     assert "loss 5.000" in page.newest and "2.250 bits per byte" in page.newest and len(pictures) == 1
@@ -107,7 +105,7 @@ def test_drawing_takes_a_small_share_of_the_time(plot, page, monkeypatch):
         return Figure()
 
     monkeypatch.setattr(live_plot, "curves_figure", slow_figure)
-    callback, running = plot.callback("newllm"), state(0, max_steps=1000)
+    callback, running = plot.models["newllm"], state(0, max_steps=1000)
     callback.on_train_begin(ARGS, running, None)
     for step in range(1, 1001):
         page.now += 0.1
@@ -126,7 +124,7 @@ def test_nothing_is_drawn_twice(plot, page, monkeypatch):
     drawn = []
     figure = live_plot.curves_figure
     monkeypatch.setattr(live_plot, "curves_figure", lambda histories: drawn.append(page.now) or figure(histories))
-    callback = plot.callback("newllm")
+    callback = plot.models["newllm"]
     callback.on_train_begin(ARGS, state(0), None)
     assert "<img" not in page.newest, "no empty axes, either"
     history = [{"step": 100, "loss": 3.0}]
@@ -143,7 +141,7 @@ def test_nothing_is_drawn_twice(plot, page, monkeypatch):
 
 
 def test_a_resumed_run_shows_its_history(plot, page):
-    callback = plot.callback("tiny-gpt2")
+    callback = plot.models["tiny-gpt2"]
     history = [{"step": 60, "loss": 4.0}, {"step": 60, "eval_bits_per_byte": 2.25}]
     callback.on_train_begin(ARGS, state(60, history), None)
     assert "update 60 of 100" in page.newest and "2.250 bits" in page.newest
@@ -162,7 +160,7 @@ def test_a_finished_run_is_read_from_its_log(plot, page, tmp_path):
 
 
 def test_the_last_save_is_told(plot, page):
-    callback = plot.callback("newllm")
+    callback = plot.models["newllm"]
     callback.on_train_begin(ARGS, state(0), None)
     callback.on_save(ARGS, state(1), None)
     page.now += 38
@@ -183,7 +181,7 @@ def test_the_last_save_is_told(plot, page):
 )
 def test_the_copy_on_drive_is_told(plot, page, status, words):
     plot.models["newllm"].on_drive = lambda: status
-    callback = plot.callback("newllm")
+    callback = plot.models["newllm"]
     callback.on_train_begin(ARGS, state(0), None)
     page.now += 4
     callback.on_step_end(ARGS, state(1), None)
@@ -209,8 +207,8 @@ def test_a_wait_for_drive_is_told_and_leaves_no_trace(plot, page):
 def cell(make_panel, page, monkeypatch):
     """The training cell with a `pretrain` that is replaced and a page that is not there."""
     sentences = []
-    monkeypatch.setattr(training, "LivePlot", lambda names: LivePlot(names, clock=page.clock, show=page.show))
-    monkeypatch.setattr(training, "say", sentences.append)
+    monkeypatch.setattr(live_plot, "LivePlot", lambda names: LivePlot(names, clock=page.clock, show=page.show))
+    monkeypatch.setattr(live_plot, "say", sentences.append)
     return SimpleNamespace(panel=make_panel(), sentences=sentences, monkeypatch=monkeypatch)
 
 
@@ -219,15 +217,14 @@ def test_the_models_train_in_turn_and_finished_ones_are_left_alone(cell, page):
 
     def pretrain(args, callbacks):
         trained.append(args.model_type)
-        folder = training.Path(args.output_dir)
+        folder = live_plot.Path(args.output_dir)
         folder.mkdir(parents=True)
         (folder / "results.json").write_text('{"loss": 1.0}')
         (folder / "model.safetensors").write_text("weights")
 
-    cell.panel.stage = dataclasses.replace(cell.panel.stage, run=pretrain)
-    folders = training.train_models(cell.panel)
+    folders = train_models(cell.panel, pretrain)
     assert trained == ["newllm", "tiny-gpt2"] == [folder.name for folder in folders]
-    assert training.train_models(cell.panel) == folders and len(trained) == 2
+    assert train_models(cell.panel, pretrain) == folders and len(trained) == 2
     assert cell.sentences[0].startswith("Trained") and "finished before" in cell.sentences[1]
 
 
@@ -242,9 +239,8 @@ def test_an_interrupt_ends_the_cell_and_says_how_to_go_on(cell, page, stop, word
     def pretrain(args, callbacks):
         raise stop
 
-    cell.panel.stage = dataclasses.replace(cell.panel.stage, run=pretrain)
     with pytest.raises(CellStopped, match="Run this cell again") as error:
-        training.train_models(cell.panel)
+        train_models(cell.panel, pretrain)
     assert words in str(error.value) and "same command" not in str(error.value)
     assert "stopped" in page.newest
 

@@ -9,8 +9,8 @@ import ipywidgets as widgets
 import pytest
 
 from newllm_lib.colab.page.notices import CellStopped
+from newllm_lib.colab.panel import lookups
 from newllm_lib.colab.panel import settings_panel as panel_module
-from newllm_lib.colab.panel import text_source
 from newllm_lib.colab.panel.estimate import MeasuredUpdate
 from newllm_lib.colab.panel.settings_panel import PANEL_FILE
 from newllm_lib.data.sources import DATASETS, HubProblem
@@ -71,7 +71,7 @@ def test_every_reachable_value_runs_or_is_refused(make_panel, name):
 
 
 def test_random_combinations_run_or_are_refused(make_panel, monkeypatch):
-    monkeypatch.setattr(text_source, "_answering", lambda dataset: (DATASETS[dataset].sources[0], None))
+    monkeypatch.setattr(lookups, "_answering", lambda dataset: (DATASETS[dataset].sources[0], None))
     panel = make_panel(models=("newllm",))
     generator = random.Random(0)
     outcomes = set()
@@ -235,10 +235,10 @@ def test_my_file_needs_a_file(make_panel, tmp_path):
 
 def test_auto_is_settled_once_and_said(make_panel, monkeypatch):
     panel = make_panel()
-    monkeypatch.setattr(text_source, "_answering", lambda dataset: (DATASETS[dataset].sources[0], None))
+    monkeypatch.setattr(lookups, "_answering", lambda dataset: (DATASETS[dataset].sources[0], None))
     panel.controls["data_source"].widget.value = "auto"
     assert panel.arguments("newllm").data_source == "hub" and "auto takes wikitext" in panel.line.value
-    monkeypatch.setattr(text_source, "_answering", lambda dataset: (None, HubProblem("unreachable", "no connection")))
+    monkeypatch.setattr(lookups, "_answering", lambda dataset: (None, HubProblem("unreachable", "no connection")))
     monkeypatch.setattr("newllm_lib.data.sources.find_spec", lambda name: object())
     monkeypatch.setattr("newllm_lib.data.stand_ins.version", lambda name: "0.9.0")
     panel.controls["seed"].widget.value = 1

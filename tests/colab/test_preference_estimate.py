@@ -10,7 +10,7 @@ from preference_runs import make_pairs, tiny_chat_model, write_pairs
 pytest.importorskip("trl")
 pytest.importorskip("optuna")
 
-from newllm_lib.colab.panel.adapter_estimate import sequence_tokens
+from newllm_lib.colab.panel.estimate import sequence_tokens
 from newllm_lib.colab.panel.preference_panel import PreferencePanel, SweepPanel
 from newllm_lib.colab.panel.stage import EXPERIMENTS, PREFERENCES
 from newllm_lib.preferences.dpo import dpo, prepare

@@ -12,17 +12,17 @@ from preference_runs import make_pairs, tiny_chat_model, write_pairs
 
 pytest.importorskip("trl")
 pytest.importorskip("optuna")
-
 from tiny_gemma import trainable
 
 from newllm_lib.adapters.lora import add_adapters
-from newllm_lib.colab import base_model
-from newllm_lib.colab.panel import start_models
-from newllm_lib.colab.panel.adapter_estimate import generated_for_training
-from newllm_lib.colab.panel.preference_panel import PreferencePanel, SweepPanel, Ticks
+from newllm_lib.colab import preview
+from newllm_lib.colab.panel import lookups
+from newllm_lib.colab.panel.controls import Ticks
+from newllm_lib.colab.panel.estimate import generated_for_training
+from newllm_lib.colab.panel.lookups import chat_models as found_models
+from newllm_lib.colab.panel.lookups import choose_model
+from newllm_lib.colab.panel.preference_panel import PreferencePanel, SweepPanel
 from newllm_lib.colab.panel.stage import EXPERIMENTS, PREFERENCES
-from newllm_lib.colab.panel.start_models import chat_models as found_models
-from newllm_lib.colab.panel.start_models import choose_model
 from newllm_lib.errors import InputError
 from newllm_lib.preferences.dpo import prepare
 from newllm_lib.stages.sft import SftArguments
@@ -170,46 +170,46 @@ def test_which_chat_model_is_taken(runs, monkeypatch):
     def unreachable(model, offline=False):
         raise InputError(f"model {model!r} could not be had from the hub (no connection); check the network.")
 
-    monkeypatch.setattr(start_models, "base_named", unreachable)
+    monkeypatch.setattr(lookups, "base_named", unreachable)
     choice = choose_model(None, "auto", runs)
     assert choice.model == str(talks) and "no connection" in choice.note and "check" not in choice.note
     with pytest.raises(InputError, match="could not be had from the hub"):
         choose_model(None, "hub", runs)
     dialogpt = BaseModel("DialoGPT-small", "microsoft/DialoGPT-small", "x@0", "MIT")
-    monkeypatch.setattr(start_models, "base_named", lambda model: dialogpt)
+    monkeypatch.setattr(lookups, "base_named", lambda model: dialogpt)
     assert choose_model(None, "auto", runs).model == choose_model(None, "file", runs).model == dialogpt.path
 
 
 def test_without_any_chat_model_one_is_trained_and_said_to_be_small(runs, monkeypatch):
     said = []
-    monkeypatch.setattr(base_model, "say", lambda sentence, status="ok": said.append(f"{status}: {sentence}"))
+    monkeypatch.setattr(preview, "say", lambda sentence, status="ok": said.append(f"{status}: {sentence}"))
     panel = PreferencePanel(PREFERENCES, runs)
     assert "the cell below trains a small one first" in panel.line.value
     with pytest.raises(InputError, match="run the cell below the settings"):
         panel.arguments("tuned")
     data = write_conversations(runs / "data.jsonl")
-    how = start_models.small_chat_model(runs)
+    how = preview.small_chat_model(runs)
     assert (how.model_type, how.dataset, how.data_source, how.max_steps) == ("tiny-gpt2", "dailydialog", "offline", 20)
     few = SftArguments(
         model_type="tiny-gpt2", data=str(data), tokenizer="byte", num_parameters=80_000, max_steps=2, eval_steps=0.5,
         save_steps=0.5, max_eval_tokens=300, per_device_train_batch_size=2, output_dir=how.output_dir,
     )  # fmt: skip
-    monkeypatch.setattr(base_model, "small_chat_model", lambda runs: few)
-    base_model.show_tuned_model(panel)
+    monkeypatch.setattr(preview, "small_chat_model", lambda runs: few)
+    preview.show_tuned_model(panel)
     assert said[0].startswith("note: There is no chat model") and "makes no sense" in said[0]
     assert said[1].startswith("ok: tiny-gpt2 is tuned") and panel.arguments("tuned").model == how.output_dir
     assert "102 generated ones" in plain(panel.line.value)
     said.clear()
     talks = finish_chat_model(runs, "02_dailydialog/quick-1")
-    base_model.show_tuned_model(panel)
+    preview.show_tuned_model(panel)
     assert len(said) == 1 and "06_chat_model/smoke/tiny-gpt2" in said[0], "what else could be tuned"
     assert panel.arguments("tuned").model == str(talks)
 
 
 def test_the_panel_opens_no_model(runs, chat_model, monkeypatch):
     monkeypatch.setattr("newllm_lib.preferences.dpo.open_to_tune", lambda *args: pytest.fail("a model was opened"))
-    monkeypatch.setattr(base_model, "say", lambda sentence, status="ok": None)
-    base_model.show_tuned_model(PreferencePanel(PREFERENCES, runs))
+    monkeypatch.setattr(preview, "say", lambda sentence, status="ok": None)
+    preview.show_tuned_model(PreferencePanel(PREFERENCES, runs))
 
 
 def test_ranges_and_ticks_are_the_texts_of_the_sweep(runs, chat_model):

@@ -9,7 +9,7 @@ from preference_runs import dpo_arguments, make_pairs
 
 pytest.importorskip("trl")
 
-from newllm_lib.colab import live_plot, preferences, progress, results
+from newllm_lib.colab import live_plot, preferences, results
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.colab.preferences import BAG, pairs_to_show, shortcut_accuracies
@@ -26,7 +26,7 @@ def plain(html):
 def shown(monkeypatch):
     """All that is displayed, as HTML or as a sentence."""
     contents = []
-    for module in (preferences, progress, results):
+    for module in (preferences, results):
         monkeypatch.setattr(module, "display", lambda content: contents.append(content.data))
         monkeypatch.setattr(module, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
     return contents
@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
     plot = LivePlot(["tuned"], show=page.show)
     folder = tmp_path_factory.mktemp("preferences")
     args = dpo_arguments(folder, "run/tuned", max_steps=12, eval_steps=6, save_steps=6, sft_epochs=1.0)
-    return args, dpo(args, (plot.callback("tuned"),)), page.contents
+    return args, dpo(args, (plot.models["tuned"],)), page.contents
 
 
 def panel_of(args):
@@ -118,7 +118,7 @@ def test_a_chosen_answer_that_becomes_less_likely_is_told_in_the_plot(monkeypatc
 def test_a_run_shows_its_table_picture_and_verdict(finished, shown):
     args, folder, _ = finished
     preferences.show_preferences(panel_of(args), folder)
-    measured = progress.read_measured(folder, preferences.PREFERENCES_FILE)
+    measured = results.read_measured(folder, preferences.PREFERENCES_FILE)
     table, picture, *_, sentence = shown
     for side in ("held_out", "train"):
         assert f"{measured[side]['accuracy']:.1%}" in table and f"{measured[side]['kl']:.3f}" in table
@@ -142,7 +142,7 @@ def test_a_run_shows_its_table_picture_and_verdict(finished, shown):
 
 def test_the_reference_column_is_of_the_same_pairs(finished):
     _, folder, _ = finished
-    measured = progress.read_measured(folder, preferences.PREFERENCES_FILE)
+    measured = results.read_measured(folder, preferences.PREFERENCES_FILE)
     held_out = measured["held_out"]
     moved = (held_out["chosen_logp"] - measured["reference"]["chosen_logp"]) - (
         held_out["rejected_logp"] - measured["reference"]["rejected_logp"]

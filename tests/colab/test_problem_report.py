@@ -35,7 +35,7 @@ def test_it_says_what_is_needed(make_panel):
     folder.mkdir(parents=True)
     log = [{"step": 10 * n, "loss": 5.0 - n, "note": "words"} for n in range(20)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log) + '{"step": 2')
-    sys.last_value = error_of(in_one_sentence(lambda: 1 / 0))
+    sys.last_value = error_of(in_one_sentence()(lambda: 1 / 0))
     text = report_text(panel)
     for part in ("newllm 0.", "Python 3.", "torch ", "note  GPU: none", "NL-101", "preset smoke", "max_length = "):
         assert part in text

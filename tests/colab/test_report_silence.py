@@ -155,7 +155,7 @@ def test_no_error_tells_the_users_text(provoked, make_panel, name):
         raise provoked[name]
 
     with pytest.raises(BaseException) as stopped:
-        in_one_sentence(fail)()
+        in_one_sentence()(fail)()
     for error in (provoked[name], stopped.value):
         sys.last_value = error
         report = report_text(panel)

@@ -4,10 +4,12 @@ import re
 from html import unescape
 
 import pytest
+from training_cell import train_models
 
-from newllm_lib.colab import preview, results, training
+from newllm_lib.colab import live_plot, preview, results
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.page.notices import CellStopped
+from newllm_lib.stages.pretrain import pretrain
 
 
 @pytest.fixture
@@ -64,11 +66,11 @@ def test_a_bad_file_ends_the_preview_in_one_sentence(panel, shown, tmp_path):
 
 def test_from_training_to_files(panel, shown, monkeypatch):
     sentences = []
-    monkeypatch.setattr(training, "say", sentences.append)
+    monkeypatch.setattr(live_plot, "say", sentences.append)
     updates = []
     handle = type("Handle", (), {"update": lambda self, content: updates.append(content)})()
-    monkeypatch.setattr(training, "LivePlot", lambda names: LivePlot(names, show=lambda content: handle))
-    folders = training.train_models(panel)
+    monkeypatch.setattr(live_plot, "LivePlot", lambda names: LivePlot(names, show=lambda content: handle))
+    folders = train_models(panel, pretrain)
     assert "2 of 10" not in updates[-1].data and updates[-1].data.count("finished") == 2
 
     results.show_comparison(folders)

@@ -7,9 +7,10 @@ import shutil
 import pytest
 from run_folders import contents, make_checkpoint, make_run
 
-from newllm_lib.colab.drive import run_copy, verified_copy
+from newllm_lib.colab.drive import run_copy
 from newllm_lib.colab.drive.run_copy import (
     FINISHED,
+    MANIFEST_FILE,
     NOTHING,
     bring_back,
     bring_missing_files,
@@ -17,8 +18,8 @@ from newllm_lib.colab.drive.run_copy import (
     progress_here,
     progress_of_copy,
     size_of_copy,
+    update_files,
 )
-from newllm_lib.colab.drive.verified_copy import MANIFEST_FILE, update_files
 from newllm_lib.training.checkpoint import newest_checkpoint
 
 
@@ -121,7 +122,7 @@ def test_a_drive_that_goes_while_it_is_read_leaves_what_is_here(run, copy, tmp_p
     save(run, copy, 10, 10)
     save(run, copy, 20, 20)
     here = make_run(tmp_path / "back", (5,))
-    before, calls, plain = contents(here), [], verified_copy.copy_checked
+    before, calls, plain = contents(here), [], run_copy.copy_checked
 
     def copy_checked(*args):
         calls.append(args)
@@ -129,8 +130,7 @@ def test_a_drive_that_goes_while_it_is_read_leaves_what_is_here(run, copy, tmp_p
             raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
         return plain(*args)
 
-    for module in (run_copy, verified_copy):
-        monkeypatch.setattr(module, "copy_checked", copy_checked)
+    monkeypatch.setattr(run_copy, "copy_checked", copy_checked)
     with pytest.raises(OSError, match="Transport endpoint"):
         bring_back(copy, here, beyond=5)
     assert contents(here) == before

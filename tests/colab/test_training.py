@@ -14,9 +14,10 @@ import pytest
 import torch
 from run_files import StopAt
 from safetensors.torch import load_file
+from training_cell import train_models
 
-from newllm_lib.colab import live_plot, storage, training
-from newllm_lib.colab.drive.verified_copy import MANIFEST_FILE
+from newllm_lib.colab import live_plot, storage
+from newllm_lib.colab.drive.run_copy import MANIFEST_FILE
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.colab.panel.stage import PRETRAIN
@@ -36,16 +37,23 @@ def page(monkeypatch):
         monkeypatch.setattr(module, "display", display)
     monkeypatch.setattr(live_plot, "curves_figure", lambda histories: SimpleNamespace(savefig=lambda *args, **kw: None))
     monkeypatch.setattr(curves, "save_curves", lambda histories, path: path.write_bytes(b"png"))
-    for module in (storage, training):
+    for module in (storage, live_plot):
         monkeypatch.setattr(module, "say", lambda sentence, *args: shown.said.append(sentence))
     return shown
 
 
-def open_panel(text_file, runs, stop_at: int | None = None) -> SettingsPanel:
-    """A panel for one model, of which a far smaller one is trained; it is interrupted in an update, as by ■."""
+def open_panel(text_file, runs) -> SettingsPanel:
+    panel = SettingsPanel(dataclasses.replace(PRETRAIN, models=("newllm",)), runs)
+    panel.controls["data"].widget.value = str(text_file)
+    panel.controls["data_source"].widget.value = "file"
+    return panel
+
+
+def train(panel: SettingsPanel, text_file, stop_at: int | None = None):
+    """The training cell for a far smaller model; it is interrupted in an update, as by ■."""
     stops = () if stop_at is None else (StopAt(stop_at),)
 
-    def train(args, callbacks):
+    def small_pretrain(args, callbacks):
         small = PretrainArguments(
             data=str(text_file), output_dir=args.output_dir, tokenizer="byte", num_parameters=80_000, max_length=32,
             max_steps=20, per_device_train_batch_size=4, eval_steps=5, save_steps=5, logging_steps=1,
@@ -53,10 +61,7 @@ def open_panel(text_file, runs, stop_at: int | None = None) -> SettingsPanel:
         )  # fmt: skip
         return pretrain(small, (*callbacks, *stops))
 
-    panel = SettingsPanel(dataclasses.replace(PRETRAIN, models=("newllm",), run=train), runs)
-    panel.controls["data"].widget.value = str(text_file)
-    panel.controls["data_source"].widget.value = "file"
-    return panel
+    return train_models(panel, small_pretrain)
 
 
 @pytest.fixture(autouse=True)
@@ -77,12 +82,12 @@ def losses(folder):
 
 
 def test_a_run_goes_on_on_the_next_machine_as_if_nothing_had_been(colab, page, text_file, tmp_path):
-    (unbroken,) = training.train_models(open_panel(text_file, tmp_path / "unbroken"))
+    (unbroken,) = train(open_panel(text_file, tmp_path / "unbroken"), text_file)
     assert "Drive" not in page.said[-1]
 
     runs = storage.open_storage()
     with pytest.raises(CellStopped, match=r"Stopped at update 13 of 20.*It is on your Drive, too"):
-        training.train_models(open_panel(text_file, runs, stop_at=12))
+        train(open_panel(text_file, runs), text_file, stop_at=12)
     assert any("saved to Drive" in content for content in page.plots)
     next_machine(runs)
 
@@ -92,7 +97,7 @@ def test_a_run_goes_on_on_the_next_machine_as_if_nothing_had_been(colab, page, t
     assert f"{name}: newllm is at update 13 of 20; brought back from your Drive and verified" in page.said[-1]
     panel = open_panel(text_file, runs)
     assert "newllm will be continued" in panel.line.value
-    (folder,) = training.train_models(panel)
+    (folder,) = train(panel, text_file)
     assert page.said[-1].endswith("It is on your Drive, too.")
     expected, found = (load_file(path / "model.safetensors") for path in (unbroken, folder))
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
@@ -102,7 +107,7 @@ def test_a_run_goes_on_on_the_next_machine_as_if_nothing_had_been(colab, page, t
     page.said.clear()
     storage.open_storage()
     assert "newllm is finished" in page.said[-1]
-    assert training.train_models(open_panel(text_file, runs)) == [folder]
+    assert train(open_panel(text_file, runs), text_file) == [folder]
     assert "finished before" in page.said[-1]
     copy = storage.drive_copier(runs).copy_of(folder)
     assert {path.name for path in folder.iterdir()} == {
@@ -113,7 +118,7 @@ def test_a_run_goes_on_on_the_next_machine_as_if_nothing_had_been(colab, page, t
 def test_a_run_that_waits_on_drive_is_brought_back_by_the_training_cell(colab, page, text_file, monkeypatch):
     runs = storage.open_storage()
     with pytest.raises(CellStopped):
-        training.train_models(open_panel(text_file, runs, stop_at=3))
+        train(open_panel(text_file, runs), text_file, stop_at=3)
     next_machine(runs)
     monkeypatch.setattr(storage, "bring_back_runs", lambda copier, tell: storage.Returned())
     storage.open_storage()
@@ -123,7 +128,7 @@ def test_a_run_that_waits_on_drive_is_brought_back_by_the_training_cell(colab, p
     panel.refresh()
     assert "newllm will be brought back from Drive" in panel.line.value
     page.said.clear()
-    training.train_models(panel)
+    train(panel, text_file)
     assert page.said[0].endswith("newllm is at update 4 of 20: brought back from your Drive and verified.")
 
 
@@ -133,8 +138,8 @@ def test_a_drive_that_fills_up_costs_a_remark(colab, page, text_file, monkeypatc
     def copy_checked(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("newllm_lib.colab.drive.verified_copy.copy_checked", copy_checked)
-    (folder,) = training.train_models(open_panel(text_file, runs))
+    monkeypatch.setattr("newllm_lib.colab.drive.run_copy.copy_checked", copy_checked)
+    (folder,) = train(open_panel(text_file, runs), text_file)
     assert (folder / "results.json").is_file()
     assert "Drive is full: the last copy is not on Drive yet" in page.said[-1]
     assert any("Drive is full, next try in" in content for content in page.plots)

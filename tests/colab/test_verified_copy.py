@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from run_folders import contents
 
-from newllm_lib.colab.drive import verified_copy
-from newllm_lib.colab.drive.verified_copy import (
+from newllm_lib.colab.drive import run_copy
+from newllm_lib.colab.drive.run_copy import (
     MANIFEST_FILE,
     DamagedCopy,
     bring_folder,
@@ -24,6 +24,7 @@ from newllm_lib.colab.drive.verified_copy import (
     tidy,
     update_files,
 )
+from newllm_lib.training.checkpoint import seal_checkpoint
 from newllm_lib.training.disk import temporary
 
 
@@ -38,7 +39,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(verified_copy, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(run_copy, "CHUNK_BYTES", 1000)
 
 
 def test_a_folder_comes_back_as_it_was(source, tmp_path, small_chunks):
@@ -54,9 +55,14 @@ def test_a_folder_comes_back_as_it_was(source, tmp_path, small_chunks):
 
 
 def test_the_same_copy_is_known_again(source, tmp_path):
+    seal_checkpoint(source)
     copy_folder(source, tmp_path / "copy")
     assert holds_copy_of(source, tmp_path / "copy")
+    os.truncate(tmp_path / "copy" / "weights", 9_999)
+    assert not holds_copy_of(source, tmp_path / "copy")
+    copy_folder(source, tmp_path / "copy")
     (source / "weights").write_bytes(os.urandom(10_000))
+    seal_checkpoint(source)
     assert not holds_copy_of(source, tmp_path / "copy")
     assert not holds_copy_of(source, tmp_path / "nowhere")
 
@@ -105,7 +111,7 @@ def test_a_full_disk_leaves_what_was_there(source, tmp_path, monkeypatch, small_
     assert contents(copy) == before
     assert [path.name for path in copy.parent.iterdir()] == ["copy"], "the half of a copy has gone"
     copy_folder(source, copy)
-    assert holds_copy_of(source, copy)
+    assert contents(copy)["weights"] == contents(source)["weights"]
 
 
 def test_a_disk_that_keeps_something_else_is_found_out(source, tmp_path, monkeypatch):
@@ -116,7 +122,7 @@ def test_a_disk_that_keeps_something_else_is_found_out(source, tmp_path, monkeyp
     def fsync(number):
         os.ftruncate(number, 1)
 
-    monkeypatch.setattr(verified_copy.os, "fsync", fsync)
+    monkeypatch.setattr(run_copy.os, "fsync", fsync)
     with pytest.raises(DamagedCopy, match="does not read as it was written"):
         copy_folder(source, tmp_path / "copy")
     assert contents(tmp_path / "copy") == before
@@ -152,12 +158,12 @@ def test_a_manifest_reaches_no_other_folder(tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from newllm_lib.colab.drive import verified_copy
-verified_copy.CHUNK_BYTES = 20_000
+from newllm_lib.colab.drive import run_copy
+run_copy.CHUNK_BYTES = 20_000
 def slowly(size):
     print("chunk", flush=True)
     time.sleep(0.02)
-verified_copy.copy_folder(Path(sys.argv[1]), Path(sys.argv[2]), slowly)
+run_copy.copy_folder(Path(sys.argv[1]), Path(sys.argv[2]), slowly)
 """
 
 
@@ -195,7 +201,7 @@ def test_a_folder_that_is_replaced_is_there_all_the_time(tmp_path, monkeypatch, 
         plain_rename(*names)
 
     with monkeypatch.context() as patch:
-        patch.setattr(verified_copy.os, "rename", rename)
+        patch.setattr(run_copy.os, "rename", rename)
         with pytest.raises(KeyboardInterrupt):
             replace_folder(new, target)
     tidy(tmp_path)
@@ -221,7 +227,7 @@ def test_single_files_verify_at_any_moment(source, tmp_path, monkeypatch, killed
         plain_replace(*paths)
 
     with monkeypatch.context() as patch:  # write_json renames with the same function: the manifest is killed, too
-        patch.setattr(verified_copy.os, "replace", replace)
+        patch.setattr(run_copy.os, "replace", replace)
         with pytest.raises(KeyboardInterrupt):
             update_files(source, copy, names)
     bring_folder(copy, tmp_path / "back")
@@ -239,7 +245,7 @@ def test_files_that_are_there_are_not_copied_again(source, tmp_path, monkeypatch
     copy = tmp_path / "copy"
     copy.mkdir()
     update_files(source, copy, ["weights"])
-    monkeypatch.setattr(verified_copy, "copy_checked", lambda *args, **kwargs: pytest.fail("copied again"))
+    monkeypatch.setattr(run_copy, "copy_checked", lambda *args, **kwargs: pytest.fail("copied again"))
     update_files(source, copy, ["weights"])
 
 
@@ -256,7 +262,7 @@ def test_what_is_discarded_takes_no_room_in_a_bin(tmp_path, monkeypatch):
         plain_unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", unlink)
-    verified_copy.discard(folder)
+    run_copy.discard(folder)
     assert sizes["weights"] == 0 and not folder.exists()
     assert (tmp_path / "other name").read_bytes() == b"kept"
 

@@ -215,7 +215,7 @@ def test_it_runs_from_top_to_bottom(path, session):
     for cell in cells_by_hand(executed.cells):
         begin, end = (datetime.fromisoformat(cell.metadata.execution[at].rstrip("Z")) for at in STARTED_AND_ENDED)
         assert (end - begin).total_seconds() < SECONDS_BY_HAND, cell.source
-    training = next(cell for cell in code if re.search("train_models|run_experiments", cell.source))
+    training = next(cell for cell in code if re.search("live_training|live_experiments", cell.source))
     assert len([output for output in training.outputs if "image/png" in json.dumps(output)]) == 1, "one live plot"
 
     stage = stage_of(path)

@@ -65,18 +65,18 @@ PAGES_OF_THREE_UPDATES = """
 import resource, torch
 from newllm_lib.models import build_config, build_model
 from newllm_lib.training.device import freed_memory_kept
-from newllm_lib.training.trainer import timed_update
+from newllm_lib.training.trainer import TimedUpdate
 model = build_model(build_config("newllm", 1000, 64, num_parameters=1_000_000))
 optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-input_ids = torch.randint(0, 1000, (64, 64))
+update = TimedUpdate(model, optimizer, torch.randint(0, 1000, (64, 64)))
 with freed_memory_kept():
     for _ in range(8):  # until the heap has found its size
-        timed_update(model, optimizer, input_ids)
+        update()
     taken = []
     for _ in range(3):  # the system takes pages away at times, and has to give them back
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(3):
-            timed_update(model, optimizer, input_ids)
+            update()
         taken.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     print(min(taken))
 """

@@ -16,16 +16,13 @@ from transformers import TrainerCallback
 
 from ...errors import FULL
 from ...preferences.sweep import TRIALS_FILE
-from ...training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE
+from ...training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE, best_beside
 from ..page.notices import GONE
-from .run_copy import BroughtBack, best_beside, bring_back, copy_checkpoints, progress_here, progress_of_copy
-from .verified_copy import MANIFEST_FILE, DamagedCopy, files_of, update_files
+from . import run_copy
 
 
 @dataclass(frozen=True)
 class CopyStatus:
-    """How the copy of one run on Drive stands."""
-
     age: float | None = None  # seconds since the newest copy was verified, None if there is none of this session
     is_waiting: bool = False  # a newer checkpoint is on its way
     share: float | None = None  # how much of it is there, from 0 to 1; None if it has not begun
@@ -34,7 +31,6 @@ class CopyStatus:
 
     @property
     def is_current(self) -> bool:
-        """True if all that was saved is on Drive."""
         return self.age is not None and not self.is_waiting and not self.problem
 
     def sentence(self) -> str:
@@ -49,8 +45,7 @@ class CopyStatus:
 
 
 def problem_of(error: Exception) -> str:
-    """A few words on what is wrong with Drive."""
-    if isinstance(error, DamagedCopy):
+    if isinstance(error, run_copy.DamagedCopy):
         return f"Drive did not keep what was written ({error})"
     if isinstance(error, OSError) and error.errno in FULL:
         return "Drive is full"
@@ -61,7 +56,6 @@ def problem_of(error: Exception) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time in the unit that suits it."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
@@ -83,10 +77,8 @@ class CopyJob:
 
 
 class DriveCopier:
-    """Keeps a copy of a folder of runs on Drive. A run that trains is copied when it saves, a checkpoint at a time; of
-    several that wait only the newest is. Everything else is copied when it has changed. One daemon thread does it all.
-
-    `local` is the folder of runs on this machine, `drive` its copy, and `clock` gives seconds, rising."""
+    """Keeps a copy of the runs in `local` on `drive`, in one daemon thread. A run that trains is copied when it saves,
+    a checkpoint at a time; of several that wait only the newest is. Everything else is copied when it has changed."""
 
     def __init__(self, local: Path, drive: Path, clock: Callable[[], float] = time.monotonic):
         self.local, self.drive, self.clock = local, drive, clock
@@ -104,23 +96,21 @@ class DriveCopier:
         shutil.rmtree(local / STAGING, ignore_errors=True)
 
     def start(self) -> "DriveCopier":
-        """Begin to work in the background."""
         threading.Thread(target=self._run, name="copy-to-drive", daemon=True).start()
         return self
 
     def copy_of(self, folder: Path) -> Path:
-        """Where the copy of a folder of `local` is."""
         return self.drive / folder.relative_to(self.local)
-
-    def callback(self) -> "CopyWhenSaved":
-        """For a trainer: hands over each of its checkpoints."""
-        return CopyWhenSaved(self)
 
     def copy_later(self, run: Path, checkpoint: Path) -> None:
         """Copy a complete checkpoint as soon as Drive is free, in place of an older one of the run that still waits."""
         staging = self.local / STAGING / str(next(self.numbers))
+        best = best_beside(checkpoint)
         try:
-            job = self._stage(run, checkpoint, staging)
+            for path in dict.fromkeys(path for path in (best, checkpoint) if path and path.is_dir()):
+                shutil.copytree(path, staging / path.name, copy_function=link)
+            total = sum(path.stat().st_size for path in run_copy.files_of(staging))
+            staged = tuple(sorted(staging.iterdir(), key=lambda path: path.name == checkpoint.name))  # it comes last
         except OSError:  # the disk of this machine is full: the training goes on, and the next save is the next try
             shutil.rmtree(staging, ignore_errors=True)
             self.missed.add(run)
@@ -128,23 +118,12 @@ class DriveCopier:
         self.missed.discard(run)
         with self.condition:
             replaced = self.jobs.get(run)
-            self.jobs[run] = job
+            self.jobs[run] = CopyJob(run, staging, staged, best and best.name, total)
             self.condition.notify_all()
         if replaced is not None:
             shutil.rmtree(replaced.staging, ignore_errors=True)
 
-    def _stage(self, run: Path, checkpoint: Path, staging: Path) -> CopyJob:
-        best = best_beside(checkpoint)
-        names = dict.fromkeys(name for name in (best, checkpoint.name) if name and (run / name).is_dir())
-        staged = []
-        for name in names:
-            staged.append(staging / name)
-            shutil.copytree(run / name, staged[-1], copy_function=link)
-        total = sum(path.stat().st_size for path in files_of(staging))
-        return CopyJob(run, staging, tuple(staged), best, total)
-
     def status(self, run: Path) -> CopyStatus:
-        """How the copy of a run stands at this moment."""
         now, job = self.clock(), self.current
         is_copied_now = job is not None and job.run == run
         return CopyStatus(
@@ -156,8 +135,7 @@ class DriveCopier:
         )
 
     def finish(self, tell: Callable[[], None] = lambda: None) -> bool:
-        """Try now whatever the last try has brought, and wait until everything is on Drive, calling `tell` about twice
-        a second; False if Drive did not take it: it is tried again later."""
+        """Try again now, and wait for Drive, calling `tell` twice a second; False if it does not take everything."""
         self.try_again()
         wanted = self.asked
         while True:
@@ -168,21 +146,19 @@ class DriveCopier:
             tell()
 
     def try_again(self) -> None:
-        """Do not wait for the time of the next try."""
         with self.condition:
             self.asked += 1
             self.condition.notify_all()
 
-    def fetch(self, run: Path) -> BroughtBack | None:
-        """Bring a run back to this machine; None if its copy is not further than what is here. Raises OSError: Drive or
-        the disk fails; what is here is as it was."""
-        here = progress_here(run)
-        if progress_of_copy(self.copy_of(run)) <= here:
+    def fetch(self, run: Path) -> run_copy.BroughtBack | None:
+        """Bring a run back; None if its copy is not further. Raises OSError: nothing here has changed."""
+        here = run_copy.progress_here(run)
+        if run_copy.progress_of_copy(self.copy_of(run)) <= here:
             return None
-        brought = bring_back(self.copy_of(run), run, beyond=here)
+        brought = run_copy.bring_back(self.copy_of(run), run, beyond=here)
         reference = run / REFERENCE_FOLDER  # the model that adapters are on, a run of its own inside theirs
         if brought.progress > here and self.copy_of(reference).is_dir():
-            brought.damaged += bring_back(self.copy_of(reference), reference).damaged
+            brought.damaged += run_copy.bring_back(self.copy_of(reference), reference).damaged
         self.left.discard(run)
         return brought
 
@@ -199,9 +175,14 @@ class DriveCopier:
         folders = (functools.partial(self._copy_changed_files, *found) for found in self._settled_folders())
         for task in itertools.chain([self._copy_jobs], folders):
             try:
+                if not self.drive.parent.is_dir():  # else its folders would be made on this machine, to no use
+                    raise OSError(errno.ENOTCONN, "Drive is not mounted")
                 task()
             except Exception as error:  # no other code would see an error of this thread
-                self._put_back()
+                with self.condition:  # a job that failed waits again, unless a newer one does
+                    job, self.current = self.current, None
+                    if job is not None and self.jobs.setdefault(job.run, job) is not job:
+                        shutil.rmtree(job.staging, ignore_errors=True)
                 problem = problem or problem_of(error)
                 if isinstance(error, OSError) and error.errno in FULL | GONE:
                     break  # so would all that follows
@@ -220,52 +201,37 @@ class DriveCopier:
                 job = self.current = None if run is None else self.jobs.pop(run)
             if job is None:
                 return
-            self._check_mounted()
-            copy_checkpoints(job.run, self.copy_of(job.run), job.checkpoints, job.best, self._count)
+            run_copy.copy_checkpoints(job.run, self.copy_of(job.run), job.checkpoints, job.best, self._count)
             self.saved_at[job.run] = self.clock()
             shutil.rmtree(job.staging, ignore_errors=True)
-
-    def _put_back(self) -> None:
-        """A job that failed waits again, unless a newer one does."""
-        with self.condition:
-            job, self.current = self.current, None
-            if job is not None and self.jobs.setdefault(job.run, job) is not job:
-                shutil.rmtree(job.staging, ignore_errors=True)
-
-    def _check_mounted(self) -> None:
-        """Without Drive in its place, its folders would be made on this machine, to no use."""
-        if not self.drive.parent.is_dir():
-            raise OSError(errno.ENOTCONN, "Drive is not mounted")
 
     def _count(self, size: int) -> None:
         self.current_bytes += size
 
     def _copy_changed_files(self, folder: Path, names: list[str]) -> None:
-        self._check_mounted()
         now = {folder / name: (folder / name).stat() for name in names}
         now = {path: (status.st_size, status.st_mtime_ns) for path, status in now.items()}
         changed = [path.name for path in now if self.seen.get(path) != now[path]]
         if changed:
             self.copy_of(folder).mkdir(parents=True, exist_ok=True)
-            update_files(folder, self.copy_of(folder), changed)
+            run_copy.update_files(folder, self.copy_of(folder), changed)
             self.seen |= now
             self.saved_at[folder] = self.clock()
             self.missed.discard(folder)
 
     def _settled_folders(self) -> Iterator[tuple[Path, list[str]]]:
-        """(folder, names of its files), but for runs under way, whose files belong to their checkpoints; a sweep is
-        none, its trials are. The results, which say that a run is finished, come last."""
+        """(folder, names of its files, the results last), but for runs under way, whose files belong to their
+        checkpoints. A sweep is none, its trials are."""
         for path, folders, names in os.walk(self.local):
             folders[:] = [f for f in sorted(folders) if not f.startswith(".") and not CHECKPOINT_NAME.fullmatch(f)]
             if SETTINGS_FILE not in names or {RESULTS_FILE, TRIALS_FILE} & set(names):
-                files = (name for name in names if not name.startswith(".") and name != MANIFEST_FILE)
+                files = (name for name in names if not name.startswith(".") and name != run_copy.MANIFEST_FILE)
                 names = [name for name in files if (Path(path) / name).is_file()]  # no link that leads nowhere
                 yield Path(path), sorted(names, key=lambda name: (name == RESULTS_FILE, name))
 
 
 class CopyWhenSaved(TrainerCallback):
-    """Hands a trainer's checkpoints to the copier. At the save itself they are not complete yet: what comes next shows
-    that they are."""
+    """Hands checkpoints to the copier, not at the save, when they are not complete yet, but at what comes next."""
 
     def __init__(self, copier: DriveCopier):
         self.copier = copier
@@ -283,6 +249,10 @@ class CopyWhenSaved(TrainerCallback):
     on_train_end = on_step_begin
 
 
+def callbacks_for(copier: DriveCopier | None) -> tuple[TrainerCallback, ...]:
+    return () if copier is None else (CopyWhenSaved(copier),)
+
+
 def link(source: str, target: str) -> None:
     """A second name for the same content, or a copy where the disk knows no such thing."""
     try:
@@ -292,8 +262,7 @@ def link(source: str, target: str) -> None:
 
 
 def wait_for_drive(copier: DriveCopier | None, tell: Callable[[], None]) -> str:
-    """Wait for the last copy, but no longer than until ■ is pressed; returns the outcome, as a sentence after a blank,
-    "" where there is no Drive."""
+    """Wait for the last copy, or until ■ is pressed; returns a sentence after a blank, "" without Drive."""
     if copier is None:
         return ""
     try:

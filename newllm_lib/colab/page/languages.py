@@ -27,5 +27,4 @@ def text(english: str, **values: str) -> str:
 
 @functools.cache
 def japanese() -> dict[str, str]:
-    """English text -> Japanese text."""
     return json.loads(files(__package__).joinpath("japanese.json").read_text(encoding="utf-8"))

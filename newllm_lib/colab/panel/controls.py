@@ -1,17 +1,18 @@
-"""One widget per setting: slider, drop-down, check box or text. Its range stands beside the setting, in the dataclass
-of the stage (`setting` of training/arguments.py)."""
+"""One widget per setting; its range stands beside the setting (`setting` of training/arguments.py)."""
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets as widgets
+import traitlets
 
 from ...errors import InputError
+from ...preferences.arguments import LOSS_TYPES
 from ..page.languages import text
-from ..page.notices import SLIDER, escape, html_widget, small_html
+from ..page.pieces import escape, html_widget, slider_options, small_html
 
 # What the panel calls a field where its own name would not tell a student; also the order of the panel.
 LABELS = {
@@ -31,17 +32,11 @@ LABELS = {
 }  # fmt: skip
 CHOICE_LABELS = {"file": "my file", "assistant": "the assistant's words", "all": "every token"}
 PRESET_TITLES = {
-    "smoke": "Smoke: does everything run?",
-    "demo": "Demo: a first look",
-    "quick": "Quick: for a CPU",
-    "standard": "Standard: for a GPU",
-    "long": "Long: for a GPU and more time",
-}
+    "smoke": "Smoke: does everything run?", "demo": "Demo: a first look", "quick": "Quick: for a CPU",
+    "standard": "Standard: for a GPU", "long": "Long: for a GPU and more time",
+}  # fmt: skip
 PATH = "path, for example /content/my_text.txt"
-PLACEHOLDERS = {
-    "model": "empty: Gemma-2B, offline Gemma 3 270M",
-    "dataset": "empty: generated Japanese pairs",
-}
+PLACEHOLDERS = {"model": "empty: Gemma-2B, offline Gemma 3 270M", "dataset": "empty: generated Japanese pairs"}
 # What the panel needs to know beside our dataclasses, and fields of transformers that these say nothing about.
 EXTRA_METADATA = {
     "lora_alpha": {"steps": (4.0, 8.0, 16.0, 32.0, 64.0, 128.0)},
@@ -51,13 +46,13 @@ EXTRA_METADATA = {
     "search_beta": {"help": "From, to; both knobs on one value keep it."},
     "search_learning_rate": {"help": "From, to; both knobs on one value keep it."},
     "max_steps": {
-        "help": "Length of the run in updates; or let the epochs decide.",
-        "group": "Training",
-        "low": 10,
-        "high": 20_000,
-        "steps": (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000),
+        "help": "Length of the run in updates; or let the epochs decide.", "group": "Training", "low": 10,
+        "high": 20_000, "steps": (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000),
     },
-}
+}  # fmt: skip
+# What a sweep searches: a range with two knobs, or values to tick.
+RANGES = {"search_beta": (0.01, 1.0), "search_learning_rate": (1e-6, 1e-2)}
+CHOICES = {"search_lora_r": ("2", "4", "8", "16", "32", "64"), "search_loss_type": LOSS_TYPES}
 AUTOMATIC = "automatic"
 UNSET = 0  # stands for None in a slider of steps, where ipywidgets would take None for no step at all
 BY_EPOCHS = "by epochs"  # what max_steps shows when it does not decide
@@ -65,8 +60,6 @@ BY_EPOCHS = "by epochs"  # what max_steps shows when it does not decide
 
 @dataclasses.dataclass
 class Control:
-    """The widget of one setting and what is laid out around it."""
-
     name: str
     widget: widgets.Widget
     box: widgets.Widget
@@ -104,16 +97,69 @@ class Control:
         self.box.layout.display = None if visible else "none"
 
     def speak(self) -> None:
-        """Say everything in the session's language; what it stands at stays."""
         self.box.children[0].value = heading_html(self.field)
         if isinstance(self.widget, widgets.Checkbox):
             self.widget.description = text("yes")
         elif isinstance(self.widget, widgets.Text):
             self.widget.placeholder = text(self.placeholder)
         elif isinstance(self.widget, widgets.SelectionSlider | widgets.Dropdown):
-            value = self.widget.value
-            self.widget.options = _labelled(self.name, [choice for _, choice in self.widget.options])
+            value, choices = self.widget.value, [choice for _, choice in self.widget.options]
+            self.widget.options = _labelled(self.name, choices)
             self.widget.value = value
+
+
+class RangeControl(Control):
+    """Two knobs on one rail; the setting's text is "low,high", or one number where both stand together."""
+
+    @property
+    def value(self) -> str:
+        return ",".join(f"{number:g}" for number in dict.fromkeys(self.widget.value))
+
+    def set(self, value: Any) -> None:
+        """Show the range; it gets steps for its ends. Raises InputError: it is none."""
+        try:
+            numbers = sorted(float(part) for part in str(value).split(","))
+        except ValueError as error:
+            raise InputError(f"{self.name} cannot be {value!r}.") from error
+        steps = sorted({*(step for _, step in self.widget.options), *numbers})
+        if len(steps) > len(self.widget.options):
+            self.widget.options = [(f"{step:g}", step) for step in steps]
+        self.widget.value = (numbers[0], numbers[-1])
+
+
+class ChoicesControl(Control):
+    """Boxes to tick; the setting's text is what is ticked, with commas between."""
+
+    @property
+    def value(self) -> str:
+        return ",".join(self.widget.value)
+
+    def set(self, value: Any) -> None:
+        """Tick what the text names. Raises InputError: there is no box for it."""
+        names = [part.strip() for part in str(value).split(",") if part.strip()]
+        if unknown := [name for name in names if name not in self.widget.boxes]:
+            raise InputError(f"{self.name} cannot be {unknown[0]!r}.")
+        self.widget.tick(names)
+
+
+class Ticks(widgets.HBox):
+    """A row of check boxes that wraps; `value` is the names of those that are ticked."""
+
+    value = traitlets.Tuple()
+
+    def __init__(self, names: tuple[str, ...]):
+        layout = widgets.Layout(width="auto", margin="0 12px 0 0")
+        self.boxes = {name: widgets.Checkbox(description=name, indent=False, layout=layout) for name in names}
+        super().__init__(list(self.boxes.values()), layout=widgets.Layout(flex_flow="row wrap", width="auto"))
+        for box in self.boxes.values():
+            box.observe(lambda change: self._read(), names="value")
+
+    def tick(self, names: list[str]) -> None:
+        for name, box in self.boxes.items():
+            box.value = name in names
+
+    def _read(self) -> None:
+        self.value = tuple(name for name, box in self.boxes.items() if box.value)
 
 
 def settings_fields(arguments_class: type) -> list[dataclasses.Field]:
@@ -124,56 +170,50 @@ def settings_fields(arguments_class: type) -> list[dataclasses.Field]:
     return sorted(fields, key=lambda field: order.index(field.name) if field.name in order else len(order))
 
 
-def make_control(
-    field: dataclasses.Field, extra_values: Iterable[Any] = (), suggestions: Sequence[str] = ()
-) -> Control:
-    """The control of one field. A slider of steps also has the `extra_values`, such as those of presets; a text field
-    offers the `suggestions` while its user types."""
+def make_control(field: dataclasses.Field, extra_values: Iterable[Any] = ()) -> Control:
+    """The control of one field. A slider of steps also has the `extra_values`, such as those of presets."""
     metadata = metadata_of(field)
     kind, optional = _plain_type(field)
-    layout = widgets.Layout(width="auto", min_width="0")
-    placeholder = ""
-    if field.type is bool:
+    control, placeholder, layout = Control, "", widgets.Layout(width="auto", min_width="0")
+    if field.name in RANGES:
+        control, steps = RangeControl, [(f"{step:g}", step) for step in log_steps(*RANGES[field.name], float)]
+        widget = widgets.SelectionRangeSlider(options=steps, index=(0, len(steps) - 1), **slider_options())
+    elif field.name in CHOICES:
+        control, widget = ChoicesControl, Ticks(CHOICES[field.name])
+    elif field.type is bool:
         widget = widgets.Checkbox(value=field.default, indent=False, layout=layout, description=text("yes"))
     elif kind is str and not get_args(kind) and "low" not in metadata and optional:
         placeholder = PLACEHOLDERS.get(field.name, PATH)
-        kind_of_text = {"placeholder": text(placeholder), "continuous_update": False, "layout": layout}
-        widget = widgets.Combobox(options=suggestions, **kind_of_text) if suggestions else widgets.Text(**kind_of_text)
+        widget = widgets.Combobox(placeholder=text(placeholder), continuous_update=False, layout=layout)
     elif get_origin(field.type) is Literal:
         options = _labelled(field.name, get_args(field.type))
         widget = widgets.Dropdown(options=options, value=field.default, layout=layout)
     else:
         widget = _slider(field, metadata, kind, optional, extra_values)
-    return Control(field.name, widget, labelled(field, widget), kind, optional, field, placeholder)
-
-
-def labelled(field: dataclasses.Field, widget: widgets.Widget) -> widgets.Widget:
-    """The widget under its name and help text."""
-    tooltip = f"--{field.name}"
     # ipywidgets 7 knows tooltips of buttons only, and the page fails to show a box that has one.
     if "tooltip" in widget.traits() and not isinstance(widget, widgets.Box):
-        widget.tooltip = tooltip
-    return widgets.VBox([html_widget(heading_html(field)), widget], layout=widgets.Layout(width="auto"))
+        widget.tooltip = f"--{field.name}"
+    box = widgets.VBox([html_widget(heading_html(field)), widget], layout=widgets.Layout(width="auto"))
+    made = control(field.name, widget, box, kind, optional, field, placeholder)
+    if control is not Control:  # what is searched has no widget that can be made at its default
+        made.set(field.default)
+    return made
 
 
 def heading_html(field: dataclasses.Field) -> str:
-    """What stands over a widget: the setting's name and help."""
     label = f'<b title="--{field.name}">{escape(text(label_of(field.name)))}</b>'
     return f'<div style="line-height:1.35;margin-top:8px">{label}{small_html(escape(text(help_of(field))))}</div>'
 
 
 def label_of(name: str) -> str:
-    """What the panel calls a setting, in English."""
     return LABELS.get(name, name.replace("_", " "))
 
 
 def _slider(field, metadata, kind, optional, extra_values) -> widgets.Widget:
-    low, high = metadata["low"], metadata["high"]
-    common = {"continuous_update": False, "layout": widgets.Layout(**SLIDER)}
+    low, high, common = metadata["low"], metadata["high"], slider_options()
     if metadata.get("log") or optional or "steps" in metadata:
-        steps = metadata.get("steps")
-        if steps is None:
-            steps = log_steps(low, high, kind) if metadata.get("log") else range(int(low), int(high) + 1)
+        steps = log_steps(low, high, kind) if metadata.get("log") else range(int(low), int(high) + 1)
+        steps = metadata.get("steps", steps)
         default = UNSET if field.default is None else field.default
         options = _labelled(field.name, sorted({*steps, *extra_values, default, *([UNSET] if optional else [])}))
         return widgets.SelectionSlider(options=options, value=default, **common)
@@ -217,9 +257,7 @@ def in_the_panels_words(sentence: str, spoken: Callable[[str], str] = text) -> s
 
 
 def help_of(field: dataclasses.Field) -> str:
-    """What the panel says of a setting, in English."""
-    # argparse wants the sign doubled.
-    return in_the_panels_words(metadata_of(field)["help"].replace("%%", "%"), spoken=str)
+    return in_the_panels_words(metadata_of(field)["help"].replace("%%", "%"), spoken=str)  # argparse wants it doubled
 
 
 def metadata_of(field: dataclasses.Field) -> dict[str, Any]:
@@ -229,15 +267,13 @@ def metadata_of(field: dataclasses.Field) -> dict[str, Any]:
 
 def _plain_type(field: dataclasses.Field) -> tuple[type, bool]:
     """(type without None, whether None is allowed)."""
-    choices = [choice for choice in get_args(field.type) if choice is not type(None)]
-    optional = len(choices) < len(get_args(field.type)) and get_origin(field.type) is not Literal
-    if optional:
-        return choices[0], True
-    return (str if get_origin(field.type) is Literal else field.type), False
+    choices = get_args(field.type)
+    if get_origin(field.type) is Literal:
+        return str, False
+    return (choices[0], True) if type(None) in choices else (field.type, False)
 
 
 def _is_offered(field: dataclasses.Field) -> bool:
     kind, optional = _plain_type(field)
-    choices = get_origin(field.type) is Literal
-    is_search = field.name.startswith("search_")  # whose values a range or ticks stand for
-    return choices or kind is bool or (kind is str and optional) or "low" in metadata_of(field) or is_search
+    has_choices = get_origin(field.type) is Literal or kind is bool or field.name in {*RANGES, *CHOICES}
+    return has_choices or (kind is str and optional) or "low" in metadata_of(field)

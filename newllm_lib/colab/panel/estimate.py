@@ -1,30 +1,43 @@
-"""What a run will cost, as the line below a panel says it: parameters, updates, the time that these take by one that is
-measured here, a GPU's memory, and the least that the run writes on the disk."""
+"""What a run will cost, as the line below a panel says it: parameters, updates, minutes by one update that is measured
+here, a GPU's memory, the disk. Nothing is loaded for it: data count by their size, a pretrained model by its config."""
 
+import copy
 import functools
 import math
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ...adapters.base_model import open_tokenizer
+from ...adapters.lora import add_adapters
+from ...adapters.qlora_lwf import QloraLwfArguments, gpu_bytes
 from ...data.sources import HELD_OUT_SHARE
 from ...data.tokenizer import DEFAULT_VOCAB_SIZE
 from ...errors import InputError
 from ...models import build_config, build_model, count_parameters
+from ...preferences.arguments import DpoArguments
+from ...preferences.pairs import GENERATED, GENERATED_SHARE, load_preferences
+from ...preferences.reference import UPDATE_TOKENS, learn_tokens, reference_arguments
+from ...preferences.sweep import SweepArguments
 from ...training.arguments import ModelArguments, StageArguments
 from ...training.checkpoint import read_results
 from ...training.device import GB, find_device, freed_memory_kept, size
 from ...training.run import BYTES_PER_PARAMETER, FEWEST_TYPES
-from ...training.trained_model import read_config
-from ...training.trainer import count_training_tokens, timed_update
+from ...training.trained_model import BaseModel, read_config
+from ...training.trainer import TimedUpdate, count_training_tokens
 from ..page.languages import text
+from ..page.pieces import escape
+from .lookups import base_of, config_of, count_trainable, sizes_of
 
 BYTES_PER_TOKEN = {"byte": 1.0, "bpe": 3.7, "word": 5.2, "gpt2": 4.2}  # of English text
 PROBE_TOKENS, PROBE_SECONDS = 128, 0.4  # what takes less is measured again, on four times as many tokens
+SAMPLED_PAIRS = 1000
 
 
 @dataclass(frozen=True)
@@ -36,37 +49,31 @@ class DataSize:
 
 
 # (dataset, source) -> its training split. Offline sizes are counted, the hub's bytes estimated.
+CHITCHAT, DOCUMENTATION = DataSize(12_720_000, 3_800), DataSize(587_000, 3_252)
 DATA_SIZES = {
-    ("wikitext", "hub"): DataSize(10_900_000),
-    ("wikitext", "offline"): DataSize(12_110_594),
-    ("dailydialog", "hub"): DataSize(5_800_000, 11_118),
-    ("dailydialog", "offline"): DataSize(12_720_000, 3_800),
-    ("dolly", "hub"): DataSize(11_500_000, 14_260),
-    ("dolly", "offline"): DataSize(587_000, 3_252),
-    ("ultrachat", "hub"): DataSize(1_300_000_000, 207_865),
-    ("ultrachat", "offline"): DataSize(12_720_000, 3_800),
-    ("alpaca", "hub"): DataSize(38_000_000, 49_172),
-    ("alpaca", "offline"): DataSize(587_000, 3_252),
-}
+    ("wikitext", "hub"): DataSize(10_900_000), ("wikitext", "offline"): DataSize(12_110_594),
+    ("dailydialog", "hub"): DataSize(5_800_000, 11_118), ("dailydialog", "offline"): CHITCHAT,
+    ("dolly", "hub"): DataSize(11_500_000, 14_260), ("dolly", "offline"): DOCUMENTATION,
+    ("ultrachat", "hub"): DataSize(1_300_000_000, 207_865), ("ultrachat", "offline"): CHITCHAT,
+    ("alpaca", "hub"): DataSize(38_000_000, 49_172), ("alpaca", "offline"): DOCUMENTATION,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class MeasuredUpdate:
-    """One update on this machine: its seconds, the model's parameters, its tokens, and the peak of its memory on an
-    NVIDIA GPU (None without one)."""
+    """One update on this machine."""
 
     seconds: float
-    parameters: int
+    parameters: int  # of the model
     tokens: int
-    gpu_bytes: int | None = None
+    gpu_bytes: int | None = None  # at the peak, of an NVIDIA GPU
 
     def seconds_of(self, parameters: int, tokens: float) -> float:
         """Seconds to train a model of that size on so many tokens: both multiply the arithmetic."""
         return self.seconds * parameters / self.parameters * tokens / self.tokens
 
     def gpu_bytes_of(self, parameters: int, tokens: int) -> int | None:
-        """The peak of an update of another size, of a model that is trained whole: what a parameter takes is known, and
-        the rest grows with the tokens."""
+        """The peak of another model that is trained whole: the rest beside its parameters grows with the tokens."""
         if self.gpu_bytes is None:
             return None
         rest = max(self.gpu_bytes - BYTES_PER_PARAMETER * self.parameters, 0)
@@ -76,8 +83,8 @@ class MeasuredUpdate:
 def measured_update(
     model: PreTrainedModel, args: StageArguments, rows: int, length: int, readings: int = 0
 ) -> MeasuredUpdate:
-    """Measure an update of `model`, whose weights it changes, on `rows` rows of `length` random tokens; on fewer where
-    these take long, or do not fit on the GPU. `readings`: as of `timed_update`."""
+    """Measure an update of `model`, whose weights change, on `rows` rows of `length` random tokens; on fewer where
+    these take long, or do not fit on the GPU. `readings`: as of `TimedUpdate`."""
     kind = find_device(args.use_cpu).kind
     before = torch.cuda.memory_allocated() if kind == "cuda" else 0
     model = model.to(kind).train()
@@ -90,7 +97,8 @@ def measured_update(
         shape = max(tokens // length, 1), min(tokens, length)
         input_ids = torch.randint(0, model.config.vocab_size, shape, device=kind)
         # The first update of a size sets up what the second finds ready.
-        seconds = min(timed_update(model, optimizer, input_ids, dtype, readings) for _ in range(2))
+        timed = TimedUpdate(model, optimizer, input_ids, dtype, readings)
+        seconds = min(timed() for _ in range(2))
         peak = torch.cuda.max_memory_allocated() - before if kind == "cuda" else None
         return MeasuredUpdate(seconds, parameters, input_ids.numel(), peak)
 
@@ -99,18 +107,14 @@ def measured_update(
     tokens, most = min(PROBE_TOKENS, rows * length), rows * length
     with freed_memory_kept():
         found = update(tokens)
-        while found.seconds < PROBE_SECONDS and tokens < most:
-            tokens = min(4 * tokens, most)
-            try:
+        with suppress(torch.OutOfMemoryError):
+            while found.seconds < PROBE_SECONDS and tokens < most:
+                tokens = min(4 * tokens, most)
                 found = update(tokens)
-            except torch.OutOfMemoryError:
-                break
     return found
 
 
 def minutes_phrase(seconds: float, models: int = 1) -> str:
-    """How long all updates of a run take, of all its models. Evaluations are not counted: they are a few per cent of a
-    long run."""
     spoken = text("a minute")
     if seconds >= 90 * 60:
         spoken = text("{hours} hours", hours=f"{seconds / 3600:.1f}")
@@ -134,7 +138,6 @@ def gpu_phrase(args: StageArguments, peaks: Iterable[int | None]) -> list[str]:
 
 
 def kept_checkpoints(args: StageArguments, updates: int) -> int:
-    """How many checkpoints are there at the end of a run."""
     if args.save_strategy == "no":
         return 0
     saves = math.ceil(1 / args.save_steps if args.save_steps < 1 else updates / args.save_steps)
@@ -142,36 +145,34 @@ def kept_checkpoints(args: StageArguments, updates: int) -> int:
 
 
 def saved_bytes(args: StageArguments, trained: int, updates: int) -> int:
-    """The least that a run of so many trained parameters leaves on the disk: the weights, and in every checkpoint these
-    and AdamW's two moments, 4 bytes each."""
+    """The least that a run writes: weights, and in every checkpoint these and AdamW's two moments, 4 bytes each."""
     return 4 * trained * (1 + 3 * kept_checkpoints(args, updates))
 
 
 def disk_phrase(args: StageArguments, needed: int) -> str:
-    """The least that is written, and how much is free where that is less."""
     folder = next(path for path in Path(args.output_dir).absolute().parents if path.exists())
+    phrase = "at least <b>{disk}</b> on disk"
     if (free := shutil.disk_usage(folder).free) < needed:
         phrase = "at least <b>{disk}</b> on disk, and <b>only {free}</b> are free"
-        return text(phrase, disk=size(needed), free=size(free))
-    return text("at least <b>{disk}</b> on disk", disk=size(needed))
+    return text(phrase, disk=size(needed), free=size(free))
 
 
 def phrases(arguments: dict[str, ModelArguments], measured: dict[str, MeasuredUpdate]) -> list[str]:
-    """What the live line says of models (name -> settings) that are trained whole, one after the other, on the same
-    data; without what `measure` returned no minutes and no memory."""
+    """The live line of models that are trained whole on the same data; without `measured` no minutes and no memory."""
     parameters = {model: count_model(args) for model, args in arguments.items()}
     args = next(iter(arguments.values()))
-    updates, tokens = count_training_tokens(args, max(math.ceil(expected_tokens(args) / args.max_length), 1))
+    there = data_size(args)
+    expected = there.bytes / bytes_per_token(args)
+    if there.conversations is not None:
+        expected = taken_conversations(args) * min(expected / there.conversations, args.max_length)
+    updates, tokens = count_training_tokens(args, max(math.ceil(expected / args.max_length), 1))
     sizes = ", ".join(f"{model} {count / 1e6:.2f} M" for model, count in parameters.items())
+    counted = f"{updates:,}" if args.max_steps > 0 else text("about {count}", count=f"{updates:,}")
+    phrase = "<b>{updates}</b> updates of {rows} rows of {length} tokens = <b>{tokens} M</b> tokens"
+    rows, length, millions = str(args.effective_batch_size), str(args.max_length), f"{tokens / 1e6:.2f}"
     parts = [
         text("<b>{sizes}</b> parameters", sizes=sizes),
-        text(
-            "<b>{updates}</b> updates of {rows} rows of {length} tokens = <b>{tokens} M</b> tokens",
-            updates=f"{updates:,}" if args.max_steps > 0 else text("about {count}", count=f"{updates:,}"),
-            rows=str(args.effective_batch_size),
-            length=str(args.max_length),
-            tokens=f"{tokens / 1e6:.2f}",
-        ),
+        text(phrase, updates=counted, rows=rows, length=length, tokens=millions),
         text("<b>{checkpoints}</b> checkpoints kept of each model", checkpoints=str(kept_checkpoints(args, updates))),
         disk_phrase(args, sum(saved_bytes(args, count, updates) for count in parameters.values())),
     ]
@@ -190,14 +191,17 @@ def measure(arguments: dict[str, ModelArguments]) -> dict[str, MeasuredUpdate]:
 
 
 def count_model(args: ModelArguments) -> int:
-    """Parameters of the model these settings describe. Raises InputError: no width meets the wanted number of
-    parameters."""
+    """Parameters of the model these settings describe. Raises InputError: as `model_config`."""
     return count_parameters(model_config(args))
 
 
+def resolve_size(args: ModelArguments) -> dict[str, Any]:
+    count_model(args)  # it may raise InputError
+    return {}
+
+
 def model_config(args: ModelArguments) -> PreTrainedConfig:
-    """The config of the model that will be trained: the start model's, with positions for a whole row, or a new one.
-    Raises InputError: no width meets the wanted number of parameters."""
+    """The start model's, with positions for a whole row, or a new model's. Raises InputError: no width fits."""
     if getattr(args, "model", None) is not None:  # stages that begin from nothing have no such setting
         config = read_config(args.model)
         if hasattr(config, "n_positions"):
@@ -214,7 +218,6 @@ _solved = functools.lru_cache(maxsize=256)(build_config)  # a slider asks for it
 
 
 def data_size(args: StageArguments) -> DataSize:
-    """The size of the training split that the settings name."""
     if args.data is not None:
         return DataSize(int(Path(args.data).expanduser().stat().st_size * (1 - HELD_OUT_SHARE)))
     name = getattr(args, "dataset", None) or "wikitext"
@@ -227,19 +230,151 @@ def taken_conversations(args: StageArguments) -> int | None:
     return None if there is None else min(there, getattr(args, "max_samples", None) or there)
 
 
-def expected_tokens(args: ModelArguments) -> float:
-    """About how many tokens the training split has: by its size alone, for nothing is loaded to draw a panel."""
-    there = data_size(args)
-    tokens = there.bytes / bytes_per_token(args)
-    if there.conversations is None:
-        return tokens
-    return taken_conversations(args) * min(tokens / there.conversations, args.max_length)
-
-
 def bytes_per_token(args: ModelArguments) -> float:
-    """As the results of the start model have it; else about what its kind of tokenizer makes of English text."""
+    """The start model's results say it; without one it is the usual figure of the tokenizer for English text."""
     start = getattr(args, "model", None)
     results = read_results(Path(start)) if start is not None else None
     if results and results.get("bits_per_byte"):
         return results["loss"] / math.log(2) / results["bits_per_byte"]
     return BYTES_PER_TOKEN[args.tokenizer]
+
+
+def lwf_phrases(arguments: dict[str, QloraLwfArguments], measured: dict[str, MeasuredUpdate]) -> list[str]:
+    """Notebook 5: what is trained on which base, for how long, and the GPU's memory it takes."""
+    ((model, args),) = arguments.items()
+    base, conversations = base_of(args), taken_conversations(args)
+    config, trained = config_of(base), count_trainable(args, base)
+    bits = text("in 4 bit" if args.load_in_4bit else "in full precision")
+    count = f"{trained:,}" if trained < 100_000 else f"{trained / 1e6:.2f} M"
+    parts = [f"<b>{escape(base.name)}</b> {bits}", text("<b>{count}</b> trainable parameters", count=count)]
+    stretches = round(args.rehearsal_ratio * (conversations or 0))
+    updates = args.max_steps if args.max_steps > 0 else None
+    phrase = "<b>{updates}</b> updates of {rows} examples"
+    if conversations is not None:
+        updates = args.updates(conversations + stretches)
+        phrase = (
+            "<b>{updates}</b> updates of {rows} examples, out of up to <b>{conversations}</b> conversations and "
+            "{stretches} stretches of text to rehearse"
+        )
+    elif updates is None:
+        phrase = "<b>{epochs}</b> epochs of your file, in updates of {rows} examples"
+    counts = {"updates": updates or 0, "conversations": conversations or 0, "stretches": stretches}
+    counted = {name: f"{count:,}" for name, count in counts.items()}
+    rows, epochs = str(args.effective_batch_size), f"{args.num_train_epochs:g}"
+    parts.append(text(phrase, **counted, rows=rows, epochs=epochs))
+    if updates is not None:
+        parts.append(disk_phrase(args, saved_bytes(args, trained, updates)))
+    if measured and conversations is not None:
+        of_task = min(data_size(args).bytes / data_size(args).conversations / BYTES_PER_TOKEN["gpt2"], args.max_length)
+        example = (of_task + args.rehearsal_ratio * args.max_length) / (1 + args.rehearsal_ratio)
+        weights = sum(layer.weights for layer in sizes_of(base).linear) + config.vocab_size * config.hidden_size
+        seconds = measured[model].seconds_of(weights, updates * args.effective_batch_size * example)
+        parts.append(minutes_phrase(seconds))
+    if find_device(args.use_cpu).memory_gb is None:
+        return parts
+    needed = gpu_bytes(args, sizes_of(base), args.per_device_train_batch_size, args.max_length)
+    return [*parts, *gpu_phrase(args, [needed])]
+
+
+def lwf_measure(arguments: dict[str, QloraLwfArguments]) -> dict[str, MeasuredUpdate]:
+    """An update of one block of the base, which is too large as a whole, with adapters and teacher."""
+    ((model, args),) = arguments.items()
+    config = copy.deepcopy(config_of(base_of(args)))
+    config.vocab_size //= config.num_hidden_layers
+    config.num_hidden_layers, config.pad_token_id = 1, None  # its padding may lie beyond this vocabulary
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+    block = add_adapters(build_model(config), args.lora_r, args.lora_alpha, 0.0, args.targets)
+    readings = args.distills + bool(args.activation_checkpointing)
+    return {model: measured_update(block, args, args.per_device_train_batch_size, args.max_length, readings)}
+
+
+def pair_phrases(arguments: dict[str, DpoArguments], measured: dict[str, MeasuredUpdate]) -> list[str]:
+    """Notebooks 6 and 7. The reference of all trials is made once, and a trial keeps no checkpoints."""
+    (args,) = arguments.values()
+    base, trials, updates = base_of(args), getattr(args, "trials", 1), _updates(args)
+    trained, whole = count_trainable(args, base), count_parameters(config_of(base))
+    makes_reference = args.sft_epochs > 0
+    if isinstance(args, SweepArguments):
+        ranks = args.choices()["lora_r"]
+        trained = trained // args.lora_r * sum(ranks) // len(ranks)
+        disk = trials * 4 * trained
+        parts = [text("<b>{trials}</b> trials of <b>{model}</b>", trials=str(trials), model=escape(base.name))]
+        parts.append(text("each {extent}", extent=", ".join(_pairs(args))))
+    else:
+        disk = saved_bytes(args, trained, updates or 0)
+        trainable = text("<b>{count}</b> trainable parameters", count=f"{trained:,}")
+        parts = [f"<b>{escape(base.name)}</b>", trainable, *_pairs(args)]
+    if updates is not None:
+        disk += trials * 4 * whole * args.save_merged
+        if makes_reference:
+            disk += saved_bytes(reference_arguments(args, whole, args.max_length), whole, updates)
+        parts.append(disk_phrase(args, disk))
+    if measured and is_generated(args):
+        tokens = 2 * sequence_tokens(args)
+        seconds = trials * measured["pairs"].seconds_of(whole, updates * args.effective_batch_size * tokens)
+        seconds += measured["answers"].seconds_of(whole, args.sft_epochs * generated_for_training(args) * tokens)
+        parts.append(minutes_phrase(seconds))
+    peaks = [update.gpu_bytes for name, update in measured.items() if makes_reference or name == "pairs"]
+    return [*parts, *gpu_phrase(args, peaks)]
+
+
+def _pairs(args: DpoArguments) -> list[str]:
+    """Updates and pairs or, where the data are not counted yet, epochs; and what comes before them."""
+    updates = _updates(args)
+    phrase = "<b>{updates}</b> updates of {rows} pairs"
+    if updates is None:
+        phrase = "<b>{epochs}</b> epochs in updates of {rows} pairs"
+    elif is_generated(args):
+        phrase = "<b>{updates}</b> updates of {rows} pairs, out of <b>{pairs}</b> generated ones"
+    counted = {"updates": f"{updates or 0:,}", "pairs": f"{generated_for_training(args):,}"}
+    rows, epochs = str(args.effective_batch_size), f"{args.num_train_epochs:g}"
+    parts = [text(phrase, **counted, rows=rows, epochs=epochs)]
+    if args.sft_epochs > 0:
+        parts.append(text("after {epochs} passes over all answers", epochs=f"{args.sft_epochs:g}"))
+    return parts
+
+
+def pair_measure(arguments: dict[str, DpoArguments]) -> dict[str, MeasuredUpdate]:
+    """An update on the answers as such, which trains the whole model, and one on pairs, which trains its adapters."""
+    (args,) = arguments.values()
+    length = round(sequence_tokens(args)) if is_generated(args) else args.max_length
+    model = build_model(config_of(base_of(args)))
+    reference = reference_arguments(args, model.num_parameters(), args.max_length)
+    answers = measured_update(model, reference, max(UPDATE_TOKENS // length, 1), length)
+    adapted = add_adapters(model, args.lora_r, args.lora_alpha, 0.0, args.targets)
+    pairs = measured_update(adapted, args, 2 * args.per_device_train_batch_size, length, readings=1)
+    return {"answers": answers, "pairs": pairs}
+
+
+def is_generated(args: DpoArguments) -> bool:
+    """True if the pairs are neither a file's nor a dataset's of the hub."""
+    return args.data is None and args.dataset in (None, GENERATED)
+
+
+def generated_for_training(args: DpoArguments) -> int:
+    """How many of the generated pairs are not held out, without making them."""
+    share = GENERATED_SHARE if args.held_out_share is None else args.held_out_share
+    return args.pairs - round(args.pairs * share)
+
+
+def _updates(args: DpoArguments) -> int | None:
+    """None for pairs that are not counted yet."""
+    if is_generated(args):
+        return args.updates(generated_for_training(args))
+    return args.max_steps if args.max_steps > 0 else None
+
+
+def sequence_tokens(args: DpoArguments) -> float:
+    """Tokens of a generated prompt with one of its answers, on average."""
+    new_tokens = args.new_tokens if args.sft_epochs > 0 else 0  # they are learned from the pairs
+    mean = _mean_tokens(base_of(args), new_tokens, min(args.pairs, SAMPLED_PAIRS), args.pairs_seed)
+    return min(mean, args.max_length)
+
+
+@functools.lru_cache(maxsize=8)
+def _mean_tokens(base: BaseModel, new_tokens: int, pairs: int, pairs_seed: int) -> float:
+    tokenizer, train = open_tokenizer(base), load_preferences(pairs=pairs, pairs_seed=pairs_seed).train
+    learn_tokens(tokenizer, train, new_tokens, base.name)
+    texts = [pair.prompt[0]["content"] + side for pair in train.pairs for side in (pair.chosen, pair.rejected)]
+    return sum(map(len, tokenizer(texts)["input_ids"])) / len(texts)

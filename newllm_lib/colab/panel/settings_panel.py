@@ -1,11 +1,11 @@
-"""The settings panel of a stage: presets, sliders by group, and a live line that says what the settings will cost, and
-where their run stands."""
+"""The settings panel of a stage: presets, sliders by group, and a live line on what a run costs and where it stands."""
 
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,15 @@ from ...errors import InputError
 from ...stages.sft import OF_THE_MODEL
 from ...training.checkpoint import read_results
 from ...training.device import find_device
-from ...training.disk import write_json
+from ...training.disk import read_json, write_json
 from ..page.languages import LANGUAGES, text, use_language
-from ..page.notices import FAINT, error_html, escape, html_widget, in_one_sentence, say, wrapping_row
-from ..storage import is_only_on_drive
-from .controls import PRESET_TITLES, Control, in_the_panels_words, make_control, metadata_of, settings_fields
+from ..page.notices import error_html, in_one_sentence, say
+from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
+from ..storage import drive_copier
+from .controls import PRESET_TITLES, in_the_panels_words, make_control, metadata_of, settings_fields
 from .estimate import MeasuredUpdate, count_model
+from .lookups import data_identity, dataset_of_file, file_identity, finished_runs, resolve_source, start_sentence
 from .stage import NotebookStage
-from .start_models import finished_runs, start_sentence
-from .text_source import data_identity, dataset_of_file, file_identity, resolve_source
 
 # The environment may decide these, where a notebook runs without a reader.
 ENVIRONMENT = {"NEWLLM_DATA_SOURCE": "data_source", "NEWLLM_MODEL": "model"}
@@ -36,52 +36,46 @@ NOT_OF_A_PRESET = (
 FIXED_VOCABULARIES = set(TOKENIZERS) - DEFAULT_VOCAB_SIZE.keys()
 FROM_SCRATCH = ""  # where a start model's run folder stands otherwise
 PANEL_FILE = "settings-panel.json"
+GROUP_STYLE = f"font-weight:bold;font-size:15px;padding:2px 8px;background:{FAINT}"
 
 
 class SettingsPanel:
-    """Every setting that makes sense as a slider, for training the stage's models one after the other: new ones of
-    equal size, or those of an earlier notebook.
-
-    Args:
-        stage: what the notebook trains; the fields of its dataclass are the sliders. A preset is chosen at the start:
-            NEWLLM_PRESET, else standard on a GPU and quick on a CPU; a language by NEWLLM_LANGUAGE, else as before.
-        runs: the storage. Each set of settings has a run folder of its own in the stage's, so that changing a setting
-            starts a new run and going back continues the old one. The panel itself is kept there too.
-
-    Raises:
-        InputError: NEWLLM_PRESET, NEWLLM_DATA_SOURCE or NEWLLM_LANGUAGE names nothing we have.
-    """
+    """Every setting that makes sense as a slider, for training the stage's models: new ones of equal size, or those of
+    an earlier notebook. In the storage `runs` each set of settings has a run folder of its own: changing a setting
+    starts a new run, and going back continues the old one. The panel is kept there, too; NEWLLM_PRESET and
+    NEWLLM_LANGUAGE come first. Raises InputError: these, or NEWLLM_DATA_SOURCE, name nothing we have."""
 
     preset_titles = PRESET_TITLES
 
-    @in_one_sentence
+    @in_one_sentence()
     def __init__(self, stage: NotebookStage, runs: str | Path):
         self.stage, self.runs = stage, Path(runs)
         self.presets = {name: stage.presets[name] for name in self.preset_titles if name in stage.presets}
-        self.output_dir = self.runs / stage.folder
-        self.models = stage.models
+        self.output_dir, self.models = self.runs / stage.folder, stage.models
         self.measured: dict[str, MeasuredUpdate] = {}
         self._filling = False
-        hidden = {*stage.fixed, *stage.hidden}
-        if stage.continues:
-            hidden.add("model")  # it is chosen among the finished runs
+        # The model to go on with is chosen among the finished runs.
+        hidden = {*stage.fixed, *stage.hidden, *(["model"] if stage.continues else [])}
         fields = [field for field in settings_fields(stage.arguments) if field.name not in hidden]
-        self.controls = {
-            field.name: self._make_control(field, [p[field.name] for p in self.presets.values() if field.name in p])
-            for field in fields
-        }
+        presets = {f.name: [preset[f.name] for preset in self.presets.values() if f.name in preset] for f in fields}
+        self.controls = {field.name: make_control(field, presets[field.name]) for field in fields}
         self.defaults = {name: control.value for name, control in self.controls.items()}
         self.starts = [*map(str, finished_runs(runs, stage.continues, self.models)), FROM_SCRATCH]
         wide = widgets.Layout(width="auto", flex="1 1 240px")
         self.preset = widgets.Dropdown(options=list(self.presets), layout=wide)
         self.start = widgets.Dropdown(options=self.starts, layout=wide)
         self.newest = self.start.value
-        self.language = widgets.ToggleButtons(
-            options=[(name, code) for code, name in LANGUAGES.items()], style={"button_width": "auto"}
-        )
-        self.reset = widgets.Button(layout=widgets.Layout(width="150px"))
+        languages = [(name, code) for code, name in LANGUAGES.items()]
+        self.language = widgets.ToggleButtons(options=languages, style={"button_width": "auto"})
+        self.reset = button("", self._apply_preset, "150px")
         self.line = html_widget()
-        self.columns = columns(fields, self.controls)
+        # Three columns where there is room.
+        column = widgets.Layout(flex="1 1 290px", min_width="270px", margin="4px 16px 8px 0")
+        boxes: dict[str, list[widgets.Widget]] = {}
+        for field in fields:
+            group = boxes.setdefault(metadata_of(field)["group"], [widgets.HTML()])
+            group.append(self.controls[field.name].box)
+        self.columns = {group: widgets.VBox(parts, layout=column) for group, parts in boxes.items()}
         self.titles = {name: widgets.HTML() for name in ("preset", "go on from")}
         lines = [[self.language], [self.titles["preset"], self.preset, self.reset]]
         if stage.continues:
@@ -92,7 +86,6 @@ class SettingsPanel:
         self._restore()
         self.language.observe(lambda change: self._speak(), names="value")
         self.preset.observe(lambda change: self._filling or self._apply_preset(), names="value")
-        self.reset.on_click(lambda button: self._apply_preset())
         for control in (self.start, *(control.widget for control in self.controls.values())):
             control.observe(lambda change: self.refresh(), names="value")
         self._speak()
@@ -117,7 +110,6 @@ class SettingsPanel:
         return Path(self.start.value) if self.start.value != FROM_SCRATCH else None
 
     def start_model(self, model: str) -> Path | None:
-        """The folder of the finished model that `model` begins as, None for a new one."""
         return None if self.start_run is None else self.start_run / model
 
     def values(self) -> dict[str, Any]:
@@ -134,8 +126,7 @@ class SettingsPanel:
         return values
 
     def arguments(self, model_type: str) -> Any:
-        """The settings of one model's run, in the run folder that belongs to them. Raises InputError: the settings as
-        they stand cannot be run."""
+        """The settings of one model's run, and its folder. Raises InputError: as they stand they cannot be run."""
         values = self.values()
         values |= self._resolved(values)
         values["preset"] = self.preset.value
@@ -148,7 +139,6 @@ class SettingsPanel:
             values["num_parameters"] = count_model(self._build({**values, "model_type": self.models[0]}))
         args = self._build(values)
         found = self.stage.resolve(args)
-        self.stage.check(args)
         # Only what the panel offers and presets set: another release of transformers brings other fields. What is left
         # to each model, such as its learning rate, does not part the models of a run.
         ran = args.run_settings()
@@ -169,7 +159,6 @@ class SettingsPanel:
         return found
 
     def _identity(self, args: Any) -> str:
-        """Changes when the data do."""
         return data_identity(args, self.stage.dataset)
 
     def _source(self, values: dict[str, Any]) -> tuple[str, str]:
@@ -183,10 +172,7 @@ class SettingsPanel:
         except (ValueError, TypeError) as error:  # transformers' own checks
             raise InputError(" ".join(str(error).split())) from error
 
-    _make_control = staticmethod(make_control)
-
     def _speak(self) -> None:
-        """Say everything in the language that is chosen."""
         use_language(self.language.value)
         preset, start = self.preset.value, self.start.value
         self._filling = True  # new names for the choices set them back for a moment
@@ -201,7 +187,7 @@ class SettingsPanel:
         finally:
             self._filling = False
         for group, column in self.columns.items():
-            column.children[0].value = group_html(group)
+            column.children[0].value = f'<div style="{GROUP_STYLE}">{escape(text(group))}</div>'
         for name, title in self.titles.items():
             title.value = f"<b>{text(name)}</b>"
         self.reset.description = text("Reset to preset")
@@ -213,21 +199,17 @@ class SettingsPanel:
         language = os.environ.get("NEWLLM_LANGUAGE") or saved.get("language") or last_language(self.runs)
         use_language(language)
         self.language.value = language
-        preset = os.environ.get("NEWLLM_PRESET") or saved.get("preset")
-        if preset is None:
-            preset = "standard" if find_device().kind == "cuda" else "quick"
+        usual = "standard" if find_device().kind == "cuda" else "quick"
+        preset = os.environ.get("NEWLLM_PRESET") or saved.get("preset", usual)
         if preset not in self.presets:
             if os.environ.get("NEWLLM_PRESET"):
                 raise InputError(f"NEWLLM_PRESET has to be one of {', '.join(self.presets)}, got {preset!r}.")
             preset, saved = "quick", {}
         self.preset.value = preset
         self._fill({**self.defaults, **self.presets[preset]})
-        if saved.get("preset") == preset:
-            for name, value in saved["values"].items():
-                try:
-                    self._fill({name: value})
-                except InputError:
-                    continue  # written by another version: the preset's value stands
+        for name, value in saved["values"].items() if saved.get("preset") == preset else ():
+            with suppress(InputError):  # written by another version: the preset's value stands
+                self._fill({name: value})
         if saved.get("start") in self.starts:
             self.start.value = saved["start"]
         for variable, name in ENVIRONMENT.items():
@@ -275,41 +257,28 @@ class SettingsPanel:
             _, note = self._source(self.values())
         except InputError as error:
             return error_html(error, in_the_panels_words)
-        folder = self._run_folder(Path(arguments[self.models[0]].output_dir))
-        state = self._state(folder)
-        lines = [" · ".join(parts)]
-        lines.append(text("run folder <b>{folder}</b>: {state}", folder=escape(folder.name), state=state))
-        if self.stage.continues:
-            lines.append(escape(start_sentence(self.start_run, self.stage.continues, self.models)))
-        if note:
-            lines.append(escape(note))
-        return live_line_html(lines)
+        folder, state = self._state(Path(arguments[self.models[0]].output_dir))
+        run = text("run folder <b>{folder}</b>: {state}", folder=escape(folder.name), state=state)
+        start = start_sentence(self.start_run, self.stage.continues, self.models) if self.stage.continues else ""
+        return live_line_html([" · ".join(parts), run, *(escape(line) for line in (start, note) if line)])
 
-    def _run_folder(self, output_dir: Path) -> Path:
-        """The folder that the settings have for themselves."""
-        return output_dir.parent
-
-    def _state(self, folder: Path) -> str:
-        """Whether the run is new, under way or finished, by its models."""
-        states = []
+    def _state(self, output_dir: Path) -> tuple[Path, str]:
+        """(the run's folder, whether it is new, under way or finished, by its models)."""
+        folder, copier, states = output_dir.parent, drive_copier(output_dir), []
         for model in self.models:
             if read_results(folder / model) is not None:
                 states.append(text("{model} is finished", model=model))
             elif any((folder / model).glob("checkpoint-*")):
                 states.append(text("{model} will be continued", model=model))
-            elif is_only_on_drive(folder / model):
+            elif copier is not None and folder / model in copier.left:
                 states.append(text("{model} will be brought back from Drive", model=model))
-        return ", ".join(states) or text("new")
+        return folder, ", ".join(states) or text("new")
 
 
 def read_panel_file(folder: Path) -> dict[str, Any]:
-    """{"preset", "values", "language", maybe "start"}; {} if there is none yet, or none of ours: it is written anew at
-    the next change."""
-    try:
-        saved = json.loads((folder / PANEL_FILE).read_text(encoding="utf-8"))
-        return saved if isinstance(saved["values"], dict) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    """{"preset", "values", "language", maybe "start"}; {} if there is none of ours: the next change writes it."""
+    saved = read_json(folder / PANEL_FILE)
+    return saved if isinstance(saved, dict) and isinstance(saved.get("values"), dict) else {}
 
 
 def last_language(runs: Path) -> str:
@@ -319,26 +288,6 @@ def last_language(runs: Path) -> str:
     return next((language for language in found if language in LANGUAGES), "en")
 
 
-def columns(fields: Iterable[dataclasses.Field], controls: Mapping[str, Control]) -> dict[str, widgets.VBox]:
-    """Group -> its controls below each other, a column: three where there is room, and none narrower than its
-    sliders."""
-    groups: dict[str, list[widgets.Widget]] = {}
-    for field in fields:
-        groups.setdefault(metadata_of(field)["group"], []).append(controls[field.name].box)
-    layout = {"flex": "1 1 290px", "min_width": "270px", "margin": "4px 16px 8px 0"}
-    return {
-        group: widgets.VBox([widgets.HTML(group_html(group)), *boxes], layout=widgets.Layout(**layout))
-        for group, boxes in groups.items()
-    }
-
-
-def group_html(group: str) -> str:
-    """The title of a column."""
-    style = f"font-weight:bold;font-size:15px;padding:2px 8px;background:{FAINT}"
-    return f'<div style="{style}">{escape(text(group))}</div>'
-
-
 def live_line_html(lines: Sequence[str]) -> str:
-    """HTML phrases below each other, on a faint ground."""
     style = f"background:{FAINT};padding:6px 10px;line-height:1.6;font-size:14px;overflow-wrap:anywhere"
     return f'<div style="{style}">{"<br>".join(lines)}</div>'

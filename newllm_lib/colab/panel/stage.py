@@ -3,18 +3,14 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ...adapters import qlora_lwf
 from ...adapters.forgetting import PROMPTS
-from ...data.sources import DATASETS, Dataset
 from ...preferences import dpo, sweep
 from ...stages import pretrain, sft
 from ...training.run import PreparedRun
-from .adapter_estimate import lwf_measure, lwf_phrases, pair_measure, pair_phrases, trial_phrases
-from .base_lookup import check_lwf, check_pairs, resolve_lwf, resolve_pairs
-from .estimate import MeasuredUpdate, count_model, measure, phrases
+from . import estimate, lookups
 
 DIALOGUE = (
     "Hello! How are you?", "What did you do today?", "What is your name?", "Do you like music?",
@@ -39,22 +35,16 @@ class NotebookStage:
     arguments: type  # the dataclass of its settings
     presets: dict[str, dict[str, Any]]  # name -> values of settings
     prepare: Callable[[Any], PreparedRun]  # loads data, tokenizer and model; trains nothing
-    run: Callable[..., Path]  # trains
     models: tuple[str, ...]  # trained one after the other, on the same data
     dataset: str  # its name in the catalogue; "" where the panel offers several
     continues: tuple[str, ...] = ()  # notebooks whose finished models it goes on with, the preferred one first
     prompts: tuple[str, ...] = ()  # what the models are asked before and after
-    check: Callable[[Any], Any] = count_model  # raises InputError for settings that cannot be run
-    # Fills in what only a look outside shows; returns extra entries for the run's identity.
-    resolve: Callable[[Any], dict[str, Any]] = lambda args: {}
-    measure: Callable[[dict[str, Any]], dict[str, MeasuredUpdate]] = measure  # takes the models' settings
+    # Raises InputError for settings that cannot be run; returns what a look outside adds to the run's identity.
+    resolve: Callable[[Any], dict[str, Any]] = estimate.resolve_size
+    measure: Callable[[dict[str, Any]], dict[str, Any]] = estimate.measure  # takes the models' settings
     # The cost line, as HTML phrases, of the models' settings and of what `measure` returned, or {}.
-    phrases: Callable[[dict[str, Any], dict[str, MeasuredUpdate]], list[str]] = phrases
+    phrases: Callable[[dict[str, Any], dict[str, Any]], list[str]] = estimate.phrases
     hidden: tuple[str, ...] = ()  # settings that the panel does not offer
-
-    @property
-    def data(self) -> Dataset:
-        return DATASETS[self.dataset]
 
     @property
     def fixed(self) -> dict[str, Any]:
@@ -64,7 +54,7 @@ class NotebookStage:
 
 
 PRETRAIN = NotebookStage(
-    "01_pretrain", pretrain.PretrainArguments, pretrain.PRESETS, pretrain.prepare, pretrain.pretrain,
+    "01_pretrain", pretrain.PretrainArguments, pretrain.PRESETS, pretrain.prepare,
     models=("newllm", "tiny-gpt2"), dataset="wikitext",
 )  # fmt: skip
 # A new model, where there is none to go on with, is as large as notebook 1 would make it.
@@ -73,7 +63,7 @@ CHAT_PRESETS = {
     for name, values in sft.PRESETS.items()
 }
 DIALOGUE = NotebookStage(
-    "02_dailydialog", sft.SftArguments, CHAT_PRESETS, sft.prepare, sft.sft,
+    "02_dailydialog", sft.SftArguments, CHAT_PRESETS, sft.prepare,
     models=("newllm", "tiny-gpt2"), dataset="dailydialog", continues=("01_pretrain",), prompts=DIALOGUE,
 )  # fmt: skip
 INSTRUCTIONS = dataclasses.replace(
@@ -82,8 +72,8 @@ INSTRUCTIONS = dataclasses.replace(
 )  # fmt: skip
 # Its 208,000 conversations take minutes to turn into tokens: the shorter presets take the first ones.
 CONVERSATION = dataclasses.replace(
-    INSTRUCTIONS,
-    folder="04_ultrachat",
+    INSTRUCTIONS, folder="04_ultrachat", dataset="ultrachat",
+    continues=("03_dolly", "02_dailydialog", "01_pretrain"), prompts=CONVERSATION,
     presets={
         **CHAT_PRESETS,
         "demo": {**CHAT_PRESETS["demo"], "max_samples": 5_000},
@@ -91,24 +81,20 @@ CONVERSATION = dataclasses.replace(
         "standard": {**CHAT_PRESETS["standard"], "num_train_epochs": 2.0, "max_samples": 100_000},
         "long": {**CHAT_PRESETS["long"], "num_train_epochs": 3.0, "dropout": 0.1},
     },
-    dataset="ultrachat",
-    continues=("03_dolly", "02_dailydialog", "01_pretrain"),
-    prompts=CONVERSATION,
-)
+)  # fmt: skip
 ADAPTER = NotebookStage(
     "05_qlora_lwf", qlora_lwf.QloraLwfArguments, qlora_lwf.PRESETS,
-    qlora_lwf.prepare_data, qlora_lwf.qlora_lwf,  # a look at the data needs no base in memory
+    qlora_lwf.prepare_data,  # a look at the data needs no base in memory
     models=("tuned",), dataset="alpaca", prompts=PROMPTS,
-    check=check_lwf, resolve=resolve_lwf, measure=lwf_measure, phrases=lwf_phrases,
+    resolve=lookups.resolve_lwf, measure=estimate.lwf_measure, phrases=estimate.lwf_phrases,
 )  # fmt: skip
 PREFERENCES = NotebookStage(
-    "06_dpo", dpo.DpoArguments, dpo.PRESETS, dpo.prepare, dpo.dpo, models=("tuned",), dataset="",
-    check=check_pairs, resolve=resolve_pairs, measure=pair_measure, phrases=pair_phrases,
+    "06_dpo", dpo.DpoArguments, dpo.PRESETS, dpo.prepare, models=("tuned",), dataset="",
+    resolve=lookups.resolve_pairs, measure=estimate.pair_measure, phrases=estimate.pair_phrases,
 )  # fmt: skip
 EXPERIMENTS = dataclasses.replace(
-    PREFERENCES,
-    folder="07_dpo_experiments",
-    arguments=sweep.SweepArguments,
+    PREFERENCES, folder="07_dpo_experiments", arguments=sweep.SweepArguments, models=("trials",),
+    hidden=("beta", "learning_rate", "lora_r", "loss_type"),  # they are searched
     presets={
         "smoke": {**dpo.PRESETS["smoke"], "trials": 3, "max_steps": 6},
         "demo": {**dpo.PRESETS["demo"], "trials": 4, "max_steps": 30},
@@ -116,8 +102,4 @@ EXPERIMENTS = dataclasses.replace(
         "standard": {"trials": 16, "num_train_epochs": 1.0},
         "long": {"trials": 40, "num_train_epochs": 3.0},
     },
-    run=sweep.sweep,
-    models=("trials",),
-    phrases=trial_phrases,
-    hidden=("beta", "learning_rate", "lora_r", "loss_type"),  # they are searched
-)
+)  # fmt: skip

@@ -1,0 +1,226 @@
+"""What a panel's settings lead to: data, earlier models, a pretrained model; looked up once a session."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import Gemma3TextConfig, PreTrainedConfig
+
+from ...adapters import offline_gemma
+from ...adapters.arguments import AdapterArguments
+from ...adapters.base_model import base_config, find_base_model
+from ...adapters.memory_budget import ModelSizes, is_target, model_sizes
+from ...adapters.qlora_lwf import QloraLwfArguments, check_memory
+from ...data.files import check_file, content_hash, read_rows
+from ...data.sources import DATASETS, HubProblem, HubSource, find_data, first_answering
+from ...data.stand_ins import identity_of
+from ...errors import InputError
+from ...preferences.arguments import DIALOGPT, DpoArguments
+from ...preferences.dpo import check_window
+from ...training.checkpoint import RESULTS_FILE, is_of_earlier_version
+from ...training.device import find_device
+from ...training.trained_model import BaseModel
+from ..page.languages import text
+from ..storage import name_of
+
+STAND_INS = {"chitchat": "the ChitChat conversations", "documentation": "Python's own documentation"}
+# The package's model before it is converted for the first time; afterwards its own config is read.
+OFFLINE_CONFIG = {
+    "vocab_size": 262_144, "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18,
+    "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar": 256,
+}  # fmt: skip
+SMALL_FOLDER = "06_chat_model"
+# (notebooks, model): the preferred one first. Only notebook 2 makes a TinyGPT2, which DialoGPT resembles most.
+WHERE_THEY_ARE = (
+    (("02_dailydialog",), "tiny-gpt2"),
+    (("04_ultrachat", "03_dolly", "02_dailydialog"), "newllm"),
+    ((SMALL_FOLDER,), "tiny-gpt2"),
+)
+
+
+def resolve_source(dataset: str, data_source: str, data: str | None, eval_data: str | None = None) -> tuple[str, str]:
+    """("hub" | "offline" | "file", what the user should know about it). `auto` is settled here, so that a later session
+    takes the same as the run's settings say. Raises InputError: a bad file, or no data within reach."""
+    if data_source == "hub":
+        return "hub", ""
+    if data_source == "file":
+        if not data:
+            raise InputError("data is set to 'my file': enter the path of the file.")
+        check_file(data, "data")
+        if eval_data:
+            check_file(eval_data, "eval_data")
+        return "file", ""
+    found = find_data(dataset, DATASETS[dataset], data_source, data, lambda entry: _answering(dataset))
+    if found.source == "hub":
+        return "hub", f"Data: auto takes {dataset} from the hub."
+    stand_in = STAND_INS[DATASETS[dataset].offline]
+    if data_source == "auto":
+        return "offline", f"Data: auto takes {stand_in} offline, for the hub was not reached ({found.problem})."
+    return "offline", f"Data: {stand_in} stand in for {dataset}."
+
+
+def dataset_of_file(dataset: str, path: str) -> str | None:
+    """`dataset` if the file's first row has its columns, else None. Raises InputError: it cannot be read."""
+    file = check_file(path, "data", rows_of="conversations")
+    _, row = next(iter(read_rows(file, "data")), ("", None))
+    return dataset if isinstance(row, dict) and DATASETS[dataset].columns[0] in row else None
+
+
+@functools.lru_cache(maxsize=8)
+def _answering(dataset: str) -> tuple[HubSource | None, HubProblem | None]:
+    return first_answering(DATASETS[dataset])
+
+
+def data_identity(args, dataset: str) -> str:
+    """Changes when the data do: the pinned revision, the package's release, or the files' content."""
+    if args.data is not None:
+        return " ".join(file_identity(path) for path in (args.data, args.eval_data) if path is not None)
+    if args.data_source == "hub":
+        return DATASETS[dataset].sources[0].revision
+    return identity_of(DATASETS[dataset].offline)
+
+
+def file_identity(path: str) -> str:
+    status = Path(path).expanduser().stat()
+    return _file_hash(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=32)
+def _file_hash(path: str, size: int, modified: int) -> str:
+    """The hash of the file's content, taken anew when its size or time has changed."""
+    return content_hash(Path(path).expanduser())
+
+
+def finished_runs(runs: str | Path, folders: Sequence[str], models: Sequence[str]) -> list[Path]:
+    """Run folders in which all `models` are finished and can be opened, by notebook in that order, the newest first."""
+
+    def is_usable(model: Path) -> bool:
+        are_there = all((model / name).is_file() for name in (RESULTS_FILE, "model.safetensors"))
+        return are_there and not is_of_earlier_version(model)
+
+    def finished_at(run: Path) -> float:
+        return max((run / model / RESULTS_FILE).stat().st_mtime for model in models)
+
+    found = []
+    for folder in folders:
+        usable = [run for run in (Path(runs) / folder).glob("*") if all(is_usable(run / model) for model in models)]
+        found += sorted(usable, key=finished_at, reverse=True)
+    return found
+
+
+def start_sentence(start: Path | None, folders: Sequence[str], models: Sequence[str]) -> str:
+    both = len(models) > 1
+    if start is not None:
+        run = f"{start.parent.name}/{start.name}"
+        if both:
+            return text("Both models go on from {run}.", run=run)
+        return text("{model} goes on from {run}.", model=models[0], run=run)
+    numbers = text(" or ").join(str(int(folder.split("_")[0])) for folder in folders)
+    whole = "both models are" if both else "{model} is"
+    unused = "No finished model of notebook {numbers} is used: " + whole + " trained from scratch."
+    return text(unused, numbers=numbers, model=models[0])
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What is tuned: a folder, or an id on the hub; None: there is no chat model yet. `note`: how it was chosen."""
+
+    model: str | None
+    note: str = ""
+
+
+def chat_models(runs: str | Path) -> list[Path]:
+    """The folders of the finished chat models in the storage, the preferred one first."""
+    return [run / model for folders, model in WHERE_THEY_ARE for run in finished_runs(runs, folders, [model])]
+
+
+def choose_model(model: str | None, data_source: str, runs: str | Path) -> ModelChoice:
+    """The model that is tuned: the named one; else with "offline" the newest here, with "hub" the hub's, otherwise the
+    hub's where it is reached. Raises InputError: it has to come from the hub, and cannot."""
+    if model is not None:
+        return ModelChoice(model)
+    why = ""
+    if data_source != "offline":
+        try:
+            return ModelChoice(base_named(DIALOGPT).path)
+        except InputError as error:
+            if data_source == "hub":
+                raise
+            why = f" ({str(error).split(';')[0]})"
+    here = chat_models(runs)
+    if not here:
+        return ModelChoice(None, f"No chat model is there yet{why}.")
+    return ModelChoice(str(here[0]), f"The newest chat model here is tuned: {name_of(here[0])}{why}.")
+
+
+def base_of(args: AdapterArguments) -> BaseModel:
+    """The base model that these settings lead to. Raises InputError: there is none within reach."""
+    return base_named(args.model, args.data_source == "offline")
+
+
+def base_named(model: str | None, offline: bool = False) -> BaseModel:
+    """`find_base_model`, asked once a session. Raises InputError: there is none within reach."""
+    folder = Path(model or "").expanduser()
+    weights = [path.stat() for path in sorted(folder.glob("*.safetensors"))] if model else []
+    # It is found anew when its weights change.
+    found = _find(model, offline, tuple((status.st_size, status.st_mtime_ns) for status in weights))
+    if isinstance(found, InputError):
+        raise found.with_traceback(None)
+    return found
+
+
+@functools.lru_cache(maxsize=32)
+def _find(model: str | None, offline: bool, stamp: tuple) -> BaseModel | InputError:
+    """The model, or why there is none: what has failed is not tried again with every move of a slider."""
+    try:
+        return find_base_model(model, offline)
+    except InputError as error:
+        return error
+
+
+def config_of(base: BaseModel) -> PreTrainedConfig:
+    """The base's sizes; its weights are not downloaded for them. Raises InputError: transformers cannot read them."""
+    if base.path == offline_gemma.NAME and not offline_gemma.converted_folder().exists():
+        return Gemma3TextConfig(**OFFLINE_CONFIG)
+    try:
+        return base_config(base)
+    except (OSError, ValueError) as error:
+        sentence = " ".join(str(error).split())[:200]
+        raise InputError(f"the config of model {base.path!r} cannot be read ({sentence}).") from error
+
+
+@functools.lru_cache(maxsize=8)
+def sizes_of(base: BaseModel) -> ModelSizes:
+    return model_sizes(config_of(base))
+
+
+def count_trainable(args: AdapterArguments, base: BaseModel) -> int:
+    """Parameters of the adapters: rank times inputs and outputs of every layer that gets one."""
+    layers = [layer for layer in sizes_of(base).linear if is_target(layer.name, args.targets)]
+    return args.lora_r * sum(layer.inputs + layer.outputs for layer in layers)
+
+
+def resolve_lwf(args: QloraLwfArguments) -> dict[str, str]:
+    """Settle which base is found, for all cells of a session. Returns what the run's identity gets: the base's weights
+    and the user's own text to rehearse. Raises InputError: no such model or file, or it does not fit the GPU."""
+    base = base_of(args)
+    args.model, found = base.path, {"base": base.identity}
+    for name in ("rehearsal_data", "rehearsal_eval_data"):
+        if (path := getattr(args, name)) is not None:
+            if not Path(path).expanduser().is_file():
+                raise InputError(f"{name} {path!r} does not exist.")
+            found[name] = file_identity(path)
+    if find_device(args.use_cpu).memory_gb is not None:
+        check_memory(args, sizes_of(base))
+    return found
+
+
+def resolve_pairs(args: DpoArguments) -> dict[str, str]:
+    """For the run's identity: the tuned model's weights. Raises InputError: there is none, or none of that kind."""
+    base = base_of(args)
+    check_window(args, base, config_of(base))
+    if count_trainable(args, base) == 0:
+        layers = args.lora_target_modules
+        raise InputError(f"{base.name} has no layers called {layers}, as this preset wants; choose another preset.")
+    return {"base": base.identity}
