@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from newllm_lib.models.context_cache import RecurrentGenerationMixin
+from newllm_lib.models.recurrent_model import RecurrentGenerationMixin
 from newllm_lib.training.disk import write_json
 from newllm_lib.training.trained_model import open_model
 

@@ -18,7 +18,7 @@ from ..evaluation.context_trace import half_lives_of_biases, measured_half_lives
 from ..evaluation.generation import document_ids
 from ..evaluation.perplexity import token_sequence
 from ..models import NewLLMForCausalLM, build_model
-from ..models.context_cache import RecurrentGenerationMixin
+from ..models.recurrent_model import RecurrentGenerationMixin
 from ..stages.evaluate import held_out_documents, held_out_text
 from ..training.curves import COLOURS, as_label, in_the_font
 from ..training.trained_model import open_model

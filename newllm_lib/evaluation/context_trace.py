@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ..models.context_cache import ContextCache
 from ..models.modeling_newllm import NewLLMForCausalLM
+from ..models.recurrent_model import ContextCache
 
 
 @torch.no_grad()

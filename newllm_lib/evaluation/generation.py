@@ -16,8 +16,8 @@ from ..data.chat_template import conversation_ids
 from ..data.files import is_unicode
 from ..data.tokenizer import end_token_ids, text_backend
 from ..errors import InputError
-from ..models.context_cache import ContextCache, RecurrentGenerationMixin, state_after
 from ..models.gpu import GraphedCall, can_be_captured
+from ..models.recurrent_model import ContextCache, RecurrentGenerationMixin, state_after
 
 
 class NextToken:

@@ -16,8 +16,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ..data.text import IGNORED, Document, EvaluationDocuments, TextCounts
-from ..models.context_cache import ContextCache, RecurrentGenerationMixin
 from ..models.frozen_head import plain_model, split_head, token_scores
+from ..models.recurrent_model import ContextCache, RecurrentGenerationMixin
 
 
 @dataclass(frozen=True)

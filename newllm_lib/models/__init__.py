@@ -4,9 +4,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from .baselines import LSTMConfig, LSTMForCausalLM, LSTMModel, tiny_gpt2_config
 from .configuration_newllm import NewLLMConfig
-from .context_cache import ContextCache
 from .modeling_newllm import NewLLMForCausalLM, NewLLMModel
 from .modeling_newllm_reference import NewLLMReferenceConfig, NewLLMReferenceForCausalLM, NewLLMReferenceModel
+from .recurrent_model import ContextCache
 from .sizing import MODEL_TYPES, build_config, build_model, count_parameters
 
 for config, model, causal_lm in (

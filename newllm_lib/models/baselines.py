@@ -11,9 +11,7 @@ from transformers import GPT2Config
 from transformers import initialization as init
 
 from .configuration_newllm import RecurrentConfig
-from .context_cache import RecurrentGenerationMixin
-from .language_model_head import CausalLMHeadMixin
-from .recurrent_model import RecurrentPreTrainedModel, TimeLoopMixin
+from .recurrent_model import CausalLMHeadMixin, RecurrentGenerationMixin, RecurrentPreTrainedModel, TimeLoopMixin
 
 
 def tiny_gpt2_config(hidden_size: int, **fields) -> GPT2Config:

@@ -24,12 +24,10 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_newllm import NewLLMConfig
-from .context_cache import RecurrentGenerationMixin
 from .gpu import kernels_for
-from .language_model_head import CausalLMHeadMixin
 from .linear_scan import linear_scan, scan_dtype
 from .matrix_products import working_dtype
-from .recurrent_model import RecurrentModelMixin, RecurrentPreTrainedModel
+from .recurrent_model import CausalLMHeadMixin, RecurrentGenerationMixin, RecurrentModelMixin, RecurrentPreTrainedModel
 
 SHIFT_AT_FIRST = 0.3
 FORGET_BIAS_AT_FIRST = -1.0, 4.0  # of the first and the last channel: half-lives of half a token to 38 tokens

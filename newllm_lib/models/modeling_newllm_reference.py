@@ -15,10 +15,8 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_newllm import RecurrentConfig
-from .context_cache import RecurrentGenerationMixin
-from .language_model_head import CausalLMHeadMixin
 from .linear_scan import scan_dtype
-from .recurrent_model import RecurrentPreTrainedModel, TimeLoopMixin
+from .recurrent_model import CausalLMHeadMixin, RecurrentGenerationMixin, RecurrentPreTrainedModel, TimeLoopMixin
 
 CONTEXT_CLAMP = 10.0
 

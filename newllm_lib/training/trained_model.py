@@ -32,7 +32,7 @@ from transformers import (
 from .. import models  # noqa: F401  registers our models with the Auto classes
 from ..data.files import content_hash
 from ..errors import InputError
-from ..models.context_cache import state_after
+from ..models.recurrent_model import state_after
 from ..models.sizing import name_loss
 from ..wings import wing
 from .arguments import ModelArguments

@@ -1,5 +1,5 @@
 """transformers' `Trainer` for language models of ours: it hands a batch to the model, which computes the loss
-(models/language_model_head.py), carries the context from batch to batch, and scores every held-out token once.
+(models/recurrent_model.py), carries the context from batch to batch, and scores every held-out token once.
 
 Dimensions: B rows of a batch, T tokens, V vocabulary, S size of a context, N contexts held.
 """
@@ -19,9 +19,8 @@ from transformers import PreTrainedModel, Trainer
 
 from ..data.text import IGNORED, EvaluationDocuments, collate_rows, positions_within_row
 from ..evaluation.perplexity import TextMetrics, score_documents
-from ..models.context_cache import ContextCache, RecurrentGenerationMixin, state_after
 from ..models.gpu import WARM_UP, GraphedBackward, can_be_captured
-from ..models.language_model_head import loss_only
+from ..models.recurrent_model import ContextCache, RecurrentGenerationMixin, loss_only, state_after
 from .arguments import StageArguments
 from .run_trainer import RunTrainerMixin
 from .samplers import NO_ROW, EvenSampler, LaneSampler, RowsAndBlank, RowsOnDisk
@@ -103,7 +102,7 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a batch. Without a teacher the model computes it itself: transformers calls
-        `CausalLMHeadMixin.forward` (models/language_model_head.py)."""
+        `CausalLMHeadMixin.forward` (models/recurrent_model.py)."""
         inputs = dict(inputs)
         rows = inputs.pop("row")
         if self.carries_context:

@@ -139,7 +139,7 @@ def test_the_head_meets_few_numbers_of_tokens(monkeypatch):
         seen.add(len(inputs))
         return chunked_cross_entropy(inputs, *arguments)
 
-    monkeypatch.setattr("newllm_lib.models.language_model_head.chunked_cross_entropy", record)
+    monkeypatch.setattr("newllm_lib.models.recurrent_model.chunked_cross_entropy", record)
     model = build_model(build_config("newllm", vocab_size=50, max_length=64, num_parameters=20_000, dropout=0.0))
     generator = torch.Generator().manual_seed(0)
     for share in torch.linspace(0.05, 0.95, 40):

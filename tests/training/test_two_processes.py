@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
 from newllm_lib.models import build_config, build_model
-from newllm_lib.models.language_model_head import loss_only
+from newllm_lib.models.recurrent_model import loss_only
 from newllm_lib.training.checkpoint import newest_checkpoint
 from newllm_lib.training.samplers import NO_ROW, EvenSampler, LaneSampler, RowsAndBlank
 from newllm_lib.training.trainer import ContextCarrier
