@@ -77,7 +77,8 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
         super().__init__(model, args, collate_rows, processing_class=tokenizer, **sets, **kwargs)
         self.num_rows = len(train_rows)
         is_plain = not (args.torch_compile or args.gradient_checkpointing or args.torch_empty_cache_steps)
-        is_alone = args.world_size == 1 and args.n_gpu == 1 and not self.is_deepspeed_enabled
+        # The thread that pins what worker processes load would disturb a capture.
+        is_alone = args.world_size == args.n_gpu == 1 and not (self.is_deepspeed_enabled or args.dataloader_num_workers)
         self.is_graphed = is_alone and is_plain and teacher is None and can_be_captured(model)
 
     def before_resume(self, checkpoint: Path) -> None:
