@@ -36,7 +36,7 @@ class GraphedTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         step = super().training_step
-        if not self.is_graphed:
+        if not (self.is_graphed and isinstance(num_items_in_batch, torch.Tensor)):
             return step(model, inputs, num_items_in_batch)
         if self.graphed is None:
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
