@@ -14,19 +14,24 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from packaging.version import Version
 
 WARM_UP = 3  # calls before one is captured: libraries set themselves up, and kernels are compiled, in the first ones
 MOST_GRAPHS = 4  # each holds the memory of its call; what comes in more shapes is called as it is
 
 
 KERNELS = f"{__package__}.triton_kernels"
+OLDEST_TRITON = Version("3.6")  # of torch 2.11, as Colab has it: tuples of pointers were not tried with earlier ones
 
 
 @cache
 def triton_kernels(module: str = KERNELS) -> ModuleType | None:
     """A module of kernels, where Triton can be used: torch brings it on Linux with a GPU, and it needs a C compiler."""
     has_compiler = "CC" in os.environ or any(map(shutil.which, ("cc", "gcc", "clang")))
-    return import_module(module) if find_spec("triton") and has_compiler else None
+    if not (find_spec("triton") and has_compiler):
+        return None
+    is_new_enough = Version(import_module("triton").__version__) >= OLDEST_TRITON
+    return import_module(module) if is_new_enough else None
 
 
 def kernels_for(*tensors: torch.Tensor, module: str = KERNELS) -> ModuleType | None:

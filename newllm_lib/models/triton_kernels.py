@@ -38,7 +38,7 @@ def flag(flags, position, fits, absent: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["T"])
-def forward_kernel(z, delta, starts, mask, c0, contexts, T, C, CHANNELS: tl.constexpr, AHEAD: tl.constexpr):
+def scan_kernel(z, delta, starts, mask, c0, contexts, T, C, CHANNELS: tl.constexpr, AHEAD: tl.constexpr):
     """One program's part of `linear_scan`. Pointers to [B, T, C] three times, [B, T] bool or None twice, c0 [B, C]."""
     row, channels = tl.program_id(0).to(tl.int64), tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     there = channels < C
@@ -58,7 +58,7 @@ def forward_kernel(z, delta, starts, mask, c0, contexts, T, C, CHANNELS: tl.cons
 
 
 @triton.jit(do_not_specialize=["T"])
-def backward_kernel(
+def scan_backward_kernel(
     grad, z, delta, starts, mask, c0, contexts, grad_z, grad_delta, grad_c0, T, C,
     CHANNELS: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
@@ -235,7 +235,7 @@ def scan(z, delta, starts, mask, c0) -> torch.Tensor:
     z, delta, c0 = z.contiguous(), delta.contiguous(), c0.contiguous()
     contexts = torch.empty_like(z, dtype=torch.float32)
     flags = bytes_of(starts), bytes_of(mask)
-    forward_kernel[grid(z)](z, delta, *flags, c0, contexts, *z.shape[1:], **TILES)
+    scan_kernel[grid(z)](z, delta, *flags, c0, contexts, *z.shape[1:], **TILES)
     return contexts
 
 
@@ -243,7 +243,7 @@ def scan_gradients(grad, z, delta, starts, mask, c0, contexts) -> tuple[torch.Te
     """By z, delta and c0, each in the type of its own."""
     grad, z, delta, c0 = grad.contiguous(), z.contiguous(), delta.contiguous(), c0.contiguous()
     flags, gradients = (bytes_of(starts), bytes_of(mask)), [torch.empty_like(tensor) for tensor in (z, delta, c0)]
-    backward_kernel[grid(z)](grad, z, delta, *flags, c0, contexts, *gradients, *z.shape[1:], **TILES)
+    scan_backward_kernel[grid(z)](grad, z, delta, *flags, c0, contexts, *gradients, *z.shape[1:], **TILES)
     return tuple(gradients)
 
 
