@@ -37,8 +37,10 @@ def triton_kernels(module: str = KERNELS) -> ModuleType | None:
 def kernels_for(*tensors: torch.Tensor, module: str = KERNELS) -> ModuleType | None:
     """The module, where its kernels run: on an NVIDIA GPU, in up to fp32. torch.compile makes better ones, for it sees
     what stands beside them."""
+    if not tensors[0].is_cuda or torch.compiler.is_compiling():
+        return None
     suit = all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors)
-    return triton_kernels(module) if suit and not torch.compiler.is_compiling() else None
+    return triton_kernels(module) if suit else None
 
 
 class GraphedCall:

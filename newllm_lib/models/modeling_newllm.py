@@ -107,7 +107,7 @@ def shifted(
         return copies, last
     u = norm(x).to(dtype)
     difference, last = bounds.difference(u, last)
-    return [u + mu * difference for mu in mus.to(dtype)], last
+    return [u + mu * difference for mu in mus.to(dtype).unbind()], last
 
 
 def gated(c: torch.Tensor, o: torch.Tensor, norm: nn.Module | None = None) -> torch.Tensor:
