@@ -20,8 +20,8 @@ from newllm_lib.adapters.trainer import LwfTrainer
 from newllm_lib.cli import parse_stage, set_up_output
 from newllm_lib.data.text import EvaluationDocuments
 from newllm_lib.evaluation.perplexity import score_against_base
+from newllm_lib.models.frozen_head import adapters_off
 from newllm_lib.training.disk import write_json
-from newllm_lib.training.trained_model import adapters_off
 
 ARMS = {"SFT": (False, False), "+ rehearsal": (False, True), "+ LwF": (True, False), "+ both": (True, True)}
 GROUPS = 24

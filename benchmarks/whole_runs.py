@@ -1,5 +1,5 @@
-"""Training speed as the user sees it: `newllm pretrain` and `newllm sft`, beside the
-update alone, for New-LLM, torch's LSTM and TinyGPT2 of equal size through the same Trainer.
+"""Training speed as the user sees it: `newllm pretrain` and `newllm sft`, beside the update alone, for New-LLM, torch's
+LSTM and TinyGPT2 of equal size through the same Trainer.
 
 Evaluations and checkpoints are left out, and so is the first half of the updates, in which kernels are compiled and a
 GPU's graph is captured. The text is made up: what it says does not matter for speed.

@@ -15,9 +15,10 @@ from .errors import InputError
 from .evaluation.context_trace import trace_context
 from .evaluation.generation import TokenStream, check_prompt, check_sampling, document_ids, state_bytes
 from .evaluation.memory_file import Memory, read_memory
+from .models.frozen_head import adapters_off
 from .models.recurrent_model import RecurrentGenerationMixin, state_after
 from .training.disk import write_bytes
-from .training.trained_model import TrainedModel, adapters_off, open_model, weights_hash
+from .training.trained_model import TrainedModel, open_model, weights_hash
 
 
 class Chat:

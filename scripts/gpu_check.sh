@@ -29,7 +29,7 @@ if not torch.cuda.is_available():
 PYTHON
 
 say() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
-run() { # NAME COMMAND...: its last lines on the page, all of it in a log beside it
+run() { # NAME LINES COMMAND...: its last lines on the page, all of it in a log beside it
     local name=$1 lines=$2
     shift 2
     "$@" >"$out/$name.log" 2>&1 || echo "$name failed; $out/$name.log has it all"

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ..data.chat_template import conversation_ids
 from ..data.tokenizer import end_token_ids
-from ..training.trained_model import adapters_off
+from ..models.frozen_head import adapters_off
 
 # Asked before and after tuning: the same in every run, so that answers can be compared.
 PROMPTS = (

@@ -15,10 +15,11 @@ from ..data.sources import Splits
 from ..data.text import EvaluationDocuments, Text, evaluation_documents, load_text
 from ..errors import InputError
 from ..models.adjust import set_dropout
+from ..models.frozen_head import adapters_off
 from ..training.device import GB, find_device
 from ..training.disk import write_json
 from ..training.run import PreparedRun, opened_run, prepare_once
-from ..training.trained_model import BaseModel, adapters_off, check_tokens_fit
+from ..training.trained_model import BaseModel, check_tokens_fit
 from .arguments import PRESETS, QloraLwfArguments
 from .base_model import base_config, find_base_model, open_base, open_to_tune, open_tokenizer
 from .forgetting import PROMPTS, replies_before_and_after

@@ -11,8 +11,7 @@ from transformers import TrainerCallback
 
 from ..data.text import IGNORED, EvaluationDocuments
 from ..evaluation.perplexity import TextMetrics, score_against_base
-from ..models.frozen_head import split_head
-from ..training.trained_model import adapters_off
+from ..models.frozen_head import adapters_off, split_head
 from ..training.trainer import LanguageModelTrainer
 from .lwf_loss import lwf_loss
 from .mixture import MixSampler, collate_examples

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..data.text import IGNORED, Document, EvaluationDocuments, TextCounts
-from ..models.frozen_head import plain_model, split_head, token_scores
+from ..models.frozen_head import adapters_off, plain_model, split_head, token_scores
 from ..models.recurrent_model import ContextCache, RecurrentGenerationMixin
 
 
@@ -102,7 +102,7 @@ def score_against_base(
                 caches = {side: ContextCache() for side in sides}
             hidden, of_base = hidden_states("model"), None
             if compare:
-                with model.disable_adapter():
+                with adapters_off(model):
                     of_base = hidden_states("base")
             losses, hits, divergences = token_scores(hidden, head, labels[supervised], of_base)
             nats += float(losses.double().sum())

@@ -18,8 +18,6 @@ from packaging.version import Version
 
 WARM_UP = 3  # calls before one is captured: libraries set themselves up, and kernels are compiled, in the first ones
 MOST_GRAPHS = 4  # each holds the memory of its call; what comes in more shapes is called as it is
-
-
 KERNELS = f"{__package__}.triton_kernels"
 OLDEST_TRITON = Version("3.6")  # of torch 2.11, as Colab has it: tuples of pointers were not tried with earlier ones
 
@@ -56,7 +54,7 @@ class GraphedCall:
         self.function = function
         self.calls: Counter[tuple] = Counter()
         self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, dict[str, torch.Tensor], Any]] = {}
-        self.stream: torch.cuda.Stream | None = None  # the warm-up has to be in the stream of the capture
+        self.stream = torch.cuda.Stream()  # the warm-up has to be in the stream of the capture
 
     def __call__(self, **tensors: torch.Tensor) -> Any:
         shapes = tuple((name, *tensor.shape) for name, tensor in tensors.items())
@@ -72,8 +70,6 @@ class GraphedCall:
         return results
 
     def _aside(self, tensors: dict[str, torch.Tensor]) -> Any:
-        if self.stream is None:
-            self.stream = torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             results = self.function(**tensors)
@@ -93,11 +89,12 @@ class GraphedCall:
 
 
 class GraphedBackward(GraphedCall):
-    """A call that goes backward too: it adds to the gradients of `parameters`, which stay where they are."""
+    """A call that goes backward too: it adds to the gradients of `model`, which stay where they are."""
 
-    def __init__(self, function: Callable[..., Any], parameters: list[torch.nn.Parameter]):
+    def __init__(self, function: Callable[..., Any], model: torch.nn.Module):
         super().__init__(function)
-        self.gradients = [(parameter, torch.zeros_like(parameter)) for parameter in parameters]
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.gradients = [(parameter, torch.zeros_like(parameter)) for parameter in trained]
 
     def __call__(self, **tensors: torch.Tensor) -> Any:
         if fresh := [gradient for parameter, gradient in self.gradients if parameter.grad is None]:

@@ -47,6 +47,7 @@ def plain_scan(
     return torch.stack(contexts, dim=1)
 
 
+@torch.library.custom_op("newllm::linear_scan", mutates_args=())
 def linear_scan(
     z: torch.Tensor,
     delta: torch.Tensor,
@@ -55,18 +56,6 @@ def linear_scan(
     c0: torch.Tensor,
 ) -> torch.Tensor:
     """`plain_scan`, for training: arguments and result as there. Differentiable once, by z, delta and c0."""
-    return scan_forward(z, delta, starts, mask, c0)
-
-
-@torch.library.custom_op("newllm::linear_scan", mutates_args=())
-def scan_forward(
-    z: torch.Tensor,
-    delta: torch.Tensor,
-    starts: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    c0: torch.Tensor,
-) -> torch.Tensor:
-    """The contexts, [B, T, C]."""
     dtype = scan_dtype(z, delta, c0)
     if kernels := kernels_for(z, c0):
         return kernels.scan(z, delta, starts, mask, c0)
@@ -83,7 +72,7 @@ def scan_forward(
     return contexts
 
 
-@scan_forward.register_fake
+@linear_scan.register_fake
 def _(z, delta, starts, mask, c0):
     return torch.empty_like(z, dtype=scan_dtype(z, delta, c0), memory_format=torch.contiguous_format)
 
@@ -139,7 +128,7 @@ def _backward(ctx, grad):
     return grad_z, grad_delta, None, None, grad_c0
 
 
-scan_forward.register_autograd(_backward, setup_context=_save_for_backward)
+linear_scan.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 def write_and_keep(

@@ -262,7 +262,7 @@ class ShiftedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, mus, last, starts, eps, dtype):
         x, mus, last = x.contiguous(), mus.contiguous(), last.contiguous()
-        starts = None if starts is None else starts.contiguous().view(torch.uint8)
+        starts = bytes_of(starts)
         (B, T, E), P = x.shape, len(mus)
         shifted = tuple(torch.empty_like(x, dtype=dtype) for _ in range(P))
         new_last = torch.empty_like(last)

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 from ..data.text import IGNORED
 from ..errors import InputError
-from ..models.frozen_head import split_head, token_scores
-from ..training.trained_model import TrainedModel, adapters_off
+from ..models.frozen_head import adapters_off, split_head, token_scores
+from ..training.trained_model import TrainedModel
 from .pairs import EncodedPreference, drop_too_long, load_preferences
 
 NOTABLE_FALL = 1.0  # nats of a whole answer

@@ -134,22 +134,6 @@ def run_folder(path: str | Path) -> Path:
     return check_model_folder(folder)
 
 
-@contextlib.contextmanager
-def adapters_off(model: PreTrainedModel) -> Iterator[None]:
-    """The base of a tuned model, for as long as the context lasts. PEFT's own `disable_adapter` takes stock of all
-    layers before and after: 60 ms for Gemma-2B's, more than a GPU needs for the base."""
-    layers = [module for module in model.modules() if isinstance(vars(module).get("_disable_adapters"), bool)]
-    assert layers or not hasattr(model, "disable_adapter"), "PEFT switches its adapters off in another way"
-    were_off = [layer._disable_adapters for layer in layers]
-    try:
-        for layer in layers:
-            layer._disable_adapters = True
-        yield
-    finally:
-        for layer, was_off in zip(layers, were_off, strict=True):
-            layer._disable_adapters = was_off
-
-
 def is_chat(trained: TrainedModel) -> bool:
     """True for a model that was trained on conversations."""
     return trained.run["stage"] in ("sft", "qlora-lwf", "dpo")

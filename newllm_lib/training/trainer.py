@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, Trainer
 
 from ..data.text import IGNORED, EvaluationDocuments, collate_rows, positions_within_row
 from ..evaluation.perplexity import TextMetrics, score_documents
+from ..models.frozen_head import adapters_off
 from ..models.gpu import WARM_UP, GraphedBackward, can_be_captured
 from ..models.recurrent_model import ContextCache, RecurrentGenerationMixin, loss_only, state_after
 from .arguments import StageArguments
@@ -39,8 +40,7 @@ class GraphedTrainer(Trainer):
         if not (self.is_graphed and isinstance(num_items_in_batch, torch.Tensor)):
             return step(model, inputs, num_items_in_batch)
         if self.graphed is None:
-            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            self.graphed = GraphedBackward(lambda num_items, **batch: step(model, batch, num_items), parameters)
+            self.graphed = GraphedBackward(lambda num_items, **batch: step(model, batch, num_items), model)
         return self.graphed(num_items=num_items_in_batch, **self._prepare_inputs(inputs))
 
 
@@ -264,17 +264,11 @@ class TimedUpdate:
         readings: int = 0,
         is_graphed: bool | None = None,
     ):
-        self.model, self.optimizer, self.input_ids, self.dtype, self.readings = (
-            model,
-            optimizer,
-            input_ids,
-            dtype,
-            readings,
-        )
+        self.model, self.optimizer, self.input_ids = model, optimizer, input_ids
+        self.dtype, self.readings = dtype, readings
         self.learn = self._learn
         if can_be_captured(model) if is_graphed is None else is_graphed:
-            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            self.learn = GraphedBackward(self._learn, parameters)
+            self.learn = GraphedBackward(self._learn, model)
             for _ in range(WARM_UP):
                 self()
 
@@ -292,7 +286,7 @@ class TimedUpdate:
         model = self.model
         with torch.autocast(input_ids.device.type, self.dtype, enabled=self.dtype is not None):
             for _ in range(self.readings):
-                with torch.no_grad(), model.disable_adapter():
+                with torch.no_grad(), adapters_off(model):
                     model(input_ids=input_ids, use_cache=False)
             loss = model(input_ids=input_ids, labels=input_ids, use_cache=False, **loss_only(model)).loss
         loss.backward()

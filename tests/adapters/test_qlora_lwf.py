@@ -176,7 +176,7 @@ def test_the_finished_adapters_are_opened_scored_talked_to_and_merged(finished, 
 def test_a_tuned_model_ends_its_answers(tmp_path):
     """EOS is trained: taught one short answer, the model gives it and stops."""
     from newllm_lib.adapters.forgetting import reply_to_each
-    from newllm_lib.training.trained_model import adapters_off
+    from newllm_lib.models.frozen_head import adapters_off
 
     rows = [{"prompt": f"{word}?", "completion": "Yes."} for word in ("Red", "Blue", "Green", "Pink", "Grey", "White")]
     data = tmp_path / "yes.jsonl"

@@ -20,6 +20,7 @@ from newllm_lib.adapters.merge import merge
 from newllm_lib.chat import Chat
 from newllm_lib.cli import main
 from newllm_lib.errors import InputError
+from newllm_lib.models.frozen_head import adapters_off
 from newllm_lib.preferences import dpo as stage
 from newllm_lib.preferences.dpo import PREFERENCES_FILE, PRESETS, DpoArguments, dpo, prepare
 from newllm_lib.preferences.pairs import encode_preferences
@@ -27,7 +28,7 @@ from newllm_lib.preferences.reference import reference_arguments, row_length
 from newllm_lib.stages.evaluate import evaluate
 from newllm_lib.training.callbacks import TrainingInterrupted
 from newllm_lib.training.checkpoint import read_results
-from newllm_lib.training.trained_model import adapters_off, open_model
+from newllm_lib.training.trained_model import open_model
 
 ADAPTERS = "adapter_model.safetensors"
 

@@ -43,7 +43,7 @@ def test_gradients_of_micro_batches_add_up():
     def learn(network, input_ids):
         network(input_ids=input_ids, labels=input_ids, skip_logits=True).loss.backward()
 
-    graphed = GraphedBackward(lambda input_ids: learn(model, input_ids), list(model.parameters()))
+    graphed = GraphedBackward(lambda input_ids: learn(model, input_ids), model)
     for _ in range(WARM_UP + 3):
         for _ in range(2):  # two micro-batches of an update
             input_ids = torch.randint(0, 60, (3, 16), device="cuda")
