@@ -50,7 +50,7 @@ from newllm_lib.stages import pretrain, sft  # noqa: E402, F401
 COUNTS = {"kills": 300, "two processes": 6, "storage": 30, "damaged": 60, "hostile": 40}
 SECONDS = 120  # that a session may take
 TIMES = ("seconds", "runtime", "per_second", "minutes", "time", "flos")  # what a line of a log says of the clock
-COMMON = """--max_steps 12 --eval_steps 3 --save_steps 3 --logging_steps 1 --save_total_limit 2 --seed 1
+COMMON = """--max_steps 12 --eval_steps 3 --save_steps 3 --logging_steps 2 --save_total_limit 2 --seed 1
     --per_device_train_batch_size 4 --auto_precision False --max_eval_tokens 200"""
 # stage -> its flags; {data} is the folder with the inputs, made once
 STAGES = {
@@ -253,17 +253,11 @@ def files(folder: Path) -> set[str]:
     return {re.sub(r"checkpoint-\d+", "checkpoint", name) for name in names}
 
 
-def complaint(run: Unbroken, folder: Path, was_asked: bool = False) -> str:
-    """What is otherwise than in the unbroken run, or nothing.
-
-    Args:
-        was_asked: to stop; it has then logged the mean loss so far, and the next line is the mean of the rest.
-    """
+def complaint(run: Unbroken, folder: Path) -> str:
+    """What is otherwise than in the unbroken run, or nothing."""
     if weights(folder) != run.weights:
         return "other weights"
     found, lines = log_lines(folder), run.lines
-    if was_asked:
-        found, lines = ([line for line in x if "loss" not in line[1]] for x in (found, lines))
     if found != lines:
         there, expected = (collections.Counter(json.dumps(line, sort_keys=True) for line in x) for x in (found, lines))
         return f"lines too many {list(there - expected)[:2]}, missing {list(expected - there)[:2]}"
@@ -274,15 +268,15 @@ def complaint(run: Unbroken, folder: Path, was_asked: bool = False) -> str:
     return ""
 
 
-def finish(run: Unbroken, folder: Path, was_asked: bool = False) -> str:
+def finish(run: Unbroken, folder: Path) -> str:
     """Start the run again, with nothing in its way; what is wrong in the end."""
     ended = session([*run.argv, "--output_dir", str(folder)])
-    return complaint(run, folder, was_asked) if ended.code == 0 else f"exit code {ended.code}: {ended.output[-600:]}"
+    return complaint(run, folder) if ended.code == 0 else f"exit code {ended.code}: {ended.output[-600:]}"
 
 
 def kill_chain(run: Unbroken, folder: Path, seed: int, kills: int) -> list[Verdict]:
     """A run killed `kills` times or until it ends: at any time, or at any call that writes."""
-    chance, done, was_asked = random.Random(seed), [], False
+    chance, done = random.Random(seed), []
     for _ in range(kills):
         if chance.random() < 0.5:
             signal_number = chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
@@ -295,12 +289,11 @@ def kill_chain(run: Unbroken, folder: Path, seed: int, kills: int) -> list[Verdi
             watch = Watch(at, kill_self, after=after)
             ended = session([*run.argv, "--output_dir", str(folder)], before=watch.install)
         asked = ended.code in (130, 143, -signal.SIGINT, -signal.SIGTERM) and "Traceback" not in ended.output
-        was_asked |= asked
         done.append(Verdict("kills", what))
         if ended.code not in (0, -signal.SIGKILL) and not asked:
             done[-1].wrong = f"exit code {ended.code}: {ended.output[-600:]}"
             return done
-    done[-1].wrong = finish(run, folder, was_asked)
+    done[-1].wrong = finish(run, folder)
     return done
 
 

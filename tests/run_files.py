@@ -1,6 +1,8 @@
 """What a finished run's folder holds, and how a run is interrupted, for whoever tests it."""
 
+import json
 import signal
+from pathlib import Path
 
 from transformers import TrainerCallback
 
@@ -13,6 +15,14 @@ ADAPTER_FILES = RUN_FILES - {"config.json", "model.safetensors"} | {
 }  # fmt: skip
 PREFERENCE_FILES = ADAPTER_FILES - {"forgetting.json"} | {"preferences.json", "merged"}
 SWEEP_FILES = {"trials.jsonl", "best.json", "settings.json", "parallel-coordinates.png", "margins.png", "trial-001"}
+
+CLOCK = ("runtime", "per_second", "flos")
+
+
+def log_without_clock(folder: Path) -> list[dict]:
+    """The lines of a run's log, but for what the clock says."""
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in entry.items() if not any(word in k for word in CLOCK)} for entry in entries]
 
 
 class StopAt(TrainerCallback):

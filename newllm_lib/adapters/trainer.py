@@ -92,6 +92,13 @@ class LwfTrainer(LanguageModelTrainer):
             self.sums.zero_()
         super().log(logs, *args, **kwargs)
 
+    def line_so_far(self) -> dict[str, Any]:
+        return {**super().line_so_far(), "sums": self.sums.tolist()}
+
+    def take_up(self, line: dict[str, Any]) -> float:
+        self.sums += self.sums.new_tensor(line["sums"])
+        return super().take_up(line)
+
     def score_with_kl(self, documents: EvaluationDocuments) -> tuple[TextMetrics, float]:
         """(metrics of the model as it is now, its KL from the base per supervised token in nats)."""
         args, model = self.args, self.accelerator.unwrap_model(self.model)

@@ -109,6 +109,14 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
         else:
             super().log(logs, *args, **kwargs)
 
+    def line_so_far(self) -> dict[str, Any]:
+        return {**super().line_so_far(), "metrics": self._metrics["train"]}
+
+    def take_up(self, line: dict[str, Any]) -> float:
+        for name, values in line["metrics"].items():
+            self._metrics["train"][name][:0] = values
+        return super().take_up(line)
+
     def create_model_card(self, *args, **kwargs) -> None:
         """Nothing: TRL's has other contents, and the run writes its own."""
 

@@ -19,6 +19,7 @@ from transformers.optimization import get_scheduler
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import SchedulerType
 
+from ..data.files import is_unicode
 from ..errors import InputError
 from .device import Device, choose_precision, find_device
 
@@ -169,7 +170,7 @@ class StageArguments(TrainingArguments):
     dataloader_pin_memory: bool = setting(False, "Pin host memory; set by itself on a GPU.")
 
     def __post_init__(self):
-        check_numbers(self)
+        check_values(self)
         check_refused(self)
         device = find_device(self.use_cpu)
         self.dataloader_pin_memory |= device.kind == "cuda"
@@ -298,9 +299,12 @@ def check_refused(args: StageArguments) -> None:
         )
 
 
-def check_numbers(args: TrainingArguments) -> None:
-    """Raise InputError for a number that no run could use: sliders have narrower ranges, which are suggestions."""
+def check_values(args: TrainingArguments) -> None:
+    """Raise InputError for a number that no run could use: sliders have narrower ranges, which are suggestions. So for
+    text that no file takes: half of a character, which a command line of other bytes than UTF-8 becomes."""
     for name, value in ((field.name, getattr(args, field.name)) for field in fields(args)):
+        if isinstance(value, str) and not is_unicode(value):
+            raise InputError(f"{name} {value!r} holds half a character (a lone surrogate); write it in UTF-8.")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         least, most = LEAST.get(name, 0), LESS_THAN.get(name, 2**63)  # what is larger, torch cannot count

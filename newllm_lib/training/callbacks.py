@@ -134,8 +134,7 @@ class SaveOnInterrupt(TrainerCallback):
         # All stop after the same update, whichever was asked first.
         self.interrupted = any_process(self.asked, args)
         if self.interrupted:
-            # The mean training loss since the last log line is not part of a checkpoint: log it now.
-            control.should_log = control.should_save = control.should_training_stop = True
+            control.should_save = control.should_training_stop = True
         return control
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -167,9 +166,7 @@ class EvaluateAtEnd(TrainerCallback):
 
 
 class SaveByMinutes(TrainerCallback):
-    """Asks for a checkpoint when `minutes` have passed without one, at the next line of the log: the mean training loss
-    since the last one is no part of a checkpoint, and the log of a run that is continued is that of an unbroken one.
-    `clock` gives seconds."""
+    """Asks for a checkpoint when `minutes` have passed without one; `clock` gives seconds."""
 
     def __init__(self, minutes: float, clock: Callable[[], float] = time.monotonic):
         self.seconds, self.clock = 60 * minutes, clock
@@ -178,8 +175,8 @@ class SaveByMinutes(TrainerCallback):
         self.saved_at = self.clock()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if control.should_log:  # clocks differ, and every process has a part in a checkpoint
-            control.should_save |= any_process(self.clock() - self.saved_at >= self.seconds, args)
+        # Clocks differ, and every process has a part in a checkpoint.
+        control.should_save |= any_process(self.clock() - self.saved_at >= self.seconds, args)
         return control
 
     def on_save(self, args, state, control, **kwargs):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from tokenizers import Tokenizer
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -31,6 +32,7 @@ from .disk import read_json, refusal, write_json
 
 logger = logging.getLogger(__name__)
 
+LINE_FILE = "log_line.json"
 PATIENCE = 10  # losses in a row that may be no numbers under fp16, whose scaler leaves such updates out
 MOST_UNSEEN = 256  # losses that a device holds until the host looks at them
 NO_QUEUE = {"cpu"}  # devices that have done their work when a call returns
@@ -42,6 +44,8 @@ class RunTrainerMixin:
 
     unseen: tuple[tuple[int, torch.Tensor], ...] = ()  # (update, loss []) that the host has not looked at
     not_finite = 0  # losses in a row that were no finite numbers
+    loss_sum: torch.Tensor | None = None  # [], of the updates since the last line of the log
+    line: dict[str, Any] | None = None  # what a checkpoint knows of the line that is not full yet, until it is taken up
     saved_step = 0  # the update of the newest checkpoint that is sealed
     saved_best = (None, None, None)  # what is known of the best one that is
     run_settings: dict[str, Any] | None = None
@@ -110,11 +114,12 @@ class RunTrainerMixin:
         """transformers' own. A GPU has a queue, and to look at each loss the host would wait until the queue is empty:
         there `check_losses` comes when the host waits anyway, to log, evaluate or save. Raises TrainingDiverged."""
         loss = super().training_step(*args, **kwargs)
+        earlier, self.line = self.line, None
         # A compiled step writes its next loss into the same place.
         self.unseen += ((self.state.global_step + 1, loss.detach().clone()),)
         if len(self.unseen) == MOST_UNSEEN or self.args.device.type in NO_QUEUE:
             self.check_losses()
-        return loss
+        return loss if earlier is None else loss + self.take_up(earlier)
 
     def check_losses(self) -> None:
         """Raises TrainingDiverged if one of the losses since the last call is no finite number."""
@@ -142,12 +147,13 @@ class RunTrainerMixin:
             "NL-502",
         )
 
-    def _maybe_log_save_evaluate(self, *args, **kwargs):
+    def _maybe_log_save_evaluate(self, tr_loss, *args, **kwargs):
+        self.loss_sum = tr_loss
         if self.control.should_log:
             self.check_losses()
         if self.control.should_evaluate or self.control.should_save:
             self.check_weights()
-        super()._maybe_log_save_evaluate(*args, **kwargs)
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
         """transformers' own, then the seal; only then are older ones removed. If the disk does not take it, it is as
@@ -214,10 +220,26 @@ class RunTrainerMixin:
             logger.warning("the result has the weights of the last update.")
 
     def before_resume(self, checkpoint: Path) -> None:
-        """Take up what `before_seal` has left."""
+        """Read what `before_seal` has left."""
+        lines = read_json(checkpoint / LINE_FILE)
+        if lines:  # one that an earlier version has written has none
+            self.line = lines[self.args.process_index % len(lines)]
 
     def before_seal(self, checkpoint: Path) -> None:
         """Add to a checkpoint what else has to be known to go on; called on every process."""
+        lines = gather_object([self.line_so_far()])
+        if self.args.process_index == 0:
+            write_json(checkpoint / LINE_FILE, lines)
+
+    def line_so_far(self) -> dict[str, Any]:
+        """What this process has counted since the last line of the log, of which the next one tells the means: a run
+        that goes on from a checkpoint between two lines writes the lines of an unbroken one."""
+        return {"since": self._globalstep_last_logged, "loss": self.loss_sum.item()}
+
+    def take_up(self, line: dict[str, Any]) -> float:
+        """Count on from `line_so_far` of a checkpoint; what is returned belongs to the sum of the losses."""
+        self._globalstep_last_logged = line["since"]
+        return line["loss"]
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, Any]:
         started = time.perf_counter()

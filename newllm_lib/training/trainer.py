@@ -82,9 +82,11 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
         self.is_graphed = is_alone and is_plain and teacher is None and can_be_captured(model)
 
     def before_resume(self, checkpoint: Path) -> None:
+        super().before_resume(checkpoint)
         self.carrier.load(checkpoint, self.args)
 
     def before_seal(self, checkpoint: Path) -> None:
+        super().before_seal(checkpoint)
         held = self.carrier.gathered(self.accelerator, self.args)
         if self.args.process_index == 0:
             held.save(checkpoint)

@@ -56,8 +56,8 @@ def test_a_line_tells_the_learning_rate_and_the_memory(plot, page):
     callback.on_train_begin(ARGS, state(10, history), None)
     assert "learning rate 2.5e-03" in page.newest
     resident = psutil.Process().memory_info().rss / 2**20
-    (memory,) = re.findall(r"([\d.]+) (MB|GB) of memory", page.newest)
-    assert float(memory[0]) * {"MB": 1, "GB": 1024}[memory[1]] == pytest.approx(resident, rel=0.1)
+    (memory,) = re.findall(r"([\d.,]+) (MB|GB) of memory", page.newest)
+    assert float(memory[0].replace(",", "")) * {"MB": 1, "GB": 1024}[memory[1]] == pytest.approx(resident, rel=0.1)
     callback.on_train_end(ARGS, state(100, history), None)
     assert "learning rate" not in page.newest
 

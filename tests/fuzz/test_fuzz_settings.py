@@ -103,6 +103,7 @@ def test_settings_open_a_run_or_are_refused(fuzz, tmp_path, monkeypatch, stage):
         return "opened"
 
     found = [{"argv": ["--seed", "x" * 100_000]}, {"argv": ["--hub_model_id", "a\nb"]}]
+    found += [{"argv": ["--output_dir", "\udc80"]}, {"argv": ["--data", "\udc80.txt"]}]
     found += [{"argv": [f"--{name}", "9" * 30]} for name in ("context_size", "max_eval_tokens") if name in flags]
     assert {"opened", "refused"} <= set(fuzz(start, 40, found, argv=command_lines(flags, 4)))
 

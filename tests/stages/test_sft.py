@@ -8,7 +8,7 @@ import torch
 from chats import untrained_chat
 from conversations import make_conversations, sft_arguments, write_conversations
 from earlier_tokenizer import earlier_byte_tokenizer
-from run_files import RUN_FILES, StopAt
+from run_files import RUN_FILES, StopAt, log_without_clock
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig, pipeline
 
@@ -164,7 +164,7 @@ def test_every_stage_takes_a_chat_model(conversations, tmp_path, pretrained):
 def test_interrupted_and_run_again_gives_the_same_bits(conversations, tmp_path, fields):
     """The interrupt falls into the second epoch."""
     write_conversations(conversations, make_conversations(25))
-    fields = {"max_steps": 12, "per_device_train_batch_size": 2, "eval_steps": 6, "save_steps": 6, **fields}
+    fields |= {"max_steps": 12, "per_device_train_batch_size": 2, "eval_steps": 6, "save_steps": 6, "logging_steps": 4}
     unbroken = sft(sft_arguments(conversations, tmp_path / "unbroken", **fields))
     assert entries(unbroken)[-1]["epoch"] > 1
     with pytest.raises(TrainingInterrupted, match="Stopped at update 10 of 12"):
@@ -173,6 +173,7 @@ def test_interrupted_and_run_again_gives_the_same_bits(conversations, tmp_path, 
     expected, found = (load_file(folder / "checkpoint-12" / "model.safetensors") for folder in (unbroken, broken))
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
+    assert log_without_clock(unbroken) == log_without_clock(broken)
 
 
 def test_padding_never_enters_the_loss(conversations, tmp_path, monkeypatch):

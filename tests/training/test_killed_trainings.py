@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_files import RUN_FILES
+from run_files import RUN_FILES, log_without_clock
 from safetensors.torch import load_file
 from sample_text import make_text
 
 ROOT = Path(__file__).parents[2]
-CLOCK = ("runtime", "per_second", "flos")
 
 
 def trained(folder: Path, text: Path, limit: int, *moments: str) -> list[dict]:
@@ -46,15 +45,10 @@ def unbroken(tmp_path_factory, text):
     return folder
 
 
-def log_of(folder: Path) -> list[dict]:
-    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in entry.items() if not any(word in k for word in CLOCK)} for entry in entries]
-
-
 def assert_same_end(folder: Path, unbroken: Path) -> None:
     weights = [load_file(run / "model.safetensors") for run in (folder, unbroken)]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
-    assert log_of(folder) == log_of(unbroken)
+    assert log_without_clock(folder) == log_without_clock(unbroken)
     assert (folder / "results.json").read_text() == (unbroken / "results.json").read_text()
     others = {path.name for path in folder.iterdir() if not path.name.startswith("checkpoint-")}
     assert others == {path.name for path in unbroken.iterdir() if not path.name.startswith("checkpoint-")} >= RUN_FILES

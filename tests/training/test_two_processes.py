@@ -163,9 +163,9 @@ def test_sft_on_two_processes_is_sft_on_one(tmp_path):
 
 @pytest.mark.slow
 def test_pretraining_goes_on_with_two_processes(tmp_path, text_file):
-    """A run begun on one process is continued by two: each has the contexts of its own rows, and the teacher's loss is
-    shared out as the data's."""
-    fields = ("pretrain", "--data", str(text_file), "--max_length", "32", "--max_steps", "9", *SMALL)
+    """A run begun on one process is continued by two, from between two lines of the log: each has the contexts of its
+    own rows, and the teacher's loss is shared out as the data's."""
+    fields = ("pretrain", "--data", str(text_file), "--max_length", "32", "--max_steps", "9", *SMALL[:-1], "2")
     one = ("--per_device_train_batch_size", "8")
     newllm(*fields, *one, "--output_dir", str(tmp_path / "teacher"))
     fields += ("--teacher", str(tmp_path / "teacher"), "--save_total_limit", "9", "--seed", "7")
