@@ -25,6 +25,7 @@ import torch
 from multiplicative_lstm import multiplicative_lstm_of_size
 
 from newllm_lib.cli import set_up_output
+from newllm_lib.colab.timed_update import TimedUpdate
 from newllm_lib.data.text import load_text
 from newllm_lib.models import build_config, build_model, count_parameters
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, prepare
@@ -32,7 +33,7 @@ from newllm_lib.training.checkpoint import read_results
 from newllm_lib.training.device import autocast_dtype, find_device, freed_memory_kept
 from newllm_lib.training.disk import write_json
 from newllm_lib.training.run import opened_run
-from newllm_lib.training.trainer import LanguageModelTrainer, TimedUpdate
+from newllm_lib.training.trainer import LanguageModelTrainer
 
 MODELS = ("newllm", "lstm", "multiplicative-lstm", "tiny-gpt2", "newllm-reference")
 SEEDS = (0, 1, 2)

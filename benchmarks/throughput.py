@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from newllm_lib.colab.timed_update import TimedUpdate
 from newllm_lib.models import build_config, build_model
 from newllm_lib.training.device import freed_memory_kept
 from newllm_lib.training.disk import write_json
-from newllm_lib.training.trainer import TimedUpdate
 
 MODELS = ("newllm", "newllm-reference", "lstm", "tiny-gpt2")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -20,12 +20,12 @@ import torch
 from transformers import TrainerCallback
 
 from newllm_lib.cli import set_up_output
+from newllm_lib.colab.timed_update import TimedUpdate
 from newllm_lib.models import build_config, build_model
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.stages.sft import SftArguments, sft
 from newllm_lib.training.device import autocast_dtype, find_device
 from newllm_lib.training.disk import write_json
-from newllm_lib.training.trainer import TimedUpdate
 
 MODELS = ("newllm", "lstm", "tiny-gpt2")
 FIRST = 5  # updates in which kernels are compiled and a GPU's graph is captured

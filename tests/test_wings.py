@@ -11,7 +11,7 @@ from conversations import make_conversations, write_conversations
 from sample_text import make_text
 
 ROOT = Path(__file__).parents[1]
-WINGS = ("adapters", "preferences", "colab")
+WINGS = ("kernels", "adapters", "preferences", "colab")
 # Of the core's tests those that train, score and read with nothing of a wing.
 CORE_TESTS = ("stages/test_pretrain.py", "stages/test_sft.py", "evaluation", "models/test_modeling_newllm.py")
 # An editable installation finds whatever the copy lacks.

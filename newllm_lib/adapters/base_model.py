@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, auth_check
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..data.files import content_hash
 from ..data.sources import TIMEOUT_SECONDS, HubProblem, problem_of
 from ..errors import InputError
 from ..models.adjust import set_dropout
-from ..models.frozen_head import check_split
+from ..models.frozen_head import plain_model, split_head
 from ..training.checkpoint import REFERENCE_FOLDER, check_version, has_adapters
 from ..training.device import Device, autocast_dtype, find_device
 from ..training.trained_model import (
@@ -33,6 +34,9 @@ from .lora import allow_old_torchao, four_bit_config, read_adapters, set_compute
 GEMMA_2B = ("unsloth/gemma-2b-bnb-4bit", "unsloth/gemma-2b", "google/gemma-2b", "HuggingFaceTB/SmolLM2-360M")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT_AT_END = re.compile(r"@[0-9a-f]{40}$")
+
+PROBE_TOKENS = 8
+TOLERANCE = 2e-2  # of the largest logit; half precision rounds, another kind of head is far off
 
 
 def find_base_model(model: str | None, offline: bool = False) -> BaseModel:
@@ -181,3 +185,34 @@ def open_adapted(
     # How its answers are made is of the run, too, and not of the base.
     model.generation_config = adapted.generation_config = read_generation(folder)
     return adapted
+
+
+@torch.no_grad()
+def check_split(model: nn.Module) -> None:
+    """Raises ValueError for a model whose logits are not what its head makes of its last hidden states, such as one
+    that scales them: a loss without logits would be another one."""
+    plain = plain_model(model)
+    if plain.get_output_embeddings() is None:
+        raise ValueError(f"{type(plain).__name__} has no language-modelling head.")
+    if not isinstance(plain.base_model, PreTrainedModel):
+        raise ValueError(f"{type(plain).__name__} has no network of its own below its head.")
+    was_training = model.training
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    types = plain.get_output_embeddings().weight.shape[0]
+    input_ids = torch.randint(0, types, (1, PROBE_TOKENS), generator=generator).to(plain.device)
+    decoder, head = split_head(model)
+    hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state[0]
+    logits = model(input_ids=input_ids, use_cache=False).logits[0].float()
+    model.train(was_training)
+    same = hidden.shape[-1] == head.weight.shape[1]
+    if same:
+        ours = nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias).float()
+        if head.softcap is not None:
+            ours = head.softcap * torch.tanh(ours / head.softcap)
+        same = float((ours - logits).abs().max()) <= TOLERANCE * float(logits.abs().max())
+    if not same:
+        raise ValueError(
+            f"{type(plain).__name__} does more between its last hidden states and its logits than a linear head with "
+            "soft-capping."
+        )

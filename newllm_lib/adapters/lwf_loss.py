@@ -33,7 +33,6 @@ from ..models.frozen_head import (
 from ..models.gpu import kernels_for
 from ..models.matrix_products import product
 
-KERNEL = f"{__package__}.lwf_kernels"
 GPU_TYPES_PER_BLOCK = 2**16  # of one product that makes the gradient; the sum of blocks is in fp32
 
 
@@ -155,7 +154,7 @@ def loss_of_chunk(
 def kernel_for(models: list[Model]) -> ModuleType | None:
     """The module of the kernel where it runs: there no weight is in need of a cast."""
     is_ready = all(model.dtype == model.head.weight.dtype for model in models)
-    return kernels_for(*(model.hidden for model in models), module=KERNEL) if is_ready else None
+    return kernels_for(*(model.hidden for model in models), name="lwf_loss") if is_ready else None
 
 
 def rows_by_kernel(models: list[Model]) -> int:

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from ..evaluation.context_trace import half_lives_of_biases, measured_half_lives, trace_context
+from ..evaluation.context_trace import trace_context
 from ..evaluation.generation import document_ids
 from ..evaluation.perplexity import token_sequence
 from ..models import NewLLMForCausalLM, build_model
@@ -161,3 +162,28 @@ def show_half_lives(folder: str | Path) -> None:
         f"Half of what a channel of {trained.name} holds is gone after {middle(after)} tokens, in four of five "
         f"channels; before training it was {middle(before)}. Measured on {len(token_ids):,} held-out tokens."
     )
+
+
+@torch.no_grad()
+def half_lives_of_biases(model: NewLLMForCausalLM) -> torch.Tensor:
+    """[L, C] half-lives in tokens, as the forget gates' biases alone would have them; the same whatever is read."""
+    log_forget = torch.stack([functional.logsigmoid(layer.forget_gate.bias) for layer in model.model.layers])
+    return math.log(2) / -log_forget.float().cpu()
+
+
+@torch.no_grad()
+def measured_half_lives(model: NewLLMForCausalLM, token_ids: Sequence[int]) -> torch.Tensor:
+    """[L, C] half-lives in tokens, from the mean of ln f while the model reads `token_ids`."""
+    measured, was_training = [], model.training
+
+    def measure(gate, inputs, z):
+        measured.append(functional.logsigmoid(z.float()).mean(dim=(0, 1)))
+
+    hooks = [layer.forget_gate.register_forward_hook(measure) for layer in model.model.layers]
+    try:
+        model.eval().model(input_ids=torch.tensor([list(token_ids)], device=model.device), use_cache=False)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return math.log(2) / -torch.stack(measured).float().cpu()

@@ -22,11 +22,11 @@ from ..training.device import autocast_dtype, find_device, size
 from ..training.disk import read_json, write_json
 from ..training.run import CARD_FILE
 from ..training.trained_model import open_model, read_tokenizer
-from ..training.trainer import TimedUpdate
 from .page.notices import in_one_sentence, say
 from .page.pieces import AS_WRITTEN, FAINT, beside_html, escape, figure_html, small_html, table_html
 from .panel.settings_panel import SettingsPanel
 from .storage import drive_copier
+from .timed_update import TimedUpdate
 
 COMPARISON_FILE = "comparison.json"
 PICTURE_FILE = "comparison.png"

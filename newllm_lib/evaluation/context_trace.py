@@ -5,14 +5,11 @@ Dimensions: N numbers of the context vector, S numbers of the state, of which th
 C channels of the context of one layer.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ..models.modeling_newllm import NewLLMForCausalLM
 from ..models.recurrent_model import ContextCache
 
 
@@ -34,28 +31,3 @@ def trace_context(
     states = [read(position, position + 1) for position in range(earlier, token_ids.shape[1])]
     states = torch.cat([torch.zeros_like(states[0]) if before is None else before, *states])
     return states[:, : model.config.context_numbers].float().cpu()
-
-
-@torch.no_grad()
-def half_lives_of_biases(model: NewLLMForCausalLM) -> torch.Tensor:
-    """[L, C] half-lives in tokens, as the forget gates' biases alone would have them; the same whatever is read."""
-    log_forget = torch.stack([functional.logsigmoid(layer.forget_gate.bias) for layer in model.model.layers])
-    return math.log(2) / -log_forget.float().cpu()
-
-
-@torch.no_grad()
-def measured_half_lives(model: NewLLMForCausalLM, token_ids: Sequence[int]) -> torch.Tensor:
-    """[L, C] half-lives in tokens, from the mean of ln f while the model reads `token_ids`."""
-    measured, was_training = [], model.training
-
-    def measure(gate, inputs, z):
-        measured.append(functional.logsigmoid(z.float()).mean(dim=(0, 1)))
-
-    hooks = [layer.forget_gate.register_forward_hook(measure) for layer in model.model.layers]
-    try:
-        model.eval().model(input_ids=torch.tensor([list(token_ids)], device=model.device), use_cache=False)
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    return math.log(2) / -torch.stack(measured).float().cpu()

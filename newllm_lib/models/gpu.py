@@ -18,27 +18,27 @@ from packaging.version import Version
 
 WARM_UP = 3  # calls before one is captured: libraries set themselves up, and kernels are compiled, in the first ones
 MOST_GRAPHS = 4  # each holds the memory of its call; what comes in more shapes is called as it is
-KERNELS = f"{__package__}.triton_kernels"
+KERNELS = f"{__package__.partition('.')[0]}.kernels"  # a wing: without it torch's own operations are taken
 OLDEST_TRITON = Version("3.6")  # of torch 2.11, as Colab has it: tuples of pointers were not tried with earlier ones
 
 
 @cache
-def triton_kernels(module: str = KERNELS) -> ModuleType | None:
+def triton_kernels(name: str) -> ModuleType | None:
     """A module of kernels, where Triton can be used: torch brings it on Linux with a GPU, and it needs a C compiler."""
     has_compiler = "CC" in os.environ or any(map(shutil.which, ("cc", "gcc", "clang")))
-    if not (find_spec("triton") and has_compiler):
+    if not (find_spec("triton") and find_spec(KERNELS) and has_compiler):
         return None
     is_new_enough = Version(import_module("triton").__version__) >= OLDEST_TRITON
-    return import_module(module) if is_new_enough else None
+    return import_module(f"{KERNELS}.{name}") if is_new_enough else None
 
 
-def kernels_for(*tensors: torch.Tensor, module: str = KERNELS) -> ModuleType | None:
-    """The module, where its kernels run: on an NVIDIA GPU, in up to fp32. torch.compile makes better ones, for it sees
-    what stands beside them."""
+def kernels_for(*tensors: torch.Tensor, name: str = "newllm_layer") -> ModuleType | None:
+    """The module of kernels of that name, where they run: on an NVIDIA GPU, in up to fp32. torch.compile makes better
+    ones, for it sees what stands beside them."""
     if not tensors[0].is_cuda or torch.compiler.is_compiling():
         return None
     suit = all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors)
-    return triton_kernels(module) if suit else None
+    return triton_kernels(name) if suit else None
 
 
 class GraphedCall:

@@ -3,8 +3,8 @@ and all tokens of a row are known at once (as in QRNN, Bradbury et al. 2016, htt
 Qin et al. 2023, https://arxiv.org/abs/2311.04823).
 
 `plain_scan` is the definition; `linear_scan` computes the same, and its gradient, as one operation for autograd,
-`torch.compile` and a profiler: on a CPU token by token, on a GPU by the kernels of triton_kernels.py, without Triton by
-doubling.
+`torch.compile` and a profiler: on a CPU token by token, on a GPU by a kernel (kernels/newllm_layer.py), without
+Triton by doubling.
 
 Dimensions: B rows, T tokens, C channels of the context.
 """

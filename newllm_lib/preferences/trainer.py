@@ -4,18 +4,18 @@ Importing this module imports TRL, which takes seconds.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from trl import DPOConfig, DPOTrainer
 
 from ..adapters.lora import allow_old_torchao, lora_config
 from ..training.arguments import values_for
 from ..training.run_trainer import RunTrainerMixin
-from ..training.samplers import ShuffledLengthGroups
 from .arguments import DpoArguments
 from .pairs import EncodedPreference, Preferences, sample_pairs
 from .scores import PairScores, chosen_falls, preference_metrics, score_pairs
@@ -31,6 +31,26 @@ def dpo_config(args: DpoArguments) -> DPOConfig:
     ours = {"beta": args.beta, "loss_type": losses, "loss_weights": weights, "label_smoothing": args.label_smoothing}
     fixed = {"max_length": args.max_length, "remove_unused_columns": False, "disable_dropout": True}
     return DPOConfig(**{**values_for(TrainingArguments, args), **ours, **fixed})
+
+
+class ShuffledLengthGroups(LengthGroupedSampler):
+    """transformers' groups of like length, in a random order: its own puts long batches before short ones, which an
+    optimizer's state follows. The order comes from seed and epoch, so that a resumed run takes the same one."""
+
+    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int):
+        super().__init__(batch_size, lengths=list(lengths))
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        whole = len(indices) - len(indices) % self.batch_size  # an incomplete batch stays the last
+        batches = torch.tensor(indices[:whole]).view(-1, self.batch_size)
+        yield from batches[torch.randperm(len(batches), generator=generator)].flatten().tolist()
+        yield from indices[whole:]
 
 
 class PreferenceTrainer(RunTrainerMixin, DPOTrainer):

@@ -65,7 +65,7 @@ PAGES_OF_THREE_UPDATES = """
 import resource, torch
 from newllm_lib.models import build_config, build_model
 from newllm_lib.training.device import freed_memory_kept
-from newllm_lib.training.trainer import TimedUpdate
+from newllm_lib.colab.timed_update import TimedUpdate
 model = build_model(build_config("newllm", 1000, 64, num_parameters=1_000_000))
 optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 update = TimedUpdate(model, optimizer, torch.randint(0, 1000, (64, 64)))

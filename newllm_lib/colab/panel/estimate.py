@@ -30,9 +30,10 @@ from ...training.checkpoint import read_results
 from ...training.device import GB, find_device, freed_memory_kept, size
 from ...training.run import BYTES_PER_PARAMETER, FEWEST_TYPES
 from ...training.trained_model import BaseModel, read_config
-from ...training.trainer import TimedUpdate, count_training_tokens
+from ...training.trainer import count_training_tokens
 from ..page.languages import text
 from ..page.pieces import escape
+from ..timed_update import TimedUpdate
 from .lookups import base_of, config_of, count_trainable, sizes_of
 
 BYTES_PER_TOKEN = {"byte": 1.0, "bpe": 3.7, "word": 5.2, "gpt2": 4.2}  # of English text

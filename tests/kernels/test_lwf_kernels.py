@@ -22,7 +22,7 @@ COMPILE_FOR = """
 import sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from newllm_lib.adapters.lwf_kernels import SIZES, loss_kernel as kernel
+from newllm_lib.kernels.lwf_loss import SIZES, loss_kernel as kernel
 
 for softens, trains, teacher in ((True, True, True), (False, True, True), (False, False, True), (False, True, False)):
     types = dict.fromkeys(kernel.arg_names, "fp32") | {"student": "*fp16", "teacher": "*fp16"}
@@ -39,7 +39,7 @@ for softens, trains, teacher in ((True, True, True), (False, True, True), (False
 @pytest.fixture
 def kernels(monkeypatch):
     """Both ways to compute it, the kernel's in several chunks of tokens and blocks of types."""
-    found = gpu.triton_kernels(module.KERNEL)
+    found = gpu.triton_kernels("lwf_loss")
     monkeypatch.setattr(found, "SIZES", {"TYPES": 256, "num_warps": 8})
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 2 * 4 * TYPES)
     monkeypatch.setattr(module, "GPU_TYPES_PER_BLOCK", 300)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from newllm_lib.evaluation.context_trace import half_lives_of_biases, measured_half_lives
+from newllm_lib.colab.context_picture import half_lives_of_biases, measured_half_lives
 from newllm_lib.models import ContextCache, NewLLMConfig, NewLLMForCausalLM
 from newllm_lib.models.modeling_newllm import FORGET_BIAS_AT_FIRST
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from newllm_lib.training.samplers import ShuffledLengthGroups
+from newllm_lib.preferences.trainer import ShuffledLengthGroups
 
 CHANCE = random.Random(0)
 LENGTHS = [CHANCE.randint(10, 200) for _ in range(403)]

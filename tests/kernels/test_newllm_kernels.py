@@ -22,13 +22,13 @@ COMPILE_FOR = """
 import sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from newllm_lib.models import triton_kernels
+from newllm_lib.kernels import newllm_layer
 
 LOW = "z delta grad_z grad_delta o gated grad_gated grad_o".split()
 TYPES = {name: "*fp16" for name in LOW} | {"starts": "*u8", "mask": "*u8", "eps": "fp32"}
 TYPES |= {name: "i32" for name in "TCNE"} | {"shifted": ("*fp16",) * 3, "grads": ("*fp16",) * 3}
 SIZES = {"CHANNELS": 64, "AHEAD": 8, "P": 3, "TOKENS": 4, "WIDTH": 256}
-for name, kernel in vars(triton_kernels).items():
+for name, kernel in vars(newllm_layer).items():
     if name.endswith("_kernel"):
         types = {name: "constexpr" if name in SIZES else TYPES.get(name, "*fp32") for name in kernel.arg_names}
         sizes = {(i,): SIZES[name] for i, name in enumerate(kernel.arg_names) if name in SIZES}
@@ -40,7 +40,7 @@ for name, kernel in vars(triton_kernels).items():
 @pytest.fixture
 def use_kernels(monkeypatch):
     """A call of it switches them on or off."""
-    kernels = gpu.triton_kernels()
+    kernels = gpu.triton_kernels("newllm_layer")
     monkeypatch.setattr(kernels, "MOST_PROGRAMS", 3)  # so that a program has several tiles, as it has many
 
     def use(are_used: bool) -> None:
