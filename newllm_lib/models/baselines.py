@@ -11,7 +11,7 @@ from transformers import GPT2Config
 from transformers import initialization as init
 
 from .configuration_newllm import RecurrentConfig
-from .recurrent_model import CausalLMHeadMixin, RecurrentGenerationMixin, RecurrentPreTrainedModel, TimeLoopMixin
+from .recurrent_model import RecurrentGenerationMixin, RecurrentPreTrainedModel, TimeLoopMixin
 
 
 def tiny_gpt2_config(hidden_size: int, **fields) -> GPT2Config:
@@ -20,25 +20,13 @@ def tiny_gpt2_config(hidden_size: int, **fields) -> GPT2Config:
 
 
 class LSTMConfig(RecurrentConfig):
-    """Sizes of the LSTM language model: E embedding, H hidden, L layers, as in `torch.nn.LSTM`."""
+    """Sizes of the LSTM language model: E, H and L, as in `torch.nn.LSTM`."""
 
     model_type = "newllm_lstm"
+    sizes = {"vocab_size": 4096, "embedding_size": 256, "hidden_size": 400, "num_hidden_layers": 1}
 
-    def __init__(
-        self,
-        vocab_size: int = 4096,
-        embedding_size: int = 256,
-        hidden_size: int = 400,
-        num_hidden_layers: int = 1,
-        **kwargs,
-    ):
-        self.set_sizes(
-            vocab_size=vocab_size,
-            embedding_size=embedding_size,
-            hidden_size=hidden_size,
-            num_hidden_layers=num_hidden_layers,
-        )
-        super().__init__(**kwargs)
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)  # or transformers would write one of its own
 
     @property
     def context_numbers(self) -> int:
@@ -128,7 +116,7 @@ class LSTMModel(TimeLoopMixin, LSTMPreTrainedModel):
         return self.head_transform(self.dropout(torch.cat(hidden_states, dim=1))), context
 
 
-class LSTMForCausalLM(CausalLMHeadMixin, LSTMPreTrainedModel, RecurrentGenerationMixin):
+class LSTMForCausalLM(RecurrentGenerationMixin, LSTMPreTrainedModel):
     """torch's LSTM between a tied embedding and New-LLM's own head, so that only the recurrence differs."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}

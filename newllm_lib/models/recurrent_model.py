@@ -71,30 +71,6 @@ def state_after(outputs: ModelOutput) -> ContextCache | Cache:
     return getattr(outputs, CACHE_NAME)
 
 
-class RecurrentGenerationMixin(GenerationMixin):
-    """transformers' `generate` with a `ContextCache` in the place of a key-value cache."""
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        cache = one_cache(model_kwargs.pop("past_key_values", None), model_kwargs.pop("cache", None))
-        if cache is not None:
-            model_kwargs[CACHE_NAME] = cache
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        if cache is None and generation_config.use_cache is not False:
-            model_kwargs[CACHE_NAME] = ContextCache()
-
-    def _prepare_position_ids_for_generation(self, *args, **kwargs) -> None:
-        """Only the caller knows where documents start: `generate` would start one after a given cache."""
-
-    @wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` reads from it which arguments exist
-    def prepare_inputs_for_generation(self, *args, **kwargs):
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-        # transformers 5.0 makes positions here, and has one more argument for them.
-        inputs.pop("cache_position", None)
-        if kwargs.get("position_ids") is None:
-            inputs.pop("position_ids", None)
-        return inputs
-
-
 CHECKPOINTED_TOKENS = 64  # a loop over time keeps its activations for so many tokens at a time
 
 
@@ -195,9 +171,9 @@ class TimeLoopMixin(RecurrentModelMixin):
 LEFT_OUT_IN_STEPS_OF = 1 / 16
 
 
-class CausalLMHeadMixin:
-    """A causal language model: the network `model`, its state between calls, and `lm_head` on top of its last hidden
-    states."""
+class RecurrentGenerationMixin(GenerationMixin):
+    """A causal language model: the network `model`, `lm_head` on top of its last hidden states, and transformers'
+    `generate` with a `ContextCache` in the place of a key-value cache."""
 
     @can_return_tuple
     def forward(
@@ -244,8 +220,8 @@ class CausalLMHeadMixin:
                     shift_labels=shift_labels,
                     num_items_in_batch=num_items_in_batch,
                 )
-        state = {CACHE_NAME: getattr(outputs, CACHE_NAME)}
-        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=outputs.hidden_states, **state)
+        state, shown = {CACHE_NAME: state_after(outputs)}, outputs.hidden_states
+        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=shown, **state)
 
     @torch.compiler.disable  # the number of rows depends on the labels, and Inductor knows no oneDNN operation of ours
     def _loss_without_logits(self, hidden_states, labels, shift_labels, num_items_in_batch) -> torch.Tensor:
@@ -263,7 +239,27 @@ class CausalLMHeadMixin:
         total = chunked_cross_entropy(hidden_states, self.lm_head.weight, self.lm_head.bias, shift_labels)
         return total / (count if num_items_in_batch is None else num_items_in_batch)
 
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        cache = one_cache(model_kwargs.pop("past_key_values", None), model_kwargs.pop("cache", None))
+        if cache is not None:
+            model_kwargs[CACHE_NAME] = cache
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if cache is None and generation_config.use_cache is not False:
+            model_kwargs[CACHE_NAME] = ContextCache()
+
+    def _prepare_position_ids_for_generation(self, *args, **kwargs) -> None:
+        """Only the caller knows where documents start: `generate` would start one after a given cache."""
+
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` reads from it which arguments exist
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        # transformers 5.0 makes positions here, and has one more argument for them.
+        inputs.pop("cache_position", None)
+        if kwargs.get("position_ids") is None:
+            inputs.pop("position_ids", None)
+        return inputs
+
 
 def loss_only(model: nn.Module) -> dict[str, bool]:
     """The argument that tells one of our models to leave its logits out; nothing for any other model."""
-    return {"skip_logits": True} if isinstance(model, CausalLMHeadMixin) else {}
+    return {"skip_logits": True} if isinstance(model, RecurrentGenerationMixin) else {}
