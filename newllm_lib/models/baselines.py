@@ -1,4 +1,4 @@
-"""The models New-LLM is compared with: transformers' GPT-2, and torch's LSTM behind the same interface.
+"""A model that New-LLM is compared with: torch's LSTM behind the same interface.
 
 Dimensions: B rows, T tokens, E embedding, H hidden, L layers, V vocabulary.
 """
@@ -7,16 +7,10 @@ import itertools
 
 import torch
 from torch import nn
-from transformers import GPT2Config
 from transformers import initialization as init
 
 from .configuration_newllm import RecurrentConfig
 from .recurrent_model import RecurrentGenerationMixin, RecurrentPreTrainedModel, TimeLoopMixin
-
-
-def tiny_gpt2_config(hidden_size: int, **fields) -> GPT2Config:
-    """A small GPT-2: 4 heads, `hidden_size` a multiple of 4; learned positions cover `n_positions` tokens."""
-    return GPT2Config(n_embd=hidden_size, n_head=4, **fields)
 
 
 class LSTMConfig(RecurrentConfig):

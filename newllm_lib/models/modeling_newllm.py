@@ -185,7 +185,7 @@ def state_parts(config: NewLLMConfig, state: torch.Tensor) -> tuple[tuple[torch.
 
 
 class NewLLMForCausalLM(RecurrentGenerationMixin, NewLLMPreTrainedModel):
-    """New-LLM with its language-modelling head; `RecurrentGenerationMixin` goes from hidden states to logits and loss."""
+    """New-LLM with its language-modelling head; `RecurrentGenerationMixin` has the way to logits and loss."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
