@@ -28,20 +28,6 @@ class LSTMConfig(RecurrentConfig):
         return 2 * self.num_hidden_layers * self.hidden_size
 
 
-class TiedHead(nn.Module):
-    """norm(P h), [..., H] -> [..., E], whose product with the embedding table gives the logits, of unit variance at
-    first because embeddings start with variance 1 / E."""
-
-    def __init__(self, hidden_size: int, embedding_size: int, eps: float):
-        super().__init__()
-        self.projection = nn.Linear(hidden_size, embedding_size)
-        self.norm = nn.RMSNorm(embedding_size, eps=eps)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # The norm in fp32 also under autocast, as torch does for LayerNorm.
-        return self.norm(self.projection(hidden_states).to(self.norm.weight.dtype))
-
-
 class LSTMPreTrainedModel(RecurrentPreTrainedModel):
     config_class = LSTMConfig
 
@@ -74,16 +60,14 @@ class LSTMModel(TimeLoopMixin, LSTMPreTrainedModel):
 
     def __init__(self, config: LSTMConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
-        self.lstm = nn.LSTM(
-            config.embedding_size,
-            config.hidden_size,
-            config.num_hidden_layers,
-            batch_first=True,
-            dropout=config.dropout if config.num_hidden_layers > 1 else 0.0,
-        )
+        E, H, L = config.embedding_size, config.hidden_size, config.num_hidden_layers
+        self.embed_tokens = nn.Embedding(config.vocab_size, E)
+        self.lstm = nn.LSTM(E, H, L, batch_first=True, dropout=config.dropout if L > 1 else 0.0)
         self.dropout = nn.Dropout(config.dropout)
-        self.head_transform = TiedHead(config.hidden_size, config.embedding_size, config.layer_norm_eps)
+        # norm(P h), whose product with the embedding table gives the logits, of unit variance at first because
+        # embeddings start with variance 1 / E.
+        norm = nn.RMSNorm(E, eps=config.layer_norm_eps)
+        self.head_transform = nn.ModuleDict({"projection": nn.Linear(H, E), "norm": norm})
         self.post_init()
 
     def read(self, x, context, mask, starts):
@@ -107,7 +91,9 @@ class LSTMModel(TimeLoopMixin, LSTMPreTrainedModel):
             after = torch.stack([h, c]).permute(2, 0, 1, 3).reshape(batch_size, -1)
             context = torch.where(mask[:, begin, None], after, context)
             hidden_states.append(output)
-        return self.head_transform(self.dropout(torch.cat(hidden_states, dim=1))), context
+        projection, norm = self.head_transform.values()
+        x = projection(self.dropout(torch.cat(hidden_states, dim=1)))  # [B, T, E]
+        return norm(x.to(norm.weight.dtype)), context  # in fp32 also under autocast, as torch does for LayerNorm
 
 
 class LSTMForCausalLM(RecurrentGenerationMixin, LSTMPreTrainedModel):
