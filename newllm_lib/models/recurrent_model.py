@@ -39,11 +39,6 @@ class ContextCache:
         self.context = context
         self.seen_tokens = seen_tokens
 
-    def update(self, context: torch.Tensor, new_tokens: int) -> None:
-        """Replace the context after `new_tokens` more positions."""
-        self.context = context
-        self.seen_tokens += new_tokens
-
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen_tokens
 
@@ -134,7 +129,8 @@ class RecurrentModelMixin:
         shown = [] if is_shown else None
         x, state = self.recur(x, None if cache is None else cache.context, mask, starts, shown)
         if cache is not None:
-            cache.update(state, num_tokens)
+            cache.context = state
+            cache.seen_tokens += num_tokens
         hidden_states = (*shown, x) if is_shown else None
         return BaseModelOutputWithPast(last_hidden_state=x, hidden_states=hidden_states, **{CACHE_NAME: cache})
 
