@@ -209,15 +209,10 @@ class RecurrentGenerationMixin(GenerationMixin):
                 logits_to_keep = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
             logits = self.lm_head(hidden_states[:, logits_to_keep])
             if labels is not None:
-                loss = self.loss_function(
-                    logits,
-                    labels,
-                    vocab_size=self.config.vocab_size,
-                    shift_labels=shift_labels,
-                    num_items_in_batch=num_items_in_batch,
-                )
-        state, shown = {CACHE_NAME: state_after(outputs)}, outputs.hidden_states
-        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=shown, **state)
+                options = {"shift_labels": shift_labels, "num_items_in_batch": num_items_in_batch}
+                loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **options)
+        state = {CACHE_NAME: state_after(outputs)}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=outputs.hidden_states, **state)
 
     @torch.compiler.disable  # the number of rows depends on the labels, and Inductor knows no oneDNN operation of ours
     def _loss_without_logits(self, hidden_states, labels, shift_labels, num_items_in_batch) -> torch.Tensor:
