@@ -20,7 +20,7 @@ class LSTMConfig(RecurrentConfig):
     sizes = {"vocab_size": 4096, "embedding_size": 256, "hidden_size": 400, "num_hidden_layers": 1}
 
     def __init__(self, **kwargs):
-        super().__init__(**kwargs)  # or transformers would write one of its own
+        super().__init__(**kwargs)  # newer transformers give a class without __init__ a dataclass's
 
     @property
     def context_numbers(self) -> int:
