@@ -17,11 +17,7 @@ WALKS_TIME = frozenset(["cpu"])  # devices on which an operation a token is the 
 
 
 def plain_scan(
-    z: torch.Tensor,
-    delta: torch.Tensor,
-    starts: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    c0: torch.Tensor,
+    z: torch.Tensor, delta: torch.Tensor, starts: torch.Tensor | None, mask: torch.Tensor | None, c0: torch.Tensor
 ) -> torch.Tensor:
     """c_t = sigmoid(z_t) * c_{t-1} + sigmoid(-z_t) * delta_t, one token after the other.
 
@@ -49,11 +45,7 @@ def plain_scan(
 
 @torch.library.custom_op("newllm::linear_scan", mutates_args=())
 def linear_scan(
-    z: torch.Tensor,
-    delta: torch.Tensor,
-    starts: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    c0: torch.Tensor,
+    z: torch.Tensor, delta: torch.Tensor, starts: torch.Tensor | None, mask: torch.Tensor | None, c0: torch.Tensor
 ) -> torch.Tensor:
     """`plain_scan`, for training: arguments and result as there. Differentiable once, by z, delta and c0."""
     dtype = scan_dtype(z, delta, c0)
@@ -118,17 +110,14 @@ def _(grad, z, delta, starts, mask, c0, contexts):
     return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (z, delta, c0))
 
 
-def _save_for_backward(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs, output)
-
-
 def _backward(ctx, grad):
-    z, delta, starts, mask, c0, contexts = ctx.saved_tensors
-    grad_z, grad_delta, grad_c0 = scan_backward(grad, z, delta, starts, mask, c0, contexts)
+    grad_z, grad_delta, grad_c0 = scan_backward(grad, *ctx.saved_tensors)
     return grad_z, grad_delta, None, None, grad_c0
 
 
-linear_scan.register_autograd(_backward, setup_context=_save_for_backward)
+linear_scan.register_autograd(
+    _backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs, output)
+)
 
 
 def write_and_keep(

@@ -102,7 +102,7 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a batch. Without a teacher the model computes it itself: transformers calls
-        `CausalLMHeadMixin.forward` (models/recurrent_model.py)."""
+        `RecurrentGenerationMixin.forward` (models/recurrent_model.py)."""
         inputs = dict(inputs)
         rows = inputs.pop("row")
         if self.carries_context:
