@@ -136,11 +136,10 @@ def _open_drive(folder: Path) -> Returned:
 def bring_back_runs(copier: DriveCopier, tell: Callable[[str], None], budget_bytes: int = BUDGET_BYTES) -> Returned:
     """Bring back what is further on Drive than here, the newest first, each run on its own: whatever is wrong with one,
     the others come. `tell` hears the name of each model before that. Raises OSError: Drive cannot be listed."""
-    result, spent, saved_at = Returned(), 0, {}
-    for path in copier.drive.glob(f"{MODELS}/{run_copy.MANIFEST_FILE}"):
-        with _on_its_own(name_of(path.parent), result):
-            saved_at[path.parent] = run_copy.read_manifest(path.parent).saved_at
-    for copy in sorted(saved_at, key=saved_at.__getitem__, reverse=True):
+    result, spent = Returned(), 0
+    manifests = copier.drive.glob(f"{MODELS}/{run_copy.MANIFEST_FILE}")
+    for manifest in sorted(manifests, key=lambda path: path.lstat().st_mtime, reverse=True):
+        copy = manifest.parent
         with _on_its_own(name_of(copy), result):
             model = copier.local / copy.relative_to(copier.drive)
             run_copy.tidy(copy, UNTOUCHED_SECONDS)

@@ -14,7 +14,7 @@ from newllm_lib.colab.drive.run_copy import (
     NOTHING,
     bring_back,
     bring_missing_files,
-    copy_checkpoints,
+    copy_checkpoint,
     progress_here,
     progress_of_copy,
     size_of_copy,
@@ -36,8 +36,7 @@ def copy(tmp_path):
 def save(run, copy, step, best):
     """Train up to `step`, and copy what was saved there."""
     make_checkpoint(run, step, best=best)
-    names = dict.fromkeys([best, step])
-    copy_checkpoints(run, copy, [run / f"checkpoint-{name}" for name in names], f"checkpoint-{best}")
+    copy_checkpoint(run, copy, run / f"checkpoint-{step}")
 
 
 def names(folder):

@@ -151,8 +151,8 @@ def test_a_copy_that_has_changed_is_not_brought_back(source, tmp_path, damage):
 def test_a_manifest_reaches_no_other_folder(tmp_path):
     state = {"bytes": 1, "sha256": "0", "modified": 1}
     files = {"../outside": [state], "/outside": [state], "inside": [state], "never": []}
-    (tmp_path / MANIFEST_FILE).write_text(json.dumps({"saved_at": 1.0, "files": files}))
-    assert read_manifest(tmp_path).files.keys() == {"inside"}
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps({"files": files}))
+    assert read_manifest(tmp_path).keys() == {"inside"}
 
 
 KILLED = """
@@ -238,7 +238,7 @@ def test_single_files_verify_at_any_moment(source, tmp_path, monkeypatch, killed
     assert {name: content for name, content in contents(copy).items() if name != MANIFEST_FILE} == {
         name: (source / name).read_bytes() for name in names
     }
-    assert all(len(states) == 1 for states in read_manifest(copy).files.values())
+    assert all(len(states) == 1 for states in read_manifest(copy).values())
 
 
 def test_files_that_are_there_are_not_copied_again(source, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from ...errors import FULL
 from ...preferences.sweep import TRIALS_FILE
-from ...training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE, best_beside
+from ...training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE
 from ..page.notices import GONE
 from . import run_copy
 
@@ -65,17 +65,6 @@ RETRY_SECONDS = 5.0  # after the first failure; twice as long after each further
 LONGEST_RETRY_SECONDS = 300.0
 
 
-@dataclass(frozen=True)
-class CopyJob:
-    """One checkpoint that is to be copied, with the best one beside it."""
-
-    run: Path
-    staging: Path
-    checkpoints: tuple[Path, ...]
-    best: str | None
-    total_bytes: int
-
-
 class DriveCopier:
     """Keeps a copy of the runs in `local` on `drive`, in one daemon thread. A run that trains is copied when it saves,
     a checkpoint at a time; of several that wait only the newest is. Everything else is copied when it has changed."""
@@ -83,11 +72,11 @@ class DriveCopier:
     def __init__(self, local: Path, drive: Path, clock: Callable[[], float] = time.monotonic):
         self.local, self.drive, self.clock = local, drive, clock
         self.condition = threading.Condition()
-        self.jobs: dict[Path, CopyJob] = {}  # run -> its newest checkpoint that waits
-        self.current: CopyJob | None = None
-        self.current_bytes = 0
+        self.jobs: dict[Path, Path] = {}  # run -> its newest checkpoint that waits, in STAGING
+        self.current: tuple[Path, Path] | None = None  # the one that is copied now
+        self.copied_bytes = self.total_bytes = 0  # of that
         self.saved_at: dict[Path, float] = {}
-        self.seen: dict[Path, tuple[int, int]] = {}  # file -> its size and time when it was copied
+        self.seen: dict[Path, dict[str, tuple[int, int]]] = {}  # folder -> size and time of its files when copied
         self.problem, self.failures, self.retry_at = "", 0, 0.0
         self.asked = self.answered = 0  # requests for a round of work
         self.numbers = itertools.count(1)
@@ -104,32 +93,29 @@ class DriveCopier:
 
     def copy_later(self, run: Path, checkpoint: Path) -> None:
         """Copy a complete checkpoint as soon as Drive is free, in place of an older one of the run that still waits."""
-        staging = self.local / STAGING / str(next(self.numbers))
-        best = best_beside(checkpoint)
+        staged = self.local / STAGING / str(next(self.numbers)) / checkpoint.name
         try:
-            for path in dict.fromkeys(path for path in (best, checkpoint) if path and path.is_dir()):
-                shutil.copytree(path, staging / path.name, copy_function=link)
-            total = sum(path.stat().st_size for path in run_copy.files_of(staging))
-            staged = tuple(sorted(staging.iterdir(), key=lambda path: path.name == checkpoint.name))  # it comes last
+            for path in run_copy.with_best(checkpoint):
+                shutil.copytree(path, staged.with_name(path.name), copy_function=link)
         except OSError:  # the disk of this machine is full: the training goes on, and the next save is the next try
-            shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(staged.parent, ignore_errors=True)
             self.missed.add(run)
             return
         self.missed.discard(run)
         with self.condition:
             replaced = self.jobs.get(run)
-            self.jobs[run] = CopyJob(run, staging, staged, best and best.name, total)
+            self.jobs[run] = staged
             self.condition.notify_all()
         if replaced is not None:
-            shutil.rmtree(replaced.staging, ignore_errors=True)
+            shutil.rmtree(replaced.parent, ignore_errors=True)
 
     def status(self, run: Path) -> CopyStatus:
-        now, job = self.clock(), self.current
-        is_copied_now = job is not None and job.run == run
+        now = self.clock()
+        is_copied_now = self.current is not None and self.current[0] == run
         return CopyStatus(
             age=now - self.saved_at[run] if run in self.saved_at else None,
             is_waiting=is_copied_now or run in self.jobs or run in self.missed,
-            share=min(self.current_bytes / max(job.total_bytes, 1), 1.0) if is_copied_now else None,
+            share=min(self.copied_bytes / max(self.total_bytes, 1), 1.0) if is_copied_now else None,
             problem=self.problem,
             retry_seconds=max(self.retry_at - now, 0.0),
         )
@@ -179,10 +165,10 @@ class DriveCopier:
                     raise OSError(errno.ENOTCONN, "Drive is not mounted")
                 task()
             except Exception as error:  # no other code would see an error of this thread
-                with self.condition:  # a job that failed waits again, unless a newer one does
-                    job, self.current = self.current, None
-                    if job is not None and self.jobs.setdefault(job.run, job) is not job:
-                        shutil.rmtree(job.staging, ignore_errors=True)
+                with self.condition:  # a checkpoint that failed waits again, unless a newer one does
+                    failed, self.current = self.current, None
+                    if failed is not None and self.jobs.setdefault(*failed) != failed[1]:
+                        shutil.rmtree(failed[1].parent, ignore_errors=True)
                 problem = problem or problem_of(error)
                 if isinstance(error, OSError) and error.errno in FULL | GONE:
                     break  # so would all that follows
@@ -194,28 +180,24 @@ class DriveCopier:
             self.condition.notify_all()
 
     def _copy_jobs(self) -> None:
-        while True:
+        while self.jobs:
             with self.condition:
-                run = next(iter(self.jobs), None)
-                self.current_bytes = 0
-                job = self.current = None if run is None else self.jobs.pop(run)
-            if job is None:
-                return
-            run_copy.copy_checkpoints(job.run, self.copy_of(job.run), job.checkpoints, job.best, self._count)
-            self.saved_at[job.run] = self.clock()
-            shutil.rmtree(job.staging, ignore_errors=True)
+                self.current = run, staged = self.jobs.popitem()
+            sizes = (path.stat().st_size for path in run_copy.files_of(staged.parent))
+            self.copied_bytes, self.total_bytes = 0, sum(sizes)
+            run_copy.copy_checkpoint(run, self.copy_of(run), staged, self._count)
+            self.saved_at[run], self.current = self.clock(), None
+            shutil.rmtree(staged.parent, ignore_errors=True)
 
     def _count(self, size: int) -> None:
-        self.current_bytes += size
+        self.copied_bytes += size
 
     def _copy_changed_files(self, folder: Path, names: list[str]) -> None:
-        now = {folder / name: (folder / name).stat() for name in names}
-        now = {path: (status.st_size, status.st_mtime_ns) for path, status in now.items()}
-        changed = [path.name for path in now if self.seen.get(path) != now[path]]
-        if changed:
-            self.copy_of(folder).mkdir(parents=True, exist_ok=True)
-            run_copy.update_files(folder, self.copy_of(folder), changed)
-            self.seen |= now
+        statuses = {name: (folder / name).stat() for name in names}
+        now = {name: (status.st_size, status.st_mtime_ns) for name, status in statuses.items()}
+        if now != self.seen.get(folder, {}):
+            run_copy.update_files(folder, self.copy_of(folder), names)
+            self.seen[folder] = now
             self.saved_at[folder] = self.clock()
             self.missed.discard(folder)
 
