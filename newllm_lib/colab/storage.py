@@ -174,8 +174,7 @@ def _on_its_own(name: str, result: Returned) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # a disk, or what is damaged on it
-        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        result.failed.append(f"{name} ({words})")
+        result.failed.append(f"{name} ({getattr(error, 'strerror', None) or error})")
 
 
 def fetch_sentences(copier: DriveCopier | None, models: Sequence[Path]) -> list[tuple[str, str]]:
@@ -199,12 +198,9 @@ def fetch_sentences(copier: DriveCopier | None, models: Sequence[Path]) -> list[
 
 def newest_run(runs: Path) -> Path | None:
     """The run folder in which something was saved last."""
-    times: dict[Path, float] = {}
-    for settings in runs.glob(f"{MODELS}/{SETTINGS_FILE}"):
-        model = settings.parent
-        files = [settings, model / RESULTS_FILE, *(path / COMPLETE_FILE for _, path in numbered_checkpoints(model))]
-        newest = max(path.stat().st_mtime for path in files if path.is_file())
-        times[model.parent] = max(times.get(model.parent, 0.0), newest)
+    files = (SETTINGS_FILE, RESULTS_FILE, f"checkpoint-*/{COMPLETE_FILE}")
+    found = {settings.parents[1] for settings in runs.glob(f"{MODELS}/{SETTINGS_FILE}")}
+    times = {run: max(path.lstat().st_mtime for name in files for path in run.glob(f"*/{name}")) for run in found}
     return max(times, key=times.__getitem__, default=None)
 
 

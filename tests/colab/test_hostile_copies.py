@@ -19,7 +19,6 @@ from newllm_lib.colab.drive.run_copy import (
     bring_missing_files,
     copy_checked,
     copy_checkpoint,
-    fingerprint,
     planned_updates,
     progress_here,
     progress_of_copy,
@@ -71,6 +70,12 @@ def copy(tmp_path):
         make_checkpoint(run, step, best=step)
         copy_checkpoint(run, copy, run / f"checkpoint-{step}")
     return copy
+
+
+def fingerprint(path: Path) -> dict:
+    content = path.read_bytes()
+    state = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return {**state, "modified": path.stat().st_mtime_ns}
 
 
 def rewrite(folder: Path, name: str, content: str) -> None:

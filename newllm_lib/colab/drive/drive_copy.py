@@ -77,16 +77,15 @@ class DriveCopier:
         self.copied_bytes = self.total_bytes = 0  # of that
         self.saved_at: dict[Path, float] = {}
         self.seen: dict[Path, dict[str, tuple[int, int]]] = {}  # folder -> size and time of its files when copied
-        self.problem, self.failures, self.retry_at = "", 0, 0.0
+        self.problem, self.pause, self.retry_at = "", 0.0, 0.0
         self.asked = self.answered = 0  # requests for a round of work
         self.numbers = itertools.count(1)
         self.left: set[Path] = set()  # runs that are further on Drive than here and were not brought back yet
         self.missed: set[Path] = set()  # runs whose newest checkpoint could not be set aside
         shutil.rmtree(local / STAGING, ignore_errors=True)
 
-    def start(self) -> "DriveCopier":
+    def start(self) -> None:
         threading.Thread(target=self._run, name="copy-to-drive", daemon=True).start()
-        return self
 
     def copy_of(self, folder: Path) -> Path:
         return self.drive / folder.relative_to(self.local)
@@ -172,19 +171,18 @@ class DriveCopier:
                 problem = problem or problem_of(error)
                 if isinstance(error, OSError) and error.errno in FULL | GONE:
                     break  # so would all that follows
-        self.problem, self.failures = problem, self.failures + 1 if problem else 0
-        pause = min(RETRY_SECONDS * 2 ** max(self.failures - 1, 0), LONGEST_RETRY_SECONDS)
-        self.retry_at = self.clock() + pause
+        self.pause = min(2 * self.pause, LONGEST_RETRY_SECONDS) if self.problem else RETRY_SECONDS
+        self.problem, self.retry_at = problem, self.clock() + self.pause
         with self.condition:
             self.answered = answering
             self.condition.notify_all()
 
     def _copy_jobs(self) -> None:
         while self.jobs:
+            self.copied_bytes = 0
             with self.condition:
                 self.current = run, staged = self.jobs.popitem()
-            sizes = (path.stat().st_size for path in run_copy.files_of(staged.parent))
-            self.copied_bytes, self.total_bytes = 0, sum(sizes)
+            self.total_bytes = sum(path.stat().st_size for path in run_copy.files_of(staged.parent))
             run_copy.copy_checkpoint(run, self.copy_of(run), staged, self._count)
             self.saved_at[run], self.current = self.clock(), None
             shutil.rmtree(staged.parent, ignore_errors=True)

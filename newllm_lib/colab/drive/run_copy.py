@@ -63,20 +63,11 @@ def write_manifest(folder: Path, files: dict[str, list[dict[str, Any]]]) -> None
     write_json(folder / MANIFEST_FILE, {"files": files})
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    status = path.stat()
-    return {"bytes": status.st_size, "sha256": content_hash(path), "modified": status.st_mtime_ns}
-
-
-def same_content(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one[key] == other[key] for key in ("bytes", "sha256"))
-
-
 def copy_checked(
     source: Path, target: Path, states: Sequence[dict[str, Any]] | None = None, report: Report = lambda size: None
 ) -> dict[str, Any]:
-    """Copy one file and read the copy back; returns its fingerprint, with the time of `source`. Raises DamagedCopy:
-    `source` is in none of the `states` of a manifest, or the copy reads otherwise; OSError: the disk is full, gone."""
+    """Copy one file and read the copy back; returns its state, with the time of `source`. Raises DamagedCopy: `source`
+    is in none of the `states` of a manifest, or the copy reads otherwise; OSError: the disk is full, gone."""
     target.parent.mkdir(parents=True, exist_ok=True)
     discard(target)  # it may be a link
     digest, size, modified = hashlib.sha256(), 0, source.stat().st_mtime_ns
@@ -90,12 +81,11 @@ def copy_checked(
         os.fsync(writer.fileno())
     written = {"bytes": size, "sha256": digest.hexdigest(), "modified": modified}
     if states is not None:
-        state = next((state for state in states if same_content(state, written)), None)
-        if state is None:
+        written = next((state for state in states if state["sha256"] == written["sha256"]), None)
+        if written is None:
             raise DamagedCopy(f"{source.name} is not what was saved")
-        written = state
-        os.utime(target, ns=(state["modified"], state["modified"]))
-    if not same_content(fingerprint(target), written):
+        os.utime(target, ns=(written["modified"], written["modified"]))
+    if content_hash(target) != written["sha256"]:
         raise DamagedCopy(f"{target.name} does not read as it was written")
     return written
 
@@ -218,10 +208,8 @@ def progress_here(folder: Path) -> float:
     """How far the run in `folder` is, by its newest complete checkpoint."""
     if run_folder.read_results(folder) is not None:
         return FINISHED
-    return next(
-        (step for step, path in reversed(run_folder.numbered_checkpoints(folder)) if run_folder.is_complete(path)),
-        NOTHING,
-    )
+    newest = run_folder.newest_checkpoint(folder)
+    return NOTHING if newest is None else int(newest.name.rpartition("-")[2])
 
 
 def progress_of_copy(copy: Path) -> float:
@@ -250,8 +238,7 @@ def copy_checkpoint(run: Path, copy: Path, checkpoint: Path, report: Report = la
     # Those beyond it are of a session that came further: they are left alone until they are passed again.
     for path in there[: max(there.index(copy / checkpoint.name) - 1, 0)]:
         if best is None or path.name != best.name:
-            os.rename(path, temporary(path, OLD))
-            discard(temporary(path, OLD))
+            discard(path)
 
 
 def bring_back(copy: Path, run: Path, beyond: float = NOTHING) -> BroughtBack:
@@ -278,7 +265,7 @@ def _came(source: Path, target: Path, result: BroughtBack, names: Sequence[str] 
     try:
         bring_folder(source, target, names)
         if is_checkpoint:
-            planned_updates(target)
+            planned_updates(target)  # its state is a trainer's, or damaged
             if not run_folder.is_complete(target):
                 raise DamagedCopy("its files are not those of a complete checkpoint")
         elif not names and run_folder.read_results(target) is None:
