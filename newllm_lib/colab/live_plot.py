@@ -26,7 +26,7 @@ from ..training.callbacks import TrainingInterrupted, read_history
 from ..training.checkpoint import newest_checkpoint, read_results
 from ..training.curves import COLOURS, curves_figure
 from ..training.device import find_device, memory_in_use, size
-from .drive.drive_copy import CopyStatus, callbacks_for, span, wait_for_drive
+from .drive.drive_copy import callbacks_for, span, wait_for_drive
 from .page.notices import CellStopped, in_one_sentence, quiet_notebook, say
 from .page.pieces import GRID, escape, mark_html, picture_html, png_of, sentence_html, small_html
 from .panel.controls import in_the_panels_words
@@ -87,14 +87,6 @@ class LivePlot(LiveDisplay):
         self.models[name].state = state
         self.update()
 
-    def tell_of_drive(self, name: str) -> None:
-        """Show how the copy of a model that trains no longer comes along."""
-        model = self.models[name]
-        if model.on_drive is not None:
-            state = model.state
-            self.set_state(name, f"{state}, {model.on_drive().sentence()}")
-            model.state = state
-
     def add_finished(self, name: str, folder: Path) -> None:
         model = self.models[name]
         model.history = read_history(folder)
@@ -109,16 +101,14 @@ class LivePlot(LiveDisplay):
 
     def update(self, draw: bool = False) -> None:
         """Replace what is displayed; the picture is drawn only if there is something new to see."""
-        if draw and self._entries() != self.drawn_entries:
+        entries = sum(len(model.history) for model in self.models.values())
+        if draw and entries != self.drawn_entries:
             self.draw()
-            self.drawn_entries = self._entries()
+            self.drawn_entries = entries
         self.replace()
 
     def figure(self) -> Figure:
         return curves_figure({model.name: model.history for model in self.models.values()})
-
-    def _entries(self) -> int:
-        return sum(len(model.history) for model in self.models.values())
 
     def content(self) -> str:
         lines, hint = "".join(map(self._line, self.models.values(), itertools.cycle(COLOURS))), ""
@@ -154,7 +144,7 @@ class ModelProgress(TrainerCallback):
         self.per_second, self.unit = 0.0, "tokens"  # or examples, where these have lengths of their own
         self.seconds_left: float | None = None
         self.saved_at: float | None = None
-        self.on_drive: Callable[[], CopyStatus] | None = None  # where runs are copied to Drive
+        self.on_drive: Callable[[], tuple[str, bool]] = lambda: ("", False)  # `DriveCopier.status`, where there is one
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.first_update = self.plot.clock(), state.global_step
@@ -215,11 +205,9 @@ class ModelProgress(TrainerCallback):
         if (memory := memory_in_use(self.plot.device)) is not None:
             facts.append(f"{size(memory)} of memory")
         if self.saved_at is not None:
-            copy = None if self.on_drive is None else self.on_drive()
-            if copy is None or not copy.is_current:
-                facts.append(f"saved {span(self.plot.clock() - self.saved_at)} ago ✓")
-            if copy is not None:
-                facts.append(copy.sentence())
+            copy, is_newest = self.on_drive()
+            here = "" if is_newest else f"saved {span(self.plot.clock() - self.saved_at)} ago ✓"
+            facts += filter(None, (here, copy))
         return facts
 
 
@@ -260,8 +248,13 @@ class LiveTraining:
 
     def on_drive(self) -> str:
         """Wait for the last copy; returns the outcome, as a sentence after a blank."""
-        sentence = wait_for_drive(self.copier, functools.partial(self.plot.tell_of_drive, self.model))
-        self.plot.update()
+        state = self.plot.models[self.model].state
+
+        def tell() -> None:
+            self.plot.set_state(self.model, f"{state}, {self.copier.status(self.runs[self.model])[0]}")
+
+        sentence = wait_for_drive(self.copier, tell)
+        self.plot.set_state(self.model, state)
         return sentence
 
 

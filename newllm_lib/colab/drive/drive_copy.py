@@ -9,7 +9,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -19,29 +18,6 @@ from ...preferences.sweep import TRIALS_FILE
 from ...training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE
 from ..page.notices import GONE
 from . import run_copy
-
-
-@dataclass(frozen=True)
-class CopyStatus:
-    age: float | None = None  # seconds since the newest copy was verified, None if there is none of this session
-    is_waiting: bool = False  # a newer checkpoint is on its way
-    share: float | None = None  # how much of it is there, from 0 to 1; None if it has not begun
-    problem: str = ""  # why the last try failed, "" if it did not
-    retry_seconds: float = 0.0  # until the next try
-
-    @property
-    def is_current(self) -> bool:
-        return self.age is not None and not self.is_waiting and not self.problem
-
-    def sentence(self) -> str:
-        """For the training panel, such as "saved to Drive 38 s ago ✓"."""
-        if self.problem:
-            return f"{self.problem}, next try in {span(self.retry_seconds)}"
-        if self.share is not None:
-            return f"copying to Drive, {self.share:.0%}"
-        if self.is_waiting or self.age is None:
-            return "not on Drive yet"
-        return f"saved to Drive {span(self.age)} ago ✓"
 
 
 def problem_of(error: Exception) -> str:
@@ -75,7 +51,7 @@ class DriveCopier:
         self.jobs: dict[Path, Path] = {}  # run -> its newest checkpoint that waits, in STAGING
         self.current: tuple[Path, Path] | None = None  # the one that is copied now
         self.copied_bytes = self.total_bytes = 0  # of that
-        self.saved_at: dict[Path, float] = {}
+        self.saved_at: dict[Path, float] = {}  # run -> when its newest copy of this session was verified
         self.seen: dict[Path, dict[str, tuple[int, int]]] = {}  # folder -> size and time of its files when copied
         self.problem, self.pause, self.retry_at = "", 0.0, 0.0
         self.asked = self.answered = 0  # requests for a round of work
@@ -108,16 +84,16 @@ class DriveCopier:
         if replaced is not None:
             shutil.rmtree(replaced.parent, ignore_errors=True)
 
-    def status(self, run: Path) -> CopyStatus:
+    def status(self, run: Path) -> tuple[str, bool]:
+        """(how the copy of a run stands, such as "saved to Drive 38 s ago ✓"; True if that is the newest checkpoint)"""
         now = self.clock()
-        is_copied_now = self.current is not None and self.current[0] == run
-        return CopyStatus(
-            age=now - self.saved_at[run] if run in self.saved_at else None,
-            is_waiting=is_copied_now or run in self.jobs or run in self.missed,
-            share=min(self.copied_bytes / max(self.total_bytes, 1), 1.0) if is_copied_now else None,
-            problem=self.problem,
-            retry_seconds=max(self.retry_at - now, 0.0),
-        )
+        if self.problem:
+            return f"{self.problem}, next try in {span(max(self.retry_at - now, 0.0))}", False
+        if self.current is not None and self.current[0] == run:
+            return f"copying to Drive, {min(self.copied_bytes / max(self.total_bytes, 1), 1.0):.0%}", False
+        if run in self.jobs or run in self.missed or run not in self.saved_at:
+            return "not on Drive yet", False
+        return f"saved to Drive {span(now - self.saved_at[run])} ago ✓", True
 
     def finish(self, tell: Callable[[], None] = lambda: None) -> bool:
         """Try again now, and wait for Drive, calling `tell` twice a second; False if it does not take everything."""
@@ -211,22 +187,14 @@ class DriveCopier:
 
 
 class CopyWhenSaved(TrainerCallback):
-    """Hands checkpoints to the copier, not at the save, when they are not complete yet, but at what comes next."""
+    """Hands every checkpoint to the copier. At `on_save` it is sealed."""
 
     def __init__(self, copier: DriveCopier):
         self.copier = copier
-        self.saved: Path | None = None
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        saved, self.saved = self.saved, None
-        if saved is not None:
-            self.copier.copy_later(saved.parent, saved)
-
-    on_train_end = on_step_begin
+            self.copier.copy_later(Path(args.output_dir), Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 def callbacks_for(copier: DriveCopier | None) -> tuple[TrainerCallback, ...]:
