@@ -132,7 +132,6 @@ class ChatBox:
             self._show()
 
     def _stream(self, chats: dict[str, Chat], said: str) -> Iterator[None]:
-        before = {name: list(chat.messages) for name, chat in chats.items()}
         for chat in chats.values():
             chat.set_sampling(**self.sampling.values())
         replies = {name: chat.reply(said) for name, chat in chats.items()}
@@ -145,8 +144,8 @@ class ChatBox:
                     else:
                         texts[name] += piece
                 if going and time.monotonic() - shown_at >= INTERVAL_SECONDS:
-                    so_far = {n: {"role": "assistant", "content": t + " ▌" * (n in going)} for n, t in texts.items()}
-                    self._show_turns({n: [*before[n], {"role": "user", "content": said}, so_far[n]] for n in texts})
+                    so_far = {name: [{"role": "assistant", "content": texts[name] + " ▌"}] for name in going}
+                    self._show_turns({name: chat.messages + so_far.get(name, []) for name, chat in chats.items()})
                     shown_at = time.monotonic()
                 yield
         finally:

@@ -100,11 +100,10 @@ def memory_html(chats: Mapping[str, Chat], counts: Mapping[str, Sequence[int]]) 
     if not (sentence := memory_sentence(chats)):
         return ""
     trails = []
-    for name, held in ((name, counts.get(name, ())) for name in chats):
-        if len(held) > 1:
-            newest = [f"{count:,}" for count in held[-MOST_COUNTS:]]
-            begin = "… " if len(held) > MOST_COUNTS else ""
-            trails.append(f"{escape(spoken_name(name))} {begin}{' → '.join(newest)}")
+    for name in chats:
+        if len(held := counts.get(name, ())) > 1:
+            newest = " → ".join(f"{count:,}" for count in held[-MOST_COUNTS:])
+            trails.append(f"{escape(spoken_name(name))} {'… ' if len(held) > MOST_COUNTS else ''}{newest}")
     trail = small_html(f"Reply by reply: {'; '.join(trails)}.") if trails else ""
     return f'<div style="line-height:1.5;font-size:14px;margin-top:6px">{escape(sentence)}{trail}</div>'
 
@@ -113,10 +112,8 @@ def pictures_html(chats: Mapping[str, Chat]) -> str:
     shown = {name: chat for name, chat in chats.items() if chat.is_recurrent and chat.stream.read}
     if not shown:
         return ""
-    pictures = []
-    for name, chat in shown.items():
-        tokens, contexts = chat.context_trace()
-        pictures.append(context_picture(tokens, contexts, chat.model, spoken_name(name) if len(shown) > 1 else ""))
+    titles = {name: spoken_name(name) if len(shown) > 1 else "" for name in shown}
+    pictures = (context_picture(*chat.context_trace(), chat.model, titles[name]) for name, chat in shown.items())
     words = (
         "The context vector after each of the newest tokens: a column and the last token are all that the next token "
         "sees. Rows that keep their colour remember for long."
@@ -129,17 +126,15 @@ class MemoryControls:
     to; `changed` is called with the name of the model whose conversation has become another one, "" for none."""
 
     def __init__(self, folder: Path, chats: Callable[[], Mapping[str, Chat]], changed: Callable[[str], None]):
-        self.folder = folder
-        self.chats = chats
-        self.changed = changed
+        self.folder, self.chats, self.changed = folder, chats, changed
         wide = widgets.Layout(width="190px")
         self.name = widgets.Text(value="conversation", layout=wide)
         self.with_words = widgets.Checkbox(value=False, indent=False, description="and the words, to read", layout=wide)
-        self.save_button = button("Save memory", self.save, "120px")
+        self.save_button = button("Save memory", lambda: self._in_notice(self.save), "120px")
         self.saved = widgets.Dropdown(options=[], layout=wide)
-        self.resume_button = button("Go on from it", self.resume, "120px")
+        self.resume_button = button("Go on from it", lambda: self._in_notice(self.resume), "120px")
         self.upload = widgets.FileUpload(accept=SUFFIX, multiple=False, description="from my computer", layout=wide)
-        self.upload.observe(lambda change: self.take_upload(), names="value")
+        self.upload.observe(lambda change: change["new"] and self._in_notice(self.take_upload), names="value")
         shows = {"description": "show the context vector", "layout": widgets.Layout(width="210px")}
         self.picture = widgets.Checkbox(value=True, indent=False, **shows)
         self.picture.observe(lambda change: self.changed(""), names="value")
@@ -160,29 +155,27 @@ class MemoryControls:
         for control in (self.save_button, self.resume_button, self.upload):
             control.disabled = is_locked
 
-    def save(self) -> None:
+    def _in_notice(self, act: Callable[[], str]) -> None:
+        """Do it, and show the HTML that it returns, or why it could not be done."""
         try:
-            name, chat = self._recurrent()[0]
-            path = chat.save_memory(self._new_path(self.name.value), self.with_words.value)
+            self.notice.value = act()
         except (InputError, OSError) as error:
             self.notice.value = error_html(error)
-            return
+
+    def save(self) -> str:
+        name, chat = self._recurrent()[0]
+        path = chat.save_memory(self._new_path(self.name.value), self.with_words.value)
         self.refresh(str(path))
         sizes = f"{path.stat().st_size:,} bytes, {chat.state_bytes:,} of them what it remembers"
-        self.notice.value = sentence_html(f"{spoken_name(name)}'s memory is saved as {path.stem}: {sizes}.")
+        return sentence_html(f"{spoken_name(name)}'s memory is saved as {path.stem}: {sizes}.")
 
-    def resume(self) -> None:
+    def resume(self) -> str:
         if not self.saved.value:
-            self.notice.value = sentence_html("No memory is saved yet.", "note")
-            return
-        try:
-            name, chat = self._load()
-        except InputError as error:
-            self.notice.value = error_html(error)
-            return
+            return sentence_html("No memory is saved yet.", "note")
+        name, chat = self._load()
         self.changed(name)
         heard = f"{chat.memory.tokens:,} tokens that it has heard before, in {chat.state_bytes:,} bytes"
-        self.notice.value = sentence_html(f"{spoken_name(name)} goes on from {Path(self.saved.value).stem}: {heard}.")
+        return sentence_html(f"{spoken_name(name)} goes on from {Path(self.saved.value).stem}: {heard}.")
 
     def _load(self) -> tuple[str, Chat]:
         """The model whose memory it is, and its conversation. Raises InputError: it is of no model here."""
@@ -195,9 +188,7 @@ class MemoryControls:
                 refusals.append(error)
         raise refusals[0]
 
-    def take_upload(self) -> None:
-        if not self.upload.value:
-            return
+    def take_upload(self) -> str:
         # ipywidgets 8 gives a tuple of files, 7 a dictionary by name.
         value = self.upload.value
         name, file = next(iter(value.items())) if isinstance(value, dict) else (value[0]["name"], value[0])
@@ -206,12 +197,11 @@ class MemoryControls:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, bytes(file["content"]))
             read_memory(path)
-        except (InputError, OSError) as error:
+        except (InputError, OSError):
             path.unlink(missing_ok=True)
-            self.notice.value = error_html(error)
-            return
+            raise
         self.refresh(str(path))
-        self.resume()
+        return self.resume()
 
     def _recurrent(self) -> list[tuple[str, Chat]]:
         """The conversations with models whose memory can be saved. Raises InputError: there is none."""

@@ -17,14 +17,14 @@ from newllm_lib.colab.drive.run_copy import (
     MANIFEST_FILE,
     DamagedCopy,
     bring_folder,
+    changed_files,
     copy_folder,
-    holds_copy_of,
+    names_in,
     read_manifest,
     replace_folder,
     tidy,
     update_files,
 )
-from newllm_lib.training.checkpoint import seal_checkpoint
 from newllm_lib.training.disk import temporary
 
 
@@ -55,16 +55,18 @@ def test_a_folder_comes_back_as_it_was(source, tmp_path, small_chunks):
 
 
 def test_the_same_copy_is_known_again(source, tmp_path):
-    seal_checkpoint(source)
-    copy_folder(source, tmp_path / "copy")
-    assert holds_copy_of(source, tmp_path / "copy")
-    os.truncate(tmp_path / "copy" / "weights", 9_999)
-    assert not holds_copy_of(source, tmp_path / "copy")
-    copy_folder(source, tmp_path / "copy")
+    copy, names = tmp_path / "copy", names_in(source)
+    assert names == ["below/empty", "weights"] == changed_files(source, copy, names)
+    copy_folder(source, copy)
+    assert changed_files(source, copy, names) == []
+    os.truncate(copy / "weights", 9_999)
+    assert changed_files(source, copy, names) == ["weights"]
+    copy_folder(source, copy)
     (source / "weights").write_bytes(os.urandom(10_000))
-    seal_checkpoint(source)
-    assert not holds_copy_of(source, tmp_path / "copy")
-    assert not holds_copy_of(source, tmp_path / "nowhere")
+    assert changed_files(source, copy, names) == ["weights"]
+    copy_folder(source, copy)
+    bring_folder(copy, tmp_path / "back")
+    assert changed_files(tmp_path / "back", copy, names) == [], "what came back need not be copied again"
 
 
 def full_disk_after(monkeypatch, chunks: int):

@@ -23,12 +23,13 @@ from . import run_copy
 def problem_of(error: Exception) -> str:
     if isinstance(error, run_copy.DamagedCopy):
         return f"Drive did not keep what was written ({error})"
-    if isinstance(error, OSError) and error.errno in FULL:
+    number = getattr(error, "errno", None)
+    if number in FULL:
         return "Drive is full"
-    if isinstance(error, OSError) and error.errno in GONE:
+    if number in GONE:
         return "Drive does not answer"
-    words = error.strerror if isinstance(error, OSError) else str(error)
-    return f"Drive cannot be written to ({words or type(error).__name__})"
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"Drive cannot be written to ({words})"
 
 
 def span(seconds: float) -> str:
@@ -158,7 +159,8 @@ class DriveCopier:
             self.copied_bytes = 0
             with self.condition:
                 self.current = run, staged = self.jobs.popitem()
-            self.total_bytes = sum(path.stat().st_size for path in run_copy.files_of(staged.parent))
+            names = run_copy.names_in(staged.parent)
+            self.total_bytes = sum((staged.parent / name).stat().st_size for name in names)
             run_copy.copy_checkpoint(run, self.copy_of(run), staged, self._count)
             self.saved_at[run], self.current = self.clock(), None
             shutil.rmtree(staged.parent, ignore_errors=True)

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ...data.files import content_hash
 from ...training import checkpoint as run_folder
 from ...training.callbacks import CURVES_FILE, METRICS_FILE
-from ...training.disk import OLD, PARTIAL, discard, read_json, temporary, write_json
+from ...training.disk import OLD, PARTIAL, discard, temporary, write_json
 
 MANIFEST_FILE = "manifest.json"
 CHUNK_BYTES = 2**22
@@ -95,18 +95,12 @@ def copy_folder(source: Path, target: Path, report: Report = lambda size: None) 
     partial = temporary(target, PARTIAL)
     discard(partial)
     try:
-        names = [path.relative_to(source).as_posix() for path in files_of(source)]
-        write_manifest(partial, {n: [copy_checked(source / n, partial / n, report=report)] for n in names})
+        files = {name: [copy_checked(source / name, partial / name, report=report)] for name in names_in(source)}
+        write_manifest(partial, files)
         replace_folder(partial, target)
     except OSError:
         discard(partial)  # a full disk needs the room
         raise
-
-
-def holds_copy_of(checkpoint: Path, copy: Path) -> bool:
-    """True if `copy` is one of the checkpoint, as the seals of both and the sizes of its files show."""
-    seal, other = (read_json(path / run_folder.COMPLETE_FILE) for path in (checkpoint, copy))
-    return (copy / MANIFEST_FILE).is_file() and seal == other and run_folder.is_complete(copy, sizes_only=True)
 
 
 def bring_folder(source: Path, target: Path, names: Sequence[str] = ()) -> None:
@@ -130,12 +124,11 @@ def plain_file(folder: Path, name: str) -> Path:
 def update_files(source: Path, target: Path, names: Sequence[str]) -> None:
     """Bring files of `target` up to date, in the order of `names`. While they are renamed into place, the manifest
     knows what each was and what it becomes: it is right at any moment. Raises OSError: as `copy_checked`."""
-    stated = read_manifest(target)
-    changed = [name for name in names if not _is_up_to_date(source / name, target / name, stated.get(name, []))]
-    if not changed:
+    partials = {name: temporary(target / name, PARTIAL) for name in changed_files(source, target, names)}
+    if not partials:
         return
+    stated = read_manifest(target)
     tidy(target)
-    partials = {name: temporary(target / name, PARTIAL) for name in changed}
     try:
         copies = {name: copy_checked(source / name, partial) for name, partial in partials.items()}
         write_manifest(target, stated | {name: [copy, *stated.get(name, [])] for name, copy in copies.items()})
@@ -148,12 +141,16 @@ def update_files(source: Path, target: Path, names: Sequence[str]) -> None:
     write_manifest(target, stated | {name: [copy] for name, copy in copies.items()})
 
 
-def _is_up_to_date(source: Path, target: Path, states: Sequence[dict[str, Any]]) -> bool:
-    """True if `target` is a copy of `source`, by its size and time; of a file that may be in several states it is not
-    known."""
-    now = source.stat()
-    is_copied = [(state["bytes"], state["modified"]) for state in states] == [(now.st_size, now.st_mtime_ns)]
-    return is_copied and target.is_file()
+def changed_files(source: Path, target: Path, names: Sequence[str]) -> list[str]:
+    """Those that `target` has no copy of, by their sizes and times. What may be in several states counts as changed."""
+    stated, changed = read_manifest(target), []
+    for name in names:
+        now, copy = (source / name).stat(), target / name
+        states = [(state["bytes"], state["modified"]) for state in stated.get(name, ())]
+        is_whole = copy.is_file() and copy.stat().st_size == now.st_size
+        if not is_whole or states != [(now.st_size, now.st_mtime_ns)]:
+            changed.append(name)
+    return changed
 
 
 def replace_folder(partial: Path, target: Path) -> None:
@@ -179,9 +176,10 @@ def tidy(folder: Path, untouched_seconds: float = 0.0) -> None:
         discard(path)
 
 
-def files_of(folder: Path) -> Iterator[Path]:
-    """Every file in and below a folder, but for a manifest, in an order that does not change."""
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST_FILE)
+def names_in(folder: Path) -> list[str]:
+    """The names of all files in and below a folder, but for manifests, in an order that does not change."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST_FILE)
+    return [path.relative_to(folder).as_posix() for path in files]
 
 
 @dataclass
@@ -232,7 +230,7 @@ def copy_checkpoint(run: Path, copy: Path, checkpoint: Path, report: Report = la
     tidy(copy)
     update_files(run, copy, [name for name in OF_AN_UNFINISHED_RUN if (run / name).is_file()])
     for path in with_best(checkpoint):
-        if not holds_copy_of(path, copy / path.name):
+        if changed_files(path, copy / path.name, names_in(path)):
             copy_folder(path, copy / path.name, report)
     best, there = run_folder.best_beside(checkpoint), [path for _, path in run_folder.numbered_checkpoints(copy)]
     # Those beyond it are of a session that came further: they are left alone until they are passed again.
