@@ -150,8 +150,9 @@ class ModelProgress(TrainerCallback):
         self.started, self.first_update = self.plot.clock(), state.global_step
         self.evaluation_seconds = 0.0
         self.history, self.updates = state.log_history, state.max_steps
-        learns_answers = isinstance(args, ReferenceArguments)
-        self.update, self.state = state.global_step, LEARNS_ANSWERS if learns_answers else "training"
+        self.update, self.state = state.global_step, "training"
+        if isinstance(args, ReferenceArguments):
+            self.state = LEARNS_ANSWERS
         if isinstance(args, TrainingArguments) and not isinstance(args, StageArguments):  # TRL's, for preferences
             self.unit = "pairs"
             self.per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps
@@ -187,19 +188,17 @@ class ModelProgress(TrainerCallback):
         self.plot.update(draw=draw)
 
     def facts(self) -> list[str]:
+        newest = {key: value for entry in self.history for key, value in entry.items()}
         facts = [self.state]
         if self.updates:
             facts.append(f"update {self.update:,} of {self.updates:,}")
-        for key, text in FACTS:
-            if (value := _newest(self.history, key)) is not None:
-                facts.append(text.format(value))
+        facts += [text.format(newest[key]) for key, text in FACTS if newest.get(key) is not None]
         if self.state not in TRAINS:
             return facts
-        if (rate := _newest(self.history, "learning_rate")) is not None:
-            facts.append(f"learning rate {rate:.1e}")
+        if "learning_rate" in newest:
+            facts.append(f"learning rate {newest['learning_rate']:.1e}")
         if self.per_second:
-            digits = 0 if self.per_second >= 10 else 1
-            facts.append(f"{self.per_second:,.{digits}f} {self.unit}/s")
+            facts.append(f"{self.per_second:,.{0 if self.per_second >= 10 else 1}f} {self.unit}/s")
         if self.seconds_left is not None:
             facts.append(f"{self.seconds_left / 60:.1f} minutes left")
         if (memory := memory_in_use(self.plot.device)) is not None:
@@ -209,10 +208,6 @@ class ModelProgress(TrainerCallback):
             here = "" if is_newest else f"saved {span(self.plot.clock() - self.saved_at)} ago ✓"
             facts += filter(None, (here, copy))
         return facts
-
-
-def _newest(history: list[dict], key: str) -> float | None:
-    return next((entry[key] for entry in reversed(history) if key in entry), None)
 
 
 class LiveTraining:

@@ -42,7 +42,7 @@ RETRY_SECONDS = 5.0  # after the first failure; twice as long after each further
 LONGEST_RETRY_SECONDS = 300.0
 
 
-class DriveCopier:
+class DriveCopier(TrainerCallback):
     """Keeps a copy of the runs in `local` on `drive`, in one daemon thread. A run that trains is copied when it saves,
     a checkpoint at a time; of several that wait only the newest is. Everything else is copied when it has changed."""
 
@@ -66,6 +66,10 @@ class DriveCopier:
 
     def copy_of(self, folder: Path) -> Path:
         return self.drive / folder.relative_to(self.local)
+
+    def on_save(self, args, state, control, **kwargs):  # by now the checkpoint is sealed
+        if state.is_world_process_zero:
+            self.copy_later(Path(args.output_dir), Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def copy_later(self, run: Path, checkpoint: Path) -> None:
         """Copy a complete checkpoint as soon as Drive is free, in place of an older one of the run that still waits."""
@@ -102,9 +106,8 @@ class DriveCopier:
         wanted = self.asked
         while True:
             with self.condition:
-                if self.answered >= wanted:
+                if self.condition.wait_for(lambda: self.answered >= wanted, 0.5):
                     return not (self.problem or self.missed)
-                self.condition.wait(0.5)
             tell()
 
     def try_again(self) -> None:
@@ -188,19 +191,8 @@ class DriveCopier:
                 yield Path(path), sorted(names, key=lambda name: (name == RESULTS_FILE, name))
 
 
-class CopyWhenSaved(TrainerCallback):
-    """Hands every checkpoint to the copier. At `on_save` it is sealed."""
-
-    def __init__(self, copier: DriveCopier):
-        self.copier = copier
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            self.copier.copy_later(Path(args.output_dir), Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-
 def callbacks_for(copier: DriveCopier | None) -> tuple[TrainerCallback, ...]:
-    return () if copier is None else (CopyWhenSaved(copier),)
+    return () if copier is None else (copier,)
 
 
 def link(source: str, target: str) -> None:
