@@ -25,28 +25,22 @@ from .page.pieces import GRID, button, columns_html, download_html, html_widget,
 from .storage import on_colab
 
 INTERVAL_SECONDS = 0.1  # between two updates of the page
-LONG_REPLY, SHORT_REPLY = 200, 100  # tokens; the short one for two replies of a large model on a CPU
 NOBODY = "nobody else"
 DISCLAIMER = (
     "This is a small language model, no assistant: it has learned what conversations sound like. It knows no facts, "
     "cannot look anything up and does not know you. What it says may be wrong or senseless, and is nobody's opinion."
 )
-STOP_ON_COLAB = "To stop a reply: Runtime > Interrupt execution."
-TRANSCRIPT_FILE = "newllm-conversation.txt"
 REMARK = "Written by small language models; not to be relied on."
 
 
 class ChatBox:
-    """The box for the models in `folders` (or name -> folder). Of several models the user chooses one or two, each with
-    a conversation of its own. Without a `seed` replies are drawn otherwise every time."""
+    """The box for the models in `folders`, by name. Of several models the user chooses one or two, each with a
+    conversation of its own. Without a `seed` replies are drawn otherwise every time."""
 
-    max_new_tokens = LONG_REPLY
+    max_new_tokens = 200
 
-    def __init__(self, folders: Sequence[str | Path] | Mapping[str, str | Path], seed: int | None = None):
-        if not isinstance(folders, Mapping):
-            folders = {Path(folder).name: folder for folder in folders}
-        self.folders = dict(folders)
-        self.seed = seed
+    def __init__(self, folders: Mapping[str, str | Path], seed: int | None = None):
+        self.folders, self.seed = folders, seed
         self.chats: dict[str, Chat] = {}
         self.counts: dict[str, list[int]] = {}  # bytes held after each reply
         self.is_busy = self.is_stopped = False
@@ -64,7 +58,7 @@ class ChatBox:
         self.stop_button.disabled = True
         if on_colab():
             self.stop_button.layout.display = "none"
-            buttons.append(widgets.HTML(small_html(STOP_ON_COLAB)))
+            buttons.append(widgets.HTML(small_html("To stop a reply: Runtime > Interrupt execution.")))
         self.output, self.notice, self.remembered, self.picture, self.links = (html_widget() for _ in range(5))
         self.sampling = SamplingSliders(self.max_new_tokens)
         memories = Path(next(iter(self.folders.values()))).parent / "memories"
@@ -188,7 +182,7 @@ class ChatBox:
         self.remembered.value, self.links.value = memory_html(chats, self.counts), ""
         if any(chat.messages or chat.memory for chat in chats.values()):
             text = transcript_text(chats, self.sampling.sentence())
-            self.links.value = download_html(TRANSCRIPT_FILE, text, "Download this conversation")
+            self.links.value = download_html("newllm-conversation.txt", text, "Download this conversation")
         self.picture.value = pictures_html(chats) if self.memory.picture.value else ""
 
     def _show_turns(self, conversations: dict[str, Sequence[dict[str, str]]]) -> None:
@@ -204,7 +198,7 @@ class SideBySide(ChatBox):
     """The same words to a tuned model and to its base, which is the same model with its adapters off."""
 
     NAMES = ("base", "tuned")
-    max_new_tokens = SHORT_REPLY
+    max_new_tokens = 100  # of each of two replies of a large model, maybe on a CPU
 
     def spoken_to(self) -> tuple[str, ...]:
         return self.NAMES
@@ -232,7 +226,7 @@ def show_chat(folders: Sequence[str | Path], opening: str = "", before: Path | N
 @in_one_sentence()
 def show_side_by_side(folder: str | Path, opening: str = "") -> SideBySide:
     """Display base and tuned model side by side, with one exchange already made as in `show_chat`."""
-    box = _open(SideBySide([folder]), opening)
+    box = _open(SideBySide({"tuned": folder}), opening)
     say("Base and tuned model hear the same: type above, then Send. A small model is no assistant.")
     return box
 

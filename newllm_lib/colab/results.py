@@ -29,7 +29,6 @@ from .storage import drive_copier
 from .timed_update import TimedUpdate
 
 COMPARISON_FILE = "comparison.json"
-PICTURE_FILE = "comparison.png"
 # Whatever a run of any stage may leave in a model's folder.
 PURPOSES = {
     checkpoint.MODEL_FILES[1]: "the weights of the best checkpoint",
@@ -61,16 +60,14 @@ Answers = tuple[Sequence[str], int]  # of one model to each prompt, and how many
 @in_one_sentence()
 def show_comparison(folders: Sequence[Path]) -> None:
     """Measure the trained models on the held-out text, side by side, and say which is better."""
-    rows = measured_rows(folders)
-    picture = Path(folders[0]).parent / PICTURE_FILE
+    run, rows = Path(folders[0]).parent, measured_rows(folders)
     times = [row["batch_time"] for row in rows]
     shapes = {f" of {time['rows']} x {time['length']} tokens" for time in times}
     shape = shapes.pop() if len(shapes) == 1 else ""
     milliseconds = [f"ms per batch{shape}, training", *(f"{time['milliseconds']:,.0f}" for time in times)]
-    lines = [*comparison_cells(rows), milliseconds]
-    cells = [[escape(cell) for cell in line] for line in lines]
+    cells = [[escape(cell) for cell in line] for line in (*comparison_cells(rows), milliseconds)]
     display(HTML(f"<div>Held-out text: {escape(rows[0]['text'])}</div>{table_html(cells, header=True, numbers=True)}"))
-    display(HTML(figure_html(comparison_figure(rows), "comparison", picture)))
+    display(HTML(figure_html(comparison_figure(rows), "comparison", run / "comparison.png")))
     samples = {prompt: {row["name"]: row["samples"][prompt] for row in rows} for prompt in rows[0]["samples"]}
     is_chat = checkpoint.read_settings(Path(folders[0]))["run"]["stage"] == "sft"
     display(HTML(samples_html(samples, between="\n" if is_chat else "")))
@@ -93,10 +90,8 @@ def batch_time(folder: str | Path) -> dict[str, float]:
     trained = open_model(folder)
     model = trained.model.train()
     rows, length = trained.session["per_device_train_batch_size"], trained.run["max_length"]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    dtype = autocast_dtype(find_device())
     input_ids = torch.randint(0, model.config.vocab_size, (rows, length), device=model.device)
-    update = TimedUpdate(model, optimizer, input_ids, dtype)
+    update = TimedUpdate(model, torch.optim.AdamW(model.parameters()), input_ids, autocast_dtype(find_device()))
     update()  # the first sets things up that the others find ready
     return {"rows": rows, "length": length, "milliseconds": 1000 * update()}
 
@@ -147,8 +142,7 @@ def show_saved_files(folders: Sequence[Path]) -> None:
     folders = [Path(folder) for folder in folders]
     run, adapters = folders[0].parent, checkpoint.has_adapters(folders[0])
     display(HTML(files_html(folders, [folder.name for folder in folders], PURPOSES)))
-    unfinished = [folder.name for folder in folders if checkpoint.read_results(folder) is None]
-    if unfinished:
+    if unfinished := [folder.name for folder in folders if checkpoint.read_results(folder) is None]:
         say(f"{', '.join(unfinished)} is not finished: run the training cell again.", "note")
         return
     more = "the comparison too; later notebooks continue from there"

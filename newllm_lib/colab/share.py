@@ -35,8 +35,6 @@ UPLOADED = (
     "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
-STORED = {".safetensors", ".png"}  # what does not get smaller by being packed
-OF_AN_ERROR = ("last_type", "last_value", "last_traceback", "last_exc")  # kept by Python for debuggers
 
 
 @in_one_sentence()
@@ -45,8 +43,7 @@ def save_and_share(
 ) -> None:
     """Check the models' cards, send the run to the browser as a zip, and put the models on the hub, if one is named."""
     folders = [checkpoint.check_model_folder(folder) for folder in folders]
-    unfinished = [folder.name for folder in folders if checkpoint.read_results(folder) is None]
-    if unfinished:
+    if unfinished := [folder.name for folder in folders if checkpoint.read_results(folder) is None]:
         raise InputError(f"{', '.join(unfinished)} is not finished: run the training cell again.", "NL-404")
     facts = [read_card(folder) for folder in folders]
     rows = [["model card", *(f"<b>{escape(folder.name)}</b>" for folder in folders)]]
@@ -73,7 +70,8 @@ def write_zip(run: Path, archive: Path) -> Path:
         with zipfile.ZipFile(partial, "w", strict_timestamps=False) as packed:
             for path in sorted(run.rglob("*")):
                 if path.is_file() and not any(map(is_left_out, path.relative_to(run).parts)):
-                    packing = zipfile.ZIP_STORED if path.suffix in STORED else zipfile.ZIP_DEFLATED
+                    gets_smaller = path.suffix not in {".safetensors", ".png"}
+                    packing = zipfile.ZIP_DEFLATED if gets_smaller else zipfile.ZIP_STORED
                     packed.write(path, path.relative_to(run.parent), packing)
         return partial.replace(archive)
     finally:
@@ -153,7 +151,8 @@ def release(boxes: Sequence[ChatBox] = ()) -> str:
     """Let go of the models that the page holds. A chat box loads its model anew when a user writes into it."""
     for box in boxes:
         box.chats.clear()
-    for name in OF_AN_ERROR:  # the frames of a training that was stopped hold its model
+    # Python keeps these for debuggers; the frames of a training that was stopped hold its model.
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         sys.__dict__.pop(name, None)
     clear_device_cache(garbage_collection=True)
     away = " To give the machine back, too: Runtime > Disconnect and delete runtime." if on_colab() else ""

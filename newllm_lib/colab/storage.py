@@ -146,16 +146,15 @@ def bring_back_runs(copier: DriveCopier, tell: Callable[[str], None], budget_byt
             run_copy.tidy(model.parent)
             if run_copy.progress_of_copy(copy) <= run_copy.progress_here(model):
                 continue
-            copied = run_copy.size_of_copy(copy)
-            if spent and spent + copied > budget_bytes:
+            if spent >= budget_bytes:
                 copier.left.add(model)
                 continue
             tell(name_of(model))
             brought = copier.fetch(model)
-            spent += copied
             result.damaged += [f"{name_of(model)}/{damage}" for damage in brought.damaged]
             if brought.progress > run_copy.NOTHING:
                 result.models.append(model)
+                spent += run_copy.bytes_in(model)
     # Panels' settings, comparisons and pictures stand in the folders above.
     folders = {folder for model in result.models for folder in (model.parent, model.parent.parent)}
     folders |= {copier.local / path.parent.name for path in copier.drive.glob(f"*/{run_copy.MANIFEST_FILE}")}

@@ -162,8 +162,7 @@ class DriveCopier(TrainerCallback):
             self.copied_bytes = 0
             with self.condition:
                 self.current = run, staged = self.jobs.popitem()
-            names = run_copy.names_in(staged.parent)
-            self.total_bytes = sum((staged.parent / name).stat().st_size for name in names)
+            self.total_bytes = run_copy.bytes_in(staged.parent)
             run_copy.copy_checkpoint(run, self.copy_of(run), staged, self._count)
             self.saved_at[run], self.current = self.clock(), None
             shutil.rmtree(staged.parent, ignore_errors=True)

@@ -35,8 +35,6 @@ LARGEST = 2**62  # bytes, or nanoseconds
 NO_MANIFEST = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 Report = Callable[[int], None]  # takes the bytes of every chunk
-# Only these of an unfinished run are worth keeping beside its checkpoints: the others are still to come.
-OF_AN_UNFINISHED_RUN = (run_folder.SETTINGS_FILE, METRICS_FILE, CURVES_FILE)
 FINISHED, NOTHING = math.inf, -1  # how far a run is, in updates
 
 
@@ -182,6 +180,10 @@ def names_in(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in files]
 
 
+def bytes_in(folder: Path) -> int:
+    return sum((folder / name).stat().st_size for name in names_in(folder))
+
+
 @dataclass
 class BroughtBack:
     """The update that a run goes on from (FINISHED, or NOTHING was brought back), and what had to be left out."""
@@ -228,7 +230,8 @@ def copy_checkpoint(run: Path, copy: Path, checkpoint: Path, report: Report = la
     """Bring the copy of a run up to a complete checkpoint and the best one beside it. The best and the last two stay
     there. Raises OSError: nothing was lost."""
     tidy(copy)
-    update_files(run, copy, [name for name in OF_AN_UNFINISHED_RUN if (run / name).is_file()])
+    there_already = (run_folder.SETTINGS_FILE, METRICS_FILE, CURVES_FILE)  # the other files are still to come
+    update_files(run, copy, [name for name in there_already if (run / name).is_file()])
     for path in with_best(checkpoint):
         if changed_files(path, copy / path.name, names_in(path)):
             copy_folder(path, copy / path.name, report)
@@ -311,12 +314,3 @@ def bring_missing_files(copy: Path, folder: Path) -> list[str]:
             damaged.append(name)
             discard(partial)
     return damaged
-
-
-def size_of_copy(copy: Path) -> int:
-    """About how many bytes `bring_back` would copy."""
-    files, folders = read_manifest(copy), 1
-    if run_folder.RESULTS_FILE not in files:
-        newest = next((path for _, path in reversed(run_folder.numbered_checkpoints(copy))), copy)
-        files, folders = read_manifest(newest), 2  # with the best one
-    return folders * sum(states[0]["bytes"] for states in files.values())
