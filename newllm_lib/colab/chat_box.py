@@ -205,9 +205,8 @@ class SideBySide(ChatBox):
 
     def open_chats(self) -> dict[str, Chat]:
         if not self.chats:
-            (folder,) = self.folders.values()
             clear_device_cache(garbage_collection=True)  # the model that was trained may still be there
-            trained = open_model(folder)
+            trained = open_model(*self.folders.values())
             self.chats = {name: Chat(trained, seed=self.seed, base=name == "base") for name in self.NAMES}
         return self.chats
 

@@ -47,8 +47,8 @@ class SamplingSliders:
         """What `Chat.set_sampling` takes: Colab's sliders have delivered 3.0 for 3, and 0.30000000000000004."""
         temperature, top_p = (float(f"{slider.value:.6g}") for slider in (self.temperature, self.top_p))
         penalty = float(self.penalty.value) or None  # AS_TRAINED
-        drawn = {"temperature": temperature, "top_p": top_p, "repetition_penalty": penalty}
-        return {"max_new_tokens": int(self.length.value), **drawn}
+        length = int(self.length.value)
+        return {"max_new_tokens": length, "temperature": temperature, "top_p": top_p, "repetition_penalty": penalty}
 
     def sentence(self) -> str:
         values = self.values()
@@ -70,10 +70,19 @@ def spoken_name(name: str) -> str:
     return " ".join([TITLES.get(first, first), *rest])
 
 
-def memory_sentence(chats: Mapping[str, Chat]) -> str:
-    """Who remembers the conversation in how many bytes; "" before anything was said."""
+def memory_note(chat: Chat) -> str:
+    """What there is to know of a conversation that began with a saved memory; "" for any other."""
+    if chat.memory is None:
+        return ""
+    unsaid = "" if chat.memory.messages else "; its words were not saved"
+    return f"It remembers a conversation of {chat.memory.tokens:,} tokens{unsaid}."
+
+
+def memory_html(chats: Mapping[str, Chat], counts: Mapping[str, Sequence[int]]) -> str:
+    """Who remembers the conversation in how many bytes, and how these went from reply to reply (`counts`: name -> bytes
+    after each so far); "" before anything was said."""
     held = {name: chat for name, chat in chats.items() if chat.state_bytes}
-    parts = []
+    parts, trails = [], []
     for name, chat in held.items():
         verb = "" if parts else " remembers this conversation"
         part = f"{spoken_name(name)}{verb} in {chat.state_bytes:,} bytes"
@@ -84,28 +93,13 @@ def memory_sentence(chats: Mapping[str, Chat]) -> str:
         elif len(held) == 1:
             part += ", however long it gets"
         parts.append(part)
-    return f"{'; '.join(parts)}." if parts else ""
-
-
-def memory_note(chat: Chat) -> str:
-    """What there is to know of a conversation that began with a saved memory; "" for any other."""
-    if chat.memory is None:
+        if len(count := counts.get(name, ())) > 1:
+            newest = " → ".join(f"{held_then:,}" for held_then in count[-MOST_COUNTS:])
+            trails.append(f"{spoken_name(name)} {'… ' if len(count) > MOST_COUNTS else ''}{newest}")
+    if not parts:
         return ""
-    unsaid = "" if chat.memory.messages else "; its words were not saved"
-    return f"It remembers a conversation of {chat.memory.tokens:,} tokens{unsaid}."
-
-
-def memory_html(chats: Mapping[str, Chat], counts: Mapping[str, Sequence[int]]) -> str:
-    """The sentence, and how the bytes went from reply to reply (`counts`: name -> bytes after each so far)."""
-    if not (sentence := memory_sentence(chats)):
-        return ""
-    trails = []
-    for name in chats:
-        if len(held := counts.get(name, ())) > 1:
-            newest = " → ".join(f"{count:,}" for count in held[-MOST_COUNTS:])
-            trails.append(f"{escape(spoken_name(name))} {'… ' if len(held) > MOST_COUNTS else ''}{newest}")
-    trail = small_html(f"Reply by reply: {'; '.join(trails)}.") if trails else ""
-    return f'<div style="line-height:1.5;font-size:14px;margin-top:6px">{escape(sentence)}{trail}</div>'
+    trail = small_html(f"Reply by reply: {escape('; '.join(trails))}.") if trails else ""
+    return f'<div style="line-height:1.5;font-size:14px;margin-top:6px">{escape("; ".join(parts))}.{trail}</div>'
 
 
 def pictures_html(chats: Mapping[str, Chat]) -> str:

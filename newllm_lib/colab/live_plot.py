@@ -15,7 +15,7 @@ from pathlib import Path
 from accelerate.utils.memory import clear_device_cache
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ..adapters.arguments import QloraLwfArguments
 from ..errors import InputError, TrainingDiverged
@@ -87,9 +87,9 @@ class LivePlot(LiveDisplay):
         self.update()
 
     def add_finished(self, name: str, folder: Path) -> None:
-        model = self.models[name]
-        model.history = read_history(folder)
-        model.update = model.updates = max((entry["step"] for entry in model.history), default=0)
+        model, history = self.models[name], read_history(folder)
+        updates = max((entry["step"] for entry in history), default=0)
+        model.at = TrainerState(global_step=updates, max_steps=updates, log_history=history)
         model.state = "finished"
         self.update(draw=True)
 
@@ -100,21 +100,21 @@ class LivePlot(LiveDisplay):
 
     def update(self, draw: bool = False) -> None:
         """Replace what is displayed; the picture is drawn only if there is something new to see."""
-        entries = sum(len(model.history) for model in self.models.values())
+        entries = sum(len(model.at.log_history) for model in self.models.values())
         if draw and entries != self.drawn_entries:
             self.draw()
             self.drawn_entries = entries
         self.replace()
 
     def figure(self) -> Figure:
-        return curves_figure({model.name: model.history for model in self.models.values()})
+        return curves_figure({model.name: model.at.log_history for model in self.models.values()})
 
     def content(self) -> str:
         lines, hint = "".join(map(self._line, self.models.values(), itertools.cycle(COLOURS))), ""
         if any(model.state in TRAINS for model in self.models.values()):
             hint = "To stop, interrupt the cell (■): the update is finished and saved, and the next run continues."
         for model in self.models.values():  # those that learn preferences
-            evaluations = [entry for entry in model.history if "eval_chosen_logp" in entry]
+            evaluations = [entry for entry in model.at.log_history if "eval_chosen_logp" in entry]
             if evaluations and (warning := chosen_falls(evaluations[0], evaluations[-1])):
                 lines += sentence_html(in_the_panels_words(warning), "note")
         picture = picture_html(self.png, "learning curves") if self.png else ""
@@ -122,7 +122,7 @@ class LivePlot(LiveDisplay):
         return f'<div style="font-size:14px;line-height:1.5">{lines}{hint}</div>{picture}'
 
     def _line(self, model: "ModelProgress", colour: str) -> str:
-        share = 100 * model.update / model.updates if model.updates else 0
+        share = 100 * model.at.global_step / (model.at.max_steps or 1)
         mark = mark_html("ok") if model.state == "finished" else ""
         return (
             f'<div style="display:flex;flex-wrap:wrap;gap:0 10px;align-items:center;margin-bottom:4px">'
@@ -138,8 +138,7 @@ class ModelProgress(TrainerCallback):
 
     def __init__(self, plot: LivePlot, name: str):
         self.plot, self.name, self.state = plot, name, "waiting"
-        self.history: list[dict] = []
-        self.update = self.updates = 0
+        self.at = TrainerState()  # its trainer's own from the beginning of its training
         self.per_second, self.unit = 0.0, "tokens"  # or examples, where these have lengths of their own
         self.seconds_left: float | None = None
         self.saved_at: float | None = None
@@ -148,10 +147,7 @@ class ModelProgress(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.first_update = self.plot.clock(), state.global_step
         self.evaluation_seconds = 0.0
-        self.history, self.updates = state.log_history, state.max_steps
-        self.update, self.state = state.global_step, "training"
-        if isinstance(args, ReferenceArguments):
-            self.state = LEARNS_ANSWERS
+        self.at, self.state = state, LEARNS_ANSWERS if isinstance(args, ReferenceArguments) else "training"
         if isinstance(args, TrainingArguments) and not isinstance(args, StageArguments):  # TRL's, for preferences
             self.unit = "pairs"
             self.per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps
@@ -165,7 +161,6 @@ class ModelProgress(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         seconds = self.plot.clock() - self.started
         done = state.global_step - self.first_update
-        self.update = state.global_step
         self.seconds_left = seconds / done * (state.max_steps - state.global_step)
         self.per_second = done * self.per_update / max(seconds - self.evaluation_seconds, 1e-9)
         if self.plot.is_due():
@@ -173,7 +168,6 @@ class ModelProgress(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         self.evaluation_seconds += (metrics or {}).get("eval_runtime", 0.0)
-        self.history = state.log_history
         # The end of training draws once more.
         self.plot.update(draw=self.plot.may_draw() and state.global_step < state.max_steps)
 
@@ -181,16 +175,15 @@ class ModelProgress(TrainerCallback):
         self.saved_at = self.plot.clock()
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.history, self.update = state.log_history, state.global_step
         draw = self.state != LEARNS_ANSWERS  # of which nothing is in the curves of the preferences
         self.state = f"scoring all held-out {'pairs' if self.unit == 'pairs' else 'text'}"
         self.plot.update(draw=draw)
 
     def facts(self) -> list[str]:
-        newest = {key: value for entry in self.history for key, value in entry.items()}
+        newest = {key: value for entry in self.at.log_history for key, value in entry.items()}
         facts = [self.state]
-        if self.updates:
-            facts.append(f"update {self.update:,} of {self.updates:,}")
+        if self.at.max_steps:
+            facts.append(f"update {self.at.global_step:,} of {self.at.max_steps:,}")
         facts += [text.format(newest[key]) for key, text in FACTS if newest.get(key) is not None]
         if self.state not in TRAINS:
             return facts

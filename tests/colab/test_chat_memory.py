@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from newllm_lib.chat import Chat
-from newllm_lib.colab.chat_controls import MemoryControls, memory_html, memory_note, memory_sentence, spoken_name
+from newllm_lib.colab.chat_controls import MemoryControls, memory_html, memory_note, spoken_name
 from newllm_lib.errors import InputError
 
 
@@ -16,13 +16,12 @@ def held(count, is_recurrent=False, dropped=0, memory=None):
 
 def test_the_sentence_names_who_holds_what():
     chats = {"newllm": held(1024, True), "tiny-gpt2": held(412_672)}
-    assert memory_sentence(chats) == (
-        "New-LLM remembers this conversation in 1,024 bytes; TinyGPT2 in 412,672 bytes and growing."
-    )
-    alone = memory_sentence({"newllm": held(1024, True)})
-    assert alone == "New-LLM remembers this conversation in 1,024 bytes, however long it gets."
-    assert "without its first 130 tokens" in memory_sentence({"tiny-gpt2": held(9, dropped=130)})
-    assert memory_sentence({"newllm": held(0, True)}) == "" == memory_html({"newllm": held(0, True)}, {})
+    both = memory_html(chats, {})
+    assert ">New-LLM remembers this conversation in 1,024 bytes; TinyGPT2 in 412,672 bytes and growing.<" in both
+    alone = memory_html({"newllm": held(1024, True)}, {})
+    assert ">New-LLM remembers this conversation in 1,024 bytes, however long it gets.<" in alone
+    assert "without its first 130 tokens" in memory_html({"tiny-gpt2": held(9, dropped=130)}, {})
+    assert memory_html({"newllm": held(0, True)}, {}) == ""
     assert spoken_name("newllm before") == "New-LLM before" and spoken_name("base") == "base"
 
 

@@ -45,8 +45,12 @@ def plot(page):
 ARGS = SimpleNamespace(effective_batch_size=4, max_length=16)
 
 
+STATE = SimpleNamespace()  # a trainer's state changes, and stays the same object
+
+
 def state(step, history=(), max_steps=100):
-    return SimpleNamespace(global_step=step, max_steps=max_steps, log_history=list(history))
+    STATE.global_step, STATE.max_steps, STATE.log_history = step, max_steps, list(history)
+    return STATE
 
 
 def test_a_line_tells_the_learning_rate_and_the_memory(plot, page):
@@ -153,7 +157,7 @@ def test_a_finished_run_is_read_from_its_log(plot, page, tmp_path):
     lines = [{"step": 10, "loss": 4.0}, {"step": 20, "eval_bits_per_byte": 2.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     plot.add_finished("newllm", tmp_path)
-    assert plot.models["newllm"].history == lines == read_history(tmp_path)
+    assert plot.models["newllm"].at.log_history == lines == read_history(tmp_path)
     assert "finished" in page.newest and "update 20 of 20" in page.newest and "✓" in page.newest
     assert read_history(tmp_path / "gone") == []
 
