@@ -207,15 +207,15 @@ def show_answers(panel: SettingsPanel, folders: Sequence[Path]) -> None:
     prompts, answers = panel.stage.prompts, {}
     for model, folder in zip(panel.models, folders, strict=True):
         if (before := panel.start_model(model)) is not None:
-            answers[f"{model} before"] = ask(before, prompts, template_of=folder)
-        answers[f"{model} after"] = ask(folder, prompts)
+            answers[f"{model} before"] = ask(before, prompts, folder)
+        answers[f"{model} after"] = ask(folder, prompts, folder)
     _show(prompts, answers, MAX_NEW_TOKENS, "" if panel.start_run else " There is no before: the models were new.")
 
 
-def ask(folder: str | Path, prompts: Sequence[str], template_of: str | Path | None = None) -> Answers:
+def ask(folder: str | Path, prompts: Sequence[str], template_of: str | Path) -> Answers:
     """The likeliest answers of the model in `folder`; if it has no chat template, it borrows that of `template_of`."""
     trained = open_model(folder)
-    if trained.tokenizer.chat_template is None and template_of is not None:
+    if trained.tokenizer.chat_template is None:
         trained.tokenizer.chat_template = borrowed_template(trained.tokenizer, read_tokenizer(template_of))
     asked = ([{"role": "user", "content": prompt}] for prompt in prompts)
     replies = [reply_to(trained.model, trained.tokenizer, messages, MAX_NEW_TOKENS) for messages in asked]

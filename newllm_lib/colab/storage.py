@@ -113,10 +113,7 @@ def _open_drive(folder: Path) -> Returned:
     except OSError as error:
         meanwhile = "it is tried again from time to time, and until then runs are on this machine alone"
         say(f"{problem_of(error)}: {meanwhile}.", "note", "NL-202")
-    copier = _copiers.get(folder)
-    is_new = copier is None
-    if is_new:
-        copier = _copiers[folder] = DriveCopier(folder, DRIVE_FOLDER)
+    copier = _copiers[folder] = _copiers.get(folder) or DriveCopier(folder, DRIVE_FOLDER)
     line, sentence = display(HTML(""), display_id=True), "{} is brought back from your Drive."
     try:
         returned = bring_back_runs(copier, lambda model: line.update(HTML(sentence_html(sentence.format(model)))))
@@ -129,7 +126,7 @@ def _open_drive(folder: Path) -> Returned:
         say(f"Damaged on Drive, and left out: {'; '.join(returned.damaged)}.", "note")
     if copier.left:
         say(f"{len(copier.left)} older models stay on Drive until they are trained on.", "note")
-    (copier.start if is_new else copier.try_again)()
+    copier.start()
     return returned
 
 
@@ -176,23 +173,19 @@ def _on_its_own(name: str, result: Returned) -> Iterator[None]:
         result.failed.append(f"{name} ({getattr(error, 'strerror', None) or error})")
 
 
-def fetch_sentences(copier: DriveCopier | None, models: Sequence[Path]) -> list[tuple[str, str]]:
-    """Bring back those of `models` that are further on Drive than here; returns (sentence, status) of each."""
-    said = []
+def fetch_sentences(copier: DriveCopier | None, models: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Bring back those of `models` that are further on Drive than here; yields (sentence, status) of each."""
     for model in models if copier is not None else ():
         try:
             brought = copier.fetch(model)
         except (OSError, ValueError) as error:
             problem = f"{name_of(model)} could not be brought back from Drive: {problem_of(error)}."
-            said.append((f"{problem} To wait for it, press ■ and run the storage cell again.", "note"))
-            continue
-        if brought is None:
+            yield f"{problem} To wait for it, press ■ and run the storage cell again.", "note"
             continue
         if brought.damaged:
-            said.append((f"Damaged on Drive, and left out: {name_of(model)}/{', '.join(brought.damaged)}.", "note"))
+            yield f"Damaged on Drive, and left out: {name_of(model)}/{', '.join(brought.damaged)}.", "note"
         if brought.progress > run_copy.NOTHING:
-            said.append((f"{name_of(model)} {_state(model)}: brought back from your Drive and verified.", "ok"))
-    return said
+            yield f"{name_of(model)} {_state(model)}: brought back from your Drive and verified.", "ok"
 
 
 def newest_run(runs: Path) -> Path | None:

@@ -55,12 +55,12 @@ def test_what_would_take_long_waits_until_it_is_trained_on(copier):
     assert names(copier) == ["02_dailydialog/c/newllm"], "the newest always comes"
     a = copier.local / "01_pretrain" / "a" / "newllm"
     assert a in copier.left and len(copier.left) == 2
-    assert fetch_sentences(copier, [a]) == [
+    assert list(fetch_sentences(copier, [a])) == [
         ("01_pretrain/a/newllm is finished: brought back from your Drive and verified.", "ok")
     ]
     assert a.is_dir() and a not in copier.left
-    assert fetch_sentences(copier, [a, copier.local / "01_pretrain" / "new" / "newllm"]) == []
-    assert fetch_sentences(None, [a]) == []
+    assert list(fetch_sentences(copier, [a, copier.local / "01_pretrain" / "new" / "newllm"])) == []
+    assert list(fetch_sentences(None, [a])) == []
 
 
 def test_a_drive_that_fails_then_is_said_to(copier, monkeypatch):

@@ -59,10 +59,12 @@ class DriveCopier(TrainerCallback):
         self.numbers = itertools.count(1)
         self.left: set[Path] = set()  # runs that are further on Drive than here and were not brought back yet
         self.missed: set[Path] = set()  # runs whose newest checkpoint could not be set aside
+        self.thread = threading.Thread(target=self._run, name="copy-to-drive", daemon=True)
         shutil.rmtree(local / STAGING, ignore_errors=True)
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="copy-to-drive", daemon=True).start()
+        """Begin to copy; if that has begun already, what failed is tried again."""
+        (self.thread.start if self.thread.ident is None else self.try_again)()
 
     def copy_of(self, folder: Path) -> Path:
         return self.drive / folder.relative_to(self.local)
@@ -115,11 +117,11 @@ class DriveCopier(TrainerCallback):
             self.asked += 1
             self.condition.notify_all()
 
-    def fetch(self, run: Path) -> run_copy.BroughtBack | None:
-        """Bring a run back; None if its copy is not further. Raises OSError: nothing here has changed."""
+    def fetch(self, run: Path) -> run_copy.BroughtBack:
+        """Bring a run back, if its copy is further. Raises OSError: nothing here has changed."""
         here = run_copy.progress_here(run)
         if run_copy.progress_of_copy(self.copy_of(run)) <= here:
-            return None
+            return run_copy.BroughtBack()
         brought = run_copy.bring_back(self.copy_of(run), run, beyond=here)
         reference = run / REFERENCE_FOLDER  # the model that adapters are on, a run of its own inside theirs
         if brought.progress > here and self.copy_of(reference).is_dir():
