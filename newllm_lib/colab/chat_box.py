@@ -30,7 +30,6 @@ DISCLAIMER = (
     "This is a small language model, no assistant: it has learned what conversations sound like. It knows no facts, "
     "cannot look anything up and does not know you. What it says may be wrong or senseless, and is nobody's opinion."
 )
-REMARK = "Written by small language models; not to be relied on."
 
 
 class ChatBox:
@@ -45,10 +44,9 @@ class ChatBox:
         self.counts: dict[str, list[int]] = {}  # bytes held after each reply
         self.is_busy = self.is_stopped = False
         self.task: asyncio.Task | None = None
-        names = list(self.folders)
-        self.first = widgets.Dropdown(options=names, layout=widgets.Layout(width="150px"))
-        others = [NOBODY, *names]
-        self.second = widgets.Dropdown(options=others, value=[*names, NOBODY][1], layout=widgets.Layout(width="150px"))
+        names, narrow = list(self.folders), widgets.Layout(width="150px")
+        self.first = widgets.Dropdown(options=names, layout=narrow)
+        self.second = widgets.Dropdown(options=[NOBODY, *names], value=[*names, NOBODY][1], layout=narrow)
         self.choice = wrapping_row(widgets.HTML("<b>A</b>"), self.first, widgets.HTML("<b>B</b>"), self.second)
         self.choice.layout.display = None if len(names) > 1 else "none"
         self.text = widgets.Text(placeholder="Say something", layout=widgets.Layout(width="auto", flex="1 1 240px"))
@@ -197,17 +195,17 @@ class ChatBox:
 class SideBySide(ChatBox):
     """The same words to a tuned model and to its base, which is the same model with its adapters off."""
 
-    NAMES = ("base", "tuned")
     max_new_tokens = 100  # of each of two replies of a large model, maybe on a CPU
 
-    def spoken_to(self) -> tuple[str, ...]:
-        return self.NAMES
+    def __init__(self, folder: str | Path, seed: int | None = None):
+        super().__init__({"base": folder, "tuned": folder}, seed)
+        self.choice.layout.display = "none"
 
     def open_chats(self) -> dict[str, Chat]:
         if not self.chats:
             clear_device_cache(garbage_collection=True)  # the model that was trained may still be there
-            trained = open_model(*self.folders.values())
-            self.chats = {name: Chat(trained, seed=self.seed, base=name == "base") for name in self.NAMES}
+            trained = open_model(self.folders["tuned"])
+            self.chats = {name: Chat(trained, seed=self.seed, base=name == "base") for name in self.folders}
         return self.chats
 
 
@@ -225,7 +223,7 @@ def show_chat(folders: Sequence[str | Path], opening: str = "", before: Path | N
 @in_one_sentence()
 def show_side_by_side(folder: str | Path, opening: str = "") -> SideBySide:
     """Display base and tuned model side by side, with one exchange already made as in `show_chat`."""
-    box = _open(SideBySide({"tuned": folder}), opening)
+    box = _open(SideBySide(folder), opening)
     say("Base and tuned model hear the same: type above, then Send. A small model is no assistant.")
     return box
 
@@ -242,7 +240,8 @@ def _open(box: ChatBox, opening: str) -> ChatBox:
 def transcript_text(chats: Mapping[str, Chat], drawn: str) -> str:
     """Every model's conversation, one after the other; `drawn` says how replies are drawn."""
     now = datetime.datetime.now(datetime.timezone.utc)
-    text = f"A conversation of {now:%Y-%m-%d %H:%M} UTC ({drawn}). {REMARK}\n"
+    text = f"A conversation of {now:%Y-%m-%d %H:%M} UTC ({drawn}). "
+    text += "Written by small language models; not to be relied on.\n"
     for name, chat in chats.items():
         text += f"\n== {name}\n"
         if chat.memory is not None:

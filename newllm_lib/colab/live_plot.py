@@ -7,6 +7,7 @@ widgets that wait for the kernel, so everything happens in the trainer's own cal
 
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ class LiveDisplay:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, show: Callable | None = None):
         self.clock, self.png, self.drawing_seconds = clock, b"", 0.0
-        self.drawn_at = self.updated_at = clock()
+        self.drawn_at, self.updated_at = -math.inf, clock()
         self.handle = (show or functools.partial(display, display_id=True))(HTML(self.content()))
 
     def draw(self) -> None:
@@ -63,8 +64,8 @@ class LiveDisplay:
         self.drawing_seconds = self.drawn_at - started
 
     def may_draw(self) -> bool:
-        """True if drawing again leaves the training its share of the time."""
-        return self.clock() - self.drawn_at >= self.drawing_seconds / DRAWING_SHARE
+        """True if drawing again leaves the training its share of the time; so may the first picture."""
+        return self.clock() - self.drawn_at >= max(self.drawing_seconds / DRAWING_SHARE, INTERVAL_SECONDS)
 
     def is_due(self) -> bool:
         return self.clock() - self.updated_at >= INTERVAL_SECONDS
@@ -92,11 +93,6 @@ class LivePlot(LiveDisplay):
         model.at = TrainerState(global_step=updates, max_steps=updates, log_history=history)
         model.state = "finished"
         self.update(draw=True)
-
-    def may_draw(self) -> bool:
-        """As of any live display, not more often than the lines, and for the first curves in any case."""
-        waited = self.clock() - self.drawn_at >= INTERVAL_SECONDS
-        return self.drawn_entries == 0 or (waited and super().may_draw())
 
     def update(self, draw: bool = False) -> None:
         """Replace what is displayed; the picture is drawn only if there is something new to see."""
@@ -212,12 +208,10 @@ class LiveTraining:
         self.copier = drive_copier(self.folders[0])
         for sentence, status in fetch_sentences(self.copier, self.folders):
             say(sentence, status)
-        self.plot, self.unfinished = LivePlot(panel.models), []
-        for model, folder in self.runs.items():
-            if read_results(folder) is None:
-                self.unfinished.append(model)
-            else:
-                self.plot.add_finished(model, folder)
+        self.plot = LivePlot(panel.models)
+        self.unfinished = [model for model, folder in self.runs.items() if read_results(folder) is None]
+        for model in self.runs.keys() - self.unfinished:
+            self.plot.add_finished(model, self.runs[model])
         self.model = next(iter(self.unfinished), panel.models[0])  # the one that trains
 
     def callbacks(self, model: str) -> tuple[TrainerCallback, ...]:

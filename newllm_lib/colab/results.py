@@ -181,17 +181,16 @@ def show_progress(panel: SettingsPanel, folders: Sequence[Path]) -> None:
     for model, folder in zip(panel.models, folders, strict=True):
         after, start = checkpoint.read_results(checkpoint.check_model_folder(folder)), panel.start_model(model)
         now = f"{after['perplexity']:,.1f}"
-        if start is None:
-            sentences.append(f"{model}: perplexity {now} on held-out answers; it was new, so there is no before.")
-        else:
+        sentence = f"{model}: perplexity {now} on held-out answers; it was new, so there is no before."
+        if start is not None:
             trained = open_model(folder)
             # The tokens are the same: a model keeps its tokenizer. Its rows are as long as its own training made them.
             before = score(open_model(start), held_out_documents(trained, held_out_text(trained)))
             rows.append([f"{escape(model)} before", *metric_cells(before)])
             moved = "fell" if after["perplexity"] < before["perplexity"] else "rose"
-            was = f"{before['perplexity']:,.1f}"
-            sentences.append(f"{model}: perplexity on held-out answers {moved} from {was} to {now}.")
+            sentence = f"{model}: perplexity on held-out answers {moved} from {before['perplexity']:,.1f} to {now}."
         rows.append([f"<b>{escape(model)} after</b>", *metric_cells(after)])
+        sentences.append(sentence)
     display(HTML(table_html(rows, header=True, numbers=True)))
     say(" ".join(sentences))
 
@@ -297,11 +296,9 @@ def forgetting_figure(measured: dict[str, Any]) -> Figure:
         place = {"textcoords": "offset points", "ha": "center"}
         axes.annotate(words, (percent / 2, height), (0, 9), **place, color=colour, bbox=ground)
     axes.axvline(0, color=UNCHANGED, linewidth=1, zorder=0)
-    axes.set(
-        xlabel="bits that held-out text takes, against the base, in % (to the left is better)",
-        xlim=(low - room, high + room), ylim=(-0.5, len(KINDS) - 0.3),
-        yticks=range(len(KINDS)), yticklabels=list(reversed(KINDS.values())),
-    )  # fmt: skip
+    axes.set_xlabel("bits that held-out text takes, against the base, in % (to the left is better)")
+    axes.set_yticks(range(len(KINDS)), reversed(KINDS.values()))
+    axes.set(xlim=(low - room, high + room), ylim=(-0.5, len(KINDS) - 0.3))
     axes.grid(alpha=0.25, axis="x")
     axes.spines[["top", "right"]].set_visible(False)
     return figure

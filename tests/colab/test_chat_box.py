@@ -307,7 +307,7 @@ def test_a_conversation_is_saved_and_gone_on_from_in_another_session(runs):
 
 
 def test_base_and_tuned_hear_the_same_and_share_one_model(adapter_run):
-    box = SideBySide({"tuned": adapter_run}, seed=0)
+    box = SideBySide(adapter_run, seed=0)
     box.sampling.length.value = 12
     assert "Nothing has been said" in box.output.value and box.choice.layout.display == "none"
     say(box, "Hello")

@@ -68,16 +68,15 @@ def copy_checked(
     is in none of the `states` of a manifest, or the copy reads otherwise; OSError: the disk is full, gone."""
     target.parent.mkdir(parents=True, exist_ok=True)
     discard(target)  # it may be a link
-    digest, size, modified = hashlib.sha256(), 0, source.stat().st_mtime_ns
+    digest, modified = hashlib.sha256(), source.stat().st_mtime_ns
     with source.open("rb") as reader, target.open("wb") as writer:
         while chunk := reader.read(CHUNK_BYTES):
             digest.update(chunk)
             writer.write(chunk)
-            size += len(chunk)
             report(len(chunk))
         writer.flush()
         os.fsync(writer.fileno())
-    written = {"bytes": size, "sha256": digest.hexdigest(), "modified": modified}
+        written = {"bytes": writer.tell(), "sha256": digest.hexdigest(), "modified": modified}
     if states is not None:
         written = next((state for state in states if state["sha256"] == written["sha256"]), None)
         if written is None:
