@@ -84,8 +84,7 @@ def memory_html(chats: Mapping[str, Chat], counts: Mapping[str, Sequence[int]]) 
     held = {name: chat for name, chat in chats.items() if chat.state_bytes}
     parts, trails = [], []
     for name, chat in held.items():
-        verb = "" if parts else " remembers this conversation"
-        part = f"{spoken_name(name)}{verb} in {chat.state_bytes:,} bytes"
+        part = f"{spoken_name(name)}{'' if parts else ' remembers this conversation'} in {chat.state_bytes:,} bytes"
         if not chat.is_recurrent:
             part += " and growing"
             if chat.stream.dropped:
@@ -93,9 +92,9 @@ def memory_html(chats: Mapping[str, Chat], counts: Mapping[str, Sequence[int]]) 
         elif len(held) == 1:
             part += ", however long it gets"
         parts.append(part)
-        if len(count := counts.get(name, ())) > 1:
-            newest = " → ".join(f"{held_then:,}" for held_then in count[-MOST_COUNTS:])
-            trails.append(f"{spoken_name(name)} {'… ' if len(count) > MOST_COUNTS else ''}{newest}")
+        if len(all_counts := counts.get(name, ())) > 1:
+            newest = " → ".join(f"{count:,}" for count in all_counts[-MOST_COUNTS:])
+            trails.append(f"{spoken_name(name)} {'… ' if len(all_counts) > MOST_COUNTS else ''}{newest}")
     if not parts:
         return ""
     trail = small_html(f"Reply by reply: {escape('; '.join(trails))}.") if trails else ""

@@ -176,9 +176,7 @@ def read_card(folder: Path) -> dict[str, str]:
     metrics = {name: rows[name] for name in checkpoint.read_results(folder) or () if name in rows}
     missing = [name for name in texts if "(licence: " not in rows.get(name, "")] + ["metrics"] * (not metrics)
     if missing:
-        raise InputError(
-            f"{str(path)!r} does not say everything that a user of the model has to know ({', '.join(missing)}); "
-            "delete results.json beside it and run the training again, which then only scores the model.",
-            "NL-404",
-        )
+        problem = f"does not say everything that a user of the model has to know ({', '.join(missing)})"
+        remedy = "delete results.json beside it and run the training again, which then only scores the model"
+        raise InputError(f"{str(path)!r} {problem}; {remedy}.", "NL-404")
     return {name: rows[name] for name in texts} | metrics

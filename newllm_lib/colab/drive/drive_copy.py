@@ -85,8 +85,7 @@ class DriveCopier(TrainerCallback):
             return
         self.missed.discard(run)
         with self.condition:
-            replaced = self.jobs.get(run)
-            self.jobs[run] = staged
+            replaced, self.jobs[run] = self.jobs.get(run), staged
             self.condition.notify_all()
         if replaced is not None:
             shutil.rmtree(replaced.parent, ignore_errors=True)
@@ -108,8 +107,9 @@ class DriveCopier(TrainerCallback):
         wanted = self.asked
         while True:
             with self.condition:
-                if self.condition.wait_for(lambda: self.answered >= wanted, 0.5):
+                if self.answered >= wanted:
                     return not (self.problem or self.missed)
+                self.condition.wait(0.5)
             tell()
 
     def try_again(self) -> None:
@@ -183,13 +183,12 @@ class DriveCopier(TrainerCallback):
 
     def _settled_folders(self) -> Iterator[tuple[Path, list[str]]]:
         """(folder, names of its files, the results last), but for runs under way, whose files belong to their
-        checkpoints. A sweep is none, its trials are."""
+        checkpoints. A sweep is none, its trials are. A link that leads nowhere is no file."""
         for path, folders, names in os.walk(self.local):
             folders[:] = [f for f in sorted(folders) if not f.startswith(".") and not CHECKPOINT_NAME.fullmatch(f)]
             if SETTINGS_FILE not in names or {RESULTS_FILE, TRIALS_FILE} & set(names):
-                files = (name for name in names if not name.startswith(".") and name != run_copy.MANIFEST_FILE)
-                names = [name for name in files if (Path(path) / name).is_file()]  # no link that leads nowhere
-                yield Path(path), sorted(names, key=lambda name: (name == RESULTS_FILE, name))
+                files = [n for n in names if n[0] != "." and n != run_copy.MANIFEST_FILE and (Path(path) / n).is_file()]
+                yield Path(path), sorted(files, key=lambda name: (name == RESULTS_FILE, name))
 
 
 def callbacks_for(copier: DriveCopier | None) -> tuple[TrainerCallback, ...]:

@@ -229,8 +229,8 @@ def copy_checkpoint(run: Path, copy: Path, checkpoint: Path, report: Report = la
     """Bring the copy of a run up to a complete checkpoint and the best one beside it. The best and the last two stay
     there. Raises OSError: nothing was lost."""
     tidy(copy)
-    there_already = (run_folder.SETTINGS_FILE, METRICS_FILE, CURVES_FILE)  # the other files are still to come
-    update_files(run, copy, [name for name in there_already if (run / name).is_file()])
+    names = (run_folder.SETTINGS_FILE, METRICS_FILE, CURVES_FILE)  # the other files of a run are still to come
+    update_files(run, copy, [name for name in names if (run / name).is_file()])
     for path in with_best(checkpoint):
         if changed_files(path, copy / path.name, names_in(path)):
             copy_folder(path, copy / path.name, report)
