@@ -100,8 +100,7 @@ class ChatBox:
             await asyncio.sleep(0)
 
     def stop(self) -> None:
-        """What has been said so far is kept."""
-        self.is_stopped = True
+        self.is_stopped = True  # what has been said so far is kept
 
     def _exchange(self, said: str) -> Iterator[None]:
         """Say the same to all who are spoken to, and show the replies as they grow, a piece of each in turn."""

@@ -51,10 +51,9 @@ class SamplingSliders:
         return {"max_new_tokens": length, "temperature": temperature, "top_p": top_p, "repetition_penalty": penalty}
 
     def sentence(self) -> str:
-        values = self.values()
-        penalty = "as trained" if values["repetition_penalty"] is None else f"{values['repetition_penalty']:g}"
-        drawn = f"temperature {values['temperature']:g}, top-p {values['top_p']:g}"
-        return f"{drawn}, at most {values['max_new_tokens']} tokens, repetition penalty {penalty}"
+        length, temperature, top_p, penalty = self.values().values()
+        told = "as trained" if penalty is None else f"{penalty:g}"
+        return f"temperature {temperature:g}, top-p {top_p:g}, at most {length} tokens, repetition penalty {told}"
 
 
 def labelled(widget: widgets.Widget, label: str, text: str) -> widgets.Widget:

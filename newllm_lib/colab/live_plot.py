@@ -136,13 +136,11 @@ class ModelProgress(TrainerCallback):
         self.plot, self.name, self.state = plot, name, "waiting"
         self.at = TrainerState()  # its trainer's own from the beginning of its training
         self.per_second, self.unit = 0.0, "tokens"  # or examples, where these have lengths of their own
-        self.seconds_left: float | None = None
-        self.saved_at: float | None = None
+        self.seconds_left = self.saved_at = None  # numbers, once they are known
         self.on_drive: Callable[[], tuple[str, bool]] = lambda: ("", False)  # `DriveCopier.status`, where there is one
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.first_update = self.plot.clock(), state.global_step
-        self.evaluation_seconds = 0.0
+        self.started, self.first_update, self.evaluation_seconds = self.plot.clock(), state.global_step, 0.0
         self.at, self.state = state, LEARNS_ANSWERS if isinstance(args, ReferenceArguments) else "training"
         if isinstance(args, TrainingArguments) and not isinstance(args, StageArguments):  # TRL's, for preferences
             self.unit = "pairs"
@@ -229,12 +227,10 @@ class LiveTraining:
 
     def on_drive(self) -> str:
         """Wait for the last copy; returns the outcome, as a sentence after a blank."""
-        state = self.plot.models[self.model].state
-
-        def tell() -> None:
-            self.plot.set_state(self.model, f"{state}, {self.copier.status(self.runs[self.model])[0]}")
-
-        sentence = wait_for_drive(self.copier, tell)
+        state, run = self.plot.models[self.model].state, self.runs[self.model]
+        sentence = wait_for_drive(
+            self.copier, lambda: self.plot.set_state(self.model, f"{state}, {self.copier.status(run)[0]}")
+        )
         self.plot.set_state(self.model, state)
         return sentence
 

@@ -285,8 +285,7 @@ def forgetting_figure(measured: dict[str, Any]) -> Figure:
     low, high = min(0, *changes.values()), max(0, *changes.values())
     # The base in view, with room for words beside it; a change of next to nothing looks like it.
     room = 0.4 * max(max(changes.values()) - low, 2.0)
-    for height, kind in enumerate(reversed(KINDS)):
-        percent = changes[kind]
+    for height, (kind, percent) in enumerate(reversed(changes.items())):
         colour = UNCHANGED if abs(percent) < 100 * NO_CHANGE else BETTER if percent < 0 else WORSE
         axes.annotate("", (percent, height), (0, height), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 3})
         axes.plot(0, height, marker="o", markersize=7, markerfacecolor="white", color=UNCHANGED)
@@ -297,7 +296,7 @@ def forgetting_figure(measured: dict[str, Any]) -> Figure:
         axes.annotate(words, (percent / 2, height), (0, 9), **place, color=colour, bbox=ground)
     axes.axvline(0, color=UNCHANGED, linewidth=1, zorder=0)
     axes.set_xlabel("bits that held-out text takes, against the base, in % (to the left is better)")
-    axes.set_yticks(range(len(KINDS)), reversed(KINDS.values()))
+    axes.set_yticks(range(len(KINDS)), list(reversed(KINDS.values())))
     axes.set(xlim=(low - room, high + room), ylim=(-0.5, len(KINDS) - 0.3))
     axes.grid(alpha=0.25, axis="x")
     axes.spines[["top", "right"]].set_visible(False)
@@ -313,9 +312,7 @@ def forgetting_verdict(measured: dict[str, Any]) -> str:
         return f"takes {abs(share):.1%} {'more' if share > 0 else 'fewer'} bits than before"
 
     new, old = (change(measured, kind) for kind in KINDS)
-    learned = "Learned" if new < 0 else "Nothing was learned"
-    if abs(new) < NO_CHANGE:
-        learned = "Hardly anything was learned"
+    learned = "Hardly anything was learned" if abs(new) < NO_CHANGE else "Learned" if new < 0 else "Nothing was learned"
     forgotten = "Forgotten" if old >= NO_CHANGE else "Nothing was forgotten"
     distance = measured["general_text"]["after"]["kl_to_base"]
     return (

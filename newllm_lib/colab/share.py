@@ -70,8 +70,8 @@ def write_zip(run: Path, archive: Path) -> Path:
         with zipfile.ZipFile(partial, "w", strict_timestamps=False) as packed:
             for path in sorted(run.rglob("*")):
                 if path.is_file() and not any(map(is_left_out, path.relative_to(run).parts)):
-                    gets_smaller = path.suffix not in {".safetensors", ".png"}
-                    packing = zipfile.ZIP_DEFLATED if gets_smaller else zipfile.ZIP_STORED
+                    # These do not get smaller by being packed.
+                    packing = zipfile.ZIP_STORED if path.suffix in {".safetensors", ".png"} else zipfile.ZIP_DEFLATED
                     packed.write(path, path.relative_to(run.parent), packing)
         return partial.replace(archive)
     finally:

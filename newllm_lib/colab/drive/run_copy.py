@@ -213,10 +213,8 @@ def progress_here(folder: Path) -> float:
 
 def progress_of_copy(copy: Path) -> float:
     """How far the copy of a run says that it is; what it says has yet to be verified."""
-    if run_folder.RESULTS_FILE in read_manifest(copy):
-        return FINISHED
-    checkpoints = reversed(run_folder.numbered_checkpoints(copy))
-    return next((step for step, path in checkpoints if (path / MANIFEST_FILE).is_file()), NOTHING)
+    steps = [step for step, path in run_folder.numbered_checkpoints(copy) if (path / MANIFEST_FILE).is_file()]
+    return FINISHED if run_folder.RESULTS_FILE in read_manifest(copy) else max(steps, default=NOTHING)
 
 
 def with_best(checkpoint: Path) -> list[Path]:
