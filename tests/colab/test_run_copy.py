@@ -169,6 +169,15 @@ def test_a_damaged_checkpoint_is_copied_again_when_it_is_passed(run, copy):
     assert bring_back(copy, run.parent / "back").progress == 30
 
 
+def test_a_damaged_checkpoint_is_mended_by_the_same_one_learned_again(run, copy):
+    """On a CPU what is learned again is the same to the bit: its time tells that it has yet to be copied."""
+    save(run, copy, 10, 10)
+    damage(copy / "checkpoint-10" / "optimizer.pt")
+    (run / "checkpoint-10" / "optimizer.pt").touch()
+    copy_checkpoint(run, copy, run / "checkpoint-10")
+    assert bring_back(copy, run.parent / "back").progress == 10
+
+
 def test_leftovers_of_a_killed_session_are_removed(run, copy):
     save(run, copy, 10, 10)
     left = copy / ".checkpoint-15.partial"
