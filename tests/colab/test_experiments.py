@@ -127,9 +127,9 @@ def comes_back_from_drive(folder, tmp_path):
     copier.work()
     assert not copier.problem
     elsewhere = DriveCopier(tmp_path / "new machine", tmp_path / "drive")
-    returned = bring_back_runs(elsewhere, lambda name: None)
+    models, damaged, _ = bring_back_runs(elsewhere, lambda name: None)
     there = elsewhere.local / folder.relative_to(copier.local)
-    assert len(returned.models) == 2 and not returned.damaged
+    assert len(models) == 2 and not damaged
     names = ("trials.jsonl", "best.json", "settings.json", "trial-002/adapter_model.safetensors")
     assert all(contents(there)[name] == contents(folder)[name] for name in names)
     assert run_sentence(there).endswith("2 of 2 trials are finished") and not is_finished(there)

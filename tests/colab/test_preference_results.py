@@ -108,7 +108,7 @@ def test_a_chosen_answer_that_becomes_less_likely_is_told_in_the_plot(monkeypatc
     plot = LivePlot(["tuned"], show=page.show)
     first = {"step": 0, "eval_chosen_logp": -50.0, "eval_margin": 0.0}
     for later, is_told in ((-50.2, False), (-60.0, True)):
-        plot.models["tuned"].history = [first, {"step": 5, "eval_chosen_logp": later, "eval_margin": 2.0}]
+        plot.models["tuned"].at.log_history = [first, {"step": 5, "eval_chosen_logp": later, "eval_margin": 2.0}]
         plot.update()
         assert ("have become less likely" in page.contents[-1]) == is_told
     text = plain(page.contents[-1])

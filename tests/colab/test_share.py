@@ -128,7 +128,7 @@ def test_the_hub_is_asked_only_when_a_repository_is_named(folders, page, monkeyp
 
 
 def test_the_button_lets_go_of_the_models(folders, page):
-    box = ChatBox(folders, seed=1)
+    box = ChatBox({folder.name: folder for folder in folders}, seed=1)
     model = weakref.ref(next(iter(box.open_chats().values())).model)
     sys.last_value = SimpleNamespace(model=model())  # as a traceback holds the frames of a training that was stopped
     share.offer_release(box)
