@@ -22,7 +22,7 @@ from ..page.languages import LANGUAGES, text, use_language
 from ..page.notices import error_html, in_one_sentence, say
 from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
 from ..storage import drive_copier
-from .controls import PRESET_TITLES, in_the_panels_words, make_control, metadata_of, settings_fields
+from .controls import PRESET_TITLES, in_the_panels_words, make_control, metadata_of, relabel, settings_fields
 from .estimate import MeasuredUpdate, count_model
 from .lookups import data_identity, dataset_of_file, file_identity, finished_runs, resolve_source, start_sentence
 from .stage import NotebookStage
@@ -128,16 +128,16 @@ class SettingsPanel:
     def arguments(self, model_type: str) -> Any:
         """The settings of one model's run, and its folder. Raises InputError: as they stand they cannot be run."""
         values = self.values()
-        values |= self._resolved(values)
-        values["preset"] = self.preset.value
+        values |= {**self._resolved(values), "preset": self.preset.value, "output_dir": str(self.output_dir)}
         if "model_type" in {field.name for field in dataclasses.fields(self.stage.arguments)}:
             values["model_type"] = model_type
         if (start := self.start_model(model_type)) is not None:
             values["model"] = str(start)
         elif values.get("num_layers") is not None and values["num_parameters"] is None:
             # Given layers change the default New-LLM's size, which the library would not match with the others.
-            values["num_parameters"] = count_model(self._build({**values, "model_type": self.models[0]}))
-        args = self._build(values)
+            default = self.stage.arguments(**{**values, "model_type": self.models[0]})
+            values["num_parameters"] = count_model(default)
+        args = self.stage.arguments(**values)
         found = self.stage.resolve(args)
         # Only what the panel offers and presets set: another release of transformers brings other fields. What is left
         # to each model, such as its learning rate, does not part the models of a run.
@@ -164,26 +164,15 @@ class SettingsPanel:
     def _source(self, values: dict[str, Any]) -> tuple[str, str]:
         return resolve_source(self.stage.dataset, values["data_source"], values["data"], values["eval_data"])
 
-    def _build(self, values: dict[str, Any]) -> Any:
-        try:
-            return self.stage.arguments(**values, output_dir=str(self.output_dir))
-        except InputError:
-            raise
-        except (ValueError, TypeError) as error:  # transformers' own checks
-            raise InputError(" ".join(str(error).split())) from error
-
     def _speak(self) -> None:
         use_language(self.language.value)
-        preset, start = self.preset.value, self.start.value
         self._filling = True  # new names for the choices set them back for a moment
         try:
             for control in self.controls.values():
                 control.speak()
-            self.preset.options = [(text(self.preset_titles[name]), name) for name in self.presets]
-            self.preset.value = preset
+            relabel(self.preset, [(text(self.preset_titles[name]), name) for name in self.presets])
             new = text("nothing: train new models")
-            self.start.options = [("/".join(Path(run).parts[-2:]) if run else new, run) for run in self.starts]
-            self.start.value = start
+            relabel(self.start, [("/".join(Path(run).parts[-2:]) if run else new, run) for run in self.starts])
         finally:
             self._filling = False
         for group, column in self.columns.items():
