@@ -156,28 +156,28 @@ def test_what_the_model_cannot_do_is_said_in_the_panels_words(runs, chat_model):
 
 
 def test_which_chat_model_is_taken(runs, monkeypatch):
-    assert choose_model("some/where", "hub", runs).model == "some/where", "what is named is not doubted here"
-    assert choose_model(None, "offline", runs).model is None
+    assert choose_model("some/where", "hub", runs)[0] == "some/where", "what is named is not doubted here"
+    assert choose_model(None, "offline", runs)[0] is None
     made = finish_chat_model(runs, "06_chat_model/smoke")
-    assert choose_model(None, "offline", runs).model == str(made)
+    assert choose_model(None, "offline", runs)[0] == str(made)
     finish_chat_model(runs, "01_pretrain/quick-1")
     instructed = finish_chat_model(runs, "03_dolly/quick-1", "newllm")
     assert found_models(runs) == [instructed, made], "a model of notebook 1 is no chat model"
     talks = finish_chat_model(runs, "02_dailydialog/quick-1")
-    choice = choose_model(None, "offline", runs)
-    assert choice.model == str(talks) and "02_dailydialog/quick-1/tiny-gpt2" in choice.note
+    chosen, how = choose_model(None, "offline", runs)
+    assert chosen == str(talks) and "02_dailydialog/quick-1/tiny-gpt2" in how
 
     def unreachable(model, offline=False):
         raise InputError(f"model {model!r} could not be had from the hub (no connection); check the network.")
 
     monkeypatch.setattr(lookups, "base_named", unreachable)
-    choice = choose_model(None, "auto", runs)
-    assert choice.model == str(talks) and "no connection" in choice.note and "check" not in choice.note
+    chosen, how = choose_model(None, "auto", runs)
+    assert chosen == str(talks) and "no connection" in how and "check" not in how
     with pytest.raises(InputError, match="could not be had from the hub"):
         choose_model(None, "hub", runs)
     dialogpt = BaseModel("DialoGPT-small", "microsoft/DialoGPT-small", "x@0", "MIT")
     monkeypatch.setattr(lookups, "base_named", lambda model: dialogpt)
-    assert choose_model(None, "auto", runs).model == choose_model(None, "file", runs).model == dialogpt.path
+    assert choose_model(None, "auto", runs)[0] == choose_model(None, "file", runs)[0] == dialogpt.path
 
 
 def test_without_any_chat_model_one_is_trained_and_said_to_be_small(runs, monkeypatch):

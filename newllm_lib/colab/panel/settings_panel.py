@@ -128,7 +128,7 @@ class SettingsPanel:
     def arguments(self, model_type: str) -> Any:
         """The settings of one model's run, and its folder. Raises InputError: as they stand they cannot be run."""
         values = self.values()
-        values |= {**self._resolved(values), "preset": self.preset.value, "output_dir": str(self.output_dir)}
+        values |= {**self._settled(values)[0], "preset": self.preset.value, "output_dir": str(self.output_dir)}
         if "model_type" in {field.name for field in dataclasses.fields(self.stage.arguments)}:
             values["model_type"] = model_type
         if (start := self.start_model(model_type)) is not None:
@@ -143,7 +143,7 @@ class SettingsPanel:
         # to each model, such as its learning rate, does not part the models of a run.
         ran = args.run_settings()
         settings = {name: None if value is None else ran[name] for name, value in values.items() if name in ran}
-        settings |= {"batch": args.effective_batch_size, "model_type": None, "text": self._identity(args), **found}
+        settings |= {"batch": args.effective_batch_size, "model_type": None, "text": data_identity(args), **found}
         if self.start_run is not None:
             weights = [self.start_model(model) / "model.safetensors" for model in self.models]
             settings["starts"] = [file_identity(str(path)) for path in weights]
@@ -151,18 +151,13 @@ class SettingsPanel:
         args.output_dir = str(self.output_dir / f"{self.preset.value}-{digest}" / model_type)
         return args
 
-    def _resolved(self, values: dict[str, Any]) -> dict[str, Any]:
-        """What the settings that leave a choice come to."""
-        found = {"data_source": self._source(values)[0]}
+    def _settled(self, values: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        """(what the settings that leave a choice come to, what the user should know about it)."""
+        source, note = resolve_source(self.stage.dataset, values["data_source"], values["data"], values["eval_data"])
+        found = {"data_source": source}
         if "dataset" in values and values["data"] is not None:
             found["dataset"] = dataset_of_file(self.stage.dataset, values["data"])
-        return found
-
-    def _identity(self, args: Any) -> str:
-        return data_identity(args, self.stage.dataset)
-
-    def _source(self, values: dict[str, Any]) -> tuple[str, str]:
-        return resolve_source(self.stage.dataset, values["data_source"], values["data"], values["eval_data"])
+        return found, note
 
     def _speak(self) -> None:
         use_language(self.language.value)
@@ -243,7 +238,7 @@ class SettingsPanel:
         try:
             arguments = {model: self.arguments(model) for model in self.models}
             parts = self.stage.phrases(arguments, self.measured)
-            _, note = self._source(self.values())
+            _, note = self._settled(self.values())
         except InputError as error:
             return error_html(error, in_the_panels_words)
         folder, state = self._state(Path(arguments[self.models[0]].output_dir))
