@@ -57,8 +57,11 @@ class SettingsPanel:
         # The model to go on with is chosen among the finished runs.
         hidden = {*stage.fixed, *stage.hidden, *(["model"] if stage.continues else [])}
         fields = [field for field in settings_fields(stage.arguments) if field.name not in hidden]
-        presets = {f.name: [preset[f.name] for preset in self.presets.values() if f.name in preset] for f in fields}
-        self.controls = {field.name: make_control(field, presets[field.name]) for field in fields}
+        self.controls, boxes = {}, {}  # by field; their boxes by group
+        for field in fields:
+            of_presets = [preset[field.name] for preset in self.presets.values() if field.name in preset]
+            control = self.controls[field.name] = make_control(field, of_presets)
+            boxes.setdefault(metadata_of(field)["group"], [widgets.HTML()]).append(control.box)
         self.defaults = {name: control.value for name, control in self.controls.items()}
         self.starts = [*map(str, finished_runs(runs, stage.continues, self.models)), FROM_SCRATCH]
         wide = widgets.Layout(width="auto", flex="1 1 240px")
@@ -71,10 +74,6 @@ class SettingsPanel:
         self.line = html_widget()
         # Three columns where there is room.
         column = widgets.Layout(flex="1 1 290px", min_width="270px", margin="4px 16px 8px 0")
-        boxes: dict[str, list[widgets.Widget]] = {}
-        for field in fields:
-            group = boxes.setdefault(metadata_of(field)["group"], [widgets.HTML()])
-            group.append(self.controls[field.name].box)
         self.columns = {group: widgets.VBox(parts, layout=column) for group, parts in boxes.items()}
         self.titles = {name: widgets.HTML() for name in ("preset", "go on from")}
         lines = [[self.language], [self.titles["preset"], self.preset, self.reset]]
@@ -162,14 +161,12 @@ class SettingsPanel:
     def _speak(self) -> None:
         use_language(self.language.value)
         self._filling = True  # new names for the choices set them back for a moment
-        try:
-            for control in self.controls.values():
-                control.speak()
-            relabel(self.preset, [(text(self.preset_titles[name]), name) for name in self.presets])
-            new = text("nothing: train new models")
-            relabel(self.start, [("/".join(Path(run).parts[-2:]) if run else new, run) for run in self.starts])
-        finally:
-            self._filling = False
+        for control in self.controls.values():
+            control.speak()
+        relabel(self.preset, [(text(self.preset_titles[name]), name) for name in self.presets])
+        new = text("nothing: train new models")
+        relabel(self.start, [("/".join(Path(run).parts[-2:]) if run else new, run) for run in self.starts])
+        self._filling = False
         for group, column in self.columns.items():
             column.children[0].value = f'<div style="{GROUP_STYLE}">{escape(text(group))}</div>'
         for name, title in self.titles.items():
@@ -201,18 +198,16 @@ class SettingsPanel:
                 self._fill({name: os.environ[variable]})
 
     def _fill(self, values: dict[str, Any]) -> None:
-        self._filling = True
-        try:
-            for name, value in values.items():
-                if name in self.controls:
-                    self.controls[name].set(value)
-        finally:
-            self._filling = False
+        for name, value in values.items():
+            if name in self.controls:
+                self.controls[name].set(value)
 
     def _apply_preset(self) -> None:
         """The preset's values, but for where text and models come from."""
         values = {**self.defaults, **self.presets[self.preset.value]}
+        self._filling = True
         self._fill({name: value for name, value in values.items() if name not in NOT_OF_A_PRESET})
+        self._filling = False
         self.refresh()
 
     def refresh(self) -> None:
