@@ -175,10 +175,10 @@ def test_what_helps_is_told(provoked, tmp_path):
 
     told = report_on(provoked["a name"])
     assert "InputError [NL-402] A file cannot be read as what it should be. Setting: data.\n" in told
-    assert "  newllm_lib/data/files.py:" in told and " in check_file\n" in told
+    assert "  newllm_lib.data.files:" in told and " in check_file\n" in told
     assert "FileNotFoundError [NL-901] A fault of ours. System error: ENOENT.\n" in report_on(provoked["an open file"])
-    assert "  json/decoder.py:" in report_on(provoked["json"])
-    assert "  torch/nn/modules/module.py:" in report_on(provoked["names of weights"])
+    assert "  json.decoder:" in report_on(provoked["json"])
+    assert "  torch.nn.modules.module:" in report_on(provoked["names of weights"])
     assert kind_of(provoked["a class of the user's"]) == "KeyError"
     assert "RuntimeError [NL-901]" in report_on(provoked["one error for another"])
     assert "KeyError [NL-901]" in report_text()
