@@ -2,7 +2,7 @@
 and the best settings, which notebook 6 takes."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from IPython.display import HTML, display
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from transformers import TrainerCallback
@@ -223,11 +223,8 @@ def _logarithmic(title: str, values: Sequence[float], low: float, high: float) -
     marks = [float(f"{digit}e{power}") for power in range(-12, 4) for digit in (1, 2, 5)]
     inside = [mark for mark in marks if low * (1 - 1e-9) <= mark <= high * (1 + 1e-9)]
     inside = inside[:: math.ceil(len(inside) / TICKS)] or [low]
-
-    def height(value: float) -> float:
-        return math.log(value / low) / (math.log(high / low) or 1.0)
-
-    return title, list(map(height, values)), {height(mark): f"{mark:g}" for mark in inside}
+    heights, places = (LogNorm(low, high)(numbers).tolist() for numbers in (values, inside))
+    return title, heights, {place: f"{mark:g}" for place, mark in zip(places, inside, strict=True)}
 
 
 def _categories(title: str, values: Sequence[Any], choices: Sequence[Any]) -> Axis:
@@ -292,24 +289,18 @@ class LiveTrials(LiveDisplay, TrainerCallback):
 
 def trial_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """A line per trial, the best one bold: settings, state, metrics. A row that runs has "doing", too."""
-    best = best_trial(rows)
-
-    def cells_of(row: dict[str, Any], names: Iterable[str]) -> list[str]:
-        return [escape(format(row[name], FORMS.get(name, ""))) if name in row else "" for name in names]
-
-    lines = [["trial", *SEARCHED.values(), "", *METRICS.values()]]
+    lines, best = [["trial", *SEARCHED.values(), "", *METRICS.values()]], best_trial(rows)
     for row in rows:
-        cells = [str(row["trial"]), *cells_of(row, SEARCHED), _state(row), *cells_of(row, METRICS)]
+        state = mark_html("ok")
+        if row["state"] == "failed":
+            state = f"{mark_html('fail')} {escape(row['error'])}"
+        elif row["state"] == "running":
+            state = f'<span style="white-space:nowrap">{escape(row["doing"])}</span>'
+        shown = {name: escape(format(row[name], FORMS.get(name, ""))) for name in {*SEARCHED, *METRICS} & row.keys()}
+        settings, metrics = ([shown.get(name, "") for name in names] for names in (SEARCHED, METRICS))
+        cells = [str(row["trial"]), *settings, state, *metrics]
         if row is best:
             cells = [f"<b>{cell}</b>" for cell in cells]
             cells[0] += "&nbsp;<b>best</b>"
         lines.append(cells)
     return lines
-
-
-def _state(row: dict[str, Any]) -> str:
-    if row["state"] == "finished":
-        return mark_html("ok")
-    if row["state"] == "failed":
-        return f"{mark_html('fail')} {escape(row['error'])}"
-    return f'<span style="white-space:nowrap">{escape(row["doing"])}</span>'
