@@ -78,8 +78,8 @@ def live_experiments(panel: SweepPanel) -> Iterator[tuple[TrainerCallback, ...]]
         finally:
             panel.refresh()  # its line says how many trials are finished
         live.tell("", draw=True)
-        rows = read_trials(folder)
-        done = f"All {len(rows)} trials were finished before" if rows == before else f"{len(rows)} trials are finished"
+        count, is_new = len(live.rows), live.rows != before
+        done = f"{count} trials are finished" if is_new else f"All {count} trials were finished before"
         say(f"{done}; everything is in {folder}.{wait_for_drive(copier, lambda: None)}")
 
 
@@ -91,8 +91,8 @@ def show_experiments(panel: SweepPanel, folder: str | Path) -> Path:
     best = best_trial(rows)
     if best is None:
         raise InputError(f"no trial in {folder.name} is finished: run the cell above again.", "NL-404")
-    margins = margins_figure(rows, margin_histories(folder, rows))
-    figures = coordinates_figure(panel.arguments(panel.models[0]), rows), margins
+    coordinates = coordinates_figure(panel.arguments(panel.models[0]), rows)
+    figures = coordinates, margins_figure(rows, margin_histories(folder, rows))
     for figure, (name, what) in zip(figures, PICTURES.items(), strict=True):
         display(HTML(figure_html(figure, what, folder / name)))
     display(HTML(table_html(trial_cells(by_merit(rows)), header=True)))

@@ -1,6 +1,5 @@
 """What notebooks 6 and 7 say of minutes and disk, against the pairs and the runs themselves."""
 
-import dataclasses
 import re
 from html import unescape
 
@@ -64,7 +63,7 @@ def test_minutes_are_told_once_updates_are_measured(runs, make, stage):
     assert panel.measured.keys() == {"answers", "pairs"}
     length = round(sequence_tokens(panel.arguments("tuned")))
     assert panel.measured["pairs"].tokens == 8 * length, "four pairs"
-    slow = dataclasses.replace(panel.measured["pairs"], seconds=60.0)
+    slow = panel.measured["pairs"]._replace(seconds=60.0)
     panel.measured = panel.measured | {"pairs": slow}
     set_to(panel, "max_steps", 50)
     trials = panel.controls["trials"].value if make is SweepPanel else 1

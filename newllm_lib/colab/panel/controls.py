@@ -62,12 +62,11 @@ BY_EPOCHS = "by epochs"  # what max_steps shows when it does not decide
 class Control:
     field: dataclasses.Field
     widget: widgets.Widget
-    kind: type
-    optional: bool
     placeholder: str = ""  # what an empty text field says, in English
 
     def __post_init__(self):
         self.name = self.field.name
+        self.kind, self.optional = _plain_type(self.field)
         self.box = widgets.VBox([html_widget(), self.widget], layout=widgets.Layout(width="auto"))
 
     @property
@@ -171,7 +170,7 @@ def settings_fields(arguments_class: type) -> list[dataclasses.Field]:
 
 def make_control(field: dataclasses.Field, extra_values: Iterable[Any] = ()) -> Control:
     """The control of one field. A slider of steps also has the `extra_values`, such as those of presets."""
-    kind, optional = _plain_type(field)
+    kind = _plain_type(field)[0]
     control, layout = Control, widgets.Layout(width="auto", min_width="0")
     if field.name in RANGES:
         control, steps = RangeControl, _labelled(field.name, log_steps(*RANGES[field.name], float))
@@ -186,11 +185,11 @@ def make_control(field: dataclasses.Field, extra_values: Iterable[Any] = ()) -> 
         options = _labelled(field.name, get_args(field.type))
         widget = widgets.Dropdown(options=options, value=field.default, layout=layout)
     else:
-        widget = _slider(field, kind, optional, extra_values)
+        widget = _slider(field, extra_values)
     # ipywidgets 7 knows tooltips of buttons only, and the page fails to show a box that has one.
     if widget.has_trait("tooltip") and not isinstance(widget, widgets.Box):
         widget.tooltip = f"--{field.name}"
-    made = control(field, widget, kind, optional, PLACEHOLDERS.get(field.name, PATH))
+    made = control(field, widget, PLACEHOLDERS.get(field.name, PATH))
     if control is not Control:  # what is searched has no widget that can be made at its default
         made.set(field.default)
     return made
@@ -207,8 +206,8 @@ def label_of(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 
-def _slider(field: dataclasses.Field, kind: type, optional: bool, extra_values: Iterable[Any]) -> widgets.Widget:
-    metadata, common = metadata_of(field), slider_options()
+def _slider(field: dataclasses.Field, extra_values: Iterable[Any]) -> widgets.Widget:
+    (kind, optional), metadata, common = _plain_type(field), metadata_of(field), slider_options()
     low, high = metadata["low"], metadata["high"]
     if metadata.get("log") or optional or "steps" in metadata:
         usual = log_steps(low, high, kind) if metadata.get("log") else range(int(low), int(high) + 1)

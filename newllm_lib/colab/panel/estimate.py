@@ -7,9 +7,8 @@ import math
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -41,8 +40,7 @@ PROBE_TOKENS, PROBE_SECONDS = 128, 0.4  # what takes less is measured again, on 
 SAMPLED_PAIRS = 1000
 
 
-@dataclass(frozen=True)
-class DataSize:
+class DataSize(NamedTuple):
     """Bytes of a training split and, where examples are conversations, their number."""
 
     bytes: int
@@ -60,8 +58,7 @@ DATA_SIZES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class MeasuredUpdate:
+class MeasuredUpdate(NamedTuple):
     """One update on this machine."""
 
     seconds: float

@@ -32,12 +32,6 @@ OFFLINE_CONFIG = {
     "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar": 256,
 }  # fmt: skip
 SMALL_FOLDER = "06_chat_model"
-# (notebooks, model): the preferred one first. Only notebook 2 makes a TinyGPT2, which DialoGPT resembles most.
-WHERE_THEY_ARE = (
-    (("02_dailydialog",), "tiny-gpt2"),
-    (("04_ultrachat", "03_dolly", "02_dailydialog"), "newllm"),
-    ((SMALL_FOLDER,), "tiny-gpt2"),
-)
 
 
 def resolve_source(dataset: str, data_source: str, data: str | None, eval_data: str | None = None) -> tuple[str, str]:
@@ -118,9 +112,9 @@ def start_sentence(start: Path | None, folders: Sequence[str], models: Sequence[
     both = len(models) > 1
     if start is not None:
         run = f"{start.parent.name}/{start.name}"
-        if both:
-            return text("Both models go on from {run}.", run=run)
-        return text("{model} goes on from {run}.", model=models[0], run=run)
+        return text(
+            "Both models go on from {run}." if both else "{model} goes on from {run}.", model=models[0], run=run
+        )
     numbers = text(" or ").join(str(int(folder.split("_")[0])) for folder in folders)
     whole = "both models are" if both else "{model} is"
     unused = "No finished model of notebook {numbers} is used: " + whole + " trained from scratch."
@@ -129,7 +123,10 @@ def start_sentence(start: Path | None, folders: Sequence[str], models: Sequence[
 
 def chat_models(runs: str | Path) -> list[Path]:
     """The folders of the finished chat models in the storage, the preferred one first."""
-    return [run / model for folders, model in WHERE_THEY_ARE for run in finished_runs(runs, folders, [model])]
+    # Only notebook 2 makes a TinyGPT2, which DialoGPT resembles most.
+    order = ["02_dailydialog/tiny-gpt2", "04_ultrachat/newllm", "03_dolly/newllm", "02_dailydialog/newllm"]
+    places = [place.split("/") for place in (*order, f"{SMALL_FOLDER}/tiny-gpt2")]
+    return [run / model for folder, model in places for run in finished_runs(runs, [folder], [model])]
 
 
 def choose_model(model: str | None, data_source: str, runs: str | Path) -> tuple[str | None, str]:
