@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from chats import write_conversations
+from panel_page import plain
 from training_cell import train_models
 
 from newllm_lib.colab import live_plot, preview, results
@@ -23,10 +24,6 @@ from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.stages.sft import OF_THE_MODEL, sft
 
 STAGES = (stage.DIALOGUE, stage.INSTRUCTIONS, stage.CONVERSATION)
-
-
-def plain(html):
-    return unescape(re.sub("<[^>]*>", "", html))
 
 
 @pytest.fixture

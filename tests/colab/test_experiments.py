@@ -2,11 +2,10 @@
 
 import dataclasses
 import json
-import re
-from html import unescape
 from types import SimpleNamespace
 
 import pytest
+from panel_page import plain
 from preference_runs import make_pairs, tiny_chat_model, write_pairs
 from run_files import StopAt
 from run_folders import contents
@@ -29,10 +28,6 @@ FEW = {
     "trials": 2, "max_steps": 4, "sft_epochs": 0.0, "max_length": 96, "per_device_train_batch_size": 4,
     "max_eval_tokens": 300, "eval_steps": 0.5, "save_steps": 0.5, "logging_steps": 2, "held_out_share": 0.25,
 }  # fmt: skip
-
-
-def plain(html):
-    return unescape(re.sub("<[^>]*>", " ", html))
 
 
 @pytest.fixture

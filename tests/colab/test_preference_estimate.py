@@ -1,9 +1,9 @@
 """What notebooks 6 and 7 say of minutes and disk, against the pairs and the runs themselves."""
 
 import re
-from html import unescape
 
 import pytest
+from panel_page import plain, set_to
 from preference_runs import make_pairs, tiny_chat_model, write_pairs
 
 pytest.importorskip("trl")
@@ -18,10 +18,6 @@ from newllm_lib.preferences.sweep import sweep
 from newllm_lib.training.device import MB
 
 
-def plain(html):
-    return unescape(re.sub("<[^>]*>", "", html))
-
-
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """A storage with one chat model."""
@@ -33,11 +29,6 @@ def runs(tmp_path, monkeypatch):
     )
     (folder / "results.json").write_text("{}")
     return tmp_path / "runs"
-
-
-def set_to(panel, name, value):
-    panel.controls[name].set(value)
-    panel.refresh()
 
 
 @pytest.mark.parametrize(

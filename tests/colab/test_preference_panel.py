@@ -2,12 +2,11 @@
 run."""
 
 import json
-import re
-from html import unescape
 from pathlib import Path
 
 import pytest
 from chats import write_conversations
+from panel_page import plain, set_to
 from preference_runs import make_pairs, tiny_chat_model, write_pairs
 
 pytest.importorskip("trl")
@@ -29,10 +28,6 @@ from newllm_lib.stages.sft import SftArguments
 from newllm_lib.training.trained_model import BaseModel
 
 
-def plain(html):
-    return unescape(re.sub("<[^>]*>", "", html))
-
-
 def finish_chat_model(runs: Path, name: str, model_type: str = "tiny-gpt2") -> Path:
     """A chat model as a notebook would leave it."""
     folder = tiny_chat_model(runs / name / model_type, model_type, max_length=256)
@@ -51,11 +46,6 @@ def runs(tmp_path, monkeypatch):
 @pytest.fixture
 def chat_model(runs):
     return finish_chat_model(runs, "02_dailydialog/quick-1")
-
-
-def set_to(panel, name, value):
-    panel.controls[name].set(value)
-    panel.refresh()
 
 
 def is_shown(panel, name):
