@@ -142,8 +142,10 @@ def offer_best(panel: SweepPanel, folder: str | Path) -> widgets.Widget:
 
     box = button_box("Use in notebook 6", press)
     display(box)
-    forms = {"lora_alpha": "g", "sft_epochs": "g", "sft_weight": "g", **FORMS}
-    words = ", ".join(f"{LABELS[name]} {format(value, forms.get(name, ''))}" for name, value in settings.items())
+    words = ", ".join(
+        f"{LABELS[name]} {format(value, FORMS.get(name, 'g' if name in CARRIED else ''))}"
+        for name, value in settings.items()
+    )
     say(f"The best settings: {words}. The button sets notebook 6's sliders to them.")
     return box
 

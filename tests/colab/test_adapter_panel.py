@@ -57,7 +57,7 @@ def t4(monkeypatch):
     """A GPU of 15 GB, and Gemma-2B's config: nothing of either is there."""
     device = Device("cuda", "Tesla T4", 14.7, (7, 5), 2)
     base = BaseModel("gemma-2b", "unsloth/gemma-2b", f"unsloth/gemma-2b@{'0' * 40}", "Gemma", "0" * 40)
-    for module in (lookups, estimate, qlora_lwf):
+    for module in (estimate, qlora_lwf):
         monkeypatch.setattr(module, "find_device", lambda use_cpu: device)
     for module in (lookups, estimate):
         monkeypatch.setattr(module, "base_of", lambda args: base)
@@ -79,7 +79,7 @@ def test_the_panel_offers_the_settings_of_adapters(make_panel):
 @pytest.fixture
 def no_gpu(monkeypatch):
     """The panel of a machine without one, which says nothing of its memory and reads no config for it."""
-    for module in (lookups, estimate):
+    for module in (estimate, qlora_lwf):
         monkeypatch.setattr(module, "find_device", lambda use_cpu: find_device(use_cpu=True))
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets as widgets
-import traitlets
 
 from ...errors import InputError
 from ...preferences.arguments import LOSS_TYPES
@@ -100,6 +99,9 @@ class Control:
         if not steps.issuperset(values):
             self.widget.options = _labelled(self.name, sorted(steps.union(values)))
 
+    def observe(self, changed: Callable[[Any], Any]) -> None:
+        self.widget.observe(changed, names="value")
+
     def show_if(self, visible: bool) -> None:
         self.box.layout.display = None if visible else "none"
 
@@ -130,40 +132,27 @@ class RangeControl(Control):
 
 
 class ChoicesControl(Control):
-    """Boxes to tick; the setting's text is what is ticked, with commas between."""
+    """A row of boxes to tick; the setting's text is what is ticked, with commas between."""
 
     @property
     def value(self) -> str:
-        return ",".join(self.widget.value)
+        return ",".join(box.description for box in self.widget.children if box.value)
+
+    def observe(self, changed: Callable[[Any], Any]) -> None:
+        for box in self.widget.children:
+            box.observe(changed, names="value")
 
     def _show(self, value: Any) -> None:
         names = {part.strip() for part in str(value).split(",")} - {""}
-        if not names <= self.widget.boxes.keys():
+        if not names <= {box.description for box in self.widget.children}:
             raise ValueError("there is no box for it")
-        for name, box in self.widget.boxes.items():
-            box.value = name in names
-
-
-class Ticks(widgets.HBox):
-    """A row of check boxes that wraps; `value` is the names of those that are ticked."""
-
-    value = traitlets.Tuple()
-
-    def __init__(self, names: tuple[str, ...]):
-        layout = widgets.Layout(width="auto", margin="0 12px 0 0")
-        self.boxes = {name: widgets.Checkbox(description=name, indent=False, layout=layout) for name in names}
-        super().__init__(list(self.boxes.values()), layout=widgets.Layout(flex_flow="row wrap", width="auto"))
-        for box in self.boxes.values():
-            box.observe(self._read, names="value")
-
-    def _read(self, change: Any) -> None:
-        self.value = tuple(name for name, box in self.boxes.items() if box.value)
+        for box in self.widget.children:
+            box.value = box.description in names
 
 
 def settings_fields(arguments_class: type) -> list[dataclasses.Field]:
     """The fields that a panel offers, in its order: those with a range, choices, a yes or no, or a file."""
-    fields = [field for field in dataclasses.fields(arguments_class) if metadata_of(field).get("group")]
-    fields = [field for field in fields if field.name != "model_type" and _is_offered(field)]
+    fields = filter(_is_offered, dataclasses.fields(arguments_class))
     order = list(LABELS)
     return sorted(fields, key=lambda field: order.index(field.name) if field.name in order else len(order))
 
@@ -176,7 +165,10 @@ def make_control(field: dataclasses.Field, extra_values: Iterable[Any] = ()) -> 
         control, steps = RangeControl, _labelled(field.name, log_steps(*RANGES[field.name], float))
         widget = widgets.SelectionRangeSlider(options=steps, index=(0, len(steps) - 1), **slider_options())
     elif field.name in CHOICES:
-        control, widget = ChoicesControl, Ticks(CHOICES[field.name])
+        apart = widgets.Layout(width="auto", margin="0 12px 0 0")
+        boxes = [widgets.Checkbox(description=name, indent=False, layout=apart) for name in CHOICES[field.name]]
+        row = widgets.Layout(flex_flow="row wrap", width="auto")
+        control, widget = ChoicesControl, widgets.HBox(boxes, layout=row)
     elif kind is bool:
         widget = widgets.Checkbox(value=field.default, indent=False, layout=layout)
     elif kind is str:
@@ -270,5 +262,6 @@ def _plain_type(field: dataclasses.Field) -> tuple[type, bool]:
 
 
 def _is_offered(field: dataclasses.Field) -> bool:
-    has_choices = _plain_type(field) in ((Literal, False), (bool, False), (str, True))
-    return has_choices or "low" in metadata_of(field) or field.name in {*RANGES, *CHOICES}
+    metadata, has_choices = metadata_of(field), _plain_type(field) in ((Literal, False), (bool, False), (str, True))
+    can_be_chosen = has_choices or "low" in metadata or field.name in {*RANGES, *CHOICES}
+    return can_be_chosen and bool(metadata.get("group")) and field.name != "model_type"

@@ -20,7 +20,6 @@ from ...preferences.dpo import check_window
 from ...preferences.generator import generator_identity
 from ...preferences.pairs import GENERATED
 from ...training.checkpoint import RESULTS_FILE, is_of_earlier_version
-from ...training.device import find_device
 from ...training.trained_model import BaseModel
 from ..page.languages import text
 from ..storage import name_of
@@ -200,8 +199,7 @@ def resolve_lwf(args: QloraLwfArguments) -> dict[str, str]:
     for name in ("rehearsal_data", "rehearsal_eval_data"):
         if (path := getattr(args, name)) is not None:
             found[name] = file_identity(str(check_file(path, name)))
-    if find_device(args.use_cpu).memory_gb is not None:
-        check_memory(args, sizes_of(base))
+    check_memory(args, sizes_of(base))
     return found
 
 

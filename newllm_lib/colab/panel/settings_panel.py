@@ -85,8 +85,9 @@ class SettingsPanel:
         self._restore()
         self.language.observe(lambda change: self._speak(), names="value")
         self.preset.observe(lambda change: self._filling or self._apply_preset(), names="value")
-        for control in (self.start, *(control.widget for control in self.controls.values())):
-            control.observe(lambda change: self.refresh(), names="value")
+        self.start.observe(lambda change: self.refresh(), names="value")
+        for control in self.controls.values():
+            control.observe(lambda change: self.refresh())
         self._speak()
 
     def show(self) -> None:
