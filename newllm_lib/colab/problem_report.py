@@ -34,8 +34,6 @@ from .panel import stage
 from .panel.settings_panel import SettingsPanel
 from .storage import on_colab
 
-REPORT_FILE = "newllm-report.txt"
-LEFT_OUT = "[left out]"
 METRICS_LINES = 12
 PACKAGES = [name for name in TESTED if name != "Python"]
 MORE_PACKAGES = ("ipykernel", "jupyterlab", "huggingface_hub", "tokenizers", "safetensors", "pyarrow", "pip")
@@ -65,7 +63,7 @@ def show_report(panel: SettingsPanel | None = None) -> widgets.Widget:
         text = report_text(panel)
         style = f"max-height:360px;overflow:auto;{AS_WRITTEN};background:{FAINT};border:1px solid {GRID};color:inherit;"
         style += "border-radius:6px;padding:6px 10px;font-size:12px;line-height:1.4"
-        link = download_html(REPORT_FILE, text, "Download this report")
+        link = download_html("newllm-report.txt", text, "Download this report")
         leaves_out = f'<div style="line-height:1.5;margin:6px 0">{LEAVES_OUT}</div>'
         return f'{leaves_out}<pre style="{style}">{escape(text)}</pre>{link}'
 
@@ -110,7 +108,7 @@ def settings_lines(panel: SettingsPanel | None) -> list[str]:
     choices = {field.name: get_args(field.type) for field in dataclasses.fields(panel.stage.arguments)}
     for name, value in panel.values().items():
         ours = {*choices.get(name, ()), *(preset.get(name) for preset in panel.stage.presets.values())}
-        lines.append(f"{name} = {value if is_plain(name, value, ours) else LEFT_OUT}")
+        lines.append(f"{name} = {value if is_plain(name, value, ours) else '[left out]'}")
     return lines
 
 

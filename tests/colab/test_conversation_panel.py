@@ -205,11 +205,7 @@ def test_the_source_of_a_dataset(monkeypatch):
     assert lookups.resolve_source("dolly", "auto", None)[0] == "hub"
 
 
-def test_a_comparison_of_conversations_has_the_time_of_a_batch(make_panel, shown, monkeypatch):
-    from newllm_lib.colab import results
-
-    monkeypatch.setattr(results, "display", lambda content: shown.append(content.data))
-    monkeypatch.setattr(results, "say", lambda sentence, status="ok": shown.append(sentence))
+def test_a_comparison_of_conversations_has_the_time_of_a_batch(make_panel, shown):
     panel = make_panel()
     panel.controls["num_parameters"].widget.value = 500_000
     folders = train_models(panel, sft)

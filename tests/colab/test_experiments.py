@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -34,19 +35,10 @@ FEW = {
 def shown(monkeypatch):
     """All that is displayed: HTML, sentences, and what the live table has shown."""
     found = SimpleNamespace(contents=[], live=[])
-    monkeypatch.setattr(
-        experiments, "display", lambda content: found.contents.append(getattr(content, "data", content))
-    )
-    monkeypatch.setattr(
-        experiments, "say", lambda sentence, status="ok": found.contents.append(f"{status}: {sentence}")
-    )
-    monkeypatch.setattr(
-        experiments,
-        "LiveTrials",
-        lambda folder, trials: LiveTrials(
-            folder, trials, show=lambda content: SimpleNamespace(update=lambda c: found.live.append(c.data))
-        ),
-    )
+    put, handle = found.contents.append, SimpleNamespace(update=lambda content: found.live.append(content.data))
+    monkeypatch.setattr(experiments, "display", lambda content: put(getattr(content, "data", content)))
+    monkeypatch.setattr(experiments, "say", lambda sentence, status="ok": put(f"{status}: {sentence}"))
+    monkeypatch.setattr(experiments, "LiveTrials", partial(LiveTrials, show=lambda content: handle))
     return found
 
 
