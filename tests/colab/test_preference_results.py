@@ -1,10 +1,10 @@
 """Notebook 6: the pairs before training, the plot while it lasts, and what the figures afterwards are worth."""
 
 import re
-from html import unescape
 from types import SimpleNamespace
 
 import pytest
+from panel_page import plain
 from preference_runs import dpo_arguments, make_pairs
 
 pytest.importorskip("trl")
@@ -16,10 +16,6 @@ from newllm_lib.colab.preferences import BAG, pairs_to_show, shortcut_accuracies
 from newllm_lib.preferences.dpo import dpo
 from newllm_lib.preferences.generator import KINDS
 from newllm_lib.preferences.pairs import Preferences, any_preference, load_preferences
-
-
-def plain(html):
-    return unescape(re.sub("<[^>]*>", " ", html))
 
 
 @pytest.fixture
