@@ -68,12 +68,8 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
         self.train_sample, self.held_out_sample = (
             sample_pairs(side.encoded, args.max_eval_tokens) for side in (train_pairs, held_out)
         )
-        sides = {
-            "prompt_ids": "prompt",
-            "chosen_ids": "chosen",
-            "rejected_ids": "rejected",
-        }  # as TRL's collator has them
-        rows = [{name: getattr(pair, side) for name, side in sides.items()} for pair in train_pairs.encoded]
+        sides = ("prompt", "chosen", "rejected")
+        rows = [{f"{side}_ids": getattr(pair, side) for side in sides} for pair in train_pairs.encoded]
         set_seed(args.seed)  # TRL 0.29 draws the adapters before it seeds, newer ones after
         super().__init__(
             model=model,
@@ -112,8 +108,7 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
 
     def score_pairs(self, pairs: Sequence[EncodedPreference]) -> PairScores:
         """Every pair under the model as it is now, and under its reference."""
-        model = self.accelerator.unwrap_model(self.model)
-        return score_pairs(model, pairs, self.processing_class.pad_token_id, self.settings.per_device_eval_batch_size)
+        return score_pairs(self.accelerator.unwrap_model(self.model), pairs, self.settings.per_device_eval_batch_size)
 
     def scores(self, held_out: Any) -> dict[str, Any]:
         on_held_out, on_train = (

@@ -234,9 +234,10 @@ def test_a_row_that_does_not_fit_is_named_with_its_line(tmp_path):
 
 
 def test_what_does_not_fit_on_the_gpu_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    from newllm_lib.adapters import memory_budget
     from newllm_lib.adapters import qlora_lwf as stage
 
-    monkeypatch.setattr(stage, "find_device", lambda use_cpu=False: Device("cuda", "small", 2.0, (7, 5), 2))
+    monkeypatch.setattr(memory_budget, "find_device", lambda use_cpu: Device("cuda", "small", 2.0, (7, 5), 2))
     monkeypatch.setattr(stage, "open_to_tune", lambda *args: pytest.fail("it was loaded"))
     with pytest.raises(InputError, match=r"needs about .* the nearest setting that fits is --per_device_train_batch_s"):
         qlora_lwf(lwf_arguments(tmp_path, per_device_train_batch_size=4096))

@@ -27,7 +27,7 @@ def test_scores_are_those_of_full_logits(tmp_path, model_type):
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter, std=0.5)
     pairs = random_pairs(5)
-    scores = score_pairs(model, pairs, pad_token_id=257, batch_size=2)
+    scores = score_pairs(model, pairs, batch_size=2)
     for number, pair in enumerate(pairs):
         for side in ("chosen", "rejected"):
             answer = getattr(pair, side)

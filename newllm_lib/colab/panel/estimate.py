@@ -16,7 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...adapters.base_model import open_tokenizer
 from ...adapters.lora import add_adapters
-from ...adapters.qlora_lwf import QloraLwfArguments, gpu_bytes
+from ...adapters.memory_budget import memory_budget
+from ...adapters.qlora_lwf import QloraLwfArguments
 from ...data.sources import HELD_OUT_SHARE
 from ...data.tokenizer import DEFAULT_VOCAB_SIZE
 from ...errors import InputError
@@ -273,8 +274,8 @@ def lwf_phrases(arguments: dict[str, QloraLwfArguments], measured: dict[str, Mea
         parts.append(minutes_phrase(seconds))
     if find_device(args.use_cpu).memory_gb is None:
         return parts
-    needed = gpu_bytes(args, sizes_of(base), args.per_device_train_batch_size, args.max_length)
-    return [*parts, *gpu_phrase(args, [needed])]
+    needed = memory_budget(args, sizes_of(base), args.per_device_train_batch_size, args.max_length)
+    return [*parts, *gpu_phrase(args, [sum(needed.values())])]
 
 
 def lwf_measure(arguments: dict[str, QloraLwfArguments]) -> dict[str, MeasuredUpdate]:
