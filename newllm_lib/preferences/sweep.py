@@ -37,11 +37,11 @@ class SweepArguments(DpoArguments):
     """Settings of a sweep: those of every trial, and where to look."""
 
     stage: Literal["dpo"] = setting("dpo", "The stage whose settings are looked for.")
-    trials: int = setting(12, "Runs in all, finished ones included.", group="Search", low=2, high=100, session=True)
-    search_beta: str = setting("0.02,0.5", "Smallest and largest beta; one number: keep it.", group="Search")
-    search_learning_rate: str = setting("1e-4,5e-3", "Smallest and largest; one number: keep it.", group="Search")
-    search_lora_r: str = setting("4,8,16,32", "Ranks to choose from.", group="Search")
-    search_loss_type: str = setting("sigmoid,hinge,ipo", "Losses to choose from.", group="Search")
+    trials: int = setting(12, "Runs in all, finished ones included.", "Search", low=2, high=100, session=True)
+    search_beta: str = setting("0.02,0.5", "Smallest and largest beta; one number: keep it.", "Search")
+    search_learning_rate: str = setting("1e-4,5e-3", "Smallest and largest; one number: keep it.", "Search")
+    search_lora_r: str = setting("4,8,16,32", "Ranks to choose from.", "Search")
+    search_loss_type: str = setting("sigmoid,hinge,ipo", "Losses to choose from.", "Search")
     output_dir: str = setting("runs/sweep", "Folder of the sweep: a table, plots, and a folder per trial.")
     save_merged: bool = setting(False, "Write every trial's model with its adapters merged into it, too.")
 
