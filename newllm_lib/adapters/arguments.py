@@ -10,8 +10,6 @@ from ..errors import InputError
 from ..stages.sft import ConversationArguments
 from ..training.arguments import StageArguments, check_intervals, setting
 
-DEFAULT_DATASET = "alpaca"  # where neither a dataset nor a file is named
-
 
 @dataclass
 class AdapterArguments(StageArguments):
@@ -101,7 +99,7 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
 
     def __post_init__(self):
         if self.dataset is None and self.data is None:
-            self.dataset = DEFAULT_DATASET
+            self.dataset = "alpaca"
         # transformers 5.23 has new names for these; under both it finds them.
         if self.gradient_checkpointing is not None:
             self.activation_checkpointing = self.gradient_checkpointing
@@ -110,7 +108,10 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
         super().__post_init__()
         if self.rank_schedule is not None:
             self.lora_r = self.ranks[-1]
-        check_intervals(self, INTERVALS)
+        check_intervals(self, [
+            ("lora_dropout", 0.0, 0.99), ("distill_weight", 0.0, 1000.0), ("distill_weight_end", 0.0, 1000.0),
+            ("rehearsal_ratio", 0.0, 100.0), ("label_smoothing_factor", 0.0, 0.99),
+        ])  # fmt: skip
         if self.teacher_on_cpu and self.teacher is None:
             raise InputError("teacher_on_cpu is for another model than the base; add --teacher.")
 
@@ -135,10 +136,6 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
         return self.distill_weight > 0 or (self.distill_weight_end or 0) > 0
 
 
-INTERVALS = (
-    ("lora_dropout", 0.0, 0.99), ("distill_weight", 0.0, 1000.0), ("distill_weight_end", 0.0, 1000.0),
-    ("rehearsal_ratio", 0.0, 100.0), ("label_smoothing_factor", 0.0, 0.99),
-)  # fmt: skip
 # Named sets of values. `published` is the usual recipe.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {

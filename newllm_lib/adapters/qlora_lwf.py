@@ -18,7 +18,7 @@ from ..models.frozen_head import adapters_off
 from ..training.device import find_device
 from ..training.disk import write_json
 from ..training.run import PreparedRun, opened_run, prepare_once
-from ..training.trained_model import BaseModel, check_tokens_fit
+from ..training.trained_model import check_tokens_fit
 from .arguments import PRESETS, QloraLwfArguments
 from .base_model import base_config, find_base_model, open_base, open_to_tune, open_tokenizer
 from .forgetting import PROMPTS, replies_before_and_after
@@ -72,21 +72,16 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     general = evaluation_documents(in_paragraphs(rehearsal.validation), tokenizer)
     if not general.documents:
         raise InputError(f"{general.origin} holds no tokens; give another --rehearsal_eval_data.", "NL-403")
-    mix = ExampleMix(new, stretches)
-    remarks = tuple(filter(None, [base.note, rehearsal.note, replaced, *counts.remarks(args.max_length)]))
-    held_out, general = (these.sample(args.max_test_tokens) for these in (documents, general))
-    run = splits, tokenizer, mix, counts, held_out, None, remarks, extent(args, mix, base), base
-    return PreparedLwf(*run, rehearsal=rehearsal, general=general)
-
-
-def extent(args: QloraLwfArguments, mix: ExampleMix, base: BaseModel) -> str:
-    """What is trained, and for how long."""
+    mix, bits = ExampleMix(new, stretches), "4 bit" if args.load_in_4bit else "full precision"
     examples = mix.num_new + rehearsal_per_epoch(mix, args.rehearsal_ratio)
-    bits = "4 bit" if args.load_in_4bit else "full precision"
-    return (
+    extent = (
         f"{base.name} in {bits}, adapters of rank {args.lora_r}: {examples:,} examples an epoch, "
         f"{examples - mix.num_new:,} of them rehearsed; {args.updates(examples)} updates, on {args.device}."
     )
+    remarks = tuple(filter(None, [base.note, rehearsal.note, replaced, *counts.remarks(args.max_length)]))
+    held_out, general = (these.sample(args.max_test_tokens) for these in (documents, general))
+    run = splits, tokenizer, mix, counts, held_out, None, remarks, extent, base
+    return PreparedLwf(*run, rehearsal=rehearsal, general=general)
 
 
 def qlora_lwf(args: QloraLwfArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
@@ -141,11 +136,11 @@ def before_and_after(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -
     for name, documents in (("new_task", prepared.held_out), ("general_text", prepared.general)):
         tuned, divergence = trainer.score_with_kl(documents)
         with adapters_off(model):
-            before = dataclasses.asdict(trainer.score(documents))
-        after = {**dataclasses.asdict(tuned), "kl_to_base": divergence}
-        measured[name] = {"text": documents.origin, "before": before, "after": after}
-        bits = {f"bits_per_byte_{when}": measured[name][when]["bits_per_byte"] for when in ("before", "after")}
+            before = trainer.score(documents)
+        bits = {"bits_per_byte_before": before.bits_per_byte, "bits_per_byte_after": tuned.bits_per_byte}
         forgetting[name] = {**bits, "kl_to_base": divergence}
+        after = {**dataclasses.asdict(tuned), "kl_to_base": divergence}
+        measured[name] = {"text": documents.origin, "before": dataclasses.asdict(before), "after": after}
     replies = replies_before_and_after(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS)
     write_json(folder / FORGETTING_FILE, {**measured, **replies})
     metrics = {name: value for name, value in measured["new_task"]["after"].items() if name != "kl_to_base"}

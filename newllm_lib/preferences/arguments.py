@@ -16,10 +16,6 @@ METRICS = {  # of an evaluation: name -> True if more of it is better
 }  # fmt: skip
 Loss = Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero"]
 LOSS_TYPES: tuple[str, ...] = get_args(Loss)
-INTERVALS = (
-    ("beta", 1e-4, 100.0), ("sft_epochs", 0.0, 1000.0), ("sft_learning_rate", 1e-7, 1.0), ("new_tokens", 0, 50_000),
-    ("sft_weight", 0.0, 100.0), ("label_smoothing", 0.0, 0.49),
-)  # fmt: skip
 # Named sets of values. `published` is the usual recipe; `standard` and `long` suit a model as large as DialoGPT-small,
 # on a GPU.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -97,7 +93,10 @@ class DpoArguments(AdapterArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        check_intervals(self, INTERVALS)
+        check_intervals(self, [
+            ("beta", 1e-4, 100.0), ("sft_epochs", 0.0, 1000.0), ("sft_learning_rate", 1e-7, 1.0),
+            ("new_tokens", 0, 50_000), ("sft_weight", 0.0, 100.0), ("label_smoothing", 0.0, 0.49),
+        ])  # fmt: skip
         if self.loss_type not in LOSS_TYPES:
             raise InputError(f"loss_type has to be one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}.")
         if self.label_smoothing > 0 and self.loss_type != "robust":

@@ -30,7 +30,6 @@ class Preference:
     rejected: str
     kind: str = ""  # the flaw of the rejected answer, where it is known
     place: str = ""  # where it stands in its file, for the user who has to mend it
-    encoded: "EncodedPreference | None" = field(default=None, repr=False, compare=False)  # after `drop_too_long`
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,7 @@ class Preferences(Origin):
 
     pairs: list[Preference] = field(repr=False)
     remarks: tuple[str, ...] = ()  # sentences on what was left out or cut
-
-    @property
-    def encoded(self) -> list["EncodedPreference"]:
-        return [pair.encoded for pair in self.pairs]
+    encoded: list["EncodedPreference"] = field(default_factory=list, repr=False)  # by `drop_too_long`
 
 
 @dataclass(frozen=True)
@@ -255,7 +251,7 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
         elif encoded.chosen == encoded.rejected:
             equal.append(pair.place)
         else:
-            kept.append(replace(pair, encoded=encoded))
+            kept.append((pair, encoded))
     if not kept:
         why = f"{side.origin} has no prompt shorter than max_length {max_length}"
         if equal:
@@ -267,6 +263,7 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
     if equal:
         places = ", ".join([*equal[:PLACES_SHOWN], *(["..."] if len(equal) > PLACES_SHOWN else [])])
         remarks.append(f"{len(equal):,} pairs are equal within {max_length} tokens and were left out ({places}).")
-    if cut := sum(pair.encoded.is_cut for pair in kept):
+    pairs, encoded = map(list, zip(*kept, strict=True))
+    if cut := sum(pair.is_cut for pair in encoded):
         remarks.append(f"{cut:,} pairs have an answer that is cut at {max_length} tokens.")
-    return replace(side, pairs=kept, remarks=tuple(remarks))
+    return replace(side, pairs=pairs, remarks=tuple(remarks), encoded=encoded)
