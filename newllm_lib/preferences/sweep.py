@@ -209,12 +209,9 @@ def verdict(rows: Sequence[dict[str, Any]], folder: Path) -> str:
 
 def margin_histories(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[int, list[tuple[int, float]]]:
     """trial -> (update, held-out margin) of its evaluations in order, for the trials that have some."""
-    found = {}
-    for row in rows:
-        entries = [entry for entry in read_history(trial_folder(folder, row["trial"])) if "eval_margin" in entry]
-        if entries:
-            found[row["trial"]] = [(entry["step"], entry["eval_margin"]) for entry in entries]
-    return found
+    logs = {row["trial"]: read_history(trial_folder(folder, row["trial"])) for row in rows}
+    found = {n: [(it["step"], it["eval_margin"]) for it in log if "eval_margin" in it] for n, log in logs.items()}
+    return {trial: margins for trial, margins in found.items() if margins}
 
 
 def sweep_settings(folder: str | Path) -> dict[str, Any]:

@@ -25,11 +25,10 @@ logger = logging.getLogger(__name__)
 
 def dpo_config(args: DpoArguments) -> DPOConfig:
     """Our settings for TRL, whose other fields keep their defaults."""
-    losses, weights = [args.loss_type], None
-    if args.sft_weight > 0:
-        losses, weights = [args.loss_type, "sft"], [1.0, args.sft_weight]
-    ours = {"beta": args.beta, "loss_type": losses, "loss_weights": weights, "label_smoothing": args.label_smoothing}
-    fixed = {"max_length": args.max_length, "remove_unused_columns": False, "disable_dropout": True}
+    weights = {args.loss_type: 1.0} | ({"sft": args.sft_weight} if args.sft_weight > 0 else {})
+    ours = {"beta": args.beta, "label_smoothing": args.label_smoothing, "max_length": args.max_length}
+    ours |= {"loss_type": list(weights), "loss_weights": list(weights.values())}
+    fixed = {"remove_unused_columns": False, "disable_dropout": True}
     return DPOConfig(**{**values_for(TrainingArguments, args), **ours, **fixed})
 
 
