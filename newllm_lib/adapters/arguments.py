@@ -60,9 +60,7 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
     )
     load_in_4bit: bool = setting(True, "Hold the base in 4 bit (NF4): a quarter of the memory.", "Model")
     lora_dropout: float = setting(0.05, "Share of the adapters' inputs dropped.", "Model", low=0.0, high=0.5)
-    rank_schedule: str | None = setting(
-        None, "A growing rank: 4,8,16 is a third of the run at each, in place of lora_r."
-    )
+    rank_schedule: str | None = setting(None, "A growing rank: 4,8,16 is a third of the run each, in place of lora_r.")
     distill_weight: float = setting(
         0.5, "How strongly the base holds the model to what it knew; 0: not.", "Forgetting", low=0.0, high=4.0
     )

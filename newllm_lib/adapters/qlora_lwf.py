@@ -24,7 +24,7 @@ from .base_model import base_config, find_base_model, open_base, open_to_tune, o
 from .forgetting import PROMPTS, replies_before_and_after
 from .lora import RankSchedule, add_adapters, save_generation_settings
 from .memory_budget import check_memory, model_sizes
-from .mixture import ExampleMix, conversation_examples, in_paragraphs, rehearsal_per_epoch, text_examples
+from .mixture import ExampleMix, conversation_examples, in_paragraphs, text_examples
 from .trainer import LwfTrainer, SaveEveryEpoch
 
 __all__ = ["PRESETS", "QloraLwfArguments", "qlora_lwf"]
@@ -73,10 +73,11 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     if not general.documents:
         raise InputError(f"{general.origin} holds no tokens; give another --rehearsal_eval_data.", "NL-403")
     mix, bits = ExampleMix(new, stretches), "4 bit" if args.load_in_4bit else "full precision"
-    examples = mix.num_new + rehearsal_per_epoch(mix, args.rehearsal_ratio)
+    rehearsed = mix.rehearsed(args.rehearsal_ratio)
+    examples = mix.num_new + rehearsed
     extent = (
-        f"{base.name} in {bits}, adapters of rank {args.lora_r}: {examples:,} examples an epoch, "
-        f"{examples - mix.num_new:,} of them rehearsed; {args.updates(examples)} updates, on {args.device}."
+        f"{base.name} in {bits}, adapters of rank {args.lora_r}: {examples:,} examples an epoch, {rehearsed:,} of them "
+        f"rehearsed; {args.updates(examples)} updates, on {args.device}."
     )
     remarks = tuple(filter(None, [base.note, rehearsal.note, replaced, *counts.remarks(args.max_length)]))
     held_out, general = (these.sample(args.max_test_tokens) for these in (documents, general))

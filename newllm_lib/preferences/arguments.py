@@ -66,9 +66,7 @@ class DpoArguments(AdapterArguments):
     sft_epochs: float = setting(
         2.5, "First passes over all answers, which make the reference. 0: none.", "Preference", low=0.0, high=10.0
     )
-    new_tokens: int = setting(
-        1200, "With sft_epochs: new tokens at most, for pieces that the tokenizer takes apart. 0: none."
-    )
+    new_tokens: int = setting(1200, "With sft_epochs: new tokens at most for what the tokenizer takes apart; 0: none.")
     sft_learning_rate: float | None = setting(None, "Its peak learning rate; none: 3e-3, above 10 M parameters 1e-4.")
     sft_weight: float = setting(
         1.0, "Weight of learning the chosen answers, to keep them likely.", "Preference", low=0.0, high=10.0
@@ -85,9 +83,7 @@ class DpoArguments(AdapterArguments):
     per_device_train_batch_size: int = setting(4, "Pairs per forward pass.", "Training", low=1, high=64, log=True)
     per_device_eval_batch_size: int = setting(16, "Pairs per forward pass in evaluation.")
     weight_decay: float = setting(0.0, "AdamW's weight decay.", "Training", low=0, high=1.0)
-    max_eval_tokens: int = setting(
-        10_000, "Tokens of held-out answers scored at each evaluation, and of training pairs."
-    )
+    max_eval_tokens: int = setting(10_000, "Tokens of held-out answers scored at an evaluation, and of training pairs.")
     max_test_tokens: int = setting(200_000, "Tokens of held-out answers scored at the end.")
     eval_on_start: bool = setting(True, "Evaluate the reference before the first update.")
 

@@ -4,8 +4,7 @@ Dimensions: B rows (two per pair), T tokens, N scored tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -22,8 +21,7 @@ NOTABLE_FALL = 1.0  # nats of a whole answer
 ROUNDING = 1e-3  # nats of a whole answer in fp32
 
 
-@dataclass(frozen=True)
-class PairScores:
+class PairScores(NamedTuple):
     """Of every pair [P]: log-probabilities of its answers under model and reference; sums of KL, and tokens, of the
     chosen answers."""
 
