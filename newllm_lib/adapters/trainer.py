@@ -112,9 +112,12 @@ class LwfTrainer(LanguageModelTrainer):
         return {**super().scores(documents), **measured}
 
 
-def rows_of(decoder: nn.Module, input_ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+def rows_of(
+    decoder: nn.Module, input_ids: torch.Tensor, chosen: torch.Tensor, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """The last hidden states [N, H] of the tokens with these numbers in the batch."""
-    return decoder(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1).index_select(0, chosen)
+    read = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return read.last_hidden_state.flatten(0, 1).index_select(0, chosen)
 
 
 def scheduled(start: float, end: float | None, state) -> float:

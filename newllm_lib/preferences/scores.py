@@ -60,9 +60,10 @@ def _score_batch(model: PreTrainedModel, pairs: Sequence[EncodedPreference]) -> 
     batch = {name: tensor.to(head.weight.device) for name, tensor in collate_examples(examples).items()}
     input_ids, scored = batch["input_ids"], batch["supervised"]
     labels = batch["labels"].flatten()[scored]
-    hidden = rows_of(decoder, input_ids, scored)
+    read = decoder, input_ids, scored, torch.ones_like(input_ids)  # GPT-2 warns without a mask, which none needs
+    hidden = rows_of(*read)
     with adapters_off(model):
-        of_reference = rows_of(decoder, input_ids, scored)
+        of_reference = rows_of(*read)
     nats, _, _ = token_scores(hidden, head, labels)
     reference_nats, _, divergence = token_scores(of_reference, head, labels, hidden)
     row = scored.cpu() // input_ids.shape[1]
