@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -36,12 +37,8 @@ STEP = 0.9  # share of the pieces that is kept at least when rare ones go, for t
 class ReferenceArguments(StageArguments):
     """Settings of this first part of stage 6."""
 
+    model_type: ClassVar[str] = "reference"  # what the run's curves and tables call the model
     model: str | None = None
-
-    @property
-    def model_type(self) -> str:
-        """What the run's curves and tables call the model."""
-        return "reference"
 
 
 def reference_arguments(args: DpoArguments, parameters: int, max_length: int) -> ReferenceArguments:

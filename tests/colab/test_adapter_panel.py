@@ -9,7 +9,7 @@ from sample_text import make_text
 from tiny_gemma import GEMMA_2B, tiny_gemma_folder, trainable
 from transformers import GemmaConfig
 
-from newllm_lib.adapters import offline_gemma, qlora_lwf
+from newllm_lib.adapters import memory_budget, offline_gemma, qlora_lwf
 from newllm_lib.adapters.qlora_lwf import prepare
 from newllm_lib.colab import preview
 from newllm_lib.colab.panel import estimate, lookups
@@ -57,7 +57,7 @@ def t4(monkeypatch):
     """A GPU of 15 GB, and Gemma-2B's config: nothing of either is there."""
     device = Device("cuda", "Tesla T4", 14.7, (7, 5), 2)
     base = BaseModel("gemma-2b", "unsloth/gemma-2b", f"unsloth/gemma-2b@{'0' * 40}", "Gemma", "0" * 40)
-    for module in (estimate, qlora_lwf):
+    for module in (estimate, memory_budget):
         monkeypatch.setattr(module, "find_device", lambda use_cpu: device)
     for module in (lookups, estimate):
         monkeypatch.setattr(module, "base_of", lambda args: base)

@@ -15,7 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...adapters.base_model import open_tokenizer
 from ...adapters.lora import add_adapters
-from ...adapters.qlora_lwf import QloraLwfArguments, gpu_bytes
+from ...adapters.memory_budget import memory_budget
+from ...adapters.qlora_lwf import QloraLwfArguments
 from ...data.sources import HELD_OUT_SHARE
 from ...data.tokenizer import DEFAULT_VOCAB_SIZE
 from ...errors import InputError
@@ -266,8 +267,10 @@ def lwf_phrases(arguments: dict[str, QloraLwfArguments], measured: dict[str, Mea
         weights = sum(layer.weights for layer in sizes_of(base).linear) + config.vocab_size * config.hidden_size
         seconds = measured[model].seconds_of(weights, updates * args.effective_batch_size * example)
         parts.append(minutes_phrase(seconds))
-    needed = gpu_bytes(args, sizes_of(base), args.per_device_train_batch_size, args.max_length)
-    return [*parts, *gpu_phrase(args, [needed])]
+    if find_device(args.use_cpu).memory_gb is None:
+        return parts
+    needed = memory_budget(args, sizes_of(base), args.per_device_train_batch_size, args.max_length)
+    return [*parts, *gpu_phrase(args, [sum(needed.values())])]
 
 
 def lwf_measure(arguments: dict[str, QloraLwfArguments]) -> dict[str, MeasuredUpdate]:

@@ -9,8 +9,8 @@ from transformers import Gemma3TextConfig, PreTrainedConfig
 from ...adapters import offline_gemma
 from ...adapters.arguments import AdapterArguments
 from ...adapters.base_model import base_config, find_base_model
-from ...adapters.memory_budget import ModelSizes, is_target, model_sizes
-from ...adapters.qlora_lwf import QloraLwfArguments, check_memory
+from ...adapters.memory_budget import ModelSizes, check_memory, is_target, model_sizes
+from ...adapters.qlora_lwf import QloraLwfArguments
 from ...data.files import check_file, content_hash, read_rows
 from ...data.sources import DATASETS, HubProblem, HubSource, find_data, find_dataset, first_answering
 from ...data.stand_ins import identity_of
