@@ -1,23 +1,22 @@
 """Look at a data set before training on it: its examples, how they read as tokens, how long they are, what is wrong
 with them, and which come twice."""
 
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerFast
 
-from ..data.chat_template import ConversationFormat, EncodedConversation, render, template_for
+from ..data.chat_template import ConversationFormat, render, template_for
 from ..data.conversations import (
     ConversationCounts,
-    NumberedConversation,
     conversation_hash,
     encoded_blocks,
     first_rows,
     learned_tokenizer,
     load_conversations,
-)  # fmt: skip
+)
 from ..data.sources import CONVERSATION_DATASETS, DATASETS
 from ..errors import InputError
 from ..training.checkpoint import check_model_folder
@@ -41,10 +40,8 @@ class DatasetReport(ConversationCounts):
     max_length: int = 0
     sampled: bool = False  # there are more rows than were looked at
     examples: list[str] = field(default_factory=list)  # the first ones, rendered
-    spelled: list[tuple[str, bool]] = field(default_factory=list)  # (token, supervised) of one of them
-    not_spelled: int = 0  # tokens of it that are not in `spelled`
-    lengths: Counter[int] = field(default_factory=Counter)  # upper end of a bucket -> conversations
-    longest: int = 0
+    spelled: list[tuple[str, bool]] = field(default_factory=list)  # (token, supervised) of the shortest of them
+    lengths: list[int] = field(default_factory=list)  # tokens of each conversation
     duplicates: int = 0  # conversations that were there before, word for word
     held_out: int = 0  # conversations of the held-out split that were looked at
     overlap: int = 0  # of these, in the training split too
@@ -69,62 +66,44 @@ def inspect_dataset(
     if dataset in DATASETS and dataset not in CONVERSATION_DATASETS:
         raise InputError(f"{dataset} is running text without conversations; newllm pretrain trains on it.")
     splits = load_conversations(dataset, data_source, data, skip_bad_rows=skip_bad_rows)
-    limit = min(max_samples or MAX_ROWS, MAX_ROWS)
-    if model is None:
-        what = "bpe learned from these conversations"
-        tokenizer = learned_tokenizer(first_rows(splits.train, limit), splits.template, "bpe", None)
-    else:
-        what, tokenizer = f"the tokenizer of {model}", read_tokenizer(check_model_folder(model))
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = template_for(tokenizer, splits.template)
-    train, seen = splits.train, set()
-    report = DatasetReport(origin=train.origin, licence=train.licence, note=splits.note, max_length=max_length)
-    report.tokenizer, report.chat_template = f"{what}, {len(tokenizer):,} types", tokenizer.chat_template
-
-    def looked_at(first_row: int) -> Iterator[NumberedConversation]:
-        for number, messages, complaint in train.read(first_row):
-            if number >= limit:
-                report.sampled = True
-                return
-            if messages is not None:
-                digest = conversation_hash(messages)
-                report.duplicates += digest in seen
-                seen.add(digest)
-                if len(report.examples) < ROWS_SHOWN:
-                    report.examples += render([messages], tokenizer)[0]
-            yield number, messages, complaint
-
-    for _, block, found in encoded_blocks(replace(train, read=looked_at), tokenizer, ConversationFormat(WHOLE), 0):
+    train, limit = splits.train, min(max_samples or MAX_ROWS, MAX_ROWS)
+    tokenizer, what = None, "bpe learned from these conversations"
+    if model is not None:
+        tokenizer, what = read_tokenizer(check_model_folder(model)), f"the tokenizer of {model}"
+    rows = list(itertools.islice(train.read(0), limit + 1))  # read once: they may come over the network
+    identity = f"{train.identity}/{limit} looked at"
+    looked_at = replace(train, identity=identity, read=lambda first: itertools.islice(rows, first, limit))
+    if tokenizer is None:
+        tokenizer = learned_tokenizer(looked_at, splits.template, "bpe", None)
+    elif tokenizer.chat_template is None:
+        tokenizer.chat_template = template_for(tokenizer, splits.template)
+    hashes, held_out = (
+        [conversation_hash(messages) for messages in side] for side in (looked_at, first_rows(splits.validation, limit))
+    )
+    seen = set(hashes)
+    report = DatasetReport(
+        origin=train.origin, licence=train.licence, note=splits.note, tokenizer=f"{what}, {len(tokenizer):,} types",
+        chat_template=tokenizer.chat_template, max_length=max_length, sampled=len(rows) > limit,
+        examples=render(list(itertools.islice(looked_at, ROWS_SHOWN)), tokenizer)[0],
+        duplicates=len(hashes) - len(seen), held_out=len(held_out), overlap=sum(it in seen for it in held_out),
+    )  # fmt: skip
+    for _, block, found in encoded_blocks(looked_at, tokenizer, ConversationFormat(WHOLE), 0):
         report.add(found)
+        if block and not report.spelled:
+            shortest = min(block[:ROWS_SHOWN], key=lambda item: len(item.token_ids))
+            tokens = [_spelled(tokenizer, token_id) for token_id in shortest.token_ids.tolist()]
+            report.spelled = list(zip(tokens, shortest.supervised.tolist(), strict=True))
         for item in block:
-            _add(report, item, tokenizer)
+            report.lengths.append(len(item.token_ids))
+            if report.lengths[-1] > max_length:  # it ends with an answer, which is lost at least
+                first = item.supervised.argmax()
+                fits = not item.supervised[first : max_length + 1].all()  # the first answer
+                report.shortened += fits
+                report.too_long += not fits
     if not report.documents:
         complaint = f" ({report.complaints[0]})" if report.complaints else ""
         raise InputError(f"{report.origin} holds no conversation{complaint}.")
-    for messages in first_rows(splits.validation, limit):
-        report.held_out += 1
-        report.overlap += conversation_hash(messages) in seen
     return report
-
-
-def _add(report: DatasetReport, item: EncodedConversation, tokenizer: PreTrainedTokenizerFast) -> None:
-    length = len(item.token_ids)
-    report.lengths[bucket(length)] += 1
-    report.longest = max(report.longest, length)
-    if length > report.max_length:  # it ends with an answer, which is lost at least
-        first = item.supervised.argmax()
-        fits = not item.supervised[first : report.max_length + 1].all()  # the first answer
-        report.shortened += fits
-        report.too_long += not fits
-    if not report.spelled or (report.not_spelled and length <= TOKENS_SHOWN):
-        spelled = [_spelled(tokenizer, int(token)) for token in item.token_ids[:TOKENS_SHOWN]]
-        report.spelled = list(zip(spelled, item.supervised[:TOKENS_SHOWN].tolist(), strict=True))
-        report.not_spelled = length - len(spelled)
-
-
-def bucket(length: int) -> int:
-    """The upper end of the bucket of a length: 16, 32, 64, ..."""
-    return max(16, 1 << (length - 1).bit_length())
 
 
 def _spelled(tokenizer: PreTrainedTokenizerFast, token_id: int) -> str:
@@ -139,42 +118,41 @@ def _spelled(tokenizer: PreTrainedTokenizerFast, token_id: int) -> str:
 def report_text(report: DatasetReport) -> str:
     """The report for a terminal."""
 
-    def share(count: int, whole: int) -> str:
+    def share(count: int, whole: int = report.documents) -> str:
         return f"{count:,} ({count / whole:.1%})" if whole else f"{count:,}"
 
-    lines = [
-        f"Data       {report.origin}",
-        f"Licence    {report.licence}",
-        *([f"Note       {report.note}"] if report.note else []),
-        f"Looked at  {report.rows_read:,} rows of the training split, "
-        f"{'the first ones: there are more' if report.sampled else 'all of them'}",
-        f"Tokenizer  {report.tokenizer}",
-    ]
+    extent = "the first ones: there are more" if report.sampled else "all of them"
+    lines = [f"Data       {report.origin}", f"Licence    {report.licence}"]
+    lines += [f"Note       {report.note}"] if report.note else []
+    lines.append(f"Looked at  {report.rows_read:,} rows of the training split, {extent}")
+    lines.append(f"Tokenizer  {report.tokenizer}")
     for number, example in enumerate(report.examples, start=1):
         shown = "".join(example[:CHARACTERS_SHOWN].splitlines(keepends=True)[:LINES_SHOWN])
         shown += "" if shown == example else f" ... ({len(example):,} characters)"
         lines += ["", f"Conversation {number}", *(f"  {line}" for line in shown.splitlines())]
-    tokens = " ".join(f"[{token}]" if supervised else token for token, supervised in report.spelled)
-    more = f" ... and {report.not_spelled:,} more" if report.not_spelled else ""
-    lines += ["", "Chat template", f"  {report.chat_template}", "", "Tokens ([supervised])", f"  {tokens}{more}"]
-    lines += ["", "Tokens per conversation"]
-    end, most = min(report.lengths), max(report.lengths.values())
-    while end <= max(report.lengths):
-        count = report.lengths[end]
-        begin, bar = 1 if end == 16 else end // 2 + 1, "█" * -(-40 * count // most)
-        lines.append(f"  {begin:>7,} - {end:>7,}  {bar:<40} {count:>8,}  {count / report.documents:>6.1%}")
+    tokens = [f"[{token}]" if supervised else token for token, supervised in report.spelled]
+    more = f" ... and {len(tokens) - TOKENS_SHOWN:,} more" if len(tokens) > TOKENS_SHOWN else ""
+    lines += ["", "Chat template", f"  {report.chat_template}", "", "Tokens ([supervised])"]
+    lines += [f"  {' '.join(tokens[:TOKENS_SHOWN])}{more}", "", "Tokens per conversation"]
+    # Buckets by their upper ends: 16, 32, 64, ...
+    counts = Counter(max(16, 1 << (length - 1).bit_length()) for length in report.lengths)
+    end = min(counts)
+    while end <= max(counts):
+        begin, bar = 1 if end == 16 else end // 2 + 1, "█" * -(-40 * counts[end] // max(counts.values()))
+        share_of_all = counts[end] / report.documents
+        lines.append(f"  {begin:>7,} - {end:>7,}  {bar:<40} {counts[end]:>8,}  {share_of_all:>6.1%}")
         end *= 2
     mean, supervised = report.all_tokens / report.documents, report.tokens / report.all_tokens
     return "\n".join([
         *lines,
         "",
-        f"Conversations    {report.documents:,}; {mean:,.0f} tokens on average, {report.longest:,} at most; "
+        f"Conversations    {report.documents:,}; {mean:,.0f} tokens on average, {max(report.lengths):,} at most; "
         f"{supervised:.0%} of the tokens are supervised",
-        f"At {report.max_length} tokens    {share(report.shortened, report.documents)} lose their last turns, "
-        f"{share(report.too_long, report.documents)} are left out: not even the first answer fits",
+        f"At {report.max_length} tokens    {share(report.shortened)} lose their last turns, "
+        f"{share(report.too_long)} are left out: not even the first answer fits",
         f"Bad rows         {share(report.bad_rows, report.rows_read)}",
         *(f"                 {complaint}" for complaint in report.complaints),
-        f"Duplicates       {share(report.duplicates, report.documents)} were there before, word for word",
+        f"Duplicates       {share(report.duplicates)} were there before, word for word",
         f"In both splits   {share(report.overlap, report.held_out)} of {report.held_out:,} held-out conversations "
         "are in the training split too",
     ])  # fmt: skip
