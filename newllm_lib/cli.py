@@ -143,7 +143,7 @@ def run_data(parser: SentenceParser, argv: Sequence[str]) -> None:
     elif fields["dataset"] is None and fields["data"] is None:
         print(data.catalogue_text())
     else:
-        print(data.report_text(data.inspect_dataset(**fields)))
+        print(data.inspect_dataset(**fields))
 
 
 def run_evaluate(parser: SentenceParser, argv: Sequence[str]) -> None:

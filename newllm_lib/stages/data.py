@@ -4,11 +4,12 @@ with them, and which come twice."""
 import itertools
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerFast
 
-from ..data.chat_template import ConversationFormat, render, template_for
+from ..data.chat_template import ConversationFormat, EncodedConversation, render, template_for
 from ..data.conversations import (
     ConversationCounts,
     conversation_hash,
@@ -28,25 +29,6 @@ TOKENS_SHOWN, CHARACTERS_SHOWN, LINES_SHOWN = 160, 1_000, 20  # of one conversat
 WHOLE = 1 << 40  # a length that no conversation has
 
 
-@dataclass
-class DatasetReport(ConversationCounts):
-    """What `newllm data` says about a dataset. Counts are of the rows of the training split that were looked at."""
-
-    origin: str = ""
-    licence: str = ""
-    note: str = ""
-    tokenizer: str = ""
-    chat_template: str = ""
-    max_length: int = 0
-    sampled: bool = False  # there are more rows than were looked at
-    examples: list[str] = field(default_factory=list)  # the first ones, rendered
-    spelled: list[tuple[str, bool]] = field(default_factory=list)  # (token, supervised) of the shortest of them
-    lengths: list[int] = field(default_factory=list)  # tokens of each conversation
-    duplicates: int = 0  # conversations that were there before, word for word
-    held_out: int = 0  # conversations of the held-out split that were looked at
-    overlap: int = 0  # of these, in the training split too
-
-
 def inspect_dataset(
     dataset: str | None = None,
     data_source: str = "auto",
@@ -55,11 +37,11 @@ def inspect_dataset(
     max_length: int = 256,
     max_samples: int | None = None,
     skip_bad_rows: bool = False,
-) -> DatasetReport:
-    """Read at most MAX_ROWS rows of a dataset, each as `newllm sft` would. The tokenizer and chat template are those of
-    `model`, the folder of a finished run; None learns a tokenizer of up to 4,096 types from the rows. The other
-    settings are those of `load_conversations`. Raises InputError: unknown dataset, data out of reach, a bad file or
-    row, no conversation at all, or a bad model."""
+) -> str:
+    """What `newllm data` says of a dataset, after at most MAX_ROWS rows, each read as `newllm sft` would. The tokenizer
+    and chat template are those of `model`, the folder of a finished run; None learns a tokenizer of up to 4,096 types
+    from the rows. The other settings are those of `load_conversations`. Raises InputError: unknown dataset, data out of
+    reach, a bad file or row, no conversation at all, or a bad model."""
     for name, value, least in (("max_length", max_length, 2), ("max_samples", max_samples, 1)):
         if value is not None and value < least:
             raise InputError(f"{name} has to be at least {least}, got {value}.")
@@ -70,92 +52,105 @@ def inspect_dataset(
     tokenizer, what = None, "bpe learned from these conversations"
     if model is not None:
         tokenizer, what = read_tokenizer(check_model_folder(model)), f"the tokenizer of {model}"
-    rows = list(itertools.islice(train.read(0), limit + 1))  # read once: they may come over the network
-    identity = f"{train.identity}/{limit} looked at"
-    looked_at = replace(train, identity=identity, read=lambda first: itertools.islice(rows, first, limit))
+    rows, are_all = [], True
+    for row in train.read(0):  # once: they may come over the network
+        if row[0] >= limit:
+            are_all = False
+            break
+        rows.append(row)
+    looked_at = replace(first_rows(train, limit), read=lambda first: iter(rows))
     if tokenizer is None:
         tokenizer = learned_tokenizer(looked_at, splits.template, "bpe", None)
     elif tokenizer.chat_template is None:
         tokenizer.chat_template = template_for(tokenizer, splits.template)
+
+    counts, lengths, lost, first = ConversationCounts(), [], Counter(), []
+    for _, block, found in encoded_blocks(looked_at, tokenizer, ConversationFormat(WHOLE), 0):
+        counts.add(found)
+        lengths += [len(item.token_ids) for item in block]
+        lost.update(_lost(item, max_length) for item in block)
+        first += block[: ROWS_SHOWN - len(first)]
+    if not lengths:
+        complaint = f" ({counts.complaints[0]})" if counts.complaints else ""
+        raise InputError(f"{train.origin} holds no conversation{complaint}.")
     hashes, held_out = (
         [conversation_hash(messages) for messages in side] for side in (looked_at, first_rows(splits.validation, limit))
     )
-    seen = set(hashes)
-    report = DatasetReport(
-        origin=train.origin, licence=train.licence, note=splits.note, tokenizer=f"{what}, {len(tokenizer):,} types",
-        chat_template=tokenizer.chat_template, max_length=max_length, sampled=len(rows) > limit,
-        examples=render(list(itertools.islice(looked_at, ROWS_SHOWN)), tokenizer)[0],
-        duplicates=len(hashes) - len(seen), held_out=len(held_out), overlap=sum(it in seen for it in held_out),
-    )  # fmt: skip
-    for _, block, found in encoded_blocks(looked_at, tokenizer, ConversationFormat(WHOLE), 0):
-        report.add(found)
-        if block and not report.spelled:
-            shortest = min(block[:ROWS_SHOWN], key=lambda item: len(item.token_ids))
-            tokens = [_spelled(tokenizer, token_id) for token_id in shortest.token_ids.tolist()]
-            report.spelled = list(zip(tokens, shortest.supervised.tolist(), strict=True))
-        for item in block:
-            report.lengths.append(len(item.token_ids))
-            if report.lengths[-1] > max_length:  # it ends with an answer, which is lost at least
-                first = item.supervised.argmax()
-                fits = not item.supervised[first : max_length + 1].all()  # the first answer
-                report.shortened += fits
-                report.too_long += not fits
-    if not report.documents:
-        complaint = f" ({report.complaints[0]})" if report.complaints else ""
-        raise InputError(f"{report.origin} holds no conversation{complaint}.")
-    return report
+    known = set(hashes)
+    overlap = sum(digest in known for digest in held_out)
+    return "\n".join([
+        f"Data       {train.origin}",
+        f"Licence    {train.licence}",
+        *([f"Note       {splits.note}"] if splits.note else []),
+        f"Looked at  {counts.rows_read:,} rows of the training split, "
+        f"{'all of them' if are_all else 'the first ones: there are more'}",
+        f"Tokenizer  {what}, {len(tokenizer):,} types",
+        *_conversation_lines(render(list(itertools.islice(looked_at, ROWS_SHOWN)), tokenizer)[0]),
+        "",
+        "Chat template",
+        f"  {tokenizer.chat_template}",
+        "",
+        "Tokens ([supervised])",
+        f"  {_spelled(min(first, key=lambda item: len(item.token_ids)), tokenizer)}",
+        "",
+        "Tokens per conversation",
+        *length_lines(lengths),
+        "",
+        f"Conversations    {len(lengths):,}; {counts.all_tokens / len(lengths):,.0f} tokens on average, "
+        f"{max(lengths):,} at most; {counts.tokens / counts.all_tokens:.0%} of the tokens are supervised",
+        f"At {max_length} tokens    {_share(lost['last turns'], len(lengths))} lose their last turns, "
+        f"{_share(lost['all'], len(lengths))} are left out: not even the first answer fits",
+        f"Bad rows         {_share(counts.bad_rows, counts.rows_read)}",
+        *(f"                 {complaint}" for complaint in counts.complaints),
+        f"Duplicates       {_share(len(hashes) - len(known), len(lengths))} were there before, word for word",
+        f"In both splits   {_share(overlap, len(held_out))} of {len(held_out):,} held-out conversations "
+        "are in the training split too",
+    ])  # fmt: skip
 
 
-def _spelled(tokenizer: PreTrainedTokenizerFast, token_id: int) -> str:
-    """A token for the eye: spaces and ends of line visible, part of a character as the vocabulary spells it."""
-    text = tokenizer.decode([token_id])
-    if "\ufffd" in text or not text:
-        text = tokenizer.convert_ids_to_tokens(token_id)
-    text = text if len(text) <= 40 else f"{text[:40]}..."  # a row of one sign can become one token
-    return text.replace(" ", "␣").replace("\n", "⏎")
+def _share(count: int, whole: int) -> str:
+    return f"{count:,} ({count / whole:.1%})" if whole else f"{count:,}"
 
 
-def report_text(report: DatasetReport) -> str:
-    """The report for a terminal."""
+def _lost(item: EncodedConversation, max_length: int) -> str:
+    """What of a whole conversation a row of `max_length` tokens has no room for: "", "last turns" or "all"."""
+    if len(item.token_ids) <= max_length:
+        return ""
+    # It ends with an answer, which is lost at least. All is, if the first answer goes on to the end of the row.
+    return "all" if item.supervised[item.supervised.argmax() : max_length + 1].all() else "last turns"
 
-    def share(count: int, whole: int = report.documents) -> str:
-        return f"{count:,} ({count / whole:.1%})" if whole else f"{count:,}"
 
-    extent = "the first ones: there are more" if report.sampled else "all of them"
-    lines = [f"Data       {report.origin}", f"Licence    {report.licence}"]
-    lines += [f"Note       {report.note}"] if report.note else []
-    lines.append(f"Looked at  {report.rows_read:,} rows of the training split, {extent}")
-    lines.append(f"Tokenizer  {report.tokenizer}")
-    for number, example in enumerate(report.examples, start=1):
-        shown = "".join(example[:CHARACTERS_SHOWN].splitlines(keepends=True)[:LINES_SHOWN])
-        shown += "" if shown == example else f" ... ({len(example):,} characters)"
-        lines += ["", f"Conversation {number}", *(f"  {line}" for line in shown.splitlines())]
-    tokens = [f"[{token}]" if supervised else token for token, supervised in report.spelled]
-    more = f" ... and {len(tokens) - TOKENS_SHOWN:,} more" if len(tokens) > TOKENS_SHOWN else ""
-    lines += ["", "Chat template", f"  {report.chat_template}", "", "Tokens ([supervised])"]
-    lines += [f"  {' '.join(tokens[:TOKENS_SHOWN])}{more}", "", "Tokens per conversation"]
-    # Buckets by their upper ends: 16, 32, 64, ...
-    counts = Counter(max(16, 1 << (length - 1).bit_length()) for length in report.lengths)
+def _conversation_lines(texts: list[str]) -> Iterator[str]:
+    """The first conversations as they are rendered, long ones by their beginning."""
+    for number, text in enumerate(texts, start=1):
+        shown = "".join(text[:CHARACTERS_SHOWN].splitlines(keepends=True)[:LINES_SHOWN])
+        shown += "" if shown == text else f" ... ({len(text):,} characters)"
+        yield from ["", f"Conversation {number}", *(f"  {line}" for line in shown.splitlines())]
+
+
+def _spelled(item: EncodedConversation, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The tokens of a conversation for the eye: spaces and ends of line visible, part of a character as the vocabulary
+    spells it, supervised ones in brackets."""
+    spelled = []
+    for token_id, supervised in zip(item.token_ids[:TOKENS_SHOWN].tolist(), item.supervised, strict=False):
+        text = tokenizer.decode([token_id])
+        if "\ufffd" in text or not text:
+            text = tokenizer.convert_ids_to_tokens(token_id)
+        text = text if len(text) <= 40 else f"{text[:40]}..."  # a row of one sign can become one token
+        text = text.replace(" ", "␣").replace("\n", "⏎")
+        spelled.append(f"[{text}]" if supervised else text)
+    left_out = len(item.token_ids) - len(spelled)
+    return " ".join(spelled) + (f" ... and {left_out:,} more" if left_out else "")
+
+
+def length_lines(lengths: list[int]) -> Iterator[str]:
+    """How many conversations have up to 16 tokens, up to 32, 64, ..."""
+    counts = Counter(max(16, 1 << (length - 1).bit_length()) for length in lengths)
     end = min(counts)
     while end <= max(counts):
         begin, bar = 1 if end == 16 else end // 2 + 1, "█" * -(-40 * counts[end] // max(counts.values()))
-        share_of_all = counts[end] / report.documents
-        lines.append(f"  {begin:>7,} - {end:>7,}  {bar:<40} {counts[end]:>8,}  {share_of_all:>6.1%}")
+        yield f"  {begin:>7,} - {end:>7,}  {bar:<40} {counts[end]:>8,}  {counts[end] / len(lengths):>6.1%}"
         end *= 2
-    mean, supervised = report.all_tokens / report.documents, report.tokens / report.all_tokens
-    return "\n".join([
-        *lines,
-        "",
-        f"Conversations    {report.documents:,}; {mean:,.0f} tokens on average, {max(report.lengths):,} at most; "
-        f"{supervised:.0%} of the tokens are supervised",
-        f"At {report.max_length} tokens    {share(report.shortened)} lose their last turns, "
-        f"{share(report.too_long)} are left out: not even the first answer fits",
-        f"Bad rows         {share(report.bad_rows, report.rows_read)}",
-        *(f"                 {complaint}" for complaint in report.complaints),
-        f"Duplicates       {share(report.duplicates)} were there before, word for word",
-        f"In both splits   {share(report.overlap, report.held_out)} of {report.held_out:,} held-out conversations "
-        "are in the training split too",
-    ])  # fmt: skip
 
 
 def catalogue_text() -> str:
