@@ -1,6 +1,7 @@
 """The command `newllm <stage> --field value`: one function per command word, modules imported only when used."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -108,11 +109,12 @@ class SentenceParser(argparse.ArgumentParser):
         return namespace
 
 
-def run_stage(name: str, arguments: str, parser: SentenceParser, argv: Sequence[str]) -> None:
-    """The command of a stage: the function of the module `name` that is called like it, with the fields of its
-    dataclass `arguments`."""
+def run_stage(name: str, parser: SentenceParser, argv: Sequence[str]) -> None:
+    """The command of a stage: the function of the module `name` that is called like it; the fields are those of the
+    dataclass that it takes."""
     module = wing(name)
-    getattr(module, name.split(".")[1])(parse_stage(getattr(module, arguments), module.PRESETS, parser.prog, argv))
+    stage = getattr(module, name.split(".")[1])
+    stage(parse_stage(stage.__annotations__["args"], module.PRESETS, parser.prog, argv))
 
 
 def run_merge(parser: SentenceParser, argv: Sequence[str]) -> None:
@@ -211,18 +213,11 @@ def run_chat(parser: SentenceParser, argv: Sequence[str]) -> None:
     from .training.trained_model import open_model
 
     chat = Chat(open_model(fields.pop("path"), fields.pop("base")), **fields)
-    for line in iter(read_line, ""):
-        for piece in chat.reply(line):
-            print(piece, end="", flush=True)
-        print()
-
-
-def read_line() -> str:
-    """What the user types, or nothing at the end of the input."""
-    try:
-        return input("> ")
-    except EOFError:
-        return ""
+    with contextlib.suppress(EOFError):
+        while line := input("> "):
+            for piece in chat.reply(line):
+                print(piece, end="", flush=True)
+            print()
 
 
 def run_doctor(parser: SentenceParser, argv: Sequence[str]) -> None:
@@ -283,15 +278,12 @@ def add_sampling_fields(parser: argparse.ArgumentParser, max_new_tokens: int) ->
 
 # word -> (its function, of a parser and the arguments; what it does)
 COMMANDS: dict[str, tuple[Callable[[SentenceParser, Sequence[str]], None], str]] = {
-    "pretrain": (partial(run_stage, "stages.pretrain", "PretrainArguments"),
-                 "train New-LLM or a baseline from scratch on text"),
-    "sft": (partial(run_stage, "stages.sft", "SftArguments"), "teach a model to talk: conversations, instructions"),
-    "qlora-lwf": (partial(run_stage, "adapters.qlora_lwf", "QloraLwfArguments"),
+    "pretrain": (partial(run_stage, "stages.pretrain"), "train New-LLM or a baseline from scratch on text"),
+    "sft": (partial(run_stage, "stages.sft"), "teach a model to talk: conversations, instructions"),
+    "qlora-lwf": (partial(run_stage, "adapters.qlora_lwf"),
                   "teach a large model in 4 bit a new task, keeping what it knew"),
-    "dpo": (partial(run_stage, "preferences.dpo", "DpoArguments"),
-            "teach a chat model which of two answers is wanted"),
-    "sweep": (partial(run_stage, "preferences.sweep", "SweepArguments"),
-              "look for good settings of dpo: many short runs, one table"),
+    "dpo": (partial(run_stage, "preferences.dpo"), "teach a chat model which of two answers is wanted"),
+    "sweep": (partial(run_stage, "preferences.sweep"), "look for good settings of dpo: many short runs, one table"),
     "merge": (run_merge, "adapters and their base into one plain model"),
     "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates; without a name, list those we know"),
     "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),
