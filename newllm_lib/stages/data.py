@@ -99,7 +99,7 @@ def inspect_dataset(
         f"Conversations    {len(lengths):,}; {counts.all_tokens / len(lengths):,.0f} tokens on average, "
         f"{max(lengths):,} at most; {counts.tokens / counts.all_tokens:.0%} of the tokens are supervised",
         f"At {max_length} tokens    {_share(lost['last turns'], len(lengths))} lose their last turns, "
-        f"{_share(lost['all'], len(lengths))} are left out: not even the first answer fits",
+        f"{_share(lost['all'] + counts.too_long, len(lengths))} are left out: not even the first answer fits",
         f"Bad rows         {_share(counts.bad_rows, counts.rows_read)}",
         *(f"                 {complaint}" for complaint in counts.complaints),
         f"Duplicates       {_share(len(hashes) - len(known), len(lengths))} were there before, word for word",
