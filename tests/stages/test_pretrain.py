@@ -20,18 +20,9 @@ STEPS = 12
 
 
 def arguments(text_file, folder, **fields) -> PretrainArguments:
-    small = {
-        "data": str(text_file),
-        "output_dir": str(folder),
-        "tokenizer": "byte",
-        "max_length": 32,
-        "num_parameters": 120_000,
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 4,
-        "eval_steps": 4,
-        "save_steps": 4,
-        "logging_steps": 2,
-    }
+    small = {"tokenizer": "byte", "max_length": 32, "num_parameters": 120_000, "per_device_train_batch_size": 4}
+    small |= {"max_steps": STEPS, "eval_steps": 4, "save_steps": 4, "logging_steps": 2}
+    small |= {"data": str(text_file), "output_dir": str(folder)}
     return PretrainArguments(**{**small, **fields})
 
 
@@ -167,18 +158,9 @@ def test_the_same_seed_gives_the_same_model(text_file, tmp_path):
 
 def test_accumulation_does_not_change_what_is_learned(text_file, tmp_path):
     """Micro-batch x accumulation is the device's affair: same rows, same gradients, up to rounding."""
-    whole = pretrain(arguments(text_file, tmp_path / "whole", max_steps=3, dropout=0.0, auto_precision=False))
-    halves = pretrain(
-        arguments(
-            text_file,
-            tmp_path / "halves",
-            max_steps=3,
-            dropout=0.0,
-            auto_precision=False,
-            per_device_train_batch_size=2,
-            gradient_accumulation_steps=2,
-        )
-    )
+    fields = {"max_steps": 3, "dropout": 0.0, "auto_precision": False}
+    whole = pretrain(arguments(text_file, tmp_path / "whole", **fields))
+    halves = pretrain(arguments(text_file, tmp_path / "halves", **fields, **ACCUMULATED))
     first, second = (load_file(folder / "model.safetensors") for folder in (whole, halves))
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], rtol=1e-3, atol=1e-4, msg=name)
@@ -195,18 +177,9 @@ def test_a_finished_run_says_so_and_trains_no_more(text_file, tmp_path, caplog):
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(text_file, tmp_path):
-    args = arguments(
-        text_file,
-        tmp_path / "run",
-        max_steps=200,
-        learning_rate=1.0,
-        max_grad_norm=0.0,
-        warmup_steps=0,
-        eval_steps=2,
-        save_steps=2,
-        early_stopping_patience=2,
-    )
-    folder = pretrain(args)
+    wild = {"learning_rate": 1.0, "max_grad_norm": 0.0, "warmup_steps": 0}
+    often = {"max_steps": 200, "eval_steps": 2, "save_steps": 2, "early_stopping_patience": 2}
+    folder = pretrain(arguments(text_file, tmp_path / "run", **wild, **often))
     assert max(entry["step"] for entry in entries(folder)) < 200
 
 
@@ -246,16 +219,7 @@ def test_one_line_per_evaluation(text_file, tmp_path, caplog):
         pretrain(arguments(text_file, tmp_path / "run"))
     lines = [record.getMessage() for record in caplog.records]
     header = next(index for index, line in enumerate(lines) if line.lstrip().startswith("epoch"))
-    assert lines[header].split() == [
-        "epoch",
-        "loss",
-        "perplexity",
-        "accuracy",
-        "bits/byte",
-        "best",
-        "minutes",
-        "left",
-    ]
+    assert lines[header].split() == ["epoch", "loss", "perplexity", "accuracy", "bits/byte", "best", "minutes", "left"]
     rows = lines[header + 1 : header + 4]
     assert len([line for line in rows if "✓" in line]) >= 1
     assert all("%" in line for line in rows)

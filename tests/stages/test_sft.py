@@ -254,17 +254,11 @@ def test_the_context_grows(conversations, tmp_path, pretrained, caplog):
     before, after = (load_file(path / "model.safetensors") for path in (start, folder))
     assert open_model(folder).model.config.context_size == 2 * old
     grown = {name for name in before if before[name].shape != after[name].shape}
+    parts = ("delta", "output_gate", "context_norm", "context_out")
     assert grown == {
         f"model.layers.{layer}.{name}"
         for layer in range(open_model(start).model.config.num_hidden_layers)
-        for name in (
-            "forget_gate.weight",
-            "forget_gate.bias",
-            "delta.weight",
-            "output_gate.weight",
-            "context_norm.weight",
-            "context_out.weight",
-        )
+        for name in ("forget_gate.weight", "forget_gate.bias", *(f"{part}.weight" for part in parts))
     }
     for name in before.keys() - grown:
         assert torch.equal(before[name], after[name]), name
@@ -275,12 +269,7 @@ def test_the_context_grows(conversations, tmp_path, pretrained, caplog):
     small = sft(sft_arguments(conversations, tmp_path / "small", model=str(start), max_steps=1, learning_rate=1e-9))
     large = sft(
         sft_arguments(
-            conversations,
-            tmp_path / "large",
-            model=str(start),
-            grow_context=3 * old,
-            max_steps=1,
-            learning_rate=1e-9,
+            conversations, tmp_path / "large", model=str(start), grow_context=3 * old, max_steps=1, learning_rate=1e-9
         )
     )
     assert evaluate(small)["loss"] == pytest.approx(evaluate(large)["loss"], rel=1e-5)
