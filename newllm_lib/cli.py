@@ -20,8 +20,6 @@ from . import __version__
 from .errors import REFUSED, InputError
 from .wings import wing
 
-OF_THE_DISK = REFUSED | {errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 1 a fault of ours, 2 bad input, 130 interrupted with the run saved."""
@@ -43,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         sentence, code = str(error), 2
     except OSError as error:
-        if error.errno not in OF_THE_DISK:
+        if error.errno not in {*REFUSED, errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR}:
             raise
         where = f" for {error.filename}" if error.filename else ""
         remedy = "make room, or name another folder, and give the same command again. Nothing that was saved is lost."
