@@ -191,10 +191,8 @@ def run_compare(parser: SentenceParser, argv: Sequence[str]) -> None:
 
 
 def run_generate(parser: SentenceParser, argv: Sequence[str]) -> None:
-    add_model_field(parser)
+    add_sampling_fields(parser)
     parser.add_argument("--prompt", required=True, help="beginning of the text")
-    add_sampling_fields(parser, max_new_tokens=60)
-    parser.add_argument("--seed", type=int, default=0)
     fields = parser.parse(argv)
     from .stages.generate import generate
 
@@ -202,15 +200,13 @@ def run_generate(parser: SentenceParser, argv: Sequence[str]) -> None:
 
 
 def run_chat(parser: SentenceParser, argv: Sequence[str]) -> None:
-    add_model_field(parser)
-    add_sampling_fields(parser, max_new_tokens=200)
-    parser.add_argument("--seed", type=int, help="draw the same replies every time")
+    add_sampling_fields(parser)
     parser.add_argument("--repetition_penalty", type=float, help="above 1: fewer repetitions; as trained if left out")
     fields = vars(parser.parse(argv))
     from .chat import Chat
     from .training.trained_model import open_model
 
-    chat = Chat(open_model(fields.pop("path"), fields.pop("base")), **fields)
+    chat = Chat(open_model(fields.pop("path"), fields.pop("base", None)), **fields)
     with contextlib.suppress(EOFError):
         while line := input("> "):
             for piece in chat.reply(line):
@@ -268,10 +264,14 @@ def add_text_fields(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
 
 
-def add_sampling_fields(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
-    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token")
-    parser.add_argument("--top_p", type=float, default=0.95)
+def add_sampling_fields(parser: argparse.ArgumentParser) -> None:
+    """What `generate` and `Chat` take alike; a field that is not given has their own default."""
+    parser.argument_default = argparse.SUPPRESS
+    add_model_field(parser)
+    parser.add_argument("--max_new_tokens", type=int)
+    parser.add_argument("--temperature", type=float, help="0 takes the most likely token")
+    parser.add_argument("--top_p", type=float)
+    parser.add_argument("--seed", type=int, help="draw the same every time")
 
 
 # word -> (its function, of a parser and the arguments; what it does)
