@@ -64,12 +64,12 @@ def inspect_dataset(
     elif tokenizer.chat_template is None:
         tokenizer.chat_template = template_for(tokenizer, splits.template)
 
-    counts, lengths, lost, first = ConversationCounts(), [], Counter(), []
+    counts, lengths, lost, shown = ConversationCounts(), [], Counter(), []
     for _, block, found in encoded_blocks(looked_at, tokenizer, ConversationFormat(WHOLE), 0):
         counts.add(found)
         lengths += [len(item.token_ids) for item in block]
         lost.update(_lost(item, max_length) for item in block)
-        first += block[: ROWS_SHOWN - len(first)]
+        shown += block[: ROWS_SHOWN - len(shown)]
     if not lengths:
         complaint = f" ({counts.complaints[0]})" if counts.complaints else ""
         raise InputError(f"{train.origin} holds no conversation{complaint}.")
@@ -91,7 +91,7 @@ def inspect_dataset(
         f"  {tokenizer.chat_template}",
         "",
         "Tokens ([supervised])",
-        f"  {_spelled(min(first, key=lambda item: len(item.token_ids)), tokenizer)}",
+        f"  {_spelled(min(shown, key=lambda item: len(item.token_ids)), tokenizer)}",
         "",
         "Tokens per conversation",
         *length_lines(lengths),
