@@ -23,7 +23,7 @@ from .. import __version__
 from ..adapters import offline_gemma
 from ..adapters.base_model import GEMMA_2B
 from ..data.sources import DATASETS
-from ..doctor import TESTED, doctor
+from ..doctor import PACKAGES, doctor
 from ..errors import CODES, InputError
 from ..preferences.arguments import LOSS_TYPES
 from ..training.callbacks import read_history
@@ -35,7 +35,6 @@ from .panel.settings_panel import SettingsPanel
 from .storage import on_colab
 
 METRICS_LINES = 12
-PACKAGES = [name for name in TESTED if name != "Python"]
 MORE_PACKAGES = ("ipykernel", "jupyterlab", "huggingface_hub", "tokenizers", "safetensors", "pyarrow", "pip")
 KNOWN_MODELS = {*GEMMA_2B, offline_gemma.NAME}
 METRICS = {"step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss", *(key for key, _ in FACTS)}

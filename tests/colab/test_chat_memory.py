@@ -104,7 +104,7 @@ def test_without_a_memory_nothing_is_saved_or_resumed(make_controls):
 def test_an_uploaded_memory_is_kept_and_gone_on_from(make_controls, version):
     first = make_controls("newllm")
     list(first.chats["newllm"].reply("Hello"))
-    content = first.chats["newllm"].memory_file(with_words=True)
+    content = first.chats["newllm"].save_memory(first.folder / "first.safetensors", with_words=True).read_bytes()
     later = make_controls("newllm")
     files = {
         7: {"mine.safetensors": {"metadata": {"name": "mine.safetensors"}, "content": content}},
