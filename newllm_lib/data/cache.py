@@ -37,13 +37,8 @@ def cache_path(kind: str, suffix: str, *contents: object) -> Path:
 
 
 def kept(path: Path, make: Callable[[Path], Any]) -> Any:
-    """The note about the file `path`. If the file is missing or damaged, `make` writes it to the path it is given, and
-    returns a note that JSON can hold, not None. Raises InputError: the cache cannot be written to."""
-    if (note := known(path)) is None:
-        with writing(path) as temporary:
-            note = make(temporary)
-        seal(path, note)
-    return note
+    """The note about the file `path`, which is `made` if it is missing or damaged."""
+    return made(path, make) if (note := known(path)) is None else note
 
 
 def known(path: Path) -> Any:
@@ -60,15 +55,18 @@ def known(path: Path) -> Any:
     return content["note"]
 
 
-def seal(path: Path, note: Any) -> None:
-    """Seal the file `path`, or its absence, with a note. Raises InputError: the cache cannot be written to."""
+def made(path: Path, make: Callable[[Path], Any]) -> Any:
+    """The note about the file `path`, sealed: `make` writes it to the path it is given, and returns a note that JSON
+    can hold, not None. Raises InputError: the cache cannot be written to."""
+    with writing(path) as temporary:
+        note = make(temporary)
     with writing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps({"sha256": _digest(path, note), "note": note}), encoding="utf-8")
+    return note
 
 
 def _digest(path: Path, note: Any) -> str:
-    content = content_hash(path) if path.exists() else ""
-    return hashlib.sha256(f"{content} {json.dumps(note)}".encode()).hexdigest()
+    return hashlib.sha256(f"{content_hash(path)} {json.dumps(note)}".encode()).hexdigest()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Dimensions: B rows, T = max_length tokens.
 """
 
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,10 +13,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import datasets
 import numpy as np
 import torch
-from datasets.arrow_writer import ArrowWriter
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
@@ -28,9 +28,8 @@ from .tokenizer import text_backend
 WIKITEXT_TITLE = re.compile(r" = [^=\s](.*[^=\s])? = \n?")
 DOCUMENT_MARK = "<|endoftext|>"  # separates documents in GPT-2's corpora
 PIECE_CHARACTERS = 1 << 16
-PIECES_PER_CALL = 1000
-CHARACTERS_PER_CALL = 1 << 21  # their tokens take some hundred times as many bytes
-FORMAT_VERSION = 3  # part of the cache key: raise it when rows are laid out otherwise
+PIECES_PER_CALL = 32  # of 65,536 characters: their tokens take some hundred times as many bytes
+FORMAT_VERSION = 4  # part of the cache key: raise it when rows are laid out otherwise
 
 
 class TextPiece(NamedTuple):
@@ -240,8 +239,9 @@ def tokenized_pieces(
     pieces: Iterable[TextPiece], tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[tuple[np.ndarray, bool, TextCounts]]:
     """(token ids, starts a document, counts) for every piece; encoded many at a time, in parallel."""
-    for block in _blocks(pieces):
-        encodings = text_backend(tokenizer).encode_batch_fast([piece.text for piece in block], add_special_tokens=False)
+    pieces, backend = iter(pieces), text_backend(tokenizer)
+    while block := list(itertools.islice(pieces, PIECES_PER_CALL)):
+        encodings = backend.encode_batch_fast([piece.text for piece in block], add_special_tokens=False)
         for piece, encoding in zip(block, encodings, strict=True):
             token_ids = np.asarray(encoding.ids, dtype=np.int32)
             counts = count_text([piece.text], token_ids, tokenizer, documents=int(piece.starts_document))
@@ -257,20 +257,6 @@ def count_text(
     return TextCounts(documents, len(token_ids), num_bytes, words, unknown)
 
 
-def _blocks(pieces: Iterable[TextPiece]) -> Iterator[list[TextPiece]]:
-    """The pieces in blocks that are encoded together."""
-    block: list[TextPiece] = []
-    characters = 0
-    for piece in pieces:
-        block.append(piece)
-        characters += len(piece.text)
-        if len(block) == PIECES_PER_CALL or characters >= CHARACTERS_PER_CALL:
-            yield block
-            block, characters = [], 0
-    if block:
-        yield block
-
-
 def evaluation_documents(text: Text, tokenizer: PreTrainedTokenizerFast) -> EvaluationDocuments:
     """The text as whole documents in memory: evaluation sets are small, training sets are not."""
     parts: list[tuple[list[np.ndarray], TextCounts]] = []  # of a document each
@@ -283,40 +269,88 @@ def evaluation_documents(text: Text, tokenizer: PreTrainedTokenizerFast) -> Eval
     return EvaluationDocuments([document for document in documents if len(document.token_ids)], text.origin)
 
 
-def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int) -> tuple[datasets.Dataset, TextCounts]:
-    """Training rows on disk, in the order of the text, every one full but for the last. Raises InputError: the text is
-    shorter than one row.
+class PackedRows(Dataset):
+    """Training rows of T tokens in files that are mapped into memory. Columns, [T] each: `input_ids`; `labels`, already
+    shifted (labels[t] follows input_ids[t]), IGNORED where it is not supervised; `position_ids`, the position in the
+    document, 0 where one begins; and `row`, the row's number."""
 
-    Columns, [T] each: `input_ids`; `labels`, already shifted (labels[t] follows input_ids[t]); `position_ids`, the
-    position in the document, 0 at the end-of-text token that opens it; and `row`, the row's number. Written once per
-    text, tokenizer and length under the cache folder, and found there again.
-    """
+    def __init__(self, paths: Iterable[Path], tokenizer: PreTrainedTokenizerFast, max_length: int):
+        kind = row_type(tokenizer, max_length)
+        self.parts = [np.memmap(path, kind, "r") for path in paths if path.stat().st_size]  # no empty file is mapped
+        self.ends = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {name: column[0] for name, column in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, np.ndarray]:
+        """Columns [B, T], and `row` [B], at once: one by one takes longer than an update on a GPU."""
+        parts = np.searchsorted(self.ends, indices, side="right")
+        rows = np.stack([self.parts[part][index - self.ends[part]] for part, index in zip(parts, indices, strict=True)])
+        tokens, columns = rows["tokens"].astype(np.int32), np.arange(rows["starts"].shape[1], dtype=np.int32)
+        begins = np.where(rows["starts"], columns, -rows["position"][:, None])  # of the document, may be rows before
+        return {
+            "input_ids": tokens[:, :-1],
+            "labels": np.where(rows["supervised"], tokens[:, 1:], IGNORED),
+            "position_ids": columns - np.maximum.accumulate(begins, axis=1),
+            "row": np.asarray(indices),
+        }
+
+
+def row_type(tokenizer: PreTrainedTokenizerFast, max_length: int) -> np.dtype:
+    """How a row of T = max_length tokens is kept in a file."""
+    return np.dtype([
+        ("tokens", np.min_scalar_type(len(tokenizer)), max_length + 1),  # the last one is only a target
+        ("supervised", bool, max_length),  # of targets
+        ("starts", bool, max_length),  # where documents begin
+        ("position", np.int32),  # of the first token in its document
+    ])  # fmt: skip
+
+
+def row_bytes(
+    kind: np.dtype, padding: int, tokens: np.ndarray, supervised: np.ndarray, starts: np.ndarray, position: int = 0
+) -> bytes:
+    """A row of N tokens, padded to T: `supervised` are their targets [N - 1], `starts` where documents begin."""
+    row = np.zeros((), kind)
+    row["tokens"] = padding
+    row["tokens"][: len(tokens)] = tokens
+    row["supervised"][: len(supervised)] = supervised
+    row["starts"][starts] = True
+    row["position"] = position
+    return row.tobytes()
+
+
+def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int) -> tuple[PackedRows, TextCounts]:
+    """Training rows on disk, in the order of the text, every one full but for the last. A document begins with an
+    end-of-text token. Written once per text, tokenizer and length under the cache folder, and found there again. Raises
+    InputError: the text is shorter than one row."""
     key = (FORMAT_VERSION, text.identity, tokenizer.backend_tokenizer.to_str(), max_length)
-    arrow_path = cache_path("rows", ".arrow", *key)
+    path = cache_path("rows", ".rows", *key)
 
-    def write(path: Path) -> dict[str, int]:
+    def write(target: Path) -> dict[str, int]:
         counts = TextCounts()
-        column = datasets.Sequence(datasets.Value("int32"), length=max_length)
-        features = dict.fromkeys(("input_ids", "labels", "position_ids"), column) | {"row": datasets.Value("int64")}
-        with ArrowWriter(path=str(path), features=datasets.Features(features)) as writer:
-            for number, row in enumerate(_rows(text, tokenizer, max_length, counts)):
-                writer.write({**row, "row": number})
-            writer.finalize()
+        with target.open("wb") as stream:
+            stream.writelines(_rows(text, tokenizer, max_length, counts))
         return asdict(counts)
 
-    counts = TextCounts(**kept(arrow_path, write))
+    counts = TextCounts(**kept(path, write))
     if counts.tokens < max_length:
         what = f"{text.origin} gives {counts.tokens} tokens, fewer than one row of max_length {max_length}"
         most = max(counts.tokens, 2)
         raise InputError(f"{what}; give more text or a max_length of at most {most}.", "NL-403")
-    return datasets.Dataset.from_file(str(arrow_path)).with_format("numpy"), counts
+    return PackedRows([path], tokenizer, max_length), counts
 
 
-def _rows(
-    text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int, counts: TextCounts
-) -> Iterator[dict[str, np.ndarray]]:
+def _rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int, counts: TextCounts) -> Iterator[bytes]:
     """Cut the stream `<eot> document <eot> document ... <eot>` into rows; the target of a token is the next one."""
-    end_of_text = np.asarray([tokenizer.eos_token_id], dtype=np.int32)
+    kind, end_of_text = row_type(tokenizer, max_length), np.asarray([tokenizer.eos_token_id], dtype=np.int32)
+
+    def row(tokens: np.ndarray, positions: np.ndarray) -> bytes:
+        supervised = np.ones(len(tokens) - 1, dtype=bool)
+        return row_bytes(kind, tokenizer.pad_token_id, tokens, supervised, np.flatnonzero(positions == 0), positions[0])
+
     tokens, positions = np.empty((2, 0), dtype=np.int32)
     next_position = 0
     for token_ids, starts_document, seen in tokenized_pieces(text.read(), tokenizer):
@@ -327,20 +361,11 @@ def _rows(
         tokens = np.concatenate([tokens, token_ids])
         positions = np.concatenate([positions, next_position + np.arange(len(token_ids), dtype=np.int32)])
         next_position += len(token_ids)
-        full = (len(tokens) - 1) // max_length  # a row needs one token more, for its last target
-        for begin in range(0, full * max_length, max_length):
-            end = begin + max_length
-            inputs, labels = tokens[begin:end], tokens[begin + 1 : end + 1]
-            yield {"input_ids": inputs, "labels": labels, "position_ids": positions[begin:end]}
-        tokens, positions = tokens[full * max_length :], positions[full * max_length :]
+        while len(tokens) > max_length:
+            yield row(tokens[: max_length + 1], positions[:max_length])
+            tokens, positions = tokens[max_length:], positions[max_length:]
     if len(tokens):
-        missing = max_length - len(tokens)
-        yield {
-            "input_ids": np.pad(tokens, (0, missing), constant_values=tokenizer.pad_token_id),
-            "labels": np.pad(np.append(tokens[1:], end_of_text), (0, missing), constant_values=IGNORED),
-            # Positions run on over the padding: it is no new document, and nothing after it is scored.
-            "position_ids": np.append(positions, positions[-1] + 1 + np.arange(missing, dtype=np.int32)),
-        }
+        yield row(np.concatenate([tokens, end_of_text]), positions)
 
 
 def collate_rows(rows: list[dict[str, np.ndarray]] | dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 
-import datasets
 import numpy as np
-import pyarrow
 from torch.utils.data import Dataset, Sampler
 
 from ..data.text import IGNORED
@@ -37,30 +35,6 @@ class LaneSampler(Sampler[int]):
         for step in range(self.rows_per_lane):
             for lane in range(self.lanes):
                 yield (first + lane * self.rows_per_lane + step) % self.num_rows
-
-
-class RowsOnDisk(Dataset):
-    """Rows of `packed_rows`; a batch is read at once, for one by one takes longer than an update on a GPU."""
-
-    def __init__(self, rows: datasets.Dataset):
-        self.rows, self.table = rows, rows.with_format("arrow")
-        self.transform = rows.format["format_kwargs"].get("transform", lambda columns: columns)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.rows[index]
-
-    def __getitems__(self, indices: list[int]) -> dict[str, np.ndarray]:
-        """Columns of tokens [B, T], of numbers [B]."""
-        table, batch = self.table[indices], {}
-        for name in table.column_names:
-            column = table[name].combine_chunks()
-            is_row = pyarrow.types.is_fixed_size_list(column.type)
-            values = (column.flatten() if is_row else column).to_numpy(zero_copy_only=False)  # bools are packed bits
-            batch[name] = values.reshape(len(indices), -1) if is_row else values
-        return self.transform(batch)
 
 
 class RowsAndBlank(Dataset):

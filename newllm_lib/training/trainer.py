@@ -8,7 +8,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from safetensors.torch import load_file, save_file
@@ -21,7 +20,7 @@ from ..models.gpu import GraphedBackward, can_be_captured
 from ..models.recurrent_model import ContextCache, RecurrentGenerationMixin, loss_only, state_after
 from .arguments import StageArguments
 from .run_trainer import RunTrainerMixin
-from .samplers import NO_ROW, EvenSampler, LaneSampler, RowsAndBlank, RowsOnDisk
+from .samplers import NO_ROW, EvenSampler, LaneSampler, RowsAndBlank
 
 CONTEXT_FILE = "carried_context.safetensors"
 
@@ -67,8 +66,6 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
         # The rows of one update that this process sees.
         self.carrier = ContextCarrier(args.effective_batch_size // args.world_size)
         rows = train_rows if args.world_size == 1 else RowsAndBlank(train_rows)
-        if isinstance(rows, datasets.Dataset):
-            rows = RowsOnDisk(rows)
         args.accelerator_config.non_blocking = args.dataloader_pin_memory  # or each batch waits for the one before
         sets = {"train_dataset": rows, "eval_dataset": documents.sample(args.max_eval_tokens)}
         super().__init__(model, args, collate_rows, processing_class=tokenizer, **sets, **kwargs)
