@@ -223,8 +223,8 @@ def conversation_rows(
     """Training rows on disk: conversations end to end, padded. Raises InputError: a bad row in the user's file, or no
     conversation at all.
 
-    Written once per data, tokenizer and format under the cache folder, in shards. A preparation that was cut off goes on
-    after its last whole shard, at the very row.
+    Written once per data, tokenizer and format under the cache folder, in shards. A preparation that was cut off goes
+    on after its last whole shard, at the very row.
     """
     source = (conversations.identity, conversations.read_as)
     key = (FORMAT_VERSION, *source, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, form)
