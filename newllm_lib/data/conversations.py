@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import datasets
-import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
@@ -25,7 +24,7 @@ from .chat_template import ConversationFormat, EncodedConversation, encode_conve
 from .examples import COLUMNS, Message, any_conversation, conversation_columns, unread
 from .files import PlacedRow, RowError, check_file, checked_row, content_hash, read_rows, refuser
 from .sources import HELD_OUT_SHARE, Origin, Splits, find_data, find_dataset
-from .text import Document, EvaluationDocuments, PackedRows, TextCounts, row_bytes, row_type, same_file_note
+from .text import Document, EvaluationDocuments, PackedRows, TextCounts, same_file_note, token_bytes, token_type
 from .tokenizer import build_tokenizer
 
 # Part of the cache keys: raise the number when the same rows come to mean other conversations.
@@ -291,7 +290,7 @@ def encoded_blocks(
 
 def _write_shard(blocks: Iterator[Block], tokenizer: PreTrainedTokenizerFast, max_length: int, path: Path) -> dict:
     """The note about the shard: its counts, the number of the row after it, and whether there is none."""
-    counts, next_row, kind = ConversationCounts(), 0, row_type(tokenizer, max_length)
+    counts, next_row, kind, padding = ConversationCounts(), 0, token_type(tokenizer), [tokenizer.pad_token_id]
 
     def items() -> Iterator[EncodedConversation]:
         nonlocal next_row
@@ -304,12 +303,12 @@ def _write_shard(blocks: Iterator[Block], tokenizer: PreTrainedTokenizerFast, ma
 
     with path.open("wb") as stream:
         for row in _packed(items(), max_length):
-            token_ids, supervised = (
-                np.concatenate([getattr(item, name) for item in row]) for name in ("token_ids", "supervised")
-            )
-            *begins, _ = itertools.accumulate((len(item.token_ids) for item in row), initial=0)
-            stream.write(row_bytes(kind, tokenizer.pad_token_id, token_ids, supervised[1:], begins))
+            for item in row:
+                stream.write(token_bytes(kind, item.token_ids, item.supervised, starts_document=True))
+            missing = max_length - sum(len(item.token_ids) for item in row)
+            stream.write(token_bytes(kind, padding * missing, supervised=False))
             counts.packed_rows += 1
+        stream.write(token_bytes(kind, padding, supervised=False))
     return {"counts": asdict(counts), "next_row": next_row, "is_last": counts.rows_read < ROWS_PER_SHARD}
 
 

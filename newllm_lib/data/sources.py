@@ -172,11 +172,12 @@ def problem_of(error: Exception, hub_id: str, kind: str) -> HubProblem:
     if isinstance(error, HFValidationError):
         return HubProblem("other", f"{hub_id!r} cannot be the id of a {kind}, which reads owner/name")
     if isinstance(error, HfHubHTTPError):
-        status = getattr(error.response, "status_code", None)  # None: older hub clients raise it without an answer
-        if status in (401, 403):
-            words = f"it answered {status}: not there, or gated: accept its licence on its page and set HF_TOKEN"
-            return HubProblem("gated", words)
-        return HubProblem("other", "it did not answer" if status is None else f"it answered {status}")
+        answer = f"it answered {error.response.status_code}"
+        if error.response.status_code in (401, 403):
+            return HubProblem(
+                "gated", f"{answer}: not there, or gated: accept its licence on its page and set HF_TOKEN"
+            )
+        return HubProblem("other", answer)
     return HubProblem("unreachable", f"no connection: {type(error).__name__}")  # all failures to connect mean the same
 
 
@@ -210,8 +211,7 @@ def first_opened(entry: Dataset) -> tuple[dict[str, Examples] | None, HubProblem
     """As `first_answering`: the splits for training and evaluation of a source that is what the catalogue says."""
 
     def opened(source: HubSource) -> dict[str, Examples]:
-        wanted = [name for name in ("train", "validation") if name in source.splits]
-        return {name: open_hub_split(entry, source, name) for name in wanted}
+        return {name: open_hub_split(entry, source, name) for name in ("train", "validation") if name in source.splits}
 
     return first_answering(entry, opened)
 

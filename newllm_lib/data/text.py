@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
@@ -270,14 +271,15 @@ def evaluation_documents(text: Text, tokenizer: PreTrainedTokenizerFast) -> Eval
 
 
 class PackedRows(Dataset):
-    """Training rows of T tokens in files that are mapped into memory. Columns, [T] each: `input_ids`; `labels`, already
-    shifted (labels[t] follows input_ids[t]), IGNORED where it is not supervised; `position_ids`, the position in the
-    document, 0 where one begins; and `row`, the row's number."""
+    """Training rows of T tokens, one after the other in files of `token_bytes` that are mapped into memory; every file
+    ends with one token more, which is only a target. Columns, [T] each: `input_ids`; `labels`, already shifted
+    (labels[t] follows input_ids[t]), IGNORED where they are not supervised; `position_ids`, the position in the
+    document, 0 where one begins (in the row: one that began before goes on with 1); and `row`, the row's number."""
 
     def __init__(self, paths: Iterable[Path], tokenizer: PreTrainedTokenizerFast, max_length: int):
-        kind = row_type(tokenizer, max_length)
-        self.parts = [np.memmap(path, kind, "r") for path in paths if path.stat().st_size]  # no empty file is mapped
-        self.ends = np.cumsum([len(part) for part in self.parts])
+        files = (np.memmap(path, token_type(tokenizer), "r") for path in paths)
+        self.files = [sliding_window_view(file, max_length + 1)[::max_length] for file in files if len(file) > 1]
+        self.ends = np.cumsum([len(rows) for rows in self.files])
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -287,52 +289,47 @@ class PackedRows(Dataset):
 
     def __getitems__(self, indices: list[int]) -> dict[str, np.ndarray]:
         """Columns [B, T], and `row` [B], at once: one by one takes longer than an update on a GPU."""
-        parts = np.searchsorted(self.ends, indices, side="right")
-        rows = np.stack([self.parts[part][index - self.ends[part]] for part, index in zip(parts, indices, strict=True)])
-        tokens, columns = rows["tokens"].astype(np.int32), np.arange(rows["starts"].shape[1], dtype=np.int32)
-        begins = np.where(rows["starts"], columns, -rows["position"][:, None])  # of the document, may be rows before
-        return {
-            "input_ids": tokens[:, :-1],
-            "labels": np.where(rows["supervised"], tokens[:, 1:], IGNORED),
-            "position_ids": columns - np.maximum.accumulate(begins, axis=1),
-            "row": np.asarray(indices),
-        }
+        places = zip(np.searchsorted(self.ends, indices, side="right"), indices, strict=True)
+        tokens = np.stack([self.files[file][index - self.ends[file]] for file, index in places])
+        token_ids = tokens["token"].astype(np.int32)
+        columns = np.arange(tokens.shape[1] - 1, dtype=np.int32)
+        begins = np.maximum.accumulate(np.where(tokens["starts"][:, :-1], columns, -1), axis=1)
+        labels = np.where(tokens["supervised"], token_ids, IGNORED)[:, 1:]
+        named = {"input_ids": token_ids[:, :-1], "labels": labels, "position_ids": columns - begins}
+        return named | {"row": np.asarray(indices)}
 
 
-def row_type(tokenizer: PreTrainedTokenizerFast, max_length: int) -> np.dtype:
-    """How a row of T = max_length tokens is kept in a file."""
-    return np.dtype([
-        ("tokens", np.min_scalar_type(len(tokenizer)), max_length + 1),  # the last one is only a target
-        ("supervised", bool, max_length),  # of targets
-        ("starts", bool, max_length),  # where documents begin
-        ("position", np.int32),  # of the first token in its document
-    ])  # fmt: skip
+def token_type(tokenizer: PreTrainedTokenizerFast) -> np.dtype:
+    """How a token is kept in a file."""
+    return np.dtype([("token", np.min_scalar_type(len(tokenizer))), ("supervised", bool), ("starts", bool)])
 
 
-def row_bytes(
-    kind: np.dtype, padding: int, tokens: np.ndarray, supervised: np.ndarray, starts: np.ndarray, position: int = 0
-) -> bytes:
-    """A row of N tokens, padded to T: `supervised` are their targets [N - 1], `starts` where documents begin."""
-    row = np.zeros((), kind)
-    row["tokens"] = padding
-    row["tokens"][: len(tokens)] = tokens
-    row["supervised"][: len(supervised)] = supervised
-    row["starts"][starts] = True
-    row["position"] = position
-    return row.tobytes()
+def token_bytes(kind: np.dtype, token_ids: Sequence[int], supervised=True, starts_document: bool = False) -> bytes:
+    """Tokens [N] as they are kept; `supervised`: which of them are, [N] or for all."""
+    tokens = np.zeros(len(token_ids), kind)
+    tokens["token"], tokens["supervised"] = token_ids, supervised
+    tokens["starts"][:1] = starts_document
+    return tokens.tobytes()
 
 
 def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int) -> tuple[PackedRows, TextCounts]:
-    """Training rows on disk, in the order of the text, every one full but for the last. A document begins with an
-    end-of-text token. Written once per text, tokenizer and length under the cache folder, and found there again. Raises
-    InputError: the text is shorter than one row."""
+    """Training rows on disk, in the order of the text, every one full but for the last: the stream `<eot> document
+    <eot> document ... <eot>`. Written once per text, tokenizer and length under the cache folder, and found there
+    again. Raises InputError: the text is shorter than one row."""
     key = (FORMAT_VERSION, text.identity, tokenizer.backend_tokenizer.to_str(), max_length)
     path = cache_path("rows", ".rows", *key)
 
     def write(target: Path) -> dict[str, int]:
-        counts = TextCounts()
+        counts, kind, end_of_text = TextCounts(), token_type(tokenizer), [tokenizer.eos_token_id]
         with target.open("wb") as stream:
-            stream.writelines(_rows(text, tokenizer, max_length, counts))
+            for token_ids, starts_document, seen in tokenized_pieces(text.read(), tokenizer):
+                counts.add(seen)
+                if starts_document:
+                    stream.write(token_bytes(kind, end_of_text, starts_document=True))
+                stream.write(token_bytes(kind, token_ids))
+            stream.write(token_bytes(kind, end_of_text))
+            missing = -(counts.documents + counts.tokens) % max_length
+            stream.write(token_bytes(kind, [tokenizer.pad_token_id] * missing, supervised=False))
         return asdict(counts)
 
     counts = TextCounts(**kept(path, write))
@@ -341,31 +338,6 @@ def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int)
         most = max(counts.tokens, 2)
         raise InputError(f"{what}; give more text or a max_length of at most {most}.", "NL-403")
     return PackedRows([path], tokenizer, max_length), counts
-
-
-def _rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int, counts: TextCounts) -> Iterator[bytes]:
-    """Cut the stream `<eot> document <eot> document ... <eot>` into rows; the target of a token is the next one."""
-    kind, end_of_text = row_type(tokenizer, max_length), np.asarray([tokenizer.eos_token_id], dtype=np.int32)
-
-    def row(tokens: np.ndarray, positions: np.ndarray) -> bytes:
-        supervised = np.ones(len(tokens) - 1, dtype=bool)
-        return row_bytes(kind, tokenizer.pad_token_id, tokens, supervised, np.flatnonzero(positions == 0), positions[0])
-
-    tokens, positions = np.empty((2, 0), dtype=np.int32)
-    next_position = 0
-    for token_ids, starts_document, seen in tokenized_pieces(text.read(), tokenizer):
-        counts.add(seen)
-        if starts_document:
-            next_position = 0
-            token_ids = np.concatenate([end_of_text, token_ids])
-        tokens = np.concatenate([tokens, token_ids])
-        positions = np.concatenate([positions, next_position + np.arange(len(token_ids), dtype=np.int32)])
-        next_position += len(token_ids)
-        while len(tokens) > max_length:
-            yield row(tokens[: max_length + 1], positions[:max_length])
-            tokens, positions = tokens[max_length:], positions[max_length:]
-    if len(tokens):
-        yield row(np.concatenate([tokens, end_of_text]), positions)
 
 
 def collate_rows(rows: list[dict[str, np.ndarray]] | dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
