@@ -44,15 +44,13 @@ def kept(path: Path, make: Callable[[Path], Any]) -> Any:
 def known(path: Path) -> Any:
     """The note in the seal of a file; None if there is no file that matches its seal."""
     sealed = path.with_suffix(".json")
-    try:
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         content = json.loads(sealed.read_bytes())
-        if content["sha256"] != _digest(path, content["note"]):
-            return None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
-    with suppress(OSError):  # the cache may be read-only
-        os.utime(sealed)
-    return content["note"]
+        if content["sha256"] == _digest(path, content["note"]):
+            with suppress(OSError):  # the cache may be read-only
+                os.utime(sealed)
+            return content["note"]
+    return None
 
 
 def made(path: Path, make: Callable[[Path], Any]) -> Any:
@@ -117,8 +115,7 @@ def _make_room(folder: Path, needed: str) -> None:
 def _is_being_written(temporary: Path) -> bool:
     """True if the process that the temporary path names is alive, and not a later one of the same number."""
     try:
-        writer = psutil.Process(int(temporary.suffixes[-2][1:]))
-        return writer.create_time() <= temporary.stat().st_mtime
+        return psutil.Process(int(temporary.suffixes[-2][1:])).create_time() <= temporary.stat().st_mtime
     except (psutil.Error, ValueError, IndexError, OSError):
         return False
 

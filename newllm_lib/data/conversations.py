@@ -193,7 +193,6 @@ class ConversationCounts(TextCounts):
     bad_rows: int = 0
     too_long: int = 0  # not even the first answer fits into a row
     shortened: int = 0  # conversations that lost their last turns
-    packed_rows: int = 0  # rows of tokens made of them
     complaints: list[str] = field(default_factory=list)  # the first few about bad rows
 
     def add(self, other: "ConversationCounts") -> None:
@@ -290,12 +289,12 @@ def encoded_blocks(
 
 def _write_shard(blocks: Iterator[Block], tokenizer: PreTrainedTokenizerFast, max_length: int, path: Path) -> dict:
     """The note about the shard: its counts, the number of the row after it, and whether there is none."""
-    counts, next_row, kind, padding = ConversationCounts(), 0, token_type(tokenizer), [tokenizer.pad_token_id]
+    counts, note = ConversationCounts(), {"next_row": 0}
+    kind, padding = token_type(tokenizer), [tokenizer.pad_token_id]
 
     def items() -> Iterator[EncodedConversation]:
-        nonlocal next_row
         for row_after, block, found in blocks:
-            next_row = row_after
+            note["next_row"] = row_after
             counts.add(found)
             yield from block
             if counts.rows_read >= ROWS_PER_SHARD:
@@ -307,9 +306,8 @@ def _write_shard(blocks: Iterator[Block], tokenizer: PreTrainedTokenizerFast, ma
                 stream.write(token_bytes(kind, item.token_ids, item.supervised, starts_document=True))
             missing = max_length - sum(len(item.token_ids) for item in row)
             stream.write(token_bytes(kind, padding * missing, supervised=False))
-            counts.packed_rows += 1
         stream.write(token_bytes(kind, padding, supervised=False))
-    return {"counts": asdict(counts), "next_row": next_row, "is_last": counts.rows_read < ROWS_PER_SHARD}
+    return note | {"counts": asdict(counts), "is_last": counts.rows_read < ROWS_PER_SHARD}
 
 
 def _packed(items: Iterable[EncodedConversation], max_length: int) -> Iterator[list[EncodedConversation]]:

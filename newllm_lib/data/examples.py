@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from .files import RowError, is_missing, is_unicode, no_column, text_of
+from .files import RowError, checked_text, is_missing, no_column, text_of
 from .tokenizer import ROLES
 
 # {"role": one of ROLES, "content": text}, and "train": False in an answer that is not supervised.
@@ -189,13 +189,7 @@ def _checked_turn(message: object) -> Message | None:
         return None
     if isinstance(content, list):
         content = "".join(map(_text_of_part, content))
-    content = "" if is_missing(content) else content
-    if not isinstance(content, str):
-        raise RowError(f": content has to be a string, got {type(content).__name__}")
-    if not content.strip():
-        raise RowError(f" ({role}) is empty")
-    if not is_unicode(content):
-        raise RowError(f" ({role}) holds half a character (a lone surrogate)")
+    content = checked_text(None if is_blank(content) else content, f" ({role})")
     if role != "assistant":
         return {"role": role, "content": content.strip()}
     for key in ("weight", "train") if has_marks else ():

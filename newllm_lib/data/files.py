@@ -56,13 +56,17 @@ def text_of(row: dict, column: str) -> str:
     """The text in a column. Raises RowError: it is not there, empty, no string, or no Unicode."""
     if column not in row:
         raise no_column(row, f"no {column!r} column")
-    value = row[column]
+    return checked_text(row[column], repr(column))
+
+
+def checked_text(value: object, name: str) -> str:
+    """The value, if it is a text. Raises RowError: it is empty, no string, or no Unicode."""
     if is_missing(value) or value == "":
-        raise RowError(f"{column!r} is empty")
+        raise RowError(f"{name} is empty")
     if not isinstance(value, str):
-        raise RowError(f"{column!r} has to be a string, got {type(value).__name__}")
+        raise RowError(f"{name} has to be a string, got {type(value).__name__}")
     if not is_unicode(value):
-        raise RowError(f"{column!r} holds half a character (a lone surrogate)")
+        raise RowError(f"{name} holds half a character (a lone surrogate)")
     return value
 
 

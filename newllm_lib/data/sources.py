@@ -202,9 +202,8 @@ def first_answering(
             break  # the next one would wait as long for the same
     if value is None and refused is not None:
         raise refused
-    kinds = {problem.kind for problem in problems}
-    worst = next((kind for kind in ("gated", "unreachable", "other") if kind in kinds), None)
-    return value, HubProblem(worst, "; ".join(map(str, problems))) if worst else None
+    worst = [kind for kind in ("gated", "unreachable", "other") if kind in {problem.kind for problem in problems}]
+    return value, HubProblem(worst[0], "; ".join(map(str, problems))) if worst else None
 
 
 def first_opened(entry: Dataset) -> tuple[dict[str, Examples] | None, HubProblem | None]:

@@ -59,7 +59,7 @@ def test_a_row_exactly(cache, tokenizer):
     assert rows[0]["labels"].tolist() == labels
     assert rows[0]["position_ids"].tolist() == [*range(24), *range(26)]
     assert int(rows[0]["row"]) == 0
-    assert (counts.documents, counts.all_tokens, counts.tokens, counts.bytes, counts.packed_rows) == (2, 46, 7, 3, 1)
+    assert (counts.documents, counts.all_tokens, counts.tokens, counts.bytes) == (2, 46, 7, 3)
 
 
 def test_a_row_of_role_tokens_exactly(cache, tokenizer):
@@ -76,7 +76,7 @@ def test_a_row_of_role_tokens_exactly(cache, tokenizer):
     labels[20:23] = [*text_ids(" f"), END_OF_TURN]
     assert rows[0]["labels"].tolist() == labels
     assert rows[0]["position_ids"].tolist() == [*range(10), *range(22)]
-    assert (counts.documents, counts.all_tokens, counts.tokens, counts.bytes, counts.packed_rows) == (2, 24, 7, 3, 1)
+    assert (counts.documents, counts.all_tokens, counts.tokens, counts.bytes) == (2, 24, 7, 3)
     documents = conversation_documents(data, tokenizer, ConversationFormat(32))
     assert [document.token_ids.tolist() for document in documents.documents] == [first[1:], second[1:]]
 
@@ -111,7 +111,7 @@ def test_every_conversation_is_there_once(cache, tokenizer, monkeypatch):
     assert counts.documents == len(expected)
     assert counts.all_tokens == sum(map(len, expected))
     assert counts.tokens == sum(int((row["labels"] != IGNORED).sum()) for row in rows)
-    assert (counts.rows_read, counts.bad_rows, counts.packed_rows) == (2_300, 2_300 - len(told), len(rows))
+    assert (counts.rows_read, counts.bad_rows) == (2_300, 2_300 - len(told))
     assert counts.complaints == [f"row {number}: bad" for number in (6, 103, 200, 297, 394)]
     assert counts.shortened == sum(item.turns_left_out > 0 for item in items if item is not None) > 0
     assert counts.too_long == sum(item is None for item in items) > 0

@@ -197,7 +197,7 @@ def test_what_is_no_conversation_says_why(messages, complaint):
     ("row", "complaint"),
     [
         ({"dialog": "Hi"}, "'dialog' has to be a list of turns, got str"),
-        ({"dialog": ["Hi", 5]}, "turn 2: content has to be a string, got int"),
+        ({"dialog": ["Hi", 5]}, r"turn 2 \(assistant\) has to be a string, got int"),
         ({"instruction": "a", "context": ""}, r"no 'completion' or 'response' .*\(found: 'instruction', 'context'\)"),
         ({"instruction": "a", "context": 1, "response": "b"}, "'context' has to be a string, got int"),
         ({"instruction": "a", "input": "", "output": " "}, "'output' is empty"),
