@@ -165,15 +165,8 @@ def test_what_changes_the_conversations_changes_what_they_are_known_by(hundred, 
         return train.identity, train.read_as
 
     other = write_rows(tmp_path / "other.jsonl", [row_of(1)] * 20)
-    settings = [
-        {},
-        {"data": other},
-        {"max_samples": 10},
-        {"held_out": "random"},
-        {"held_out_share": 0.2},
-        {"eval_data": hundred},
-        {"skip_bad_rows": True},
-    ]
+    settings = [{}, {"data": other}, {"max_samples": 10}, {"held_out": "random"}, {"held_out_share": 0.2}]
+    settings += [{"eval_data": hundred}, {"skip_bad_rows": True}]
     assert len({known_by(**setting) for setting in settings}) == len(settings)
     assert known_by() == known_by()
 
