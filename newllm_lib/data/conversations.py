@@ -12,7 +12,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import datasets
@@ -111,14 +111,11 @@ def hold_out(whole: Conversations, how: str, share: float) -> tuple[Conversation
             return number in drawn
         return messages is not None and conversation_hash(messages) % 10_000 < share * 10_000
 
-    def part(name: str, wanted: bool) -> Conversations:
-        def read(first_row: int) -> Iterator[NumberedConversation]:
-            return (item for item in whole.read(first_row) if is_held_out(*item[:2]) == wanted)
+    def rows(wanted: bool) -> Callable[[int], Iterator[NumberedConversation]]:
+        return lambda first_row: (item for item in whole.read(first_row) if is_held_out(*item[:2]) == wanted)
 
-        identity = f"{whole.identity}/{how} {share} {name}"
-        return replace(whole, origin=f"{whole.origin}, {name}", identity=identity, read=read)
-
-    return part("train", False), part("held out", True)
+    train = whole.part("train", f"{how} {share} train", rows(wanted=False))
+    return train, whole.part("held out", f"{how} {share} held out", rows(wanted=True))
 
 
 def conversation_hash(messages: list[Message]) -> int:
@@ -129,12 +126,8 @@ def conversation_hash(messages: list[Message]) -> int:
 
 def first_rows(whole: Conversations, count: int) -> Conversations:
     """The rows with a number below `count`."""
-
-    def read(first_row: int) -> Iterator[NumberedConversation]:
-        return itertools.takewhile(lambda item: item[0] < count, whole.read(first_row))
-
-    origin = f"{whole.origin}, first {count:,} rows"
-    return replace(whole, origin=origin, identity=f"{whole.identity}/{count}", read=read)
+    most = functools.partial(itertools.takewhile, lambda item: item[0] < count)
+    return whole.part(f"first {count:,} rows", str(count), lambda first_row: most(whole.read(first_row)))
 
 
 def unread_note(rows: Iterable[PlacedRow], columns: Callable[[dict], tuple[str, ...]]) -> str:
@@ -224,9 +217,8 @@ def conversation_rows(
     Written once per data, tokenizer and format under the cache folder, in shards. A preparation that was cut off goes
     on after its last whole shard, at the very row.
     """
-    source = (conversations.identity, conversations.read_as)
-    key = (FORMAT_VERSION, *source, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, form)
-    folder = cache_path("conversations", "", *key)
+    key = (FORMAT_VERSION, conversations.identity, conversations.read_as, tokenizer.backend_tokenizer.to_str())
+    folder = cache_path("conversations", "", *key, tokenizer.chat_template, form)
     counts, shards, next_row, blocks, is_last = ConversationCounts(), [], 0, None, False
     while not is_last:
         shards.append(folder / f"shard-{len(shards):05d}.rows")
@@ -317,15 +309,14 @@ def _packed(items: Iterable[EncodedConversation], max_length: int) -> Iterator[l
     lengths: list[int] = []
     for item in items:
         size = len(item.token_ids)
-        room = [index for index, length in enumerate(lengths) if length + size <= max_length]
-        if not room:
+        if min(lengths, default=max_length) + size > max_length:  # none has room
             if len(rows) == OPEN_ROWS:
                 fullest = lengths.index(max(lengths))
                 del lengths[fullest]
                 yield rows.pop(fullest)
             rows.append([])
             lengths.append(0)
-            room = [len(rows) - 1]
+        room = (index for index, length in enumerate(lengths) if length + size <= max_length)
         fullest = max(room, key=lengths.__getitem__)
         rows[fullest].append(item)
         lengths[fullest] += size

@@ -115,6 +115,10 @@ class Origin:
     licence: str  # theirs, or how the user can know
     identity: str  # changes when the data do
 
+    def part(self: Side, name: str, key: str, read: Callable[..., Iterable]) -> Side:
+        """A part of the data, which `read` reads; `key` tells it from other parts."""
+        return replace(self, origin=f"{self.origin}, {name}", identity=f"{self.identity}/{key}", read=read)
+
 
 @dataclass(frozen=True)
 class Examples(Origin):
@@ -234,11 +238,8 @@ def find_data(
 ) -> Found:
     """Settle a data source: "auto" is `data` if given, else the hub if it answers, else what stands in for the dataset
     `name` with this `entry`; neither is needed with `data`. `reach` asks the hub for splits, or only whether it
-    answers; None: `first_opened`.
-
-    Raises:
-        InputError: unknown source, one that does not go with `data`, or data out of reach.
-    """
+    answers; None: `first_opened`. Raises InputError: unknown source, one that does not go with `data`, or data out of
+    reach."""
     if data_source not in DATA_SOURCES:
         raise InputError(f"data_source has to be one of {', '.join(DATA_SOURCES)}, got {data_source!r}.")
     if data is not None and data_source not in ("auto", "file"):

@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -160,11 +160,8 @@ def _hold_out(whole: Text, boundary: int) -> tuple[Text, Text]:
                 yield TextPiece(piece.text[:cut], piece.starts_document)
             position += len(piece.text)
 
-    def part(name: str, after: bool) -> Text:
-        origin = f"{whole.origin}, {'last' if after else 'first'} part ({name})"
-        return replace(whole, origin=origin, identity=f"{whole.identity}/{name}", read=lambda: pieces(after))
-
-    return part("train", False), part("validation", True)
+    train = whole.part("first part (train)", "train", lambda: pieces(after=False))
+    return train, whole.part("last part (validation)", "validation", lambda: pieces(after=True))
 
 
 def _file_text(path: str, name: str, skip_bad_rows: bool) -> tuple[Text, int, int]:
