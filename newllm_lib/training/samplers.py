@@ -40,43 +40,30 @@ class LaneSampler(Sampler[int]):
 
 
 class RowsOnDisk(Dataset):
-    """Rows of `packed_rows`; a batch is read at once, for one by one takes longer than an update on a GPU."""
+    """Rows of `packed_rows`, and after the last of them a blank one, without a supervised token. A batch is read at
+    once, for one by one takes longer than an update on a GPU."""
 
     def __init__(self, rows: datasets.Dataset):
-        self.rows, self.table = rows, rows.with_format("arrow")
+        self.table = rows.with_format("arrow")
         self.transform = rows.format["format_kwargs"].get("transform", lambda columns: columns)
 
     def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.rows[index]
+        return len(self.table)
 
     def __getitems__(self, indices: list[int]) -> dict[str, np.ndarray]:
         """Columns of tokens [B, T], of numbers [B]."""
-        table, batch = self.table[indices], {}
+        is_blank = np.asarray(indices) == len(self)
+        table, batch = self.table[np.where(is_blank, 0, indices)], {}
         for name in table.column_names:
             column = table[name].combine_chunks()
             is_row = pyarrow.types.is_fixed_size_list(column.type)
             values = (column.flatten() if is_row else column).to_numpy(zero_copy_only=False)  # bools are packed bits
             batch[name] = values.reshape(len(indices), -1) if is_row else values
-        return self.transform(batch)
-
-
-class RowsAndBlank(Dataset):
-    """The rows, and after the last of them one without a supervised token."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows) + 1
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if index < len(self.rows):
-            return self.rows[index]
-        row = self.rows[0]
-        return {**row, "labels": np.full_like(row["labels"], IGNORED), "row": np.int64(NO_ROW)}
+        batch = self.transform(batch)
+        if is_blank.any():
+            batch["labels"] = np.where(is_blank[:, None], IGNORED, batch["labels"])
+            batch["row"] = np.where(is_blank, NO_ROW, batch["row"])
+        return batch
 
 
 class EvenSampler(Sampler[int]):
