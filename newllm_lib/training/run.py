@@ -2,8 +2,8 @@
 card that says what was trained."""
 
 import logging
-import math
 import platform
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -40,7 +40,15 @@ from .callbacks import (
     SaveOnInterrupt,
     TrainingInterrupted,
 )
-from .checkpoint import RESULTS_FILE, SETTINGS_FILE, check_place, open_run, read_results, remove_aside, rotate
+from .checkpoint import (
+    RESULTS_FILE,
+    SETTINGS_FILE,
+    check_place,
+    numbered_checkpoints,
+    open_run,
+    read_results,
+    rotate,
+)
 from .device import GB, find_device
 from .disk import in_use, saying, write_json, write_text
 from .run_trainer import RunTrainerMixin
@@ -204,10 +212,12 @@ class Run:
         write_text(self.folder / CARD_FILE, model_card(self.args, prepared, metrics, state.global_step))
         size = {"parameters": prepared.model.num_parameters(), "updates": state.global_step}
         write_json(self.folder / RESULTS_FILE, {**metrics, **(more or {}), **size})
+        best, saved = state.best_model_checkpoint, self.trainer.saved_step
         # A process that was killed while it did so has left some.
-        best = state.best_model_checkpoint
-        rotate(self.folder, self.trainer.saved_step, self.args.save_total_limit, best and Path(best).name)
-        remove_aside(self.folder, math.inf)
+        rotate(self.folder, saved, self.args.save_total_limit, best and Path(best).name)
+        for step, path in numbered_checkpoints(self.folder):
+            if step > saved:  # damaged ones, beyond which the run did not come again
+                shutil.rmtree(path, ignore_errors=True)
         self._say(advice)
         self._say(f"Finished: everything is in {self.folder}.")
 
