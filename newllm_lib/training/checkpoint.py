@@ -174,8 +174,14 @@ def check_version(folder: Path) -> None:
 
 def check_model_folder(path: str | Path) -> Path:
     """The folder of one of our trained models, or of adapters that were trained on a model. Raises InputError: it does
-    not exist, holds no model with a tokenizer, or one that this version cannot open."""
+    not exist, is a checkpoint, holds no model with a tokenizer, or one that this version cannot open."""
     folder = Path(path).expanduser()
+    if CHECKPOINT_NAME.fullmatch(folder.name) and (folder.parent / SETTINGS_FILE).exists():
+        raise InputError(
+            f"{str(path)!r} is a checkpoint, which its run goes on from; name the run, {str(folder.parent)!r}, after "
+            "it has come to its end.",
+            "NL-404",
+        )
     if not folder.is_dir():
         raise InputError(
             f"model folder {str(path)!r} does not exist; name the --output_dir of a finished run.", "NL-404"
@@ -238,14 +244,17 @@ def resume_point(folder: Path, needs_best: bool) -> Path | None:
     return chosen
 
 
-def rotate(folder: Path, newest: int, limit: int | None, best: str | None) -> None:
+def rotate(folder: Path, newest: int, limit: int | None, best: str | None, is_over: bool = False) -> None:
     """Remove what the sealed checkpoint of update `newest` makes superfluous: complete ones beyond the limit (with None
-    or 0 there is none), the oldest first, and those that are cut off or were passed over. It and the one named `best`
-    stay."""
-    older = [path for step, path in numbered_checkpoints(folder) if step < newest]
+    or 0 there is none), the oldest first, and those that are cut off or were passed over; beyond it only when the run
+    is over. It and the `best` one stay, wherever that was when it was noted."""
+    best = best and Path(best).name
+    numbered = numbered_checkpoints(folder)
+    older = [path for step, path in numbered if step < newest]
     complete = [path for path in older if is_complete(path, sizes_only=True) and not (path / PASSED_OVER).exists()]
     complete.sort(key=lambda path: path.name == best)  # so that it counts as the newest
     beyond = max(len(complete) - limit + 1, 0) if limit else 0
-    for path in older:
-        if path.name != best and path not in complete[beyond:]:
+    stay = {best, *(path.name for path in complete[beyond:])}
+    for step, path in numbered:
+        if (step < newest and path.name not in stay) or (step > newest and is_over):
             shutil.rmtree(path, ignore_errors=True)

@@ -81,18 +81,15 @@ PREFERENCES = (
 def curves_figure(histories: Mapping[str, Sequence[dict]]) -> Figure:
     """Left: training loss of every run; right: its held-out bits per byte (or loss, where bytes are not counted). A run
     that is held to its base has other panels: the loss of its task, its distance from the base, and bits per byte of
-    both kinds of text. So has a run of preferences: accuracy, margin, and how likely either answer is.
-
-    Args:
-        histories: name of the run -> transformers' `log_history`.
-    """
+    both kinds of text. So has a run of preferences: accuracy, margin, and how likely either answer is. `histories` is
+    transformers' `log_history` by the name of the run."""
     keys = {key for history in histories.values() for entry in history for key in entry}
-    if "eval_margin" in keys:
-        panels, colours_of_a_run = PREFERENCES, 2
-    elif keys & {"task_loss", "eval_general_bits_per_byte"}:
-        panels, colours_of_a_run = FORGETTING, 2
-    else:
-        panels, colours_of_a_run = (TRAINING, BITS if "eval_bits_per_byte" in keys else LOSS), 1
+    panels = TRAINING, BITS if "eval_bits_per_byte" in keys else LOSS
+    if keys & {"task_loss", "eval_general_bits_per_byte"}:
+        panels = FORGETTING
+    elif "eval_margin" in keys:
+        panels = PREFERENCES
+    colours_of_a_run = 1 + max(curve.colour for panel in panels for curve in panel.curves)
     width = 4 * len(panels) + (2 if len(panels) < 3 else 0)
     figure = Figure(figsize=(width, 3.6))
     FigureCanvasAgg(figure)

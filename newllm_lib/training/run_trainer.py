@@ -2,6 +2,7 @@
 folder, seals every checkpoint before older ones are removed, goes on when the disk takes none, and is evaluated by
 scores of its own."""
 
+import copy
 import logging
 import time
 from collections.abc import Iterator
@@ -58,28 +59,23 @@ class RunTrainerMixin:
         with self.args.main_process_first(desc="choosing the checkpoint"):
             checkpoint = resume_point(folder, self.args.load_best_model_at_end)
         if checkpoint is not None:
-            self._check_tokenizer(checkpoint)
+            # To an earlier version's model token ids mean something else: its tokenizer had no role tokens.
+            tokenizer = checkpoint / "tokenizer.json"
+            vocabulary = self.processing_class.get_vocab()
+            if tokenizer.exists() and Tokenizer.from_file(str(tokenizer)).get_vocab() != vocabulary:
+                raise InputError(
+                    f"output_dir {str(self.args.output_dir)!r} holds a run of an earlier version, with another "
+                    "tokenizer; choose another --output_dir.",
+                    "NL-404",
+                )
             if self.is_trained(checkpoint):
                 return
             self.before_resume(checkpoint)
         self.run_settings = read_json(folder / SETTINGS_FILE)
-        eval_on_start = self.args.eval_on_start
+        self.args = copy.copy(self.args)
         self.args.eval_on_start &= checkpoint is None  # else it was made, and is in the log
-        try:
-            with freed_memory_kept() if self.args.device.type == "cpu" else nullcontext():
-                self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        finally:
-            self.args.eval_on_start = eval_on_start
-
-    def _check_tokenizer(self, checkpoint: Path) -> None:
-        """Token ids mean something else to a model of an earlier version, whose tokenizer had no role tokens."""
-        path = checkpoint / "tokenizer.json"
-        if path.exists() and Tokenizer.from_file(str(path)).get_vocab() != self.processing_class.get_vocab():
-            raise InputError(
-                f"output_dir {str(self.args.output_dir)!r} holds a run of an earlier version, with another tokenizer; "
-                "choose another --output_dir.",
-                "NL-404",
-            )
+        with freed_memory_kept() if self.args.device.type == "cpu" else nullcontext():
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def is_trained(self, checkpoint: Path) -> bool:
         """True, with the run's result in the model, if there is nothing left to train: the run was cut off between its
@@ -193,8 +189,7 @@ class RunTrainerMixin:
             logger.warning("%s could not be saved (%s): training goes on", checkpoint, why or "by another process")
             logger.warning("in memory and saves when it can. What is safe: update %d.", self.saved_step)
         elif is_main:
-            best = state.best_model_checkpoint
-            rotate(folder, step, self.args.save_total_limit, best and Path(best).name)
+            rotate(folder, step, self.args.save_total_limit, state.best_model_checkpoint)
 
     def keep_best(self) -> None:
         """What is known of the best checkpoint is so of one that is sealed."""

@@ -13,7 +13,7 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 
 from ..data.text import IGNORED, EvaluationDocuments, collate_rows, positions_within_row
 from ..evaluation.perplexity import TextMetrics, score_documents
@@ -50,27 +50,18 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
         teacher: a model with the same tokenizer; the loss is then `distillation_loss`.
     """
 
-    def __init__(
-        self,
-        model,
-        args: StageArguments,
-        train_rows,
-        documents: EvaluationDocuments,
-        tokenizer,
-        carry_context: bool,
-        teacher: PreTrainedModel | None = None,
-        **kwargs,
-    ):
+    def __init__(self, model, args: StageArguments, rows, documents, tokenizer, carry_context, teacher=None, **kwargs):
         self.teacher = None if teacher is None else teacher.to(args.device).requires_grad_(False).eval()
         self.carries_context = carry_context and isinstance(model, RecurrentGenerationMixin)
         self.carrier = ContextCarrier(args.effective_batch_size)
-        rows = RowsOnDisk(train_rows) if isinstance(train_rows, datasets.Dataset) else train_rows
+        if isinstance(rows, datasets.Dataset):
+            rows = RowsOnDisk(rows)
         args.accelerator_config.non_blocking = args.dataloader_pin_memory  # or each batch waits for the one before
         sets = {"train_dataset": rows, "eval_dataset": documents.sample(args.max_eval_tokens)}
         super().__init__(model, args, collate_rows, processing_class=tokenizer, **sets, **kwargs)
         is_plain = not (args.torch_compile or args.gradient_checkpointing or args.torch_empty_cache_steps)
         # The thread that pins what worker processes load would disturb a capture.
-        is_alone = args.world_size == args.n_gpu == 1 and not (self.is_deepspeed_enabled or args.dataloader_num_workers)
+        is_alone = args.world_size == args.n_gpu == 1 and not args.dataloader_num_workers
         self.is_graphed = is_alone and is_plain and teacher is None and can_be_captured(model)
 
     def before_resume(self, checkpoint: Path) -> None:
