@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from ..data.text import IGNORED
+from ..data.text import IGNORED, PackedRows
 
 NO_ROW = -2  # number of a blank row: no row follows it, and it follows none
 
@@ -38,19 +38,20 @@ class LaneSampler(Sampler[int]):
 
 
 class RowsAndBlank(Dataset):
-    """The rows, and after the last of them one without a supervised token."""
+    """The rows, and after the last of them a blank one, without a supervised token."""
 
-    def __init__(self, rows):
+    def __init__(self, rows: PackedRows):
         self.rows = rows
 
     def __len__(self) -> int:
-        return len(self.rows) + 1
+        return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if index < len(self.rows):
-            return self.rows[index]
-        row = self.rows[0]
-        return {**row, "labels": np.full_like(row["labels"], IGNORED), "row": np.int64(NO_ROW)}
+    def __getitems__(self, indices: list[int]) -> dict[str, np.ndarray]:
+        """As `PackedRows.__getitems__`."""
+        is_blank = np.asarray(indices) == len(self)
+        batch = self.rows.__getitems__(np.where(is_blank, 0, indices))
+        batch["labels"] = np.where(is_blank[:, None], IGNORED, batch["labels"])
+        return batch | {"row": np.where(is_blank, NO_ROW, batch["row"])}
 
 
 class EvenSampler(Sampler[int]):

@@ -39,7 +39,6 @@ from .arguments import ModelArguments
 from .checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    CHECKPOINT_NAME,
     SETTINGS_FILE,
     check_model_folder,
     has_adapters,
@@ -100,16 +99,10 @@ class TrainedModel:
 
 
 def open_model(path: str | Path, base: str | None = None, unpack: bool = False) -> TrainedModel:
-    """Load a finished run onto the device that is there.
-
-    Args:
-        base: where the model is now that adapters were trained on; None: where it was.
-        unpack: its 4-bit weights as the plain numbers they stand for.
-
-    Raises:
-        InputError: the folder is not one of our trained models, or damaged.
-    """
-    folder = run_folder(path)
+    """Load a finished run onto the device that is there. `base` is where the model is now that adapters were trained
+    on, None: where it was; with `unpack` its 4-bit weights are the plain numbers they stand for. Raises InputError: the
+    folder is not one of our trained models, or damaged."""
+    folder = check_model_folder(path)
     settings = read_settings(folder)
     run, session = (RunSettings(settings[part]) for part in ("run", "session"))
     tokenizer = read_tokenizer(folder)
@@ -119,19 +112,6 @@ def open_model(path: str | Path, base: str | None = None, unpack: bool = False) 
         model = read_weights(folder, dtype=torch.float32).to(find_device().kind)
     check_tokens_fit(model, tokenizer, folder)
     return TrainedModel(folder, model, tokenizer, run, session)
-
-
-def run_folder(path: str | Path) -> Path:
-    """The folder of one of our trained models. Raises InputError: it is none; if it is a checkpoint, the sentence names
-    its run."""
-    folder = Path(path).expanduser()
-    if CHECKPOINT_NAME.fullmatch(folder.name) and (folder.parent / SETTINGS_FILE).exists():
-        raise InputError(
-            f"{str(path)!r} is a checkpoint, which its run goes on from; name the run, {str(folder.parent)!r}, after "
-            "it has come to its end.",
-            "NL-404",
-        )
-    return check_model_folder(folder)
 
 
 def is_chat(trained: TrainedModel) -> bool:

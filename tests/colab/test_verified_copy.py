@@ -55,14 +55,14 @@ def test_a_folder_comes_back_as_it_was(source, tmp_path, small_chunks):
 
 
 def test_the_same_copy_is_known_again(source, tmp_path):
-    seal_checkpoint(source)
+    seal_checkpoint(source, source.parent)
     copy_folder(source, tmp_path / "copy")
     assert holds_copy_of(source, tmp_path / "copy")
     os.truncate(tmp_path / "copy" / "weights", 9_999)
     assert not holds_copy_of(source, tmp_path / "copy")
     copy_folder(source, tmp_path / "copy")
     (source / "weights").write_bytes(os.urandom(10_000))
-    seal_checkpoint(source)
+    seal_checkpoint(source, source.parent)
     assert not holds_copy_of(source, tmp_path / "copy")
     assert not holds_copy_of(source, tmp_path / "nowhere")
 

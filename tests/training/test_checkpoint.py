@@ -26,7 +26,7 @@ def make_checkpoint(folder, step, sealed=True):
     checkpoint.mkdir(parents=True)
     (checkpoint / "model.safetensors").write_bytes(b"x" * step)
     if sealed:
-        seal_checkpoint(checkpoint)
+        seal_checkpoint(checkpoint, folder)
     return checkpoint
 
 
