@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather
 from transformers import TrainerCallback, TrainingArguments
 
 from .disk import refusal
@@ -33,11 +34,9 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 def any_process(flag: bool, args: TrainingArguments) -> bool:
     """True if the flag is true for any process; all have to ask."""
-    if args.world_size == 1:
+    if args.world_size == 1:  # a GPU is not asked, for the host would wait for it
         return bool(flag)
-    agreed = torch.tensor(int(bool(flag)), device=args.device)
-    torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX)
-    return bool(agreed)
+    return bool(gather(torch.tensor([bool(flag)], device=args.device)).any())
 
 
 class RunLog(TrainerCallback):

@@ -47,8 +47,7 @@ from .trained_model import BaseModel
 from .trainer import count_training_tokens
 
 BYTES_PER_PARAMETER = 16  # in fp32: weight, gradient, and two moments of AdamW
-BYTES_AND_SPECIAL = 256 + len(SPECIAL_TOKENS)
-FEWEST_TYPES = {"byte": BYTES_AND_SPECIAL, "bpe": BYTES_AND_SPECIAL, "word": 4, "gpt2": 50_257}
+FEWEST_TYPES = {**dict.fromkeys(("byte", "bpe"), 256 + len(SPECIAL_TOKENS)), "word": 4, "gpt2": 50_257}
 CARD_FILE = "README.md"
 
 logger = logging.getLogger(__name__)

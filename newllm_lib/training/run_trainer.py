@@ -18,16 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from ..errors import InputError, TrainingDiverged
 from .callbacks import any_process
-from .checkpoint import (
-    SAVING,
-    SETTINGS_FILE,
-    best_beside,
-    is_complete,
-    resume_point,
-    rotate,
-    seal_checkpoint,
-    settle,
-)
+from .checkpoint import SAVING, SETTINGS_FILE, best_beside, is_complete, resume_point, rotate, seal_checkpoint, settle
 from .device import freed_memory_kept
 from .disk import read_json, refusal, write_json
 

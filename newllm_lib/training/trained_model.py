@@ -36,14 +36,7 @@ from ..models.recurrent_model import state_after
 from ..models.sizing import name_loss
 from ..wings import wing
 from .arguments import ModelArguments
-from .checkpoint import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    SETTINGS_FILE,
-    check_model_folder,
-    has_adapters,
-    read_settings,
-)
+from .checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SETTINGS_FILE, check_model_folder, has_adapters, read_settings
 from .device import find_device
 
 # The settings that are read again when a run's model is opened.
@@ -63,9 +56,9 @@ class RunSettings(dict[str, Any]):
     def __init__(self, settings: dict[str, Any]):
         super().__init__(settings)
         for name, value in settings.items():
-            for kind in (kind for kind, names in SETTING_KINDS.items() if name in names):
-                if not isinstance(value, kind) or (kind is int and value < 1):
-                    raise InputError(f"{SETTINGS_FILE} of this run is damaged: {name} is {value!r}.", "NL-404")
+            kind = next((kind for kind, names in SETTING_KINDS.items() if name in names), object)
+            if not isinstance(value, kind) or (kind is int and value < 1):
+                raise InputError(f"{SETTINGS_FILE} of this run is damaged: {name} is {value!r}.", "NL-404")
 
     def __missing__(self, name: str):
         raise InputError(f"{SETTINGS_FILE} of this run lacks {name!r}: it cannot do that, or is damaged.", "NL-404")

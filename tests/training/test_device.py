@@ -12,13 +12,9 @@ from newllm_lib.training.device import Device, choose_precision, find_device, si
 
 @pytest.mark.parametrize(
     ("name", "capability", "precision"),
-    [
-        ("Tesla T4", (7, 5), "fp16"),
-        ("Tesla P100", (6, 0), "fp16"),
-        ("NVIDIA L4", (8, 9), "bf16"),
-        ("A100", (8, 0), "bf16"),
-    ],
-)
+    [("Tesla T4", (7, 5), "fp16"), ("Tesla P100", (6, 0), "fp16"), ("NVIDIA L4", (8, 9), "bf16"),
+     ("A100", (8, 0), "bf16")],
+)  # fmt: skip
 def test_precision_follows_the_compute_capability(name, capability, precision):
     chosen, why = choose_precision(Device("cuda", name, 15.0, capability, 2))
     assert chosen == precision
@@ -94,13 +90,7 @@ def test_freed_memory_is_kept():
 
 
 @pytest.mark.parametrize(
-    ("count", "spoken"),
-    [
-        (512, "0.5 kB"),
-        (5 * 2**20, "5.0 MB"),
-        (14.7 * 2**30, "14.7 GB"),
-        (2**41, "2,048.0 GB"),
-    ],
+    ("count", "spoken"), [(512, "0.5 kB"), (5 * 2**20, "5.0 MB"), (14.7 * 2**30, "14.7 GB"), (2**41, "2,048.0 GB")]
 )
 def test_bytes_are_spoken_as_colab_does(count, spoken):
     assert size(count) == spoken

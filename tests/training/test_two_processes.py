@@ -124,18 +124,8 @@ def test_sft_on_two_processes_is_sft_on_one(tmp_path):
     data = tmp_path / "talk.jsonl"
     talks = [[f"Question {n}?", f"{'Because ' * (n % 4)}answer {n * n}."] for n in range(50)]
     data.write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in talks))
-    fields = (
-        "sft",
-        "--data",
-        str(data),
-        "--max_length",
-        "64",
-        "--num_train_epochs",
-        "2",
-        "--held_out_share",
-        "0.2",
-        *SMALL,
-    )
+    fields = ("sft", "--data", str(data), "--max_length", "64", "--num_train_epochs", "2", "--held_out_share", "0.2")
+    fields += SMALL
     newllm(*fields, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one"))
     newllm(*fields, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two"), processes=2)
     assert_same_curve(tmp_path / "one", tmp_path / "two")
