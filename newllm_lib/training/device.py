@@ -62,11 +62,6 @@ def cpu_multiplies_bf16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def has_glibc() -> bool:
-    """True if the C library is glibc, whose heap can be set to keep freed memory."""
-    return platform.libc_ver()[0] == "glibc"
-
-
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """Let glibc keep what training frees: every update needs the same memory again, and getting it anew from the
@@ -76,7 +71,7 @@ def freed_memory_kept() -> Iterator[None]:
 
     Source: mallopt(3), malloc_trim(3).
     """
-    if not has_glibc():
+    if platform.libc_ver()[0] != "glibc":
         yield
         return
     libc = ctypes.CDLL(None)
@@ -103,10 +98,3 @@ def size(count: float) -> str:
     """Bytes as people read them: "1.5 GB"."""
     unit, name = next((pair for pair in ((GB, "GB"), (MB, "MB")) if count >= pair[0]), (KB, "kB"))
     return f"{count / unit:,.1f} {name}"
-
-
-def true_for_any_process(flag: bool, device: torch.device) -> bool:
-    """True if it is for any process; every process has to ask."""
-    tensor = torch.tensor(int(flag), device=device)
-    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-    return bool(tensor)
