@@ -12,8 +12,7 @@ from tokenizers.decoders import DecodeStream
 from .data.chat_template import conversation_ids
 from .data.tokenizer import end_token_ids
 from .errors import InputError
-from .evaluation.context_trace import trace_context
-from .evaluation.generation import TokenStream, check_prompt, check_sampling, document_ids, state_bytes
+from .evaluation.generation import TokenStream, check_prompt, check_sampling, document_ids, state_bytes, trace_context
 from .evaluation.memory_file import Memory, read_memory
 from .models.frozen_head import adapters_off
 from .models.recurrent_model import RecurrentGenerationMixin

@@ -16,8 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from ..evaluation.context_trace import trace_context
-from ..evaluation.generation import document_ids
+from ..evaluation.generation import document_ids, trace_context
 from ..evaluation.perplexity import token_sequence
 from ..models import NewLLMForCausalLM, build_model
 from ..models.recurrent_model import RecurrentGenerationMixin
