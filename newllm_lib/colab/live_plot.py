@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+import torch
 from accelerate.utils.memory import clear_device_cache
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
@@ -26,7 +28,7 @@ from ..training.arguments import StageArguments
 from ..training.callbacks import TrainingInterrupted, read_history
 from ..training.checkpoint import newest_checkpoint, read_results
 from ..training.curves import COLOURS, curves_figure
-from ..training.device import find_device, memory_in_use, size
+from ..training.device import Device, find_device, size
 from .drive.drive_copy import callbacks_for, span, wait_for_drive
 from .page.notices import CellStopped, in_one_sentence, quiet_notebook, say
 from .page.pieces import GRID, escape, mark_html, picture_html, png_of, sentence_html, small_html
@@ -263,3 +265,11 @@ def live_training(panel: SettingsPanel) -> Iterator[LiveTraining]:
             say(f"Trained; {where}{live.on_drive()}")
         else:
             say(f"Nothing to train, for everything was finished before; {where}")
+
+
+def memory_in_use(device: Device) -> int | None:
+    """Bytes: the most that torch's tensors have taken on an NVIDIA GPU; on a CPU what this process has resident, freed
+    memory that it keeps included; None on an Apple GPU, where it is not measured."""
+    if device.kind == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return psutil.Process().memory_info().rss if device.kind == "cpu" else None

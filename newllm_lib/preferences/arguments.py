@@ -1,12 +1,14 @@
 """The settings of stage 6, what they may be, and named sets of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args
+
+from transformers import TrainingArguments
 
 from ..adapters.arguments import AdapterArguments
 from ..data.sources import Splits
 from ..errors import InputError
-from ..training.arguments import check_intervals, setting
+from ..training.arguments import NO_EFFECT, REFUSED, check_intervals, setting
 from ..training.device import Device
 from .pairs import Preferences, load_preferences
 
@@ -111,3 +113,9 @@ class DpoArguments(AdapterArguments):
         names = ("dataset", "data_source", "data", "eval_data", "skip_bad_rows", "pairs", "pairs_seed",
                  "held_out_share", "max_samples")  # fmt: skip
         return load_preferences(**{name: getattr(self, name) for name in names})
+
+
+def values_for(kind: type, args: TrainingArguments) -> dict[str, Any]:
+    """The fields of the dataclass `kind` as `args` has them, but for those that cannot be set."""
+    names = [it.name for it in fields(kind) if it.init and it.name not in {*REFUSED, *NO_EFFECT}]
+    return {name: getattr(args, name) for name in names}

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallba
 from ..data.chat_template import ConversationFormat
 from ..data.conversations import Conversations, NumberedConversation, conversation_documents, conversation_rows
 from ..data.sources import Splits
-from ..training.arguments import StageArguments, values_for
+from ..training.arguments import StageArguments
 from ..training.checkpoint import REFERENCE_FOLDER
 from ..training.run import PreparedRun, opened_run
 from ..training.trainer import LanguageModelTrainer
-from .arguments import DpoArguments
+from .arguments import DpoArguments, values_for
 from .pairs import Preferences
 
 SMALL = 10_000_000  # parameters; larger models learn at a smaller rate

@@ -14,11 +14,11 @@ from typing import Any, Literal
 from transformers import TrainerCallback
 
 from ..errors import InputError
-from ..training.arguments import setting, values_for
+from ..training.arguments import setting
 from ..training.callbacks import TrainingInterrupted, read_history
 from ..training.checkpoint import open_run, read_results
 from ..training.disk import in_use, write_json, write_text
-from .arguments import LOSS_TYPES, PRESETS, DpoArguments
+from .arguments import LOSS_TYPES, PRESETS, DpoArguments, values_for
 from .dpo import dpo, prepare
 from .reference import learn_answers
 

@@ -14,9 +14,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_group
 from trl import DPOConfig, DPOTrainer
 
 from ..adapters.lora import allow_old_torchao, lora_config
-from ..training.arguments import values_for
 from ..training.run_trainer import RunTrainerMixin
-from .arguments import DpoArguments
+from .arguments import DpoArguments, values_for
 from .pairs import EncodedPreference, Preferences, sample_pairs
 from .scores import PairScores, chosen_falls, preference_metrics, score_pairs
 

@@ -52,14 +52,13 @@ def compare(
         seconds = time.perf_counter() - started
         metrics = final_metrics(trained, text, documents) or score(trained, documents)
         costs = {str(history): token_cost(trained.model, history) for history in HISTORIES}
-        spoken = {prompt: answer(trained.model, trained.tokenizer, prompt, max_new_tokens) for prompt in prompts}
         rows.append({
             "name": name, "folder": str(trained.folder), "text": text.origin,
             "parameters": trained.model.num_parameters(), **metrics,
             "tokens_per_second": sample.counts.tokens / seconds,
             "ms_per_token": {history: milliseconds for history, (milliseconds, _) in costs.items()},
             "state_bytes": {history: size for history, (_, size) in costs.items()},
-            "samples": spoken,
+            "samples": {prompt: answer(trained.model, trained.tokenizer, prompt, max_new_tokens) for prompt in prompts},
         })  # fmt: skip
     return rows
 

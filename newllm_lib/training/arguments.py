@@ -266,12 +266,6 @@ class ModelArguments(StageArguments):
         check_intervals(self, [("teacher_weight", 0, 1)])
 
 
-def values_for(kind: type, args: TrainingArguments) -> dict[str, Any]:
-    """The fields of the dataclass `kind` as `args` has them, but for those that cannot be set."""
-    names = [it.name for it in fields(kind) if it.init and it.name not in {*REFUSED, *NO_EFFECT}]
-    return {name: getattr(args, name) for name in names}
-
-
 def check_intervals(args: StageArguments, intervals: Iterable[tuple[str, float, float]]) -> None:
     """Raise InputError for a field outside of its (name, lowest, highest) value."""
     for name, low, high in intervals:

@@ -6,12 +6,10 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 BF16_CAPABILITY = (8, 0)  # torch says yes to bf16 on a T4 (7.5) too, through a slow emulation
 KB, MB, GB = 2**10, 2**20, 2**30  # as torch, nvidia-smi and Colab count
-
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 GLIBC_TRIM_THRESHOLD, GLIBC_MMAP_MAX = 128 * 1024, 65536  # what glibc starts with
 
@@ -84,14 +82,6 @@ def freed_memory_kept() -> Iterator[None]:
         libc.mallopt(M_MMAP_MAX, GLIBC_MMAP_MAX)
         libc.mallopt(M_TRIM_THRESHOLD, GLIBC_TRIM_THRESHOLD)
         libc.malloc_trim(0)
-
-
-def memory_in_use(device: Device) -> int | None:
-    """Bytes: the most that torch's tensors have taken on an NVIDIA GPU; on a CPU what this process has resident, freed
-    memory that it keeps included; None on an Apple GPU, where it is not measured."""
-    if device.kind == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return psutil.Process().memory_info().rss if device.kind == "cpu" else None
 
 
 def size(count: float) -> str:

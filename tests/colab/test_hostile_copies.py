@@ -19,6 +19,7 @@ from newllm_lib.colab.drive.run_copy import (
     bring_missing_files,
     copy_checked,
     copy_checkpoint,
+    discard,
     planned_updates,
     progress_here,
     progress_of_copy,
@@ -29,7 +30,6 @@ from newllm_lib.colab.drive.run_copy import (
     write_manifest,
 )
 from newllm_lib.training.checkpoint import best_beside
-from newllm_lib.training.disk import discard
 
 DEEP = "[" * 100_000
 # What a name in a file may be, and none of which is the name of a checkpoint.

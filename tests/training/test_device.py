@@ -48,13 +48,12 @@ def test_a_torch_that_does_not_tell_gets_fp32(monkeypatch):
 
 
 LEFT_OF_100_MB = """
-import contextlib, torch
-from newllm_lib.training.device import find_device, freed_memory_kept, memory_in_use
-device = find_device(use_cpu=True)
+import contextlib, psutil, torch
+from newllm_lib.training.device import freed_memory_kept
 with {}:
-    before = memory_in_use(device)
+    before = psutil.Process().memory_info().rss
     torch.ones(25_000_000)
-    print(memory_in_use(device) - before)
+    print(psutil.Process().memory_info().rss - before)
 """
 
 

@@ -12,8 +12,11 @@ import json
 import math
 import os
 import re
+import shutil
+import stat
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ...data.files import content_hash
 from ...training import checkpoint as run_folder
 from ...training.callbacks import CURVES_FILE, METRICS_FILE
-from ...training.disk import OLD, PARTIAL, discard, temporary, write_json
+from ...training.disk import OLD, PARTIAL, temporary, write_json
 
 MANIFEST_FILE = "manifest.json"
 CHUNK_BYTES = 2**22
@@ -311,3 +314,16 @@ def bring_missing_files(copy: Path, folder: Path) -> list[str]:
             damaged.append(name)
             discard(partial)
     return damaged
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder; of a link the link alone. Google Drive moves what is removed into its bin, where it
+    goes on taking room: files are emptied first. An error is no matter: what is left is hidden."""
+    for file in sorted(path.rglob("*")) if path.is_dir() and not path.is_symlink() else [path]:
+        with suppress(OSError):
+            status = file.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:  # the other name of a link keeps its content
+                os.truncate(file, 0)
+            if not stat.S_ISDIR(status.st_mode):
+                file.unlink()
+    shutil.rmtree(path, ignore_errors=True)
