@@ -33,7 +33,7 @@ DISCLAIMER = (
 
 
 class ChatBox:
-    """The box for the models in `folders`, by name. Of several models the user chooses one or two, each with a
+    """The box for the models in `folders`, by name. The user chooses one or two of them, each with a
     conversation of its own. Without a `seed` replies are drawn otherwise every time."""
 
     max_new_tokens = 200

@@ -83,8 +83,8 @@ class ConversationFormat:
 
     max_length: int
     loss_on: str = "assistant"  # its words and the end of its turns; "all": every token after the first
-    # Of a conversation of more than `max_length` tokens, "turns" keeps whole turns, up to the last answer that fits;
-    # "cut" the first `max_length` tokens, as in the published runs.
+    # Where a conversation has more than `max_length` tokens, "turns" keeps whole turns up to the last answer that fits,
+    # and "cut" keeps the first `max_length` tokens, as the published runs do.
     too_long: str = "turns"
 
 

@@ -22,8 +22,8 @@ ROUNDING = 1e-3  # nats of a whole answer in fp32
 
 
 class PairScores(NamedTuple):
-    """Of every pair [P]: log-probabilities of its answers under model and reference; sums of KL, and tokens, of the
-    chosen answers."""
+    """For every pair [P]: log-probabilities of its answers under model and reference; the KL of the chosen answer,
+    summed over its tokens, and how many these are."""
 
     chosen: torch.Tensor
     rejected: torch.Tensor

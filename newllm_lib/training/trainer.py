@@ -97,7 +97,7 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
             inputs |= loss_only(self.accelerator.unwrap_model(model))
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.carries_context:
-            # Of all processes, which take batches in turn: each holds what one process alone would.
+            # Processes take batches in turn, and each holds the contexts of all: as one process alone would.
             self.carrier.keep(*self.accelerator.gather((rows, state_after(outputs).context.detach())))
         return (loss, outputs) if return_outputs else loss
 
