@@ -134,8 +134,12 @@ COMMANDS = {  # command -> what stands before the flags, and these
     "": ([], ["help", "version", "seed"]),
 }
 FOUND = {
-    "generate": [["--prompt", "a", "--seed", "-1"], ["--prompt", "a", "--temperature", "nan"]],
-    "chat": [["--seed", "9" * 30], ["--repetition_penalty", "inf"]],
+    "generate": [
+        ["--prompt", "a", "--seed", "-1"],
+        ["--prompt", "a", "--temperature", "nan"],
+        ["--prompt", "a", "--temperature", "2e-111"],
+    ],
+    "chat": [["--seed", "9" * 30], ["--repetition_penalty", "inf"], ["--repetition_penalty", "1e-320"]],
     "compare": [["--picture", "text.txt"], ["--picture", "no-folder/a.png"]],
     "merge": [["--output_dir", "a", "9" * 5000]],
     "doctor": [["--folder", "9" * 5000]],
