@@ -175,7 +175,7 @@ def check_version(folder: Path) -> None:
 def check_model_folder(path: str | Path) -> Path:
     """The folder of one of our trained models, or of adapters that were trained on a model. Raises InputError: it does
     not exist, is a checkpoint, holds no model with a tokenizer, or one that this version cannot open."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if CHECKPOINT_NAME.fullmatch(folder.name) and (folder.parent / SETTINGS_FILE).exists():
         raise InputError(
             f"{str(path)!r} is a checkpoint, which its run goes on from; name the run, {str(folder.parent)!r}, after "

@@ -142,7 +142,7 @@ FOUND = {
     ],
     "chat": [["--seed", "9" * 30], ["--repetition_penalty", "inf"], ["--repetition_penalty", "1e-320"]],
     "compare": [["--picture", "text.txt"], ["--picture", "no-folder/a.png"]],
-    "merge": [["--output_dir", "a", "9" * 5000]],
+    "merge": [["--output_dir", "a", "9" * 5000], ["--output_dir", "~no such user/a"]],
     "doctor": [["--folder", "9" * 5000], ["--folder=--"]],
     "data": [["--data", "", "--max_samples=--"]],
 }
