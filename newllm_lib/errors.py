@@ -3,6 +3,8 @@ under which the README explains whatever a user may meet."""
 
 import errno
 
+from . import REPOSITORY
+
 # What the system says of a disk that takes no more, and of one that does not take what is written to it.
 FULL = {errno.ENOSPC, errno.EDQUOT}
 REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, *FULL}
@@ -43,7 +45,8 @@ CODES: dict[str, tuple[str, str]] = {
     "NL-502": ("The loss or a weight is no longer a finite number; training was ended, and no such weights were saved.",
         "Choose a smaller learning rate and train again, which starts a run of its own; what was saved is kept."),
     "NL-901": ("A fault of ours.",
-        "Make a report in the notebook's last cell, read it, and send it to us; what was saved is kept."),
+        "Make a report in the notebook's last cell, read it, and put it into a new issue at "
+        f"https://github.com/{REPOSITORY}/issues; what was saved is kept."),
 }  # fmt: skip
 LONGEST = 880  # characters of a sentence; what the user gave stands in its middle
 

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import ipywidgets as widgets
 from IPython.display import HTML, display
 
-from .. import __version__
+from .. import REPOSITORY, __version__
 from ..adapters import offline_gemma
 from ..adapters.base_model import GEMMA_2B
 from ..data.sources import DATASETS
@@ -46,7 +46,7 @@ PUBLIC |= {*PACKAGES, *MORE_PACKAGES, *sys.stdlib_module_names}
 LEAVES_OUT = (
     "The report has versions, the check-up, the settings, the last lines of the metrics log, and the code and place of "
     "the newest error. It has no tokens, addresses, names of files or folders, and nothing of your text. Read it: it "
-    "is sent nowhere."
+    f"is sent nowhere, unless you put it into a new issue at https://github.com/{REPOSITORY}/issues."
 )
 
 

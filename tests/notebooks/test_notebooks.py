@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -143,6 +144,67 @@ def test_badges_are_rewritten_together(tmp_path):
         assert count >= 2 and after.count("someone/else") == after.count("v9.9.9") == count
         assert "new-llm/new-llm" not in after
         assert badges_script().rewrite_links(after, "new-llm/new-llm", f"v{__version__}")[0] == before
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """What scripts/badges.py reads and writes, as a repository of its own."""
+    for name in ("scripts/badges.py", "newllm_lib/__init__.py", *(f"notebooks/{path.name}" for path in NOTEBOOKS)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for path in ROOT.glob("README*.md"):
+        shutil.copy(path, tmp_path)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    return tmp_path
+
+
+def run_badges(root: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(root / "scripts" / "badges.py"), *arguments], capture_output=True, text=True
+    )
+
+
+def test_every_address_of_ours_agrees():
+    """Wherever this checkout came from: its remote is the business of .ci/run, which may be somebody's fork."""
+    assert [line for line in badges_script().check(f"v{__version__}") if not line.startswith("git's origin")] == []
+
+
+def test_one_command_changes_every_address(copied):
+    assert run_badges(copied, "--check").returncode == 0
+    assert run_badges(copied, "--repo", "someone/else").returncode == 0
+    assert 'REPOSITORY = "someone/else"' in (copied / "newllm_lib/__init__.py").read_text(encoding="utf-8")
+    assert "github.com/someone/else/issues" in (copied / "README_COLAB.ja.md").read_text(encoding="utf-8")
+    files = [path for path in copied.rglob("*") if path.suffix in (".md", ".ipynb", ".py")]
+    assert not [path for path in files if "new-llm/new-llm" in path.read_text(encoding="utf-8")]
+    assert run_badges(copied, "--check").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["README.md", "README_COLAB.ja.md", "notebooks/05_qlora_lwf_gemma.ipynb"])
+def test_a_place_that_was_forgotten_is_named_with_the_command(copied, name):
+    path = copied / name
+    path.write_text(path.read_text(encoding="utf-8").replace("new-llm/new-llm", "old/address", 1), encoding="utf-8")
+    result = run_badges(copied, "--check")
+    assert result.returncode == 1 and result.stdout.startswith(f"{name} names old/address at v{__version__}")
+    assert f"scripts/badges.py --repo new-llm/new-llm --tag v{__version__}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("remote", "told"),
+    [
+        ("https://github.com/new-llm/new-llm.git", None),
+        ("git@github.com:new-llm/new-llm", None),
+        ("/srv/git/new-llm.git", None),
+        ("git@github.com:someone/their.fork.git", "someone/their.fork"),
+        ("https://github.com/someone/fork/", "someone/fork"),
+    ],
+)
+def test_a_fork_is_told_how_its_badges_lead_to_it(copied, remote, told):
+    subprocess.run(["git", "-C", str(copied), "remote", "add", "origin", remote], check=True)
+    result = run_badges(copied, "--check")
+    assert result.returncode == (told is not None)
+    if told is not None:
+        assert f"origin is {told}," in result.stdout and f"scripts/badges.py --repo {told}" in result.stdout
+        assert run_badges(copied, "--repo", told).returncode == 0 == run_badges(copied, "--check").returncode
 
 
 @pytest.mark.parametrize("arguments", [["--repo", "no-slash"], ["--repo", "a/b", "--tag", "a/b"], []])
