@@ -215,19 +215,6 @@ def test_bad_arguments_change_nothing(arguments):
     assert [path.read_bytes() for path in NOTEBOOKS] == before
 
 
-def test_the_install_cell_says_what_failed(tmp_path):
-    cell = cells(NOTEBOOKS[0], "code")[0]
-    # No network is asked: the address is replaced by one that cannot be, and the library by one that is missing.
-    source = re.sub(r"https://github\.com/[^\"]+", "file:missing.zip", cell.source)
-    source = source.replace('"newllm_lib"', '"newllm_missing"')
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    nbformat.write(notebook, tmp_path / "install.ipynb")
-    result, executed = run_headless(tmp_path / "install.ipynb", tmp_path, {})
-    assert result.returncode == 1
-    (output,) = [output for output in executed.cells[0].outputs if output.output_type == "error"]
-    assert "missing.zip" in output.evalue and "Not installed" in output.evalue
-
-
 def run_headless(path: Path, folder: Path, environment: dict[str, str]):
     """(finished process, executed notebook), run as scripts/demo.sh runs it."""
     runner = ROOT / "scripts" / "run_notebook.py"
