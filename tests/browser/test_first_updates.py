@@ -45,7 +45,7 @@ def test_run_all_gets_to_its_first_updates(path, tmp_path, screenshots):
         environment["NEWLLM_MODEL"] = str(tiny_gemma_folder(tmp_path / "tiny-gemma"))
     cells = titles(path)
     training = next(number for number, (_, source) in enumerate(cells) if TRAINING.search(source))
-    settings = next(title for title, source in cells if "panel.show()" in source)
+    settings = next(title for title, source in cells if "panel.show(" in source)
     with running_lab(tmp_path, **environment) as lab, opened_notebook(lab, path.name, screenshots) as page:
         menu(page, "Run", "Run All Cells")
         cell = code_cell(page, cells[training][0])

@@ -36,6 +36,7 @@ NOT_OF_A_PRESET = (
 FIXED_VOCABULARIES = set(TOKENIZERS) - DEFAULT_VOCAB_SIZE.keys()
 FROM_SCRATCH = ""  # where a start model's run folder stands otherwise
 PANEL_FILE = "settings-panel.json"
+AUTOMATIC = "automatic"  # in the form of the settings cell: as last time, at first as the machine is
 GROUP_STYLE = f"font-weight:bold;font-size:15px;padding:2px 8px;background:{FAINT}"
 
 
@@ -90,8 +91,9 @@ class SettingsPanel:
             control.observe(lambda change: self.refresh())
         self._speak()
 
-    def show(self) -> None:
-        """Display the panel, and measure an update for its live line."""
+    def show(self, language: str = AUTOMATIC, preset: str = AUTOMATIC) -> None:
+        """Display the panel, with what the form of its cell says, and measure an update for its live line."""
+        self._take_form(language, preset)
         self.line.value = live_line_html([text("One update is measured ...")])
         display(self.box)
         try:
@@ -103,6 +105,20 @@ class SettingsPanel:
             say(start_sentence(self.start_run, self.stage.continues, self.models), "ok" if self.start_run else "note")
         file = str(self.output_dir / PANEL_FILE)
         say(text("Settings are kept in {file}; the cells below take them as they stand.", file=file))
+        phrase = "During Run all this panel cannot answer: what you move shows when all cells have ended."
+        say(text(phrase), "note")
+
+    @in_one_sentence()
+    def _take_form(self, language: str, preset: str) -> None:
+        """Raises InputError: the form names a language or a preset that there is not."""
+        languages = {name: code for code, name in LANGUAGES.items()}
+        for name, value, choices in (("language", language, languages), ("preset", preset, self.presets)):
+            if value not in (AUTOMATIC, *choices):
+                raise InputError(f"{name} has to be one of {', '.join((AUTOMATIC, *choices))}, got {value!r}.")
+        if language != AUTOMATIC and not os.environ.get("NEWLLM_LANGUAGE"):
+            self.language.value = languages[language]
+        if preset != AUTOMATIC and not os.environ.get("NEWLLM_PRESET"):
+            self.preset.value = preset
 
     @property
     def start_run(self) -> Path | None:
