@@ -25,6 +25,7 @@ from ..storage import drive_copier
 from .controls import PRESET_TITLES, in_the_panels_words, make_control, metadata_of, relabel, settings_fields
 from .estimate import MeasuredUpdate, count_model
 from .lookups import data_identity, dataset_of_file, file_identity, finished_runs, resolve_source, start_sentence
+from .minutes import minutes_of_preset
 from .stage import NotebookStage
 
 # The environment may decide these, where a notebook runs without a reader.
@@ -256,7 +257,8 @@ class SettingsPanel:
         folder, state = self._state(Path(arguments[self.models[0]].output_dir))
         run = text("run folder <b>{folder}</b>: {state}", folder=escape(folder.name), state=state)
         start = start_sentence(self.start_run, self.stage.continues, self.models) if self.stage.continues else ""
-        return live_line_html([" · ".join(parts), run, *(escape(line) for line in (start, note) if line)])
+        usual = minutes_of_preset(self.stage.folder, self.preset.value)
+        return live_line_html([" · ".join(parts), run, *(escape(line) for line in (usual, start, note) if line)])
 
     def _state(self, output_dir: Path) -> tuple[Path, str]:
         """(the run's folder, whether it is new, under way or finished, by its models)."""
