@@ -1,6 +1,7 @@
 """What the README files say: every command parses, every link to a file of ours leads somewhere, and an edition in
 another language says the same."""
 
+import importlib.util
 import re
 import shlex
 from functools import partial, wraps
@@ -12,6 +13,8 @@ from conversations import make_conversations, write_conversations
 from sample_text import make_text
 
 from newllm_lib.cli import main
+from newllm_lib.colab.page.languages import use_language
+from newllm_lib.colab.panel.controls import LABELS
 
 ROOT = Path(__file__).parents[1]
 EDITIONS = [ROOT / "README_COLAB.md", ROOT / "README_COLAB.ja.md"]
@@ -109,6 +112,21 @@ def test_both_editions_say_the_same():
     english, japanese = map(contents, EDITIONS)
     assert len(english["code"]) == 1 and len(english["figures"]) >= 7 and english["error codes"]
     assert japanese == english
+
+
+def test_both_editions_say_which_slider_is_which_flag():
+    specification = importlib.util.spec_from_file_location("sliders", ROOT / "scripts" / "sliders.py")
+    sliders = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(sliders)
+    try:
+        for name, language in sliders.EDITIONS.items():
+            text = (ROOT / name).read_text(encoding="utf-8")
+            assert sliders.with_table(text, language) == text, "run python scripts/sliders.py"
+            for field in LABELS:
+                text = re.sub(rf"\*[^*]+\* `--{field}`(, )?", "", text)
+            assert sliders.with_table(text, language) != text, "a row that is missing is found"
+    finally:
+        use_language("en")
 
 
 @pytest.mark.parametrize("path", EDITIONS, ids=lambda path: path.name)
