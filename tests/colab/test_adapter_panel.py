@@ -87,7 +87,7 @@ def test_the_line_says_what_will_be_trained(make_panel, no_gpu):
     panel = make_panel()
     line = plain(panel.line.value)
     assert "tiny-gemma in full precision" in line and "12 updates of 4 examples" in line
-    assert "minute" not in line and "GB" not in line
+    assert "here for all updates" not in line and "GB" not in line
     args = panel.arguments("tuned")
     counted = lookups.count_trainable(args, lookups.base_of(args))
     prepared = prepare(args)

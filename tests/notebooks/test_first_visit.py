@@ -16,8 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from newllm_lib import __version__
-from newllm_lib.install import MODULES
+from newllm_lib import __version__, install
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -133,12 +132,15 @@ class Server(http.server.ThreadingHTTPServer):
 
 def test_the_extras_of_the_install_cells_are_those_of_the_package():
     extras = re.search(r"EXTRAS = \{(.+?)\n\}", (ROOT / "setup.py").read_text(encoding="utf-8"), re.DOTALL)[1]
-    assert MODULES.keys() - {""} == set(re.findall(r'^    "([\w-]+)":', extras, re.MULTILINE)) - {"eval", "test"}
+    assert install.MODULES.keys() - {""} == set(re.findall(r'^    "([\w-]+)":', extras, re.MULTILINE)) - {
+        "eval",
+        "test",
+    }
     cells = [first_cells(path, ("install",)).cells[0].source for path in NOTEBOOKS]
     bodies = {re.sub(r"install\((.+)\)$", "", cell) for cell in cells}
     asked = [set(re.findall(r'"([\w-]+)"', cell.rsplit("install(", 1)[1])) for cell in cells]
     assert len(cells) == 7 and len(bodies) == 1, "one text in all notebooks"
-    assert all("offline" in names and names <= MODULES.keys() for names in asked)
+    assert all("offline" in names and names <= install.MODULES.keys() for names in asked)
     assert asked[4:] == [{"offline", "offline-gemma", "qlora"}, {"offline", "dpo"}, {"offline", "dpo", "sweep"}]
 
 
@@ -215,6 +217,19 @@ def test_what_cannot_be_had_is_named(tmp_path, clone, without, extras):
     else:
         assert result.returncode == 0 and "! Not installed: chitchat_dataset." in result.stdout
         assert result.stdout.endswith("is ready.\n")
+
+
+@pytest.mark.parametrize(("says", "brought"), [("GPU 0: Tesla T4", False), ("No devices were found", True)])
+def test_the_small_gemma_is_for_machines_without_a_gpu(tmp_path, monkeypatch, says, brought):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '{says}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    wanted = []
+    monkeypatch.setattr(install, "is_installed", lambda: True)
+    monkeypatch.setattr(install, "missing", lambda extras: wanted.extend(extras) or [])
+    install.install("offline", "offline-gemma", "qlora")
+    assert ("offline-gemma" in wanted) is brought and {"offline", "qlora"} <= set(wanted)
 
 
 @pytest.mark.slow
