@@ -37,7 +37,7 @@ from .storage import drive_copier, on_colab
 SECRET = "HF_TOKEN"
 LARGEST_UNASKED = 50 * 2**20  # bytes that go to the browser without a click
 # What is uploaded of a run beside its card, and of the folder of its model.
-OF_RUN = (checkpoint.SETTINGS_FILE, checkpoint.RESULTS_FILE, METRICS_FILE, CURVES_FILE, FORGETTING_FILE, PREFERENCES_FILE)
+OF_RUN = checkpoint.SETTINGS_FILE, checkpoint.RESULTS_FILE, METRICS_FILE, CURVES_FILE, FORGETTING_FILE, PREFERENCES_FILE
 OF_MODEL = (
     checkpoint.ADAPTER_CONFIG, checkpoint.ADAPTER_WEIGHTS, "config.json", "generation_config.json",
     "model*.safetensors", "model.safetensors.index.json", "tokenizer*", "special_tokens_map.json",

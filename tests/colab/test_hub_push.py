@@ -113,12 +113,17 @@ def test_the_snippet_of_the_card_works_on_another_machine(hub, preferred, tmp_pa
     push_to_hub([preferred / name], "owner/tuned")
     files = hub.repositories["owner/tuned"][1]
     assert {"model.safetensors", "preferences.json", "curves.png", "chat_template.jinja"} <= files.keys()
-    assert not [path for path in preferred.rglob(".newllm-*")] and "adapter_config.json" not in files
-    for file, content in files.items():
-        (tmp_path / "owner" / "tuned" / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "owner" / "tuned" / file).write_bytes(content)
+    assert not list(preferred.rglob(".newllm-*")) and "adapter_config.json" not in files
+    assert_the_snippet_works(files, tmp_path)
+
+
+def assert_the_snippet_works(files, place):
+    """In the folder `place`, where the files lie under the name of their repository."""
+    (place / "owner" / "tuned").mkdir(parents=True)
+    for name, content in files.items():
+        (place / "owner" / "tuned" / name).write_bytes(content)
     (snippet,) = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", BLOCKED + snippet], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", BLOCKED + snippet], cwd=place, capture_output=True, text=True)
     assert done.returncode == 0 and "assistant" in done.stdout, done.stderr
 
 
@@ -136,7 +141,8 @@ def test_adapters_on_a_base_of_the_hub_go_there_as_they_are(hub, preferred, tmp_
     push_to_hub([run], "owner/tuned")
     files = hub.repositories["owner/tuned"][1]
     assert {"adapter_config.json", "adapter_model.safetensors"} <= files.keys() and "config.json" not in files
-    assert 'model="owner/tuned", tokenizer="owner/tuned"' in files["README.md"].decode()
+    shutil.copytree(preferred / "plain" / "reference", tmp_path / "someone" / "base")
+    assert_the_snippet_works(files, tmp_path)
 
 
 def test_one_model_takes_the_name_as_it_is(hub, folders):
