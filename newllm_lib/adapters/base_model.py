@@ -143,7 +143,10 @@ def open_base(
         remedy = "run pip install 'newllm[qlora]', or give --load_in_4bit false"
         raise InputError(f"load_in_4bit needs the package bitsandbytes; {remedy}.", "NL-102")
     options = {"quantization_config": four_bit_config(dtype)} if four_bit else {}
-    model = read_weights(_local(base), base.revision, dtype=dtype, device_map={"": device.kind}, **options)
+    place = device.kind
+    if place == "cuda" and torch.distributed.is_initialized():  # accelerate wants to see whose GPU it is
+        place = torch.cuda.current_device()
+    model = read_weights(_local(base), base.revision, dtype=dtype, device_map={"": place}, **options)
     if getattr(model, "is_loaded_in_4bit", False):
         set_compute_dtype(model, dtype)
     return model.requires_grad_(False)

@@ -125,9 +125,10 @@ def dpo(args: DpoArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
             parts = prepared.model, args, prepared.train_rows, prepared.held_out, prepared.tokenizer
             trainer = PreferenceTrainer(*parts, run.callbacks(callbacks))
             run.train(trainer)
-            metrics, more = preferred(args, prepared, trainer, run.folder)
-            run.finish(metrics, more, advice(args, {**metrics, **more}))
-    if args.save_merged and not (run.folder / MERGED_FOLDER).exists():
+            if run.is_main:  # the figures are its alone
+                metrics, more = preferred(args, prepared, trainer, run.folder)
+                run.finish(metrics, more, advice(args, {**metrics, **more}))
+    if run.is_main and args.save_merged and not (run.folder / MERGED_FOLDER).exists():
         merge(run.folder, run.folder / MERGED_FOLDER)
     return run.folder
 
