@@ -76,7 +76,7 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
         super().__init__(
             model=model,
             args=dpo_config(args),
-            train_dataset=Dataset.from_list([*rows, blank]),
+            train_dataset=Dataset.from_list([*rows, blank] if args.world_size > 1 else rows),
             eval_dataset=Dataset.from_list(rows[:1]),  # evaluation is ours, but a Trainer that evaluates wants one
             processing_class=tokenizer,
             peft_config=lora_config(model, args.lora_r, args.lora_alpha, 0.0, args.targets),
