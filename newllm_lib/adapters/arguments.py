@@ -32,8 +32,6 @@ class AdapterArguments(StageArguments):
     def __post_init__(self):
         super().__post_init__()
         check_intervals(self, [("lora_r", 1, 1024), ("lora_alpha", 0, 4096), ("repetition_penalty", 0.5, 10.0)])
-        if self.world_size > 1:
-            raise InputError("adapters are trained in one process; start it without accelerate launch or torchrun.")
         if self.model is not None and Path(os.path.expanduser(self.model)).is_dir():
             self.model = os.path.abspath(os.path.expanduser(self.model))  # the finished run is opened from elsewhere
 

@@ -143,7 +143,10 @@ def open_base(
         remedy = "run pip install 'newllm[qlora]', or give --load_in_4bit false"
         raise InputError(f"load_in_4bit needs the package bitsandbytes; {remedy}.", "NL-102")
     options = {"quantization_config": four_bit_config(dtype)} if four_bit else {}
-    model = read_weights(_local(base), base.revision, dtype=dtype, device_map={"": device.kind}, **options)
+    place = device.kind
+    if place == "cuda" and torch.distributed.is_initialized():  # accelerate wants to see whose GPU it is
+        place = torch.cuda.current_device()
+    model = read_weights(_local(base), base.revision, dtype=dtype, device_map={"": place}, **options)
     if getattr(model, "is_loaded_in_4bit", False):
         set_compute_dtype(model, dtype)
     return model.requires_grad_(False)
@@ -196,6 +199,9 @@ def open_adapted(
     dtype = None if is_half else torch.float32
     own = folder / REFERENCE_FOLDER
     named = session.get("model") if base is None else base
+    of_sweep = folder.parent / REFERENCE_FOLDER  # which its trials name by where it was
+    if base is None and of_sweep.is_dir() and not Path(named or "").is_dir():
+        named = str(of_sweep)
     found = find_base_model(str(own)) if own.is_dir() else base_of_run(run["base"], named)
     model = open_base(found, run["load_in_4bit"], dtype=dtype)
     if unpack and run["load_in_4bit"]:

@@ -105,13 +105,20 @@ def _written_once(kind: str, key: tuple, tokenizer, examples, counts_class: type
     return datasets.Dataset.from_file(str(path)).with_format("numpy"), counts
 
 
+BLANK = {"input_ids": np.zeros(2, dtype=np.int32), "supervised": np.zeros(2, dtype=bool)}
+
+
 class ExampleMix(ConcatDataset):
-    """Examples of the new task, and after them those to rehearse."""
+    """Examples of the new task, and after them those to rehearse; one beyond the last is blank, nothing in it is
+    supervised."""
 
     def __init__(self, new: datasets.Dataset, rehearsal: datasets.Dataset | None):
         super().__init__([new] if rehearsal is None else [new, rehearsal])
         self.num_new, self.num_rehearsal = len(new), len(self) - len(new)
         self.lengths = np.concatenate([pc.list_value_length(part.data.column("input_ids")) for part in self.datasets])
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return BLANK if index == len(self) else super().__getitem__(index)
 
     def rehearsed(self, ratio: float) -> int:
         """Examples to rehearse in an epoch, for `ratio` of them per example of the new task."""

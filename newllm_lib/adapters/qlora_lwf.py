@@ -107,8 +107,9 @@ def qlora_lwf(args: QloraLwfArguments, callbacks: tuple[TrainerCallback, ...] = 
             parts = prepared.model, args, prepared.train_rows, prepared.held_out, prepared.tokenizer, prepared.general
             trainer = LwfTrainer(*parts, teacher, callbacks=run.callbacks([SaveEveryEpoch(), *growing, *callbacks]))
             run.train(trainer)
-            metrics, more = before_and_after(prepared, trainer, run.folder)
-            run.finish(metrics, more, advice(more, args.output_dir))
+            if run.is_main:  # the figures are its alone
+                metrics, more = before_and_after(prepared, trainer, run.folder)
+                run.finish(metrics, more, advice(more, args.output_dir))
     return run.folder
 
 

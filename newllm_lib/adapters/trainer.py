@@ -1,17 +1,20 @@
 """Learning without forgetting (Li and Hoiem 2017) with adapters: the model learns a new task while its frozen base,
 seen through the same weights with the adapters switched off, holds it to what it knew."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 from ..data.text import IGNORED, EvaluationDocuments
 from ..evaluation.perplexity import TextMetrics, score_against_base
 from ..models.frozen_head import adapters_off, split_head
+from ..training.samplers import EvenSampler
 from ..training.trainer import LanguageModelTrainer
 from .lwf_loss import lwf_loss
 from .mixture import MixSampler, collate_examples
@@ -47,13 +50,17 @@ class LwfTrainer(LanguageModelTrainer):
         self.model_accepts_loss_kwargs = True  # the loss divides by the tokens of the update
 
     def _get_train_sampler(self, train_dataset=None):
-        args = self.args
-        return MixSampler(self.train_dataset, args.rehearsal_ratio, args.effective_batch_size, args.seed)
+        args, mix = self.args, self.train_dataset
+        order = MixSampler(mix, args.rehearsal_ratio, args.effective_batch_size, args.seed)
+        if args.world_size == 1:
+            return order
+        return EvenSampler(order, len(mix), args.per_device_train_batch_size * args.world_size)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         # Counted here: transformers leaves out the first label, which for most models means nothing.
-        return batches, sum((batch["labels"] != IGNORED).sum() for batch in batches)
+        count = torch.as_tensor(sum((batch["labels"] != IGNORED).sum() for batch in batches), device=device)
+        return batches, self.accelerator.gather(count).sum()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         args, chosen = self.args, inputs["supervised"]
@@ -64,8 +71,9 @@ class LwfTrainer(LanguageModelTrainer):
         # accelerate has autocast around the whole model's forward, which is not called here. Without it the adapters'
         # products are in fp32, which on a GPU takes longer than the base's.
         with self.accelerator.autocast() if labels.is_cuda else nullcontext():
-            decoder, head = split_head(self.accelerator.unwrap_model(model))
-            hidden = rows_of(decoder, inputs["input_ids"], chosen)
+            plain = self.accelerator.unwrap_model(model)
+            decoder, head = split_head(plain)
+            hidden = called_through(model, plain, lambda: rows_of(decoder, inputs["input_ids"], chosen))
             if weight > 0:
                 teacher_hidden, teacher_head = self._teach(model, inputs["input_ids"], chosen)
         options = weight, temperature, args.label_smoothing_factor
@@ -73,6 +81,7 @@ class LwfTrainer(LanguageModelTrainer):
         tokens = torch.full_like(loss.task, len(chosen))
         self.sums += torch.stack([loss.task, loss.kl, tokens])
         total = loss.total / (len(chosen) if num_items_in_batch is None else num_items_in_batch)
+        total = total * self.accelerator.num_processes  # over which gradients are averaged
         return (total, {"loss": total}) if return_outputs else total
 
     @torch.no_grad()
@@ -87,17 +96,21 @@ class LwfTrainer(LanguageModelTrainer):
         return hidden.to(input_ids.device), self.teacher_head
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        if "loss" in logs and self.sums[2] > 0:
-            task, divergence, tokens = self.sums.tolist()
+        if "loss" in logs and (sums := self._all_sums())[2] > 0:
+            task, divergence, tokens = sums
             logs |= {"task_loss": task / tokens, "kl_to_teacher": divergence / tokens}
             self.sums.zero_()
         super().log(logs, *args, **kwargs)
 
+    def _all_sums(self) -> list[float]:
+        """`sums` over all processes, each of which has to ask."""
+        return self.accelerator.gather(self.sums[None]).sum(dim=0).tolist()
+
     def line_so_far(self) -> dict[str, Any]:
-        return {**super().line_so_far(), "sums": self.sums.tolist()}
+        return {**super().line_so_far(), "sums": self._all_sums()}
 
     def take_up(self, line: dict[str, Any]) -> float:
-        self.sums += self.sums.new_tensor(line["sums"])
+        self.sums += self.sums.new_tensor(line["sums"]) / self.accelerator.num_processes
         return super().take_up(line)
 
     def score_with_kl(self, documents: EvaluationDocuments) -> tuple[TextMetrics, float]:
@@ -118,6 +131,21 @@ def rows_of(
     """The last hidden states [N, H] of the tokens with these numbers in the batch."""
     read = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     return read.last_hidden_state.flatten(0, 1).index_select(0, chosen)
+
+
+def called_through(wrapped: nn.Module, plain: nn.Module, function: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """`function()`, called where `wrapped` calls the forward of `plain`, the model in it: several processes share only
+    the gradients of what is called there."""
+    if not isinstance(wrapped, DistributedDataParallel):
+        return function()
+    forward = plain.forward
+
+    def instead() -> torch.Tensor:
+        plain.forward = forward
+        return function()
+
+    plain.forward = instead
+    return wrapped()
 
 
 def scheduled(start: float, end: float | None, state) -> float:

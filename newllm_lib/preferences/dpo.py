@@ -50,12 +50,13 @@ def prepare(args: DpoArguments) -> PreparedRun:
     base = find_base_model(args.model or DIALOGPT)
     tokenizer = open_tokenizer(base)
     remarks = [base.note]
+    of_dialogpt = "dialogpt" in base.name.lower()
+    form = "turns" if of_dialogpt else "dialogue"
     if tokenizer.chat_template is None:
-        of_dialogpt = "dialogpt" in base.name.lower()
-        tokenizer.chat_template = template_for(tokenizer, "turns" if of_dialogpt else "dialogue")
+        tokenizer.chat_template = template_for(tokenizer, form)
         remarks.append(f"{base.name} has no chat template: it gets {'its own turn format' if of_dialogpt else 'ours'}.")
     if args.sft_epochs > 0:
-        tokenizer.chat_template, replaced = learnable_template(tokenizer, "dialogue")
+        tokenizer.chat_template, replaced = learnable_template(tokenizer, form)
         remarks += [replaced, learn_tokens(tokenizer, splits.train, args.new_tokens, base.name)]
     limits = args.max_length, args.skip_bad_rows or splits.source != "file"
     train, held_out = (drop_too_long(side, tokenizer, *limits) for side in (splits.train, splits.validation))
@@ -124,9 +125,10 @@ def dpo(args: DpoArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
             parts = prepared.model, args, prepared.train_rows, prepared.held_out, prepared.tokenizer
             trainer = PreferenceTrainer(*parts, run.callbacks(callbacks))
             run.train(trainer)
-            metrics, more = preferred(args, prepared, trainer, run.folder)
-            run.finish(metrics, more, advice(args, {**metrics, **more}))
-    if args.save_merged and not (run.folder / MERGED_FOLDER).exists():
+            if run.is_main:  # the figures are its alone
+                metrics, more = preferred(args, prepared, trainer, run.folder)
+                run.finish(metrics, more, advice(args, {**metrics, **more}))
+    if run.is_main and args.save_merged and not (run.folder / MERGED_FOLDER).exists():
         merge(run.folder, run.folder / MERGED_FOLDER)
     return run.folder
 

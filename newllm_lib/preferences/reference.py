@@ -47,7 +47,8 @@ def reference_arguments(args: DpoArguments, parameters: int, max_length: int) ->
     ours = {
         "output_dir": str(Path(args.output_dir) / REFERENCE_FOLDER), "model": args.model, "learning_rate": rate,
         "num_train_epochs": args.sft_epochs, "max_steps": -1, "max_length": max_length,
-        "per_device_train_batch_size": max(UPDATE_TOKENS // max_length, 1), "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": max(UPDATE_TOKENS // max_length // args.world_size, 1),
+        "gradient_accumulation_steps": 1,
         "lr_scheduler_type": "cosine", "weight_decay": 0.1, "eval_steps": 0.5, "save_steps": 0.5,
         "eval_on_start": False, "logging_steps": 5, "metric_for_best_model": "loss", "greater_is_better": None,
     }  # fmt: skip
@@ -74,7 +75,9 @@ def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[Tr
             parts = model, settings, rows, documents, prepared.tokenizer
             trainer = LanguageModelTrainer(*parts, carry_context=False, callbacks=run.callbacks(callbacks))
             run.train(trainer)
-            run.finish(trainer.scores(documents))
+            metrics = trainer.scores(documents)
+            with args.main_process_first(desc="writing the reference"):  # the others open it then
+                run.finish(metrics)
     return run.folder
 
 

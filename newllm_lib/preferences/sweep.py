@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,9 +90,11 @@ def sweep(args: SweepArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> 
         TrainingInterrupted: stopped by hand; the same call continues.
     """
     check_optuna()
-    folder = Path(args.output_dir)
-    open_run(folder, {"sweep": args.stage, **args.run_settings()}, args.session_settings())
-    with in_use(folder):
+    folder, is_main = Path(args.output_dir), args.process_index == 0
+    with args.main_process_first(desc="opening the sweep"):
+        open_run(folder, {"sweep": args.stage, **args.run_settings()}, args.session_settings())
+    with in_use(folder) if is_main else nullcontext():
+        # Every process finds the same rows, for what is tried next depends on them alone; the first writes them.
         rows = read_trials(folder)
         reference = {}  # the same for all trials, and made once
         if args.sft_epochs > 0:
@@ -99,13 +102,13 @@ def sweep(args: SweepArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> 
         while len(rows) < args.trials or rows[-1]["state"] == "running":
             if not rows or rows[-1]["state"] != "running":
                 rows.append({"trial": len(rows) + 1, "state": "running", **suggest(args, rows)})
-                write_trials(folder, rows)
+                write_trials(args, rows)
             rows[-1] = run_trial(args, rows[-1], reference, callbacks)
-            write_trials(folder, rows)
-            if best := best_trial(rows):
-                write_json(folder / BEST_FILE, {"trial": best["trial"], "settings": searched_settings(best)})
-            logger.info("%s", trial_line(rows[-1], args.trials))
-    logger.info("%s", verdict(rows, folder))
+            write_trials(args, rows)
+            if is_main:
+                logger.info("%s", trial_line(rows[-1], args.trials))
+    if is_main:
+        logger.info("%s", verdict(rows, folder))
     return folder
 
 
@@ -129,8 +132,13 @@ def read_trials(folder: Path) -> list[dict[str, Any]]:
         ) from error
 
 
-def write_trials(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    write_text(folder / TRIALS_FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def write_trials(args: SweepArguments, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the table and, where there is one, the best trial; for the first process alone."""
+    folder = Path(args.output_dir)
+    if args.process_index == 0:
+        write_text(folder / TRIALS_FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        if best := best_trial(rows):
+            write_json(folder / BEST_FILE, {"trial": best["trial"], "settings": searched_settings(best)})
 
 
 def suggest(args: SweepArguments, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -173,8 +181,9 @@ def run_trial(
         ) from error
     except (RuntimeError, FloatingPointError) as error:  # such as too little memory; other settings may fit
         return {**row, "state": "failed", "error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    with args.main_process_first(desc="writing the trial's results"):
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
     results = read_results(folder)
     return {**row, "state": "finished", **{name: results[name] for name in RESULTS}}
 

@@ -4,17 +4,20 @@ Importing this module imports TRL, which takes seconds.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from trl import DPOConfig, DPOTrainer
 
 from ..adapters.lora import allow_old_torchao, lora_config
 from ..training.run_trainer import RunTrainerMixin
+from ..training.samplers import EvenSampler
 from .arguments import DpoArguments, values_for
 from .pairs import EncodedPreference, Preferences, sample_pairs
 from .scores import PairScores, chosen_falls, preference_metrics, score_pairs
@@ -68,11 +71,12 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
         )
         sides = ("prompt", "chosen", "rejected")
         rows = [{f"{side}_ids": getattr(pair, side) for side in sides} for pair in train_pairs.encoded]
+        blank = {"prompt_ids": rows[0]["prompt_ids"][:1] * 2, "chosen_ids": [], "rejected_ids": []}
         set_seed(args.seed)  # TRL 0.29 draws the adapters before it seeds, newer ones after
         super().__init__(
             model=model,
             args=dpo_config(args),
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=Dataset.from_list([*rows, blank] if args.world_size > 1 else rows),
             eval_dataset=Dataset.from_list(rows[:1]),  # evaluation is ours, but a Trainer that evaluates wants one
             processing_class=tokenizer,
             peft_config=lora_config(model, args.lora_r, args.lora_alpha, 0.0, args.targets),
@@ -83,26 +87,37 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
         """As it is: TRL would make the same token ids of the conversations."""
         return dataset
 
-    def _get_train_sampler(self, train_dataset=None) -> ShuffledLengthGroups:
-        return ShuffledLengthGroups(self.settings.effective_batch_size, self.lengths, self.args.seed)
+    def _get_train_sampler(self, train_dataset=None) -> Sampler[int]:
+        args = self.settings
+        order = ShuffledLengthGroups(args.effective_batch_size, self.lengths, args.seed)
+        if args.world_size == 1:
+            return order
+        return EvenSampler(order, len(self.lengths), args.per_device_train_batch_size * args.world_size)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.update_counts = sum(pairs_and_tokens(batch) for batch in batches)
+        counts = sum(map(pairs_and_tokens, batches), torch.zeros(2, dtype=torch.long, device=device))
+        self.update_counts = self.accelerator.gather(counts[None]).sum(dim=0)
         return batches, items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """TRL's. Its loss is the mean over the micro-batch's pairs and, with `sft_weight`, over the tokens of their
-        chosen answers; the Trainer averages micro-batches. Each mean is weighed by its part of the update."""
+        chosen answers; the Trainer averages micro-batches, and processes their gradients. Each mean is weighed by its
+        part of the update. A blank pair has a loss, which no weight can change: it is taken off again."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        configured = self.loss_weights
-        parts = pairs_and_tokens(inputs) / self.update_counts * self.current_gradient_accumulation_steps
-        self.loss_weights = [weight * part for weight, part in zip(configured, parts, strict=False)]
+        configured, counts = (self.loss_types, self.loss_weights), pairs_and_tokens(inputs)
+        pairs, processes = len(inputs["input_ids"]) // 2, self.accelerator.num_processes
+        share = self.current_gradient_accumulation_steps * processes / self.update_counts
+        parts = pairs * share[0], counts[1] * share[1]
+        weights = [weight * part for weight, part in zip(self.loss_weights, parts, strict=False)]
+        learned = len(weights) if processes == 1 or counts[1] > 0 else 1  # a mean over no tokens is no number
+        self.loss_types, self.loss_weights = self.loss_types[:learned], weights[:learned]
         try:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         finally:
-            self.loss_weights = configured
+            self.loss_types, self.loss_weights = configured
+        return loss - blank_loss(self.settings) * (pairs - counts[0]) * share[0]
 
     def score_pairs(self, pairs: Sequence[EncodedPreference]) -> PairScores:
         """Every pair under the model as it is now, and under its reference."""
@@ -135,9 +150,15 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
 
 
 def pairs_and_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[2]: pairs of TRL's batch, which holds all chosen answers before all rejected ones, and tokens of the former."""
+    """[2]: pairs of TRL's batch that are not blank, and tokens of their chosen answers. The batch holds all chosen
+    answers before all rejected ones."""
     chosen, _ = batch["completion_mask"].chunk(2)
-    return torch.stack([chosen.new_tensor(len(chosen)), chosen[:, 1:].sum()])
+    return torch.stack([chosen.any(dim=1).sum(), chosen[:, 1:].sum()])
+
+
+def blank_loss(args: DpoArguments) -> float:
+    """What TRL's loss is of a pair whose answers have no tokens."""
+    return {"hinge": 1.0, "apo_zero": 1.0, "ipo": 1 / (2 * args.beta) ** 2}.get(args.loss_type, math.log(2))
 
 
 class ChosenFalls(TrainerCallback):

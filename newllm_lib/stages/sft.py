@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..data.chat_template import ConversationFormat, template_for
+from ..data.chat_template import ConversationFormat, learnable_template
 from ..data.conversations import (
     Conversations,
     conversation_documents,
@@ -110,7 +110,7 @@ def prepare(args: SftArguments) -> PreparedRun:
     if args.model is None:
         check_size(args)
     splits = args.load_conversations()
-    start = None if args.model is None else open_model(args.model)
+    start, replaced = None if args.model is None else open_model(args.model), ""
     if start is not None and has_adapters(start.folder):
         remedy = "write a whole model with newllm merge and name that"
         raise InputError(f"model {args.model!r} holds adapters, which sft does not train; {remedy}.")
@@ -119,14 +119,14 @@ def prepare(args: SftArguments) -> PreparedRun:
     else:
         tokenizer = start.tokenizer
         args.model_type, args.tokenizer = start.name, start.run.get("tokenizer", "its own")
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = template_for(tokenizer, splits.template)
+        tokenizer.chat_template, replaced = learnable_template(tokenizer, splits.template)
     form = ConversationFormat(args.max_length, args.loss_on, args.too_long)
     train_rows, counts = conversation_rows(splits.train, tokenizer, form)
     documents = conversation_documents(splits.validation, tokenizer, form)
     check_metric_of(args, documents)
     model = new_model(args, tokenizer) if start is None else _adjusted(start.model.cpu(), args)
-    return PreparedRun(splits, tokenizer, train_rows, counts, documents, model, tuple(counts.remarks(args.max_length)))
+    remarks = tuple(filter(None, [replaced, *counts.remarks(args.max_length)]))
+    return PreparedRun(splits, tokenizer, train_rows, counts, documents, model, remarks)
 
 
 def _adjusted(model: PreTrainedModel, args: SftArguments) -> PreTrainedModel:

@@ -56,6 +56,7 @@ FORGETTING = (
         {"eval_bits_per_byte": "new task", "eval_general_bits_per_byte": "general text"}, "first → last"),
 )  # fmt: skip
 PREFERENCES = (
+    Panel("DPO loss (nats per pair)", {"eval_loss": "held-out pairs", "eval_train_loss": "training pairs"}, "last"),
     Panel("pairs with the chosen answer ahead",
         {"eval_accuracy": "held-out pairs", "eval_train_accuracy": "training pairs"}, "last", ".0%"),
     Panel("reward margin, chosen - rejected",
@@ -68,8 +69,8 @@ PREFERENCES = (
 def curves_figure(histories: Mapping[str, Sequence[dict]]) -> Figure:
     """Left: training loss of every run; right: its held-out bits per byte (or loss, where bytes are not counted). A run
     that is held to its base has other panels: the loss of its task, its distance from the base, and bits per byte of
-    both kinds of text. So has a run of preferences: accuracy, margin, and how likely either answer is. `histories` is
-    transformers' `log_history` by the name of the run."""
+    both kinds of text. So has a run of preferences: DPO's loss, accuracy, margin, and how likely either answer is.
+    `histories` is transformers' `log_history` by the name of the run."""
     keys = {key for history in histories.values() for entry in history for key in entry}
     panels = TRAINING, BITS if "eval_bits_per_byte" in keys else LOSS
     if keys & {"task_loss", "eval_general_bits_per_byte"}:
@@ -77,11 +78,11 @@ def curves_figure(histories: Mapping[str, Sequence[dict]]) -> Figure:
     elif "eval_margin" in keys:
         panels = PREFERENCES
     colours_of_a_run = max(len(panel.curves) for panel in panels)
-    width = 4 * len(panels) + (2 if len(panels) < 3 else 0)
+    width = {2: 10, 3: 12, 4: 14}[len(panels)]
     figure = Figure(figsize=(width, 3.6))
     FigureCanvasAgg(figure)
     # Fixed margins: to find the best ones takes as long as to draw it all.
-    figure.subplots_adjust(0.7 / width, 0.15, 1 - 0.15 / width, 0.97, wspace=0.22)
+    figure.subplots_adjust(0.7 / width, 0.15, 1 - 0.15 / width, 0.97, wspace=0.22 if len(panels) < 4 else 0.3)
     for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for run, (name, history) in enumerate(histories.items()):
             for number, (key, name_of_curve) in enumerate(panel.curves.items()):

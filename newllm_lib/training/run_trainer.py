@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from tokenizers import Tokenizer
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -215,14 +214,15 @@ class RunTrainerMixin:
 
     def before_seal(self, checkpoint: Path) -> None:
         """Add to a checkpoint what else has to be known to go on; called on every process."""
-        lines = gather_object([self.line_so_far()])
+        line = self.line_so_far()
         if self.args.process_index == 0:
-            write_json(checkpoint / LINE_FILE, lines)
+            write_json(checkpoint / LINE_FILE, [line])
 
     def line_so_far(self) -> dict[str, Any]:
-        """What this process has counted since the last line of the log, of which the next one tells the means: a run
-        that goes on from a checkpoint between two lines writes the lines of an unbroken one."""
-        return {"since": self._globalstep_last_logged, "loss": self.loss_sum.item()}
+        """What all processes have counted since the last line of the log, of which the next one tells the means: a run
+        that goes on from a checkpoint between two lines writes the lines of an unbroken one. Every process asks."""
+        loss = self.accelerator.gather(self.loss_sum).mean().item()
+        return {"since": self._globalstep_last_logged, "loss": loss}
 
     def take_up(self, line: dict[str, Any]) -> float:
         """Count on from `line_so_far` of a checkpoint; what is returned belongs to the sum of the losses."""

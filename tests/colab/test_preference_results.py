@@ -16,6 +16,7 @@ from newllm_lib.colab.preferences import BAG, pairs_to_show, shortcut_accuracies
 from newllm_lib.preferences.dpo import dpo
 from newllm_lib.preferences.generator import KINDS
 from newllm_lib.preferences.pairs import Preferences, any_preference, load_preferences
+from newllm_lib.training.curves import curves_figure
 
 
 @pytest.fixture
@@ -188,3 +189,12 @@ def test_an_unfinished_run_is_one_sentence(tmp_path, finished):
         preferences.show_preferences(panel_of(finished[0]), tmp_path)
     with pytest.raises(CellStopped, match="run the training cell again"):
         preferences.show_preferred_answers(tmp_path)
+
+
+def test_the_loss_of_dpo_is_drawn_beside_the_rest():
+    history = [{"step": step, "eval_margin": step / 9, "eval_loss": 0.7 - step / 90, "eval_train_loss": 0.7 - step / 50}
+               for step in (0, 9)]  # fmt: skip
+    loss = curves_figure({"tuned": history}).axes[0]
+    assert "DPO loss" in loss.get_ylabel()
+    assert [line.get_label() for line in loss.get_lines()] == ["held-out pairs: 0.600", "training pairs: 0.520"]
+    assert [list(line.get_ydata()) for line in loss.get_lines()] == [[0.7, 0.6], [0.7, 0.52]]

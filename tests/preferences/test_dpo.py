@@ -229,6 +229,12 @@ def test_dialogpt_gets_its_own_turn_format(tmp_path):
     messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
     assert prepared.tokenizer.apply_chat_template(messages, tokenize=False) == "Hi.<|endoftext|>Hello.<|endoftext|>"
     assert any("its own turn format" in remark for remark in prepared.remarks)
+    tokenizer.chat_template = prepared.tokenizer.chat_template.replace("{% generation %}", "").replace(
+        "{% endgeneration %}", ""
+    )  # as the one on the hub may be, which marks nothing
+    tokenizer.save_pretrained(folder)
+    again = prepare(dpo_arguments(tmp_path, "again", model=str(folder), sft_epochs=0.1)).tokenizer
+    assert again.chat_template == prepared.tokenizer.chat_template
 
 
 def test_the_command(tmp_path, capsys, caplog):

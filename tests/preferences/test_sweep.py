@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from preference_runs import dpo_fields
@@ -14,6 +16,7 @@ from run_files import StopAt
 pytest.importorskip("trl")
 pytest.importorskip("optuna")
 
+from newllm_lib.chat import Chat
 from newllm_lib.errors import InputError
 from newllm_lib.preferences import sweep as stage
 from newllm_lib.preferences.sweep import (
@@ -77,6 +80,11 @@ def test_the_reference_is_made_once_for_all_trials(tmp_path):
     assert [path.parents[1].name for path in folder.rglob("reference/results.json")] == [folder.name]
     settings = [json.loads((folder / f"trial-00{n}" / "settings.json").read_text()) for n in (1, 2)]
     assert {item["session"]["model"] for item in settings} == {str(folder / "reference")}
+    moved = shutil.move(folder, tmp_path / "unpacked")
+    assert next(Chat(Path(moved) / "trial-001", max_new_tokens=2).reply("Hello"), "") is not None
+    shutil.rmtree(Path(moved) / "reference")
+    with pytest.raises(InputError, match="say with --base where it is now"):
+        Chat(Path(moved) / "trial-001")
 
 
 def test_a_killed_sweep_repeats_no_finished_trial(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from chats import untrained_chat, write_conversations
@@ -18,6 +19,7 @@ from newllm_lib.models import build_config, build_model
 from newllm_lib.preferences.dpo import dpo
 from newllm_lib.preferences.dpo import prepare as prepare_dpo
 from newllm_lib.stages.sft import SftArguments, sft
+from newllm_lib.stages.sft import prepare as prepare_sft
 from newllm_lib.training.trained_model import read_tokenizer
 
 
@@ -106,3 +108,12 @@ def test_a_template_that_marks_no_answer_drops_no_row(tmp_path):
     prepared = prepare_dpo(dpo_arguments(tmp_path, "again", sft_epochs=0.1))
     assert any("does not mark what is learned: ours is used" in remark for remark in prepared.remarks)
     assert prepared.tokenizer.chat_template != TEMPLATES["turns"]
+
+
+def test_sft_teaches_a_model_whose_template_marks_no_answer(tuned, tmp_path):
+    base = shutil.copytree(tuned / "run" / "merged", tmp_path / "base")
+    tokenizer = read_tokenizer(base)
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    tokenizer.save_pretrained(base)
+    prepared = prepare_sft(sft_on(base, tmp_path))
+    assert prepared.train_counts.tokens > 0 and "ours is used" in prepared.remarks[0]

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from lwf_runs import lwf_files
+from preference_runs import dpo_fields
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
@@ -98,7 +100,7 @@ def command(words: tuple[str, ...], processes: int) -> dict:
 def newllm(*words: str, processes: int = 1) -> None:
     done = subprocess.run(**command(words, processes), capture_output=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("Finished: everything is in") == 1
+    assert done.stdout.count(f"Finished: everything is in {words[-1]}.") == 1
 
 
 def curve(folder: Path) -> list[tuple]:
@@ -199,3 +201,53 @@ def test_two_processes_go_on_together_when_nothing_can_be_saved(tmp_path, text_f
     assert "the result of the run could not be written to" in done.stderr
     assert newest_checkpoint(folder) is None and len((folder / "metrics.jsonl").read_text().splitlines()) >= 12
     newllm(*fields, "--per_device_train_batch_size", "8", "--output_dir", str(folder))
+
+
+def of_adapters(stage: str, folder: Path) -> tuple[str, ...]:
+    """A small run of a stage that trains adapters: two epochs whose last update is not whole, and where that update's
+    last micro-batches are of blank rows alone."""
+    names = {"qlora-lwf": ("model", "data", "rehearsal_data"), "dpo": ("model", "data", "sft_epochs", "sft_weight")}
+    fields = lwf_files(folder) if stage == "qlora-lwf" else dpo_fields(folder, sft_epochs=0.5, sft_weight=1.0)
+    flags = [part for name in names[stage] for part in (f"--{name}", str(fields[name]))]
+    more = {"qlora-lwf": ("--load_in_4bit", "False", "--lora_dropout", "0"), "dpo": ("--beta", "0.1")}[stage]
+    more += ("--num_train_epochs", "2", "--max_length", "96", "--held_out_share", "0.25", "--learning_rate", "5e-3")
+    more += ("--auto_precision", "False", "--logging_steps", "2", "--save_total_limit", "99", "--eval_steps", "3")
+    more += ("--gradient_accumulation_steps", "1")
+    return (stage, *flags, *more, "--save_steps", "3", "--max_eval_tokens", "200")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["qlora-lwf", "dpo"])
+def test_adapters_on_two_processes_are_those_of_one(tmp_path, stage):
+    """From the start, and where two go on with what one has begun, from between two lines of the log."""
+    fields = of_adapters(stage, tmp_path)
+    one, two, taken_up = (tmp_path / name for name in ("one", "two", "taken up"))
+    newllm(*fields, "--per_device_train_batch_size", "8", "--output_dir", str(one))
+    subprocess.run(["cp", "-r", str(one), str(taken_up)], check=True)
+    (taken_up / "results.json").unlink()
+    for checkpoint in taken_up.glob("checkpoint-*"):
+        if checkpoint.name != "checkpoint-3":
+            (checkpoint / "complete.json").unlink()
+    shares = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2")
+    for folder in (two, taken_up):
+        newllm(*fields, *shares, "--output_dir", str(folder), processes=2)
+        assert_same_curve(one, folder)
+        assert json.loads((folder / "results.json").read_text())["loss"] == pytest.approx(
+            json.loads((one / "results.json").read_text())["loss"], abs=1e-4
+        )
+
+
+@pytest.mark.slow
+def test_a_sweep_on_two_processes_is_that_of_one(tmp_path):
+    """Each tries what the other tries, for the table alone decides it."""
+    fields = ("sweep", *of_adapters("dpo", tmp_path)[1:], "--sft_epochs", "0", "--trials", "2", "--max_steps", "3")
+    for rows, processes in ((8, 1), (4, 2)):
+        shares = ("--per_device_train_batch_size", str(rows), "--output_dir", str(tmp_path / str(processes)))
+        done = subprocess.run(**command((*fields, *shares), processes), capture_output=True, timeout=300)
+        assert done.returncode == 0 and done.stdout.count("Best of 2:") == 1, done.stdout + done.stderr
+    tables = [(tmp_path / name / "trials.jsonl").read_text().splitlines() for name in ("1", "2")]
+    for row, other in zip(*(map(json.loads, table) for table in tables), strict=True):
+        assert row["state"] == "finished" and row.keys() == other.keys()
+        assert other == {
+            name: pytest.approx(value, abs=1e-4) if isinstance(value, float) else value for name, value in row.items()
+        }
