@@ -69,6 +69,7 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     new, counts = conversation_examples(splits.train, tokenizer, form)
     stretches = text_examples(rehearsal.train, tokenizer, args.max_length)[0] if args.rehearsal_ratio > 0 else None
     documents = conversation_documents(splits.validation, tokenizer, form)
+    test = None if splits.test is None else conversation_documents(splits.test, tokenizer, form)
     general = evaluation_documents(in_paragraphs(rehearsal.validation), tokenizer)
     if not general.documents:
         raise InputError(f"{general.origin} holds no tokens; give another --rehearsal_eval_data.", "NL-403")
@@ -80,8 +81,9 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
         f"rehearsed; {args.updates(examples)} updates, on {args.device}."
     )
     remarks = tuple(filter(None, [base.note, rehearsal.note, replaced, *counts.remarks(args.max_length)]))
-    held_out, general = (these.sample(args.max_test_tokens) for these in (documents, general))
-    run = splits, tokenizer, mix, counts, held_out, None, remarks, extent, base
+    sampled = (these and these.sample(args.max_test_tokens) for these in (documents, general, test))
+    held_out, general, test = sampled
+    run = splits, tokenizer, mix, counts, held_out, None, remarks, extent, base, test
     return PreparedLwf(*run, rehearsal=rehearsal, general=general)
 
 
@@ -134,7 +136,7 @@ def before_and_after(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -
     model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
     save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 4 * ANSWER_TOKENS, folder)
     measured, forgetting = {}, {}
-    for name, documents in (("new_task", prepared.held_out), ("general_text", prepared.general)):
+    for name, documents in (("new_task", prepared.reported), ("general_text", prepared.general)):
         tuned, divergence = trainer.score_with_kl(documents)
         with adapters_off(model):
             before = trainer.score(documents)

@@ -66,7 +66,8 @@ def show_comparison(folders: Sequence[Path]) -> None:
     shape = shapes.pop() if len(shapes) == 1 else ""
     milliseconds = [f"ms per batch{shape}, training", *(f"{time['milliseconds']:,.0f}" for time in times)]
     cells = [[escape(cell) for cell in line] for line in (*comparison_cells(rows), milliseconds)]
-    display(HTML(f"<div>Held-out text: {escape(rows[0]['text'])}</div>{table_html(cells, header=True, numbers=True)}"))
+    source = f"Held-out text ({rows[0].get('split', 'validation')}): {rows[0]['text']}"  # a file of an earlier version
+    display(HTML(f"<div>{escape(source)}</div>{table_html(cells, header=True, numbers=True)}"))
     display(HTML(figure_html(comparison_figure(rows), "comparison", run / "comparison.png")))
     samples = {prompt: {row["name"]: row["samples"][prompt] for row in rows} for prompt in rows[0]["samples"]}
     is_chat = checkpoint.read_settings(Path(folders[0]))["run"]["stage"] == "sft"
@@ -177,7 +178,8 @@ def size_html(path: Path) -> str:
 @in_one_sentence()
 def show_progress(panel: SettingsPanel, folders: Sequence[Path]) -> None:
     """A table of the metrics of what is learned, before and after, and a sentence that sums it up."""
-    rows, sentences = [["", *METRIC_TITLES]], []
+    split = checkpoint.read_results(Path(folders[0])).get("split", "validation")
+    rows, sentences = [[f"{split} split", *METRIC_TITLES]], []
     for model, folder in zip(panel.models, folders, strict=True):
         after, start = checkpoint.read_results(checkpoint.check_model_folder(folder)), panel.start_model(model)
         now = f"{after['perplexity']:,.1f}"

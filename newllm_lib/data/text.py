@@ -97,6 +97,7 @@ def load_text(
     eval_data: str | None = None,
     skip_bad_rows: bool = False,
     names: tuple[str, str] = ("data", "eval_data"),
+    test_data: str | None = None,
 ) -> Splits[Text]:
     """The text to train on and the text to evaluate on. Raises InputError: bad file, unknown source, hub out of reach,
     or the offline package missing.
@@ -106,9 +107,10 @@ def load_text(
             given, else the hub if it answers, else offline; the note then says which and why.
         eval_data: a file to evaluate on; without it, the last 5 % of `data` are held out.
         names: what the settings call the two files.
+        test_data: a file that the figures are of; without it, the test split of WikiText-2, or what is evaluated on.
     """
     found = find_data("wikitext", DATASETS["wikitext"], data_source, data)
-    notes, validation = [found.note], None
+    notes, validation, test = [found.note], None, None
     if found.source == "file":
         train, characters, documents = _file_text(data, names[0], skip_bad_rows)
         if documents > 1 and (file := Path(data)).suffix.lower() == ".txt":
@@ -127,6 +129,10 @@ def load_text(
             return Text(rows.origin, rows.licence, rows.identity, read)
 
         train, validation = side(found.splits["train"]), side(found.splits["validation"])
+        test = side(found.splits["test"]) if "test" in found.splits else None
+    if test_data is not None:
+        test, _, _ = _file_text(test_data, "test_data", skip_bad_rows)
+        notes.append(same_file_note(train.identity, test.identity, (names[0], "test_data")))
     if eval_data is not None:
         validation, _, _ = _file_text(eval_data, names[1], skip_bad_rows)
         notes.append(same_file_note(train.identity, validation.identity, names))
@@ -134,7 +140,7 @@ def load_text(
         held_out = f"the last {HELD_OUT_SHARE:.0%} of {Path(data).name} are held out for evaluation."
         notes.append(f"No {names[1]} given: {held_out}")
         train, validation = _hold_out(train, int(characters * (1 - HELD_OUT_SHARE)))
-    return Splits(train, validation, found.source, " ".join(filter(None, notes)))
+    return Splits(train, validation, found.source, " ".join(filter(None, notes)), test=test)
 
 
 def same_file_note(train: str, validation: str, names: tuple[str, str] = ("data", "eval_data")) -> str:

@@ -68,7 +68,7 @@ def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[Tr
     model = prepared.model.requires_grad_(True)
     settings = reference_arguments(args, model.num_parameters(), max_length)
     identity = {"stage": "sft", "start": prepared.base.identity}
-    data = {"splits": splits, "train_rows": rows, "train_counts": counts, "held_out": documents}
+    data = {"splits": splits, "train_rows": rows, "train_counts": counts, "held_out": documents, "test": None}
     with opened_run(settings, dataclasses.replace(prepared, **data, extent="", base=None), identity) as run:
         if not run.is_finished:
             parts = model, settings, rows, documents, prepared.tokenizer

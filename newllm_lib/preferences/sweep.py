@@ -176,6 +176,7 @@ def run_trial(
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     results = read_results(folder)
+    results |= results.get("validation", {})  # what is tested on chooses nothing
     return {**row, "state": "finished", **{name: results[name] for name in RESULTS}}
 
 

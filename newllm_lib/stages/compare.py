@@ -22,8 +22,8 @@ NUM_SAMPLES = 2
 def compare(
     paths: Sequence[str | Path], data: str | None = None, prompts: Sequence[str] | None = None, max_new_tokens: int = 60
 ) -> list[dict[str, Any]]:
-    """One dictionary per model, in the order of `paths`: name, folder, text, parameters, the metrics of `evaluate`,
-    tokens_per_second (forward passes over the held-out text), ms_per_token and state_bytes (by tokens of history),
+    """One dictionary per model, in the order of `paths`: name, folder, text and its split, parameters, the metrics of
+    `evaluate`, tokens_per_second (forward passes over the held-out text), ms_per_token and state_bytes (by tokens of history),
     samples (prompt -> continuation).
 
     `data` is a file to evaluate on; none: the text held out when the first model was trained. `prompts` are beginnings
@@ -51,7 +51,7 @@ def compare(
         metrics = final_metrics(trained, text, documents) or score(trained, documents)
         costs = {str(history): token_cost(trained.model, history) for history in HISTORIES}
         rows.append({
-            "name": name, "folder": str(trained.folder), "text": text.origin,
+            "name": name, "folder": str(trained.folder), "text": text.origin, "split": models[0].split(text.identity),
             "parameters": trained.model.num_parameters(), **metrics,
             "tokens_per_second": sample.counts.tokens / seconds,
             "ms_per_token": {history: milliseconds for history, (milliseconds, _) in costs.items()},
@@ -86,7 +86,7 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
     """The comparison and the samples as plain text."""
     cells = comparison_cells(rows)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [f"Held-out text: {rows[0]['text']}", ""]
+    lines = [f"Held-out text ({rows[0]['split']}): {rows[0]['text']}", ""]
     for title, *values in cells:
         lines.append("  ".join([title.ljust(widths[0]), *map(str.rjust, values, widths[1:])]))
     for prompt in rows[0]["samples"]:

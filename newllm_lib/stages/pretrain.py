@@ -71,15 +71,17 @@ def prepare(args: PretrainArguments) -> PreparedRun:
     """Load the text, build or load the tokenizer, pack the rows and initialise the model; trains nothing. Raises
     InputError: anything about the input that would fail later."""
     check_size(args)
-    splits = load_text(args.data_source, args.data, args.eval_data, args.skip_bad_rows)
+    splits = load_text(args.data_source, args.data, args.eval_data, args.skip_bad_rows, test_data=args.test_data)
     tokenizer = build_tokenizer(args.tokenizer, splits.train.strings(), args.vocab_size, splits.train.identity)
     train_rows, train_counts = packed_rows(splits.train, tokenizer, args.max_length)
-    documents = evaluation_documents(splits.validation, tokenizer)
-    if not documents.documents:
-        what = f"{splits.validation.origin} holds no tokens to evaluate on"
-        raise InputError(f"{what}; give another --eval_data.", "NL-403")
+    sides = {"eval_data": splits.validation, "test_data": splits.test}
+    found = {name: evaluation_documents(side, tokenizer) for name, side in sides.items() if side is not None}
+    for name, documents in found.items():
+        if not documents.documents:
+            raise InputError(f"{documents.origin} holds no tokens to evaluate on; give another --{name}.", "NL-403")
+    documents, test = found["eval_data"], found.get("test_data")
     check_metric_of(args, documents)
-    return PreparedRun(splits, tokenizer, train_rows, train_counts, documents, new_model(args, tokenizer))
+    return PreparedRun(splits, tokenizer, train_rows, train_counts, documents, new_model(args, tokenizer), test=test)
 
 
 def pretrain(args: PretrainArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
@@ -95,5 +97,5 @@ def pretrain(args: PretrainArguments, callbacks: tuple[TrainerCallback, ...] = (
             ours = run.callbacks(callbacks)
             trainer = LanguageModelTrainer(*parts, carry_context=args.carry_context, teacher=teacher, callbacks=ours)
             run.train(trainer)
-            run.finish(trainer.scores(prepared.held_out))
+            run.finish(trainer.scores(prepared.reported))
     return run.folder

@@ -115,6 +115,9 @@ class StageArguments(TrainingArguments):
     eval_data: str | None = setting(
         None, "Text to evaluate on; none: 5 %% of --data are held out.", "Data", session=True
     )
+    test_data: str | None = setting(
+        None, "Text the figures are of; none: the data's test split, or what is evaluated on.", "Data", session=True
+    )
     data_source: Literal["auto", "hub", "offline", "file"] = setting(
         "auto", "Where the text comes from; auto takes --data, else the hub, else the offline package.", "Data"
     )

@@ -42,7 +42,7 @@ from .device import find_device
 # The settings that are read again when a run's model is opened.
 SETTING_KINDS: dict[Any, set[str]] = {
     str: {"stage", "model_type", "tokenizer", "base", "text_source", "validation_text", "loss_on", "too_long"},
-    str | None: {"data", "eval_data", "dataset", "held_out", "model"},
+    str | None: {"data", "eval_data", "test_data", "test_text", "dataset", "held_out", "model"},
     int: {"max_length", "per_device_eval_batch_size"},
     float | int | None: {"held_out_share", "beta"},
     bool: {"load_in_4bit", "skip_bad_rows"},
@@ -89,6 +89,16 @@ class TrainedModel:
     @property
     def name(self) -> str:
         return self.run.get("model_type", self.folder.name)
+
+    @property
+    def reported_text(self) -> str:
+        """The identity of the text that the run's figures are of."""
+        return self.run.get("test_text") or self.run["validation_text"]
+
+    def split(self, identity: str) -> str:
+        """What the text with this identity is to the run."""
+        sides = {self.run.get("test_text"): "test", self.run["validation_text"]: "validation"}
+        return sides.get(identity, "another text")
 
 
 def open_model(path: str | Path, base: str | None = None, unpack: bool = False) -> TrainedModel:
