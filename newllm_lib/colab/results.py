@@ -33,6 +33,7 @@ COMPARISON_FILE = "comparison.json"
 PURPOSES = {
     checkpoint.MODEL_FILES[1]: "the weights of the best checkpoint",
     checkpoint.MODEL_FILES[0]: "the model's sizes",
+    checkpoint.FINAL_FOLDER: "the weights after the last update, where the best are another's: --which final",
     checkpoint.ADAPTER_WEIGHTS: "the adapters of the best checkpoint; the base stays where it is",
     checkpoint.ADAPTER_CONFIG: "which layers they belong to, and to which base",
     "generation_config.json": "how to generate: when to stop, the repetition penalty",

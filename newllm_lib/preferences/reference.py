@@ -49,7 +49,8 @@ def reference_arguments(args: DpoArguments, parameters: int, max_length: int) ->
         "num_train_epochs": args.sft_epochs, "max_steps": -1, "max_length": max_length,
         "per_device_train_batch_size": max(UPDATE_TOKENS // max_length, 1), "gradient_accumulation_steps": 1,
         "lr_scheduler_type": "cosine", "weight_decay": 0.1, "eval_steps": 0.5, "save_steps": 0.5,
-        "eval_on_start": False, "logging_steps": 5, "metric_for_best_model": "loss", "greater_is_better": None,
+        "eval_on_start": False, "save_final": False, "logging_steps": 5, "metric_for_best_model": "loss",
+        "greater_is_better": None,
     }  # fmt: skip
     if args.auto_precision:  # what suits pairs need not suit texts
         ours |= {"bf16": None, "fp16": None}

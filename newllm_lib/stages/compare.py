@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ..data.conversations import Conversations
 from ..errors import InputError
 from ..evaluation.generation import answer, token_cost
+from ..training.checkpoint import FINAL_FOLDER
 from ..training.curves import COLOURS, as_label
 from ..training.trained_model import open_model
 from .evaluate import final_metrics, held_out_documents, held_out_text, score
@@ -23,8 +24,8 @@ def compare(
     paths: Sequence[str | Path], data: str | None = None, prompts: Sequence[str] | None = None, max_new_tokens: int = 60
 ) -> list[dict[str, Any]]:
     """One dictionary per model, in the order of `paths`: name, folder, text and its split, parameters, the metrics of
-    `evaluate`, tokens_per_second (forward passes over the held-out text), ms_per_token and state_bytes (by tokens of history),
-    samples (prompt -> continuation).
+    `evaluate`, tokens_per_second (forward passes over the held-out text), ms_per_token and state_bytes (by tokens of
+    history), samples (prompt -> continuation).
 
     `data` is a file to evaluate on; none: the text held out when the first model was trained. `prompts` are beginnings
     to continue; none: those of two held-out documents, or what users say first in two held-out conversations. Raises
@@ -35,7 +36,7 @@ def compare(
     models = [open_model(path) for path in paths]
     names = [trained.name for trained in models]
     if len(set(names)) < len(names):
-        names = [trained.folder.name for trained in models]
+        names = [_name_of(trained.folder) for trained in models]
     text = held_out_text(models[0], data)
     if prompts is None and isinstance(text, Conversations):
         prompts = [messages[0]["content"] for messages in itertools.islice(text, NUM_SAMPLES)]
@@ -59,6 +60,10 @@ def compare(
             "samples": {prompt: answer(trained.model, trained.tokenizer, prompt, max_new_tokens) for prompt in prompts},
         })  # fmt: skip
     return rows
+
+
+def _name_of(folder: Path) -> str:
+    return f"{folder.parent.name}, last update" if folder.name == FINAL_FOLDER else folder.name
 
 
 def comparison_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:

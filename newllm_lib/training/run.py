@@ -3,6 +3,7 @@ card that says what was trained."""
 
 import logging
 import platform
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from .callbacks import (
     SaveOnInterrupt,
     TrainingInterrupted,
 )
-from .checkpoint import RESULTS_FILE, SETTINGS_FILE, check_place, open_run, read_results, rotate
+from .checkpoint import FINAL_FOLDER, RESULTS_FILE, SETTINGS_FILE, check_place, open_run, read_results, rotate
 from .device import GB, find_device
 from .disk import in_use, saying, write_json, write_text
 from .run_trainer import RunTrainerMixin
@@ -189,6 +190,7 @@ class Run:
         `self.callbacks(...)`. Raises InputError: the disk does not take the result; TrainingInterrupted: stopped by
         hand, and the same command continues."""
         trainer.remove_callback(PrinterCallback)
+        trainer.keeps_final = self.args.save_final
         try:
             trainer.resume_or_start()
             if self.is_main:
@@ -215,6 +217,10 @@ class Run:
         prepared, state = self.prepared, self.trainer.state
         write_text(self.folder / CARD_FILE, model_card(self.args, prepared, metrics, state.global_step))
         size = {"parameters": prepared.model.num_parameters(), "updates": state.global_step}
+        size |= {"best_update": self.trainer.best_update or state.global_step}
+        if (final := self.folder / FINAL_FOLDER).is_dir():  # with these a model that can be opened by itself
+            for name in (SETTINGS_FILE, "generation_config.json"):
+                shutil.copyfile(self.folder / name, final / name)
         write_json(self.folder / RESULTS_FILE, {**metrics, **(more or {}), "split": prepared.split, **size})
         # A process that was killed while it did so has left some.
         limit, best = self.args.save_total_limit, state.best_model_checkpoint
