@@ -13,7 +13,7 @@ from ..data.chat_template import borrowed_template
 from ..errors import InputError
 from ..evaluation.generation import reply_to
 from ..preferences.dpo import MERGED_FOLDER, PREFERENCES_FILE
-from ..stages.compare import compare, comparison_cells, comparison_figure
+from ..stages.compare import compare, comparison_cells, comparison_figure, goal_cells
 from ..stages.evaluate import held_out_documents, held_out_text, score
 from ..stages.generate import generate
 from ..training import checkpoint
@@ -66,9 +66,12 @@ def show_comparison(folders: Sequence[Path]) -> None:
     shapes = {f" of {time['rows']} x {time['length']} tokens" for time in times}
     shape = shapes.pop() if len(shapes) == 1 else ""
     milliseconds = [f"ms per batch{shape}, training", *(f"{time['milliseconds']:,.0f}" for time in times)]
+    reached = [["", "goal of the guides", "figure"], *([escape(cell) for cell in line] for line in goal_cells(rows))]
     cells = [[escape(cell) for cell in line] for line in (*comparison_cells(rows), milliseconds)]
-    source = f"Held-out text ({rows[0].get('split', 'validation')}): {rows[0]['text']}"  # a file of an earlier version
+    source = f"Held-out text ({rows[0]['split']}): {rows[0]['text']}"
     display(HTML(f"<div>{escape(source)}</div>{table_html(cells, header=True, numbers=True)}"))
+    if len(reached) > 1:
+        display(HTML(table_html(reached, header=True)))
     display(HTML(figure_html(comparison_figure(rows), "comparison", run / "comparison.png")))
     samples = {prompt: {row["name"]: row["samples"][prompt] for row in rows} for prompt in rows[0]["samples"]}
     is_chat = checkpoint.read_settings(Path(folders[0]))["run"]["stage"] == "sft"
@@ -80,8 +83,8 @@ def measured_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """The comparison, from its file if it was made after the models were finished."""
     path = Path(folders[0]).parent / COMPARISON_FILE
     finished = max((Path(folder) / checkpoint.RESULTS_FILE).stat().st_mtime for folder in folders)
-    if path.exists() and path.stat().st_mtime >= finished and (rows := read_json(path)):
-        return rows
+    if path.exists() and path.stat().st_mtime >= finished and (rows := read_json(path)) and "goals" in rows[0]:
+        return rows  # that of an earlier version has none
     rows = [{**row, "batch_time": batch_time(row["folder"])} for row in compare(folders)]
     write_json(path, rows)
     return rows

@@ -74,7 +74,10 @@ def test_from_training_to_files(panel, shown, monkeypatch):
     assert "2 of 10" not in updates[-1].data and updates[-1].data.count("finished") == 2
 
     results.show_comparison(folders)
-    table, picture, samples, sentence = shown
+    table, reached, picture, samples, sentence = shown
+    assert "Held-out text (validation)" in plain(table) and "ms per batch of 32 x 16, inference" in table
+    assert re.search(r"perplexity \(per token\)</td>.*?\([+-]\d+\.\d %\)", table)
+    assert "newllm: a memory of the text that does not grow" in plain(reached) and "tiny-gpt2 at equal size" in reached
     assert "<th" in table and "newllm" in table and "tiny-gpt2" in table and "bits per byte" in table
     assert "data:image/png" in picture and samples.count("tiny-gpt2") == 2
     assert sentence.startswith("ok: ")
