@@ -18,7 +18,7 @@ from ..models.frozen_head import adapters_off
 from ..training.device import find_device
 from ..training.disk import write_json
 from ..training.run import PreparedRun, opened_run, prepare_once
-from ..training.trained_model import check_tokens_fit
+from ..training.trained_model import check_same_tokens, check_tokens_fit
 from .arguments import PRESETS, QloraLwfArguments
 from .base_model import base_config, find_base_model, open_base, open_to_tune, open_tokenizer
 from .forgetting import PROMPTS, replies_before_and_after
@@ -121,9 +121,7 @@ def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[
         return None, {}
     found = find_base_model(args.teacher)
     tokenizer = open_tokenizer(found)
-    if tokenizer.backend_tokenizer.to_str() != prepared.tokenizer.backend_tokenizer.to_str():
-        other = f"teacher {args.teacher!r} has another tokenizer than {prepared.base.name}"
-        raise InputError(f"{other}; both need the same.")
+    check_same_tokens(args.teacher, tokenizer, prepared.base.name, prepared.tokenizer)
     device = find_device(args.use_cpu or args.teacher_on_cpu)
     teacher = open_base(found, args.load_in_4bit and device.kind == "cuda", device, args.compute_dtype)
     set_dropout(teacher, 0.0)

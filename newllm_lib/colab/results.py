@@ -1,6 +1,7 @@
 """What came out of a training: the models side by side, before and after it, what they write, and the files."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure
 from ..adapters.qlora_lwf import ANSWER_TOKENS, FORGETTING_FILE
 from ..data.chat_template import borrowed_template
 from ..errors import InputError
-from ..evaluation.generation import reply_to
+from ..evaluation.generation import continue_prompt, reply_to
+from ..evaluation.perplexity import score_documents
 from ..preferences.dpo import MERGED_FOLDER, PREFERENCES_FILE
 from ..stages.compare import compare, comparison_cells, comparison_figure, goal_cells
 from ..stages.evaluate import held_out_documents, held_out_text, score
@@ -49,6 +51,7 @@ PURPOSES = {
     checkpoint.RESULTS_FILE: "the final metrics",
 }
 MAX_NEW_TOKENS = 60
+UNTRAINED_TOKENS = 2_000  # scored before training
 METRIC_TITLES = ("bits per byte", "perplexity (per token)", "token accuracy")
 FORGETTING_PICTURE = "forgetting.png"
 KINDS = {"new_task": "new task", "general_text": "general text"}
@@ -177,6 +180,24 @@ def size_html(path: Path) -> str:
         return "-"
     count = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
     return size(count).replace(" ", "&nbsp;")
+
+
+@in_one_sentence()
+def show_untrained(panel: SettingsPanel) -> None:
+    """The models as they are before training: metrics on a sample of the held-out text, and what they write."""
+    rows, written, prompt = [["before training", *METRIC_TITLES]], {}, ""
+    for name in panel.models:
+        args = panel.arguments(name)
+        prepared = panel.stage.prepare(args)
+        model, tokenizer = prepared.model, prepared.tokenizer
+        prompt = prompt or " ".join(next(iter(prepared.splits.validation.strings())).split()[:8])
+        sample = prepared.held_out.sample(UNTRAINED_TOKENS)
+        found = score_documents(model, sample, tokenizer.bos_token_id, args.max_length, args.per_device_eval_batch_size)
+        rows.append([escape(name), *metric_cells(asdict(found))])
+        written[name] = continue_prompt(model, tokenizer, prompt, MAX_NEW_TOKENS)
+    display(HTML(table_html(rows, header=True, numbers=True) + samples_html({prompt: written})))
+    types = f"{len(tokenizer):,}"
+    say(f"Nothing is learned yet: a blind guess among the {types} types has a perplexity of {types}.")
 
 
 @in_one_sentence()

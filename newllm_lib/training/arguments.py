@@ -257,7 +257,7 @@ class ModelArguments(StageArguments):
         "bpe", "bpe: learned pieces; byte: any language; word: published setting; gpt2: GPT-2's.", "Data"
     )
     teacher: str | None = setting(
-        None, "Folder of a larger model with the same tokenizer to learn from, too.", session=True
+        None, "Larger model with the same tokens to learn from, too: a folder, or an id on the hub.", session=True
     )
     teacher_weight: float = setting(0.5, "With --teacher: its share of the loss.")
     teacher_temperature: float = setting(2.0, "With --teacher: how much both distributions are softened.")
