@@ -14,7 +14,7 @@ from ..errors import InputError
 from .files import PlacedRow
 
 HELD_OUT_SHARE = 0.05  # held out for evaluation where the data have no validation split
-DATA_SOURCES = ("auto", "hub", "offline", "file")
+DATA_SOURCES = ("auto", "hub", "offline", "file", "random")
 TIMEOUT_SECONDS = 10
 COMMIT = re.compile("[0-9a-f]{40}")
 INSTALL = "run pip install 'newllm[offline]'"
@@ -136,7 +136,7 @@ class Splits(Generic[Side]):
 
     train: Side
     validation: Side
-    source: str  # "hub", "offline", "file" or "generated": what "auto" was settled to
+    source: str  # "hub", "offline", "file", "random" or "generated": what "auto" was settled to
     note: str = ""  # what the user should know about how the source was chosen
     template: str = ""  # the chat template of conversations, for a model that has none
     test: Side | None = None  # where the data have one
@@ -235,8 +235,8 @@ def first_opened(entry: Dataset) -> tuple[dict[str, Examples] | None, HubProblem
 class Found:
     """A source that has been settled."""
 
-    source: str  # "file", "hub" or "offline"
-    splits: dict[str, Examples] | None = None  # of the last two
+    source: str  # "file", "hub", "offline" or "random"
+    splits: dict[str, Examples] | None = None  # of the last three
     problem: HubProblem | None = None  # of what the hub does not serve
     note: str = ""  # what the user should know about the choice
 
@@ -260,10 +260,14 @@ def find_data(
         raise InputError("data_source 'file' needs the path of the file; add --data PATH.")
     if data is not None:
         return Found("file")
+    if data_source == "random" and name != "wikitext":
+        raise InputError("data_source 'random' is running text, which newllm pretrain trains on; choose another one.")
     if entry is None:
         raise InputError("there is nothing to train on; name a --dataset, or a file with --data.")
     problem = None
-    if data_source != "offline":
+    if data_source == "random":
+        entry = replace(entry, offline="random")
+    elif data_source != "offline":
         splits, problem = (reach or first_opened)(entry)
         if splits is not None:
             return Found("hub", splits, problem, f"Before it: {problem}." if problem else "")
@@ -284,7 +288,7 @@ def find_data(
 
     splits = {side: Examples(*parts) for side, parts in stand_in(entry.offline).items()}
     note = f"The hub could not be reached ({problem}): {entry.offline} stands in for {name}." if problem else ""
-    return Found("offline", splits, problem, note)
+    return Found("random" if data_source == "random" else "offline", splits, problem, note)
 
 
 def has_chitchat() -> bool:

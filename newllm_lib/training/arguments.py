@@ -78,9 +78,10 @@ MORE_THAN_ZERO = math.ulp(0.0)
 LEAST = {  # of the others 0
     "max_length": 2, "max_steps": -1, "local_rank": -1,
     **dict.fromkeys((
-        "max_eval_tokens", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
-        "save_total_limit", "ddp_timeout", "num_parameters", "num_layers", "embedding_size", "context_size",
-        "hidden_size", "intermediate_size", "vocab_size", "max_samples", "max_test_tokens", "pairs", "trials",
+        "max_eval_tokens", "stride", "per_device_train_batch_size", "gradient_accumulation_steps",
+        "per_device_eval_batch_size", "save_total_limit", "ddp_timeout", "num_parameters", "num_layers",
+        "embedding_size", "context_size", "hidden_size", "intermediate_size", "vocab_size", "max_samples",
+        "max_test_tokens", "pairs", "trials",
     ), 1),
     **dict.fromkeys((
         "learning_rate", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "adam_epsilon",

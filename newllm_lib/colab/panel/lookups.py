@@ -39,8 +39,8 @@ def resolve_source(
 ) -> tuple[str, str]:
     """("hub" | "offline" | "file", what the user should know about it). `auto` is settled here, so that a later session
     takes the same as the run's settings say. Raises InputError: a bad file, or no data within reach."""
-    if data_source == "hub":
-        return "hub", ""
+    if data_source in ("hub", "random"):
+        return data_source, ""
     if data_source == "file":
         if not data:
             raise InputError("data is set to 'my file': enter the path of the file.")
@@ -82,7 +82,7 @@ def data_identity(args) -> str:
         source = (DATASETS.get(dataset) or find_dataset(dataset)).sources[0]
         is_tested = "test" in source.splits and "validation" not in source.splits
         return source.revision + (" and its test split" if is_tested else "")  # what is held out is another text then
-    return identity_of(DATASETS[dataset].offline)
+    return identity_of("random" if args.data_source == "random" else DATASETS[dataset].offline)
 
 
 def file_identity(path: str) -> str:
