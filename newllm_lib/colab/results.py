@@ -203,11 +203,10 @@ def show_untrained(panel: SettingsPanel) -> None:
 @in_one_sentence()
 def show_progress(panel: SettingsPanel, folders: Sequence[Path]) -> None:
     """A table of the metrics of what is learned, before and after, and a sentence that sums it up."""
-    split = checkpoint.read_results(Path(folders[0])).get("split", "validation")
-    rows, sentences = [[f"{split} split", *METRIC_TITLES]], []
+    rows, sentences = [["", *METRIC_TITLES]], []
     for model, folder in zip(panel.models, folders, strict=True):
         after, start = checkpoint.read_results(checkpoint.check_model_folder(folder)), panel.start_model(model)
-        now = f"{after['perplexity']:,.1f}"
+        rows[0][0], now = f"{after.get('split', 'validation')} split", f"{after['perplexity']:,.1f}"
         sentence = f"{model}: perplexity {now} on held-out answers; it was new, so there is no before."
         if start is not None:
             trained = open_model(folder)

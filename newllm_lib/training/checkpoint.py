@@ -84,6 +84,7 @@ def check_place(folder: Path) -> None:
 def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
     """{"run": ..., "session": ...} of the run in `folder`; where its file is lost or damaged, as the newest checkpoint
     states them. Raises InputError: the folder is not a run of ours."""
+    folder = folder.parent if folder.name == FINAL_FOLDER else folder
     settings = next(_settings(folder), None)
     if settings is None:
         raise InputError(
