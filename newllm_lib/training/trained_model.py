@@ -98,7 +98,7 @@ class TrainedModel:
         return self.run.get("test_text") or self.run["validation_text"]
 
     def split(self, identity: str) -> str:
-        """What the text with this identity is to the run; what an earlier version took for validation: `Splits.find`."""
+        """What the text with this identity is to the run, or was to one of an earlier version: `Splits.find`."""
         sides = {self.run.get("test_text"): "test", self.run["validation_text"]: "validation"}
         return sides.get(identity) or sides.get(identity.replace("/test@", "/validation@"), "another text")
 
