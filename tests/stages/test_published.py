@@ -48,6 +48,12 @@ def test_a_model_is_trained_and_scored_on_them(tmp_path):
     assert metrics["text"] == "500 random sentences, validation (seed 1)" and metrics["unk_rate"] == 0.0
 
 
+def test_the_recipe_for_random_sentences():
+    args = PretrainArguments(output_dir="unused", **PRESETS["published-random"])
+    assert count_parameters(model_config(args, 1000)) == 4_052_968, "the published model had room for 1,000 words"
+    assert (args.learning_rate, args.num_train_epochs, args.data_source) == (1e-4, 50, "random")
+
+
 @pytest.mark.parametrize(("name", "parameters"), [("published", 1_426_152), ("published-4-layers", 2_214_120)])
 def test_the_recipe_for_wikitext(name, parameters):
     args = PretrainArguments(output_dir="unused", **PRESETS[name])
