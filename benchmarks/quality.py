@@ -28,7 +28,7 @@ from newllm_lib.cli import set_up_output
 from newllm_lib.colab.timed_update import TimedUpdate
 from newllm_lib.data.text import load_text
 from newllm_lib.models import build_config, build_model, count_parameters
-from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, prepare
+from newllm_lib.stages.pretrain import PretrainArguments, prepare
 from newllm_lib.training.checkpoint import read_results
 from newllm_lib.training.device import autocast_dtype, find_device, freed_memory_kept
 from newllm_lib.training.disk import write_json
@@ -37,6 +37,10 @@ from newllm_lib.training.trainer import LanguageModelTrainer
 
 MODELS = ("newllm", "lstm", "multiplicative-lstm", "tiny-gpt2", "newllm-reference")
 SEEDS = (0, 1, 2)
+AS_PUBLISHED = {
+    "lr_scheduler_type": "constant", "warmup_steps": 0, "weight_decay": 0.0, "dropout": 0.1, "max_length": 128,
+    "carry_context": False,
+}  # fmt: skip
 TOKENS = 4_096_000  # to train every model on: 4.4 passes of wikitext's and 4.1 of dailydialog's text, 1.1 of chitchat's
 # text -> model -> (learning rate, weight decay); no dropout, but in the published cell, as published.
 TEXTS = {
@@ -106,7 +110,7 @@ def text_files(options: argparse.Namespace) -> tuple[Path, Path]:
 def arguments(options: argparse.Namespace, point: Point) -> PretrainArguments:
     fields = dataclasses.asdict(point)
     model = fields.pop("model")
-    recipe = PRESETS["published"] if model == "newllm-reference" else {}
+    recipe = AS_PUBLISHED if model == "newllm-reference" else {}
     data, eval_data = map(str, text_files(options))
     folder = options.output_dir / options.text / f"{options.num_parameters}" / point.folder
     sizes = {"vocab_size": options.vocab_size, "num_parameters": options.num_parameters}

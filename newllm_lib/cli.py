@@ -109,6 +109,13 @@ class SentenceParser(argparse.ArgumentParser):
             flags = [option for action in self._actions for option in action.option_strings]
             word = unknown[0].split("=")[0]
             self.error(f"unknown argument {word!r}{nearest(word, flags)}")
+        if vars(namespace).pop("which", "best") == "final":
+            from .training.checkpoint import weights_folder
+
+            for name in vars(namespace).keys() & {"path", "models"}:
+                paths = getattr(namespace, name)
+                folders = [weights_folder(it, "final") for it in ([paths] if isinstance(paths, str) else paths)]
+                setattr(namespace, name, folders[0] if isinstance(paths, str) else folders)
         return namespace
 
 
@@ -180,6 +187,7 @@ def run_evaluate(parser: SentenceParser, argv: Sequence[str]) -> None:
 
 def run_compare(parser: SentenceParser, argv: Sequence[str]) -> None:
     parser.add_argument("models", nargs="+", help="folders of finished runs")
+    add_which_field(parser)
     add_text_fields(parser)
     parser.add_argument("--picture", metavar="PNG", help="also draw the comparison into this file")
     parser.add_argument("--prompt", action="append", help="a beginning to continue; may be given several times")
@@ -262,6 +270,12 @@ def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog:
 def add_model_field(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="model", help="folder of a finished run")
     parser.add_argument("--base", help="of adapters: the folder of the model they were trained on, if it has moved")
+    add_which_field(parser)
+
+
+def add_which_field(parser: argparse.ArgumentParser) -> None:
+    """`parse` takes it out again: what is left are folders of weights."""
+    parser.add_argument("--which", choices=["best", "final"], help="the best weights, or those after the last update")
 
 
 def add_text_fields(parser: argparse.ArgumentParser) -> None:

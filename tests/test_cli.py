@@ -188,9 +188,9 @@ def test_compare_takes_the_runs_own_score_of_its_own_text(capsys, trained, text_
     """The final metrics of a run are those that scoring its text again would give; another text is scored."""
     (own,), again = json_of(capsys, "compare", trained), json_of(capsys, "evaluate", trained)
     assert own.keys() >= again.keys() and own["tokens"] == again["tokens"]
-    assert {name: own[name] for name in again if name != "text"} == pytest.approx(
-        {name: value for name, value in again.items() if name != "text"}, rel=1e-6
-    )
+    numbers = {name: value for name, value in again.items() if name not in ("text", "split")}
+    assert {name: own[name] for name in numbers} == pytest.approx(numbers, rel=1e-6)
+    assert own["split"] == again["split"] == "validation"
     (other,) = json_of(capsys, "compare", trained, "--data", text_file)
     assert other["bytes"] == len(text_file.read_bytes()) != own["bytes"]
 
@@ -240,12 +240,15 @@ def test_compare_prints_a_table_json_and_a_picture(capsys, trained, tmp_path):
     assert len(rows) == 2
     assert rows[0]["ms_per_token"].keys() == rows[0]["state_bytes"].keys() == {"128", "1024", "8192"}
     assert len(set(rows[0]["state_bytes"].values())) == 1
+    assert rows[1]["percent_to_first"]["perplexity"] == 0 and set(rows[0]["percent_to_first"].values()) == {0}
+    assert rows[0]["ms_per_batch"]["milliseconds"] > 0 and rows[0]["goals"][0]["met"] is True
     assert list(rows[0]["samples"]) == ["The "]
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert main(["compare", str(trained)]) == 0
     table = capsys.readouterr().out
     assert "bits per byte" in table
-    assert "bytes of state after 8,192" in table
+    assert "bytes of state after 8,192" in table and "inference" in table and "%)" not in table.split("\n\n")[1]
+    assert "met      newllm: a memory of the text that does not grow" in table
 
 
 def test_chat_until_an_empty_line(capsys, trained, monkeypatch):

@@ -9,10 +9,10 @@ import torch
 
 from ..errors import InputError
 from ..training.checkpoint import RESULTS_FILE, SETTINGS_FILE, check_model_folder, has_adapters
-from ..training.disk import PARTIAL, saying, temporary
+from ..training.disk import PARTIAL, saying, temporary, write_json
 from ..training.trained_model import open_model
 
-KEPT_FILES = (SETTINGS_FILE, RESULTS_FILE, "README.md", "generation_config.json")
+KEPT_FILES = (RESULTS_FILE, "README.md", "generation_config.json")
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ def merge(path: str | Path, output_dir: str | Path, base: str | None = None) -> 
             dtype = torch.float32 if trained.run["stage"] == "dpo" else torch.bfloat16
             plain.to(dtype).save_pretrained(partial)
             trained.tokenizer.save_pretrained(partial)
+            write_json(partial / SETTINGS_FILE, {"run": trained.run, "session": trained.session})
             for name in KEPT_FILES:
                 if (folder / name).exists():
                     shutil.copy2(folder / name, partial / name)

@@ -18,7 +18,7 @@ from ..models.frozen_head import adapters_off
 from ..training.device import find_device
 from ..training.disk import write_json
 from ..training.run import PreparedRun, opened_run, prepare_once
-from ..training.trained_model import check_tokens_fit
+from ..training.trained_model import check_same_tokens, check_tokens_fit
 from .arguments import PRESETS, QloraLwfArguments
 from .base_model import base_config, find_base_model, open_base, open_to_tune, open_tokenizer
 from .forgetting import PROMPTS, replies_before_and_after
@@ -69,6 +69,7 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     new, counts = conversation_examples(splits.train, tokenizer, form)
     stretches = text_examples(rehearsal.train, tokenizer, args.max_length)[0] if args.rehearsal_ratio > 0 else None
     documents = conversation_documents(splits.validation, tokenizer, form)
+    test = None if splits.test is None else conversation_documents(splits.test, tokenizer, form)
     general = evaluation_documents(in_paragraphs(rehearsal.validation), tokenizer)
     if not general.documents:
         raise InputError(f"{general.origin} holds no tokens; give another --rehearsal_eval_data.", "NL-403")
@@ -80,8 +81,9 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
         f"rehearsed; {args.updates(examples)} updates, on {args.device}."
     )
     remarks = tuple(filter(None, [base.note, rehearsal.note, replaced, *counts.remarks(args.max_length)]))
-    held_out, general = (these.sample(args.max_test_tokens) for these in (documents, general))
-    run = splits, tokenizer, mix, counts, held_out, None, remarks, extent, base
+    sampled = (these and these.sample(args.max_test_tokens) for these in (documents, general, test))
+    held_out, general, test = sampled
+    run = splits, tokenizer, mix, counts, held_out, None, remarks, extent, base, test
     return PreparedLwf(*run, rehearsal=rehearsal, general=general)
 
 
@@ -120,9 +122,7 @@ def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[
         return None, {}
     found = find_base_model(args.teacher)
     tokenizer = open_tokenizer(found)
-    if tokenizer.backend_tokenizer.to_str() != prepared.tokenizer.backend_tokenizer.to_str():
-        other = f"teacher {args.teacher!r} has another tokenizer than {prepared.base.name}"
-        raise InputError(f"{other}; both need the same.")
+    check_same_tokens(args.teacher, tokenizer, prepared.base.name, prepared.tokenizer)
     device = find_device(args.use_cpu or args.teacher_on_cpu)
     teacher = open_base(found, args.load_in_4bit and device.kind == "cuda", device, args.compute_dtype)
     set_dropout(teacher, 0.0)
@@ -135,7 +135,7 @@ def before_and_after(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -
     model, args = trainer.accelerator.unwrap_model(trainer.model), trainer.args
     save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 4 * ANSWER_TOKENS, folder)
     measured, forgetting = {}, {}
-    for name, documents in (("new_task", prepared.held_out), ("general_text", prepared.general)):
+    for name, documents in (("new_task", prepared.reported), ("general_text", prepared.general)):
         tuned, divergence = trainer.score_with_kl(documents)
         with adapters_off(model):
             before = trainer.score(documents)

@@ -18,6 +18,7 @@ from accelerate.utils.memory import clear_device_cache
 from IPython.display import display
 
 from ..chat import Chat
+from ..training.checkpoint import FINAL_FOLDER, weights_folder
 from ..training.trained_model import open_model
 from .chat_controls import MemoryControls, SamplingSliders, memory_html, memory_note, pictures_html
 from .page.notices import error_html, in_one_sentence, quiet_notebook, say
@@ -212,17 +213,20 @@ class SideBySide(ChatBox):
 def show_chat(folders: Sequence[str | Path], opening: str = "", before: Path | None = None) -> ChatBox:
     """Display the box, with one exchange if there is an `opening`; `before`: the run gone on from, to talk to, too."""
     named = {Path(folder).name: folder for folder in folders}
+    finals = {f"{name}, last update": Path(folder) / FINAL_FOLDER for name, folder in named.items()}
     if before is not None:
         named |= {f"{name} before": before / name for name in list(named)}
+    named |= {name: folder for name, folder in finals.items() if folder.is_dir()}
     box = _open(ChatBox(named), opening)
     say(f"{' and '.join(named)} can be talked to: type above, then Send. A small model is no assistant.")
     return box
 
 
 @in_one_sentence()
-def show_side_by_side(folder: str | Path, opening: str = "") -> SideBySide:
-    """Display base and tuned model side by side, with one exchange already made as in `show_chat`."""
-    box = _open(SideBySide(folder), opening)
+def show_side_by_side(folder: str | Path, opening: str = "", which: str = "best") -> SideBySide:
+    """Display base and tuned model side by side, with one exchange already made as in `show_chat`; `which` as in
+    `weights_folder`."""
+    box = _open(SideBySide(weights_folder(folder, which)), opening)
     say("Base and tuned model hear the same: type above, then Send. A small model is no assistant.")
     return box
 

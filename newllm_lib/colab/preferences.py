@@ -70,12 +70,13 @@ def show_preferences(panel: PreferencePanel, folder: str | Path) -> None:
     measured = read_measured(folder, PREFERENCES_FILE)
     splits = panel.arguments(panel.models[0]).load_preferences()
     columns = ({**AT_THE_START, **measured["reference"]}, measured["held_out"], measured["train"])
-    rows = [["", "reference, held-out pairs", "tuned, held-out pairs", "tuned, training pairs"]]
+    kept = "held-out pairs" if splits.test is None else "pairs to test on"
+    rows = [["", f"reference, {kept}", f"tuned, {kept}", "tuned, training pairs"]]
     for name, words, form in METRICS:
         rows.append([words, *(format(column[name], form) if name in column else "" for column in columns)])
     display(HTML(table_html(rows, header=True, numbers=True)))
     if measured["accuracy_by_kind"]:
-        figure = kinds_figure(measured, Counter(pair.kind for pair in splits.validation.pairs))
+        figure = kinds_figure(measured, Counter(pair.kind for pair in splits.reported.pairs))
         display(HTML(figure_html(figure, "accuracy by kind of flaw", Path(folder).parent / PICTURE_FILE, dpi=95)))
     # `chosen_falls` compares what a trainer has logged, under these names.
     first, last = ({f"eval_{name}": value for name, value in column.items()} for column in columns[:2])

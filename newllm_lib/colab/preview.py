@@ -98,6 +98,8 @@ def counts_html(what: str, prepared: PreparedRun, rows: list[list[str]]) -> str:
     origins, licences = ([escape(getattr(side, name)) for side in sides] for name in ("origin", "licence"))
     head = [["", "<b>for training</b>", "<b>held out</b>"], [what, *origins], ["licence", *licences]]
     bytes_each = f"{held_out.bytes / held_out.tokens:.2f} bytes a token"
+    if prepared.splits.test is not None:
+        rows = [*rows, ["figures will be of", "", escape(prepared.splits.test.origin)]]
     return table_html([*head, *rows, ["tokenizer", f"{len(prepared.tokenizer):,} types", bytes_each]])
 
 

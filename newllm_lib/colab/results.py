@@ -1,6 +1,7 @@
 """What came out of a training: the models side by side, before and after it, what they write, and the files."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from matplotlib.figure import Figure
 from ..adapters.qlora_lwf import ANSWER_TOKENS, FORGETTING_FILE
 from ..data.chat_template import borrowed_template
 from ..errors import InputError
-from ..evaluation.generation import reply_to
+from ..evaluation.generation import continue_prompt, reply_to
+from ..evaluation.perplexity import score_documents
 from ..preferences.dpo import MERGED_FOLDER, PREFERENCES_FILE
-from ..stages.compare import compare, comparison_cells, comparison_figure
+from ..stages.compare import compare, comparison_cells, comparison_figure, goal_cells
 from ..stages.evaluate import held_out_documents, held_out_text, score
 from ..stages.generate import generate
 from ..training import checkpoint
@@ -33,6 +35,7 @@ COMPARISON_FILE = "comparison.json"
 PURPOSES = {
     checkpoint.MODEL_FILES[1]: "the weights of the best checkpoint",
     checkpoint.MODEL_FILES[0]: "the model's sizes",
+    checkpoint.FINAL_FOLDER: "the weights after the last update, where the best are another's: --which final",
     checkpoint.ADAPTER_WEIGHTS: "the adapters of the best checkpoint; the base stays where it is",
     checkpoint.ADAPTER_CONFIG: "which layers they belong to, and to which base",
     "generation_config.json": "how to generate: when to stop, the repetition penalty",
@@ -48,6 +51,7 @@ PURPOSES = {
     checkpoint.RESULTS_FILE: "the final metrics",
 }
 MAX_NEW_TOKENS = 60
+UNTRAINED_TOKENS = 2_000  # scored before training
 METRIC_TITLES = ("bits per byte", "perplexity (per token)", "token accuracy")
 FORGETTING_PICTURE = "forgetting.png"
 KINDS = {"new_task": "new task", "general_text": "general text"}
@@ -65,8 +69,12 @@ def show_comparison(folders: Sequence[Path]) -> None:
     shapes = {f" of {time['rows']} x {time['length']} tokens" for time in times}
     shape = shapes.pop() if len(shapes) == 1 else ""
     milliseconds = [f"ms per batch{shape}, training", *(f"{time['milliseconds']:,.0f}" for time in times)]
+    reached = [["", "goal of the guides", "figure"], *([escape(cell) for cell in line] for line in goal_cells(rows))]
     cells = [[escape(cell) for cell in line] for line in (*comparison_cells(rows), milliseconds)]
-    display(HTML(f"<div>Held-out text: {escape(rows[0]['text'])}</div>{table_html(cells, header=True, numbers=True)}"))
+    source = f"Held-out text ({rows[0]['split']}): {rows[0]['text']}"
+    display(HTML(f"<div>{escape(source)}</div>{table_html(cells, header=True, numbers=True)}"))
+    if len(reached) > 1:
+        display(HTML(table_html(reached, header=True)))
     display(HTML(figure_html(comparison_figure(rows), "comparison", run / "comparison.png")))
     samples = {prompt: {row["name"]: row["samples"][prompt] for row in rows} for prompt in rows[0]["samples"]}
     is_chat = checkpoint.read_settings(Path(folders[0]))["run"]["stage"] == "sft"
@@ -78,8 +86,8 @@ def measured_rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """The comparison, from its file if it was made after the models were finished."""
     path = Path(folders[0]).parent / COMPARISON_FILE
     finished = max((Path(folder) / checkpoint.RESULTS_FILE).stat().st_mtime for folder in folders)
-    if path.exists() and path.stat().st_mtime >= finished and (rows := read_json(path)):
-        return rows
+    if path.exists() and path.stat().st_mtime >= finished and (rows := read_json(path)) and "goals" in rows[0]:
+        return rows  # that of an earlier version has none
     rows = [{**row, "batch_time": batch_time(row["folder"])} for row in compare(folders)]
     write_json(path, rows)
     return rows
@@ -175,12 +183,30 @@ def size_html(path: Path) -> str:
 
 
 @in_one_sentence()
+def show_untrained(panel: SettingsPanel) -> None:
+    """The models as they are before training: metrics on a sample of the held-out text, and what they write."""
+    rows, written, prompt = [["before training", *METRIC_TITLES]], {}, ""
+    for name in panel.models:
+        args = panel.arguments(name)
+        prepared = panel.stage.prepare(args)
+        model, tokenizer = prepared.model, prepared.tokenizer
+        prompt = prompt or " ".join(next(iter(prepared.splits.validation.strings())).split()[:8])
+        sample = prepared.held_out.sample(UNTRAINED_TOKENS)
+        found = score_documents(model, sample, tokenizer.bos_token_id, args.max_length, args.per_device_eval_batch_size)
+        rows.append([escape(name), *metric_cells(asdict(found))])
+        written[name] = continue_prompt(model, tokenizer, prompt, MAX_NEW_TOKENS)
+    display(HTML(table_html(rows, header=True, numbers=True) + samples_html({prompt: written})))
+    types = f"{len(tokenizer):,}"
+    say(f"Nothing is learned yet: a blind guess among the {types} types has a perplexity of {types}.")
+
+
+@in_one_sentence()
 def show_progress(panel: SettingsPanel, folders: Sequence[Path]) -> None:
     """A table of the metrics of what is learned, before and after, and a sentence that sums it up."""
     rows, sentences = [["", *METRIC_TITLES]], []
     for model, folder in zip(panel.models, folders, strict=True):
         after, start = checkpoint.read_results(checkpoint.check_model_folder(folder)), panel.start_model(model)
-        now = f"{after['perplexity']:,.1f}"
+        rows[0][0], now = f"{after.get('split', 'validation')} split", f"{after['perplexity']:,.1f}"
         sentence = f"{model}: perplexity {now} on held-out answers; it was new, so there is no before."
         if start is not None:
             trained = open_model(folder)

@@ -227,4 +227,4 @@ def read_card(folder: Path) -> dict[str, str]:
         problem = f"does not say everything that a user of the model has to know ({', '.join(missing)})"
         remedy = "delete results.json beside it and run the training again, which then only scores the model"
         raise InputError(f"{str(path)!r} {problem}; {remedy}.", "NL-404")
-    return {name: rows[name] for name in texts} | metrics
+    return {name: rows[name] for name in (*texts, "tested on") if name in rows} | metrics

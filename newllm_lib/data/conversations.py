@@ -61,6 +61,7 @@ def load_conversations(
     held_out: str = "hash",
     held_out_share: float = HELD_OUT_SHARE,
     max_samples: int | None = None,
+    test_data: str | None = None,
 ) -> Splits[Conversations]:
     """The conversations to train on and those to evaluate on. Raises InputError: bad file or row, unknown dataset or
     source, or data out of reach.
@@ -72,6 +73,7 @@ def load_conversations(
             equal ones are on the same side whatever is added; "random" draws rows with `train_test_split(seed=42)`,
             as the published runs did.
         max_samples: rows of the training split to look at, the first ones; None takes all.
+        test_data: a file that the figures are of; without it, the hub's test split, or what is evaluated on.
     """
     if max_samples is not None and max_samples < 1:
         raise InputError(f"max_samples has to be at least 1, got {max_samples}.")
@@ -79,13 +81,16 @@ def load_conversations(
     found = find_data(dataset, entry, data_source, data)
     notes = [found.note]
     if found.source == "file":
-        train, validation = _of_file(data, "data", skip_bad_rows), None
+        train, validation, test = _of_file(data, "data", skip_bad_rows), None, None
         notes.append(unread_note(read_rows(check_file(data, "data"), "data"), conversation_columns))
     else:
         sides = {name: _of_rows(split, split.read) for name, split in found.splits.items()}
-        train, validation = sides["train"], sides.get("validation")
+        train, validation, test = sides["train"], sides.get("validation"), sides.get("test")
         if not entry.columns:  # for the datasets of the catalogue we know what is not read
             notes.append(unread_note(found.splits["train"].read(0), conversation_columns))
+    if test_data is not None:
+        test = _of_file(test_data, "test_data", skip_bad_rows)
+        notes.append(same_file_note(train.identity, test.identity, ("data", "test_data")))
     if eval_data is not None:
         validation = _of_file(eval_data, "eval_data", skip_bad_rows)
         notes.append(same_file_note(train.identity, validation.identity))
@@ -95,7 +100,7 @@ def load_conversations(
     if max_samples is not None:
         train = first_rows(train, max_samples)
     template = "dialogue" if entry is None else entry.template
-    return Splits(train, validation, found.source, " ".join(filter(None, notes)), template)
+    return Splits(train, validation, found.source, " ".join(filter(None, notes)), template, test)
 
 
 def hold_out(whole: Conversations, how: str, share: float) -> tuple[Conversations, Conversations]:

@@ -14,7 +14,7 @@ from ..errors import InputError
 from .files import PlacedRow
 
 HELD_OUT_SHARE = 0.05  # held out for evaluation where the data have no validation split
-DATA_SOURCES = ("auto", "hub", "offline", "file")
+DATA_SOURCES = ("auto", "hub", "offline", "file", "random")
 TIMEOUT_SECONDS = 10
 COMMIT = re.compile("[0-9a-f]{40}")
 INSTALL = "run pip install 'newllm[offline]'"
@@ -28,7 +28,8 @@ class HubSource:
     hub_id: str
     revision: str = "main"  # a commit, "main" or "refs/convert/parquet"
     config: str | None = None
-    # Our name of a split -> the hub's; where "validation" is missing, it is held out of "train".
+    # Our name of a split -> the hub's; where "validation" is missing, it is held out of "train". What is chosen is
+    # chosen on "validation", and figures are of "test" where there is one.
     splits: dict[str, str] = field(default_factory=lambda: {"train": "train"})
     rows: dict[str, int] = field(default_factory=dict)  # of our splits, as far as they are known
     regroup: Callable[[Iterable[dict]], Iterable[dict]] | None = None  # rows of this mirror -> rows with our columns
@@ -59,7 +60,7 @@ ALPACA = ("instruction", "input", "output")
 DATASETS: dict[str, Dataset] = {
     "wikitext": Dataset("CC BY-SA 3.0 and GFDL", (
         HubSource("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3", "wikitext-2-raw-v1", THREE_SPLITS,
-                  {"train": 36_718, "validation": 3_760}),
+                  {"train": 36_718, "validation": 3_760, "test": 4_358}),
     ), ("text",), offline="chitchat"),
     "dailydialog": Dataset("CC BY-NC-SA 4.0", (
         HubSource("OpenRL/daily_dialog", splits=THREE_SPLITS, rows=DIALOGUES),
@@ -74,15 +75,14 @@ DATASETS: dict[str, Dataset] = {
     "dolly-ja": Dataset("CC BY-SA 3.0", (HubSource("kunishou/databricks-dolly-15k-ja"),), ALPACA, "instruction"),
     "ultrachat": Dataset("MIT", (
         HubSource("HuggingFaceH4/ultrachat_200k", "8049631c405ae6576f93f445c6b8166f76f5505a",
-                  splits={"train": "train_sft", "validation": "test_sft"},
-                  rows={"train": 207_865, "validation": 23_110}),
+                  splits={"train": "train_sft", "test": "test_sft"}, rows={"train": 207_865, "test": 23_110}),
     ), ("messages",), offline="chitchat"),
     "ultrachat-full": Dataset("MIT by its card, CC BY-NC 4.0 by its project's README", (
         HubSource("openbmb/UltraChat"), HubSource("stingning/ultrachat"),
     ), ("data",), offline="chitchat", streamed=True),
     "hh-rlhf": Dataset("MIT", (
         HubSource("Anthropic/hh-rlhf", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa",
-                  splits={"train": "train", "validation": "test"}, rows={"train": 160_800, "validation": 8_552}),
+                  splits={"train": "train", "test": "test"}, rows={"train": 160_800, "test": 8_552}),
     ), ("chosen", "rejected"), offline="chitchat"),
     "alpaca": Dataset("CC BY-NC 4.0", (
         HubSource("yahma/alpaca-cleaned", "12567cabf869d7c92e573c7c783905fc160e9639", rows={"train": 51_760}),
@@ -132,13 +132,25 @@ class Examples(Origin):
 
 @dataclass(frozen=True)
 class Splits(Generic[Side]):
-    """What to train on and what to evaluate on."""
+    """What to train on, what to choose by, and what the figures are of."""
 
     train: Side
     validation: Side
-    source: str  # "hub", "offline", "file" or "generated": what "auto" was settled to
+    source: str  # "hub", "offline", "file", "random" or "generated": what "auto" was settled to
     note: str = ""  # what the user should know about how the source was chosen
     template: str = ""  # the chat template of conversations, for a model that has none
+    test: Side | None = None  # where the data have one
+
+    @property
+    def reported(self) -> Side:
+        """What figures are of."""
+        return self.validation if self.test is None else self.test
+
+    def find(self, identity: str) -> Side | None:
+        """The side for evaluation that a run has noted. An earlier version took a test split for validation where the
+        hub has no other."""
+        sides = {side.identity: side for side in (self.validation, self.test) if side is not None}
+        return sides.get(identity) or sides.get(identity.replace("/validation@", "/test@"))
 
 
 @dataclass(frozen=True)
@@ -211,10 +223,10 @@ def first_answering(
 
 
 def first_opened(entry: Dataset) -> tuple[dict[str, Examples] | None, HubProblem | None]:
-    """As `first_answering`: the splits for training and evaluation of a source that is what the catalogue says."""
+    """As `first_answering`: the splits of a source that is what the catalogue says."""
 
     def opened(source: HubSource) -> dict[str, Examples]:
-        return {name: open_hub_split(entry, source, name) for name in ("train", "validation") if name in source.splits}
+        return {name: open_hub_split(entry, source, name) for name in source.splits}
 
     return first_answering(entry, opened)
 
@@ -223,8 +235,8 @@ def first_opened(entry: Dataset) -> tuple[dict[str, Examples] | None, HubProblem
 class Found:
     """A source that has been settled."""
 
-    source: str  # "file", "hub" or "offline"
-    splits: dict[str, Examples] | None = None  # of the last two
+    source: str  # "file", "hub", "offline" or "random"
+    splits: dict[str, Examples] | None = None  # of the last three
     problem: HubProblem | None = None  # of what the hub does not serve
     note: str = ""  # what the user should know about the choice
 
@@ -248,10 +260,14 @@ def find_data(
         raise InputError("data_source 'file' needs the path of the file; add --data PATH.")
     if data is not None:
         return Found("file")
+    if data_source == "random" and name != "wikitext":
+        raise InputError("data_source 'random' is running text, which newllm pretrain trains on; choose another one.")
     if entry is None:
         raise InputError("there is nothing to train on; name a --dataset, or a file with --data.")
     problem = None
-    if data_source != "offline":
+    if data_source == "random":
+        entry = replace(entry, offline="random")
+    elif data_source != "offline":
         splits, problem = (reach or first_opened)(entry)
         if splits is not None:
             return Found("hub", splits, problem, f"Before it: {problem}." if problem else "")
@@ -272,7 +288,7 @@ def find_data(
 
     splits = {side: Examples(*parts) for side, parts in stand_in(entry.offline).items()}
     note = f"The hub could not be reached ({problem}): {entry.offline} stands in for {name}." if problem else ""
-    return Found("offline", splits, problem, note)
+    return Found("random" if data_source == "random" else "offline", splits, problem, note)
 
 
 def has_chitchat() -> bool:

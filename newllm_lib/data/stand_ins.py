@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 
+from .random_sentences import SEED, SENTENCES, random_sentences
+
 QUESTIONS = {
     "module": ("What is the Python module {name} for?", "Describe the Python module {name}."),
     "class": ("What is {name} in Python?", "Explain the Python class {name}."),
@@ -23,8 +25,22 @@ NOT_IMPORTED = {"antigravity", "this", "idlelib", "turtledemo", "turtle", "tkint
 
 def stand_in(name: str) -> dict[str, tuple[str, str, str, Callable[[int], Iterable[dict]]]]:
     """Split -> what `Examples` takes. "chitchat": rows of DailyDialog, in English, in two splits. "documentation": rows
-    of Dolly, in English, in one."""
+    of Dolly, in English, in one. "random": rows of a `text` each, random sentences, in two."""
     identity = identity_of(name)
+    if name == "random":
+        origin = f"{SENTENCES} random sentences, {{}} (seed {SEED})"
+        rows = {
+            split: [{"text": it} for it in random_sentences(split == "validation")] for split in ("train", "validation")
+        }
+        return {
+            split: (
+                origin.format(split),
+                "MIT, as this package",
+                f"{identity}/{split}",
+                lambda first, of=of: of[first:],
+            )
+            for split, of in rows.items()
+        }
     if name == "documentation":
         origin = "questions about the Python standard library, from its documentation"
         return {"train": (origin, "PSF-2.0", identity, lambda first: documentation_rows()[first:])}
@@ -38,6 +54,8 @@ def stand_in(name: str) -> dict[str, tuple[str, str, str, Callable[[int], Iterab
 
 def identity_of(name: str) -> str:
     """Changes when the stand-in does."""
+    if name == "random":
+        return f"random sentences/1/{SEED}"
     if name == "documentation":
         return f"python documentation/{platform.python_version()}"
     return f"chitchat-dataset/{version('chitchat-dataset')}"

@@ -97,18 +97,21 @@ def load_text(
     eval_data: str | None = None,
     skip_bad_rows: bool = False,
     names: tuple[str, str] = ("data", "eval_data"),
+    test_data: str | None = None,
 ) -> Splits[Text]:
     """The text to train on and the text to evaluate on. Raises InputError: bad file, unknown source, hub out of reach,
     or the offline package missing.
 
     Args:
-        data_source: "hub" (WikiText-2), "offline" (ChitChat, from a package), "file" (`data`), or "auto": `data` if
-            given, else the hub if it answers, else offline; the note then says which and why.
+        data_source: "hub" (WikiText-2), "offline" (ChitChat, from a package), "file" (`data`), "random" (sentences that
+            chance has made), or "auto": `data` if given, else the hub if it answers, else offline; the note then says
+            which and why.
         eval_data: a file to evaluate on; without it, the last 5 % of `data` are held out.
         names: what the settings call the two files.
+        test_data: a file that the figures are of; without it, the test split of WikiText-2, or what is evaluated on.
     """
     found = find_data("wikitext", DATASETS["wikitext"], data_source, data)
-    notes, validation = [found.note], None
+    notes, validation, test = [found.note], None, None
     if found.source == "file":
         train, characters, documents = _file_text(data, names[0], skip_bad_rows)
         if documents > 1 and (file := Path(data)).suffix.lower() == ".txt":
@@ -116,17 +119,23 @@ def load_text(
     else:
 
         def side(rows: Examples) -> Text:
-            """The lines of WikiText, or conversations: each is one document, an utterance a line."""
+            """The lines of WikiText; or sentences or conversations, each one document, an utterance a line."""
 
             def read() -> Iterator[TextPiece]:
                 if found.source == "hub":
                     return pieces_of_lines(row["text"] for _, row in rows.read(0))
+                if found.source == "random":
+                    return (TextPiece(row["text"], True) for _, row in rows.read(0))
                 talks = (row["dialog"] for _, row in rows.read(0))
                 return (TextPiece("".join(turn.strip() + "\n" for turn in turns), True) for turns in talks)
 
             return Text(rows.origin, rows.licence, rows.identity, read)
 
         train, validation = side(found.splits["train"]), side(found.splits["validation"])
+        test = side(found.splits["test"]) if "test" in found.splits else None
+    if test_data is not None:
+        test, _, _ = _file_text(test_data, "test_data", skip_bad_rows)
+        notes.append(same_file_note(train.identity, test.identity, (names[0], "test_data")))
     if eval_data is not None:
         validation, _, _ = _file_text(eval_data, names[1], skip_bad_rows)
         notes.append(same_file_note(train.identity, validation.identity, names))
@@ -134,7 +143,7 @@ def load_text(
         held_out = f"the last {HELD_OUT_SHARE:.0%} of {Path(data).name} are held out for evaluation."
         notes.append(f"No {names[1]} given: {held_out}")
         train, validation = _hold_out(train, int(characters * (1 - HELD_OUT_SHARE)))
-    return Splits(train, validation, found.source, " ".join(filter(None, notes)))
+    return Splits(train, validation, found.source, " ".join(filter(None, notes)), test=test)
 
 
 def same_file_note(train: str, validation: str, names: tuple[str, str] = ("data", "eval_data")) -> str:
@@ -273,9 +282,11 @@ class PackedRows(Dataset):
     (labels[t] follows input_ids[t]), IGNORED where they are not supervised; `position_ids`, the position in the
     document, 0 where one begins (in the row: one that began before goes on with 1); and `row`, the row's number."""
 
-    def __init__(self, paths: Iterable[Path], tokenizer: PreTrainedTokenizerFast, max_length: int):
-        files = (np.memmap(path, token_type(tokenizer), "r") for path in paths)
-        self.files = [sliding_window_view(file, max_length + 1)[::max_length] for file in files if len(file) > 1]
+    def __init__(
+        self, paths: Iterable[Path], tokenizer: PreTrainedTokenizerFast, max_length: int, stride: int | None = None
+    ):
+        files, step = (np.memmap(path, token_type(tokenizer), "r") for path in paths), stride or max_length
+        self.files = [sliding_window_view(file, max_length + 1)[::step] for file in files if len(file) > 1]
         self.ends = np.cumsum([len(rows) for rows in self.files])
 
     def __len__(self) -> int:
@@ -309,10 +320,13 @@ def token_bytes(kind: np.dtype, token_ids: Sequence[int], supervised=True, start
     return tokens.tobytes()
 
 
-def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int) -> tuple[PackedRows, TextCounts]:
+def packed_rows(
+    text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int, stride: int | None = None
+) -> tuple[PackedRows, TextCounts]:
     """Training rows on disk, in the order of the text, every one full but for the last: the stream `<eot> document
-    <eot> document ... <eot>`. Written once per text, tokenizer and length under the cache folder, and found there
-    again. Raises InputError: the text is shorter than one row."""
+    <eot> document ... <eot>`, a row each `stride` tokens (None: each `max_length`, so that none overlap). Written once
+    per text, tokenizer and length under the cache folder, and found there again. Raises InputError: the text is shorter
+    than one row."""
     key = (FORMAT_VERSION, text.identity, tokenizer.backend_tokenizer.to_str(), max_length)
     path = cache_path("rows", ".rows", *key)
 
@@ -334,7 +348,7 @@ def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int)
         what = f"{text.origin} gives {counts.tokens} tokens, fewer than one row of max_length {max_length}"
         most = max(counts.tokens, 2)
         raise InputError(f"{what}; give more text or a max_length of at most {most}.", "NL-403")
-    return PackedRows([path], tokenizer, max_length), counts
+    return PackedRows([path], tokenizer, max_length, stride), counts
 
 
 def collate_rows(rows: list[dict[str, np.ndarray]] | dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -224,6 +224,20 @@ def token_cost(model: PreTrainedModel, history_tokens: int, repeats: int = 20) -
 
 
 @torch.no_grad()
+def batch_cost(model: PreTrainedModel, rows: int, length: int, repeats: int = 5) -> float:
+    """Median milliseconds of a forward pass over [rows, length] tokens, up to the next one of each row."""
+    input_ids = torch.randint(0, model.config.vocab_size, (rows, length), device=model.device)
+    milliseconds, model = [], model.eval()
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        model(input_ids, use_cache=False, logits_to_keep=1)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        milliseconds.append(1000 * (time.perf_counter() - started))
+    return statistics.median(milliseconds[1:])
+
+
+@torch.no_grad()
 def trace_context(
     model: PreTrainedModel, token_ids: Sequence[int], last: int, start: torch.Tensor | None = None
 ) -> torch.Tensor:

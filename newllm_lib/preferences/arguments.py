@@ -49,6 +49,7 @@ class DpoArguments(AdapterArguments):
     )
     data: str | None = setting(None, "Your own pairs: rows of prompt, chosen and rejected.", "Data")
     eval_data: str | None = setting(None, "Pairs to evaluate on; none: some of --data are held out.", "Data")
+    test_data: str | None = setting(None, "Pairs that the figures are of; none: those to evaluate on.", "Data")
     dataset: str | None = setting(
         None, "generated-ja, hh-rlhf, or an id on the hub with prompt, chosen and rejected.", "Data"
     )
@@ -110,7 +111,7 @@ class DpoArguments(AdapterArguments):
     def load_preferences(self) -> Splits[Preferences]:
         """The pairs these settings name. Raises InputError: bad file or row, unknown dataset or source, or data out of
         reach."""
-        names = ("dataset", "data_source", "data", "eval_data", "skip_bad_rows", "pairs", "pairs_seed",
+        names = ("dataset", "data_source", "data", "eval_data", "test_data", "skip_bad_rows", "pairs", "pairs_seed",
                  "held_out_share", "max_samples")  # fmt: skip
         return load_preferences(**{name: getattr(self, name) for name in names})
 

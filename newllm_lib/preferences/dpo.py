@@ -60,6 +60,7 @@ def prepare(args: DpoArguments) -> PreparedRun:
         remarks += [replaced, learn_tokens(tokenizer, splits.train, args.new_tokens, base.name)]
     limits = args.max_length, args.skip_bad_rows or splits.source != "file"
     train, held_out = (drop_too_long(side, tokenizer, *limits) for side in (splits.train, splits.validation))
+    test = None if splits.test is None else drop_too_long(splits.test, tokenizer, *limits)
     model = open_start(args, base)
     if args.sft_epochs > 0:
         grow(model, len(tokenizer), args.seed)
@@ -71,7 +72,7 @@ def prepare(args: DpoArguments) -> PreparedRun:
         f"{args.effective_batch_size} pairs, beta {args.beta:g}, on {args.device}."
     )
     remarks = tuple(filter(None, [*remarks, *train.remarks, *held_out.remarks]))
-    return PreparedRun(splits, tokenizer, train, counts, held_out, model, remarks, extent, base)
+    return PreparedRun(splits, tokenizer, train, counts, held_out, model, remarks, extent, base, test)
 
 
 def check_trl() -> None:
@@ -137,18 +138,22 @@ def preferred(
     args: DpoArguments, prepared: PreparedRun, trainer: "PreferenceTrainer", folder: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure the tuned model on all held-out pairs and on as many training pairs, by kind of flaw, and let it and its
-    reference answer held-out prompts. Returns the metrics on held-out pairs, and more for the results."""
+    reference answer held-out prompts. Returns the metrics on held-out pairs (those to test on, where there are some),
+    and more for the results."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    held_out = sample_pairs(prepared.held_out.encoded, args.max_test_tokens)
+    held_out = sample_pairs(prepared.reported.encoded, args.max_test_tokens)
     scores = trainer.score_pairs(held_out)
     metrics, kinds = preference_metrics(scores, args.beta), accuracy_by_kind(scores, held_out, args.beta)
     on_train = preference_metrics(trainer.score_pairs(trainer.train_sample), args.beta)
     save_generation_settings(model, prepared.tokenizer, args.repetition_penalty, 2 * ANSWER_TOKENS, folder)
-    pairs = prepared.held_out.pairs
+    pairs = prepared.reported.pairs
     prompts = list(dict.fromkeys(pair.prompt[0]["content"] for pair in pairs if len(pair.prompt) == 1))
     asked = prompts[:: max(len(pairs) // PROMPTS_ASKED, 1)][:PROMPTS_ASKED]
     replies = replies_before_and_after(model, prepared.tokenizer, asked, ANSWER_TOKENS)
     more = {"accuracy_by_kind": kinds, "train": on_train}
+    if prepared.test is not None:  # by which a sweep chooses
+        to_choose = sample_pairs(prepared.held_out.encoded, args.max_test_tokens)
+        more["validation"] = preference_metrics(trainer.score_pairs(to_choose), args.beta)
     chosen, rejected = scores.reference_chosen.mean(), scores.reference_rejected.mean()
     reference = {"chosen_logp": float(chosen), "rejected_logp": float(rejected)}
     write_json(folder / PREFERENCES_FILE, {"held_out": metrics, "reference": reference, **more, **replies})

@@ -111,6 +111,7 @@ def load_preferences(
     pairs_seed: int = 0,
     held_out_share: float | None = None,
     max_samples: int | None = None,
+    test_data: str | None = None,
 ) -> Splits[Preferences]:
     """The pairs to train on and those to evaluate on, which share no prompt (generated ones: no topic). Raises
     InputError: bad file or row, unknown dataset or source, or data out of reach.
@@ -120,6 +121,7 @@ def load_preferences(
             with rows of prompt, chosen and rejected.
         held_out_share: None: 15 % of generated pairs, 5 % of others.
         max_samples: rows of the training split to look at, the first ones; None takes all.
+        test_data: a file that the figures are of; without it, the hub's test split, or what is evaluated on.
     """
     if max_samples is not None and max_samples < 1:
         raise InputError(f"max_samples has to be at least 1, got {max_samples}.")
@@ -127,7 +129,8 @@ def load_preferences(
         raise InputError(f"held_out_share has to lie between 0 and 1, got {held_out_share}.")
     if data is None and data_source in ("auto", "hub", "offline") and dataset in (None, GENERATED):
         share = GENERATED_SHARE if held_out_share is None else held_out_share
-        return _generated(pairs, pairs_seed, share, max_samples)
+        test = None if test_data is None else _of_file(test_data, "test_data", skip_bad_rows)
+        return replace(_generated(pairs, pairs_seed, share, max_samples), test=test)
     entry = None
     if data is None and dataset is not None:
         if dataset != "hh-rlhf" and "/" not in dataset:
@@ -142,19 +145,23 @@ def load_preferences(
     else:
         most = {"train": max_samples}
         sides = {name: _read(split, split.read(0), most.get(name)) for name, split in found.splits.items()}
+    if test_data is not None:
+        sides["test"] = _of_file(test_data, "test_data", skip_bad_rows)
+        notes.append(same_file_note(sides["train"].identity, sides["test"].identity, ("data", "test_data")))
     if eval_data is not None:
         sides["validation"] = _of_file(eval_data, "eval_data", skip_bad_rows)
         notes.append(same_file_note(sides["train"].identity, sides["validation"].identity))
     if "validation" not in sides:
         share = HELD_OUT_SHARE if held_out_share is None else held_out_share
-        sides = _hold_out(sides["train"], share)
+        sides |= _hold_out(sides["train"], share)
         notes.append(f"{share:.0%} of the prompts are held out for evaluation.")
     remedies = {"train": "give more rows", "validation": "give --eval_data or a larger --held_out_share"}
-    for name, remedy in remedies.items():
-        if not sides[name].pairs:
+    for name, remedy in {**remedies, "test": "give another --test_data"}.items():
+        if name in sides and not sides[name].pairs:
             why = f"{sides[name].origin} holds no pair; {remedy}. {' '.join(sides[name].remarks)}"
             raise InputError(why.strip(), "NL-403")
-    return Splits(sides["train"], sides["validation"], found.source, " ".join(filter(None, notes)))
+    both = sides["train"], sides["validation"]
+    return Splits(*both, found.source, " ".join(filter(None, notes)), test=sides.get("test"))
 
 
 def _generated(count: int, seed: int, share: float, max_samples: int | None) -> Splits[Preferences]:

@@ -50,7 +50,8 @@ def reference_arguments(args: DpoArguments, parameters: int, max_length: int) ->
         "per_device_train_batch_size": max(UPDATE_TOKENS // max_length // args.world_size, 1),
         "gradient_accumulation_steps": 1,
         "lr_scheduler_type": "cosine", "weight_decay": 0.1, "eval_steps": 0.5, "save_steps": 0.5,
-        "eval_on_start": False, "logging_steps": 5, "metric_for_best_model": "loss", "greater_is_better": None,
+        "eval_on_start": False, "save_final": False, "logging_steps": 5, "metric_for_best_model": "loss",
+        "greater_is_better": None,
     }  # fmt: skip
     if args.auto_precision:  # what suits pairs need not suit texts
         ours |= {"bf16": None, "fp16": None}
@@ -69,7 +70,7 @@ def learn_answers(args: DpoArguments, prepared: PreparedRun, callbacks: tuple[Tr
     model = prepared.model.requires_grad_(True)
     settings = reference_arguments(args, model.num_parameters(), max_length)
     identity = {"stage": "sft", "start": prepared.base.identity}
-    data = {"splits": splits, "train_rows": rows, "train_counts": counts, "held_out": documents}
+    data = {"splits": splits, "train_rows": rows, "train_counts": counts, "held_out": documents, "test": None}
     with opened_run(settings, dataclasses.replace(prepared, **data, extent="", base=None), identity) as run:
         if not run.is_finished:
             parts = model, settings, rows, documents, prepared.tokenizer

@@ -128,21 +128,24 @@ def evaluate_preferences(
     trained: TrainedModel, data: str | None, max_length: int | None, batch_size: int | None
 ) -> dict[str, Any]:
     """Score a model tuned by preferences on the pairs held out when it was trained, or on those in a file: its
-    `preference_metrics`, `accuracy_by_kind` of flaw, and `text`, where the pairs came from. Raises InputError: a bad
-    file, or the held-out pairs are out of reach or have changed."""
+    `preference_metrics`, `accuracy_by_kind` of flaw, `text`, where the pairs came from, and `split`. Raises
+    InputError: a bad file, or the held-out pairs are out of reach or have changed."""
     run, length = trained.run, max_length or trained.run["max_length"]
     names = ("dataset", "skip_bad_rows", "pairs", "pairs_seed", "held_out_share")
     settings = {name: run[name] for name in names if name in run}
     if data is not None:
         settings |= {"data": data, "eval_data": data}
     else:
-        settings |= {name: trained.session[name] for name in ("data", "eval_data") if name in trained.session}
+        names = ("data", "eval_data", "test_data")
+        settings |= {name: trained.session[name] for name in names if name in trained.session}
         settings["max_samples"] = run.get("max_samples")
-    held_out = load_preferences(**settings).validation
-    if data is None and held_out.identity != run["validation_text"]:
+    splits = load_preferences(**settings)
+    held_out = splits.validation if data is not None else splits.find(trained.reported_text)
+    if held_out is None:
         raise InputError(f"the pairs held out of {str(trained.folder)!r} have changed since; name some with --data.")
     pairs = drop_too_long(held_out, trained.tokenizer, length, skips=True).encoded
     rows = batch_size or trained.session["per_device_eval_batch_size"]
     scores = score_pairs(trained.model, pairs, rows)
     kinds = accuracy_by_kind(scores, pairs, run["beta"])
-    return {**preference_metrics(scores, run["beta"]), "accuracy_by_kind": kinds, "text": held_out.origin}
+    of_text = {"text": held_out.origin, "split": trained.split(held_out.identity)}
+    return {**preference_metrics(scores, run["beta"]), "accuracy_by_kind": kinds, **of_text}

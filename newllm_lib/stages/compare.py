@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 
 from ..data.conversations import Conversations
 from ..errors import InputError
-from ..evaluation.generation import answer, token_cost
+from ..evaluation.generation import answer, batch_cost, token_cost
+from ..training.checkpoint import FINAL_FOLDER
 from ..training.curves import COLOURS, as_label
 from ..training.trained_model import open_model
 from .evaluate import final_metrics, held_out_documents, held_out_text, score
+from .goals import goals, percent
 
 HISTORIES = (128, 1024, 8192)  # tokens before the generated one that is timed
 NUM_SAMPLES = 2
@@ -22,9 +24,11 @@ NUM_SAMPLES = 2
 def compare(
     paths: Sequence[str | Path], data: str | None = None, prompts: Sequence[str] | None = None, max_new_tokens: int = 60
 ) -> list[dict[str, Any]]:
-    """One dictionary per model, in the order of `paths`: name, folder, text, parameters, the metrics of `evaluate`,
-    tokens_per_second (forward passes over the held-out text), ms_per_token and state_bytes (by tokens of history),
-    samples (prompt -> continuation).
+    """One dictionary per model, in the order of `paths`: name, folder, text and its split, parameters, the metrics of
+    `evaluate`, tokens_per_second (forward passes over the held-out text), ms_per_token and state_bytes (by tokens of
+    history), ms_per_batch (a forward pass over `rows` of `length` tokens), samples (prompt -> continuation),
+    percent_to_first (by how much its figures are more than those of the first model), and the `goals` of the guides
+    that it can be held to.
 
     `data` is a file to evaluate on; none: the text held out when the first model was trained. `prompts` are beginnings
     to continue; none: those of two held-out documents, or what users say first in two held-out conversations. Raises
@@ -35,7 +39,7 @@ def compare(
     models = [open_model(path) for path in paths]
     names = [trained.name for trained in models]
     if len(set(names)) < len(names):
-        names = [trained.folder.name for trained in models]
+        names = [_name_of(trained.folder) for trained in models]
     text = held_out_text(models[0], data)
     if prompts is None and isinstance(text, Conversations):
         prompts = [messages[0]["content"] for messages in itertools.islice(text, NUM_SAMPLES)]
@@ -49,25 +53,60 @@ def compare(
         score(trained, sample)
         seconds = time.perf_counter() - started
         metrics = final_metrics(trained, text, documents) or score(trained, documents)
+        shape = {"rows": trained.session["per_device_eval_batch_size"], "length": trained.run["max_length"]}
         costs = {str(history): token_cost(trained.model, history) for history in HISTORIES}
         rows.append({
-            "name": name, "folder": str(trained.folder), "text": text.origin,
+            "name": name, "folder": str(trained.folder), "model_type": trained.run.get("model_type", ""),
+            "text": text.origin, "split": models[0].split(text.identity),
             "parameters": trained.model.num_parameters(), **metrics,
             "tokens_per_second": sample.counts.tokens / seconds,
             "ms_per_token": {history: milliseconds for history, (milliseconds, _) in costs.items()},
             "state_bytes": {history: size for history, (_, size) in costs.items()},
+            "ms_per_batch": {**shape, "milliseconds": batch_cost(trained.model, **shape)},
             "samples": {prompt: answer(trained.model, trained.tokenizer, prompt, max_new_tokens) for prompt in prompts},
         })  # fmt: skip
+    for trained, row in zip(models, rows, strict=True):
+        row["goals"] = goals(trained, row, rows)
+        row["percent_to_first"] = {
+            name: percent(figure(row, name), figure(rows[0], name))
+            for name in (
+                "bits_per_byte",
+                "perplexity",
+                "tokens_per_second",
+                "ms_per_batch",
+                "ms_per_token",
+                "state_bytes",
+            )
+        }
     return rows
 
 
+def figure(row: dict[str, Any], name: str) -> float | None:
+    """One number of a comparison: of those by history that after the longest."""
+    value = row[name]
+    return value if not isinstance(value, dict) else value.get("milliseconds", value.get(str(HISTORIES[-1])))
+
+
+def _name_of(folder: Path) -> str:
+    return f"{folder.parent.name}, last update" if folder.name == FINAL_FOLDER else folder.name
+
+
 def comparison_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The comparison as text: a header row, then a row per quantity."""
+    """The comparison as text: a header row, then a row per quantity, with what it is more than the first model's."""
 
     def line(title: str, key: str, digits: int, history: int | None = None) -> list[str]:
-        values = [row[key] if history is None else row[key][str(history)] for row in rows]
-        return [title, *("-" if value is None else f"{value:,.{digits}f}" for value in values)]
+        values = [figure(row, key) if history is None else row[key][str(history)] for row in rows]
+        cells = ["-" if value is None else f"{value:,.{digits}f}" for value in values]
+        more = [percent(value, values[0]) for value in values[1:]]
+        return [
+            title,
+            cells[0],
+            *(f"{cell} ({it:+.1f} %)" if it is not None else cell for cell, it in zip(cells[1:], more, strict=True)),
+        ]
 
+    shapes = {
+        f"ms per batch of {row['ms_per_batch']['rows']} x {row['ms_per_batch']['length']}, inference" for row in rows
+    }
     return [
         ["", *(row["name"] for row in rows)],
         line("parameters", "parameters", 0),
@@ -77,8 +116,18 @@ def comparison_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         ["token accuracy", *(f"{row['token_accuracy']:.2%}" for row in rows)],
         ["unknown tokens", *(f"{row['unk_rate']:.1%}" for row in rows)],
         line("tokens/s, scoring", "tokens_per_second", 0),
+        line(shapes.pop() if len(shapes) == 1 else "ms per batch, inference", "ms_per_batch", 1),
         *(line(f"ms per token after {history:,}", "ms_per_token", 2, history) for history in HISTORIES),
         *(line(f"bytes of state after {history:,}", "state_bytes", 0, history) for history in HISTORIES),
+    ]
+
+
+def goal_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Whether each goal is met, what it is, and the figure."""
+    return [
+        ["met" if it["met"] else "not met", f"{row['name']}: {it['goal']}", it["figure"]]
+        for row in rows
+        for it in row["goals"]
     ]
 
 
@@ -86,9 +135,11 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
     """The comparison and the samples as plain text."""
     cells = comparison_cells(rows)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [f"Held-out text: {rows[0]['text']}", ""]
+    lines = [f"Held-out text ({rows[0]['split']}): {rows[0]['text']}", ""]
     for title, *values in cells:
         lines.append("  ".join([title.ljust(widths[0]), *map(str.rjust, values, widths[1:])]))
+    if met := goal_cells(rows):
+        lines += ["", "Goals of the guides:", *(f"  {is_met:<7}  {goal} ({figure})" for is_met, goal, figure in met)]
     for prompt in rows[0]["samples"]:
         lines += ["", f"» {prompt}"]
         lines += [f"  [{row['name']}]{row['samples'][prompt]}" for row in rows]

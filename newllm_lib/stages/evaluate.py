@@ -23,8 +23,9 @@ from ..wings import wing
 
 
 def held_out_text(trained: TrainedModel, data: str | None = None) -> Text | Conversations:
-    """What to evaluate on, text or conversations as the model was trained on: the file `data`, or else what was held
-    out when the model was trained. Raises InputError: a bad file, or what was held out is out of reach."""
+    """What to evaluate on, text or conversations as the model was trained on: the file `data`, or else what the run's
+    figures are of, its test split or what was held out. Raises InputError: a bad file, or what was held out
+    is out of reach."""
     run, session = trained.run, trained.session
     if data is None and run["stage"] == "dpo":
         raise InputError(f"{str(trained.folder)!r} was trained on preferences; name conversations with --data.")
@@ -34,9 +35,9 @@ def held_out_text(trained: TrainedModel, data: str | None = None) -> Text | Conv
     settings = {name: value for name, value in {**run, **session}.items() if name in names and value is not None}
     if data is not None:
         return load(data=data, eval_data=data, **settings).validation
-    files = {name: session[name] for name in ("data", "eval_data") if name in session}
-    text = load(data_source=run["text_source"], **files, **settings).validation
-    if text.identity != run["validation_text"]:
+    files = {name: session[name] for name in ("data", "eval_data", "test_data") if name in session}
+    text = load(data_source=run["text_source"], **files, **settings).find(trained.reported_text)
+    if text is None:
         raise InputError(f"the text held out of {str(trained.folder)!r} has changed since; name a text with --data.")
     return text
 
@@ -65,14 +66,14 @@ def evaluate(
     base: str | None = None,
 ) -> dict[str, Any]:
     """The metrics of the model in folder `path`, every token of the text scored once: those of `TextMetrics`, and
-    `text`, where the text came from. For a model tuned by preferences: see `evaluate_preferences`. `base` is that of
-    `open_model`. Raises InputError: bad folder or file."""
+    `text`, where the text came from, and `split`, what it was to the model. For a model tuned by preferences: see
+    `evaluate_preferences`. `base` is that of `open_model`. Raises InputError: bad folder or file."""
     trained = open_model(path, base)
     if trained.run["stage"] == "dpo":
         return wing("preferences.scores").evaluate_preferences(trained, data, max_length, batch_size)
-    documents = held_out_documents(trained, held_out_text(trained, data))
-    metrics = score(trained, documents, max_length, batch_size)
-    return {**metrics, "text": documents.origin}
+    text = held_out_text(trained, data)
+    metrics = score(trained, held_out_documents(trained, text), max_length, batch_size)
+    return {**metrics, "text": text.origin, "split": trained.split(text.identity)}
 
 
 def final_metrics(
@@ -82,7 +83,8 @@ def final_metrics(
     again."""
     results, counts = read_results(trained.folder) or {}, documents.counts
     names = [field.name for field in dataclasses.fields(TextMetrics)]
-    if not results.keys() >= set(names) or trained.run["validation_text"] != text.identity:
+    # One that an earlier version has trained says of no split.
+    if not results.keys() >= set(names) or trained.split(text.identity) != results.get("split", "validation"):
         return None
     is_same = (results["tokens"], results["bytes"]) == (counts.tokens, counts.bytes)
     return {name: results[name] for name in names} if is_same else None

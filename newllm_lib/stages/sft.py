@@ -52,7 +52,7 @@ class ConversationArguments(StageArguments):
         """The conversations these settings name. Raises InputError: bad file or row, unknown dataset or source, or data
         out of reach."""
         source = self.dataset, self.data_source, self.data, self.eval_data, self.skip_bad_rows
-        return load_conversations(*source, self.held_out, self.held_out_share, self.max_samples)
+        return load_conversations(*source, self.held_out, self.held_out_share, self.max_samples, self.test_data)
 
 
 @dataclass
@@ -124,9 +124,10 @@ def prepare(args: SftArguments) -> PreparedRun:
     train_rows, counts = conversation_rows(splits.train, tokenizer, form)
     documents = conversation_documents(splits.validation, tokenizer, form)
     check_metric_of(args, documents)
+    test = None if splits.test is None else conversation_documents(splits.test, tokenizer, form)
     model = new_model(args, tokenizer) if start is None else _adjusted(start.model.cpu(), args)
     remarks = tuple(filter(None, [replaced, *counts.remarks(args.max_length)]))
-    return PreparedRun(splits, tokenizer, train_rows, counts, documents, model, remarks)
+    return PreparedRun(splits, tokenizer, train_rows, counts, documents, model, remarks, test=test)
 
 
 def _adjusted(model: PreTrainedModel, args: SftArguments) -> PreTrainedModel:
@@ -160,7 +161,7 @@ def sft(args: SftArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
             ours = run.callbacks(callbacks)
             trainer = LanguageModelTrainer(*parts, carry_context=False, teacher=teacher, callbacks=ours)
             run.train(trainer)
-            metrics = trainer.scores(prepared.held_out)
+            metrics = trainer.scores(prepared.reported)
             run.finish(metrics, advice=advice(args, metrics))
     return run.folder
 

@@ -78,9 +78,10 @@ MORE_THAN_ZERO = math.ulp(0.0)
 LEAST = {  # of the others 0
     "max_length": 2, "max_steps": -1, "local_rank": -1,
     **dict.fromkeys((
-        "max_eval_tokens", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
-        "save_total_limit", "ddp_timeout", "num_parameters", "num_layers", "embedding_size", "context_size",
-        "hidden_size", "intermediate_size", "vocab_size", "max_samples", "max_test_tokens", "pairs", "trials",
+        "max_eval_tokens", "stride", "per_device_train_batch_size", "gradient_accumulation_steps",
+        "per_device_eval_batch_size", "save_total_limit", "ddp_timeout", "num_parameters", "num_layers",
+        "embedding_size", "context_size", "hidden_size", "intermediate_size", "vocab_size", "max_samples",
+        "max_test_tokens", "pairs", "trials",
     ), 1),
     **dict.fromkeys((
         "learning_rate", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "adam_epsilon",
@@ -114,6 +115,9 @@ class StageArguments(TrainingArguments):
     )
     eval_data: str | None = setting(
         None, "Text to evaluate on; none: 5 %% of --data are held out.", "Data", session=True
+    )
+    test_data: str | None = setting(
+        None, "Text the figures are of; none: the data's test split, or what is evaluated on.", "Data", session=True
     )
     data_source: Literal["auto", "hub", "offline", "file"] = setting(
         "auto", "Where the text comes from; auto takes --data, else the hub, else the offline package.", "Data"
@@ -156,6 +160,7 @@ class StageArguments(TrainingArguments):
         None, "Leave losses that are no numbers out of the log; none: under fp16. A GPU waits for it.", session=True
     )
     load_best_model_at_end: bool = setting(True, "Keep the best checkpoint's weights as the result.")
+    save_final: bool = setting(True, "Keep those after the last update, too, in the folder final.", session=True)
     metric_for_best_model: str | None = setting("loss", "Held-out metric that decides which checkpoint is best.")
     restore_callback_states_from_checkpoint: bool = setting(True, "Early stopping counts on after a resume.")
     ddp_find_unused_parameters: bool | None = setting(False, "Every parameter that is trained takes part.")
@@ -253,7 +258,7 @@ class ModelArguments(StageArguments):
         "bpe", "bpe: learned pieces; byte: any language; word: published setting; gpt2: GPT-2's.", "Data"
     )
     teacher: str | None = setting(
-        None, "Folder of a larger model with the same tokenizer to learn from, too.", session=True
+        None, "Larger model with the same tokens to learn from, too: a folder, or an id on the hub.", session=True
     )
     teacher_weight: float = setting(0.5, "With --teacher: its share of the loss.")
     teacher_temperature: float = setting(2.0, "With --teacher: how much both distributions are softened.")

@@ -25,6 +25,7 @@ SETTINGS_FILE = "settings.json"
 RESULTS_FILE = "results.json"
 COMPLETE_FILE = "complete.json"
 MODEL_FILES = ("config.json", "model.safetensors")
+FINAL_FOLDER = "final"  # in a run: a model of the weights after its last update, where the best ones are another's
 REFERENCE_FOLDER = "reference"  # in a run of adapters: the model they are trained on, where the run has made it
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
@@ -83,6 +84,7 @@ def check_place(folder: Path) -> None:
 def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
     """{"run": ..., "session": ...} of the run in `folder`; where its file is lost or damaged, as the newest checkpoint
     states them. Raises InputError: the folder is not a run of ours."""
+    folder = folder.parent if folder.name == FINAL_FOLDER else folder
     settings = next(_settings(folder), None)
     if settings is None:
         raise InputError(
@@ -197,6 +199,25 @@ def check_model_folder(path: str | Path) -> Path:
         )
     check_version(folder)
     return folder
+
+
+def weights_folder(path: str | Path, which: str = "best") -> Path:
+    """The folder of a run's best weights, or with `which` "final" of those after its last update. Raises InputError: it
+    is no finished run, or has kept the best ones alone."""
+    folder = check_model_folder(path)
+    if which == "best":
+        return folder
+    if which != "final":
+        raise InputError(f"which has to be best or final, got {which!r}.")
+    results = read_results(folder) or {}
+    if "best_update" in results and results["best_update"] == results["updates"]:
+        return folder  # they are the same
+    if not (folder / FINAL_FOLDER).is_dir():
+        raise InputError(
+            f"{str(path)!r} has kept its best weights alone; take --which best, or train with --save_final true.",
+            "NL-404",
+        )
+    return check_model_folder(folder / FINAL_FOLDER)
 
 
 def best_beside(checkpoint: Path) -> Path | None:

@@ -3,6 +3,7 @@ card that says what was trained."""
 
 import logging
 import platform
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from .callbacks import (
     SaveOnInterrupt,
     TrainingInterrupted,
 )
-from .checkpoint import RESULTS_FILE, SETTINGS_FILE, check_place, open_run, read_results, rotate
+from .checkpoint import FINAL_FOLDER, RESULTS_FILE, SETTINGS_FILE, check_place, open_run, read_results, rotate
 from .device import GB, find_device
 from .disk import in_use, saying, write_json, write_text
 from .run_trainer import RunTrainerMixin
@@ -104,11 +105,21 @@ class PreparedRun:
     tokenizer: PreTrainedTokenizerFast
     train_rows: Any  # what the stage's trainer takes: rows of tokens, a mix of examples, or pairs
     train_counts: TextCounts
-    held_out: Any  # documents to score, or pairs; both say in `origin` where they are from
+    held_out: Any  # documents to choose by, or pairs; both say in `origin` where they are from
     model: PreTrainedModel
     remarks: tuple[str, ...] = ()  # what the user should know about the data
     extent: str = ""  # on the model and its training, where a stage has a sentence of its own
     base: BaseModel | None = None  # what adapters are trained on
+    test: Any = None  # as `held_out`, where the data have a test split
+
+    @property
+    def reported(self) -> Any:
+        """What figures are of."""
+        return self.held_out if self.test is None else self.test
+
+    @property
+    def split(self) -> str:
+        return "validation" if self.test is None else "test"
 
 
 def prepare_once(args: ModelArguments, prepare: Callable[[ModelArguments], PreparedRun]) -> PreparedRun:
@@ -157,6 +168,8 @@ class Run:
                 f"{updates} updates over {tokens:,} tokens, on {args.device}."
             )
         origins = f"Text: {prepared.splits.train.origin}; held out: {prepared.held_out.origin}."
+        if prepared.test is not None:
+            origins += f" Figures will be of {prepared.test.origin}."
         for line in (prepared.splits.note, origins, *prepared.remarks, extent):
             self._say(line)
         if counts.unknown_tokens:
@@ -177,6 +190,7 @@ class Run:
         `self.callbacks(...)`. Raises InputError: the disk does not take the result; TrainingInterrupted: stopped by
         hand, and the same command continues."""
         trainer.remove_callback(PrinterCallback)
+        trainer.keeps_final = self.args.save_final
         try:
             trainer.resume_or_start()
             if self.is_main:
@@ -203,7 +217,10 @@ class Run:
         prepared, state = self.prepared, self.trainer.state
         write_text(self.folder / CARD_FILE, model_card(self.args, prepared, metrics, state.global_step))
         size = {"parameters": prepared.model.num_parameters(), "updates": state.global_step}
-        write_json(self.folder / RESULTS_FILE, {**metrics, **(more or {}), **size})
+        size |= {"best_update": self.trainer.best_update or state.global_step}
+        if (final := self.folder / FINAL_FOLDER).is_dir():  # adapters come without it
+            shutil.copyfile(self.folder / "generation_config.json", final / "generation_config.json")
+        write_json(self.folder / RESULTS_FILE, {**metrics, **(more or {}), "split": prepared.split, **size})
         # A process that was killed while it did so has left some.
         limit, best = self.args.save_total_limit, state.best_model_checkpoint
         rotate(self.folder, self.trainer.saved_step, limit, best, is_over=True)
@@ -239,6 +256,7 @@ def claim_folder(args: ModelArguments, prepared: PreparedRun, identity: dict[str
     """Open `args.output_dir` for the run; `identity` as in `opened_run`. Raises InputError: it holds something else."""
     splits = prepared.splits
     texts = {"train_text": splits.train.identity, "validation_text": splits.validation.identity}
+    texts["test_text"] = None if splits.test is None else splits.test.identity
     run = {**identity, "text_source": splits.source, **texts, **args.run_settings()}
     with args.main_process_first(desc="opening the run"):
         open_run(Path(args.output_dir), run, args.session_settings())
@@ -247,11 +265,12 @@ def claim_folder(args: ModelArguments, prepared: PreparedRun, identity: dict[str
 def model_card(args: ModelArguments, prepared: PreparedRun, metrics: dict[str, Any], updates: int) -> str:
     """What was trained, on what, with which result, and how to do it again. A model whose tokenizer has a chat template
     is one to talk to; the licence of a base binds its adapters, too."""
-    train, held_out = prepared.splits.train, prepared.splits.validation
+    train, held_out, test = prepared.splits.train, prepared.splits.validation, prepared.splits.test
     model, base, start = prepared.model, prepared.base, getattr(args, "model", None)
     unknown = "not stated: the tokenizer has unknown words"
     shown = {name: unknown if it is None else f"{it:,.4f}".rstrip("0").rstrip(".") for name, it in metrics.items()}
     table = "\n".join(f"| {name} | {value} |" for name, value in shown.items())
+    tested = "" if test is None else f"\n| tested on | {test.origin} (licence: {test.licence}) |"
     talks = prepared.tokenizer.chat_template is not None
     purpose = "It answers as the conversations it has seen" if talks else "It continues text; it is no assistant"
     begun = "from scratch" if start is None else f"from another one (`{Path(start).name}`)"
@@ -269,11 +288,13 @@ A small language model trained {begun} with New-LLM {__version__}. {purpose}, an
 | | |
 |---|---|
 | trained on | {train.origin} (licence: {train.licence}) |
-| held out | {held_out.origin} (licence: {held_out.licence}) |
+| held out | {held_out.origin} (licence: {held_out.licence}) |{tested}
 | updates | {updates:,}, {args.effective_batch_size} rows of {"at most " if base else ""}{args.max_length} tokens each |
 | tokenizer | {getattr(args, "tokenizer", "the base model's")}, {model.config.vocab_size:,} types |
 
-## Metrics on the held-out text
+## Metrics on held-out text, the {prepared.split} split
+
+The best checkpoint was chosen on the validation split.
 
 | metric | value |
 |---|---|

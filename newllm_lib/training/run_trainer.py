@@ -4,6 +4,7 @@ scores of its own."""
 
 import copy
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -17,7 +18,17 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from ..errors import InputError, TrainingDiverged
 from .callbacks import any_process
-from .checkpoint import SAVING, SETTINGS_FILE, best_beside, is_complete, resume_point, rotate, seal_checkpoint, settle
+from .checkpoint import (
+    FINAL_FOLDER,
+    SAVING,
+    SETTINGS_FILE,
+    best_beside,
+    is_complete,
+    resume_point,
+    rotate,
+    seal_checkpoint,
+    settle,
+)
 from .device import freed_memory_kept
 from .disk import read_json, refusal, write_json
 
@@ -39,6 +50,8 @@ class RunTrainerMixin:
     line: dict[str, Any] | None = None  # what a checkpoint knows of the line that is not full yet, until it is taken up
     saved_step = 0  # the update of the newest checkpoint that is sealed
     saved_best = (None, None, None)  # what is known of the best one that is
+    keeps_final = True  # of the last update, beside the best ones
+    best_update: int | None = None  # whose weights are the result; None: those of the last update
     run_settings: dict[str, Any] | None = None
     refused: str | None = None  # why the checkpoint that is being written cannot be; None: none is being written
 
@@ -75,7 +88,10 @@ class RunTrainerMixin:
             return False
         self.state, self.saved_step = state, state.global_step
         best = best_beside(checkpoint) if self.args.load_best_model_at_end else None
-        self._load_from_checkpoint(str(best if best is not None and is_complete(best) else checkpoint))
+        self._load_from_checkpoint(str(checkpoint))
+        if best is not None and is_complete(best):
+            self.keep_final(best)
+            self._load_from_checkpoint(str(best))
         return True
 
     def _load_callback_state(self) -> None:
@@ -199,8 +215,24 @@ class RunTrainerMixin:
                 raise
             self.refused = self.refused or why
 
+    def keep_final(self, best: Path) -> None:
+        """Save the weights as they are, after the last update, where those of the checkpoint `best` are another's."""
+        folder, self.best_update = Path(self.args.output_dir, FINAL_FOLDER), int(best.name.split("-")[1])
+        if self.args.process_index == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        if self.best_update == self.state.global_step or not self.keeps_final:
+            return
+        try:
+            self.save_model(str(folder))
+        except Exception as error:
+            if not (why := refusal(error)):
+                raise
+            logger.warning("The weights after the last update could not be kept (%s): the best ones are.", why)
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _load_best_model(self):
         if is_complete(Path(self.state.best_model_checkpoint)):
+            self.keep_final(Path(self.state.best_model_checkpoint))
             super()._load_best_model()
         else:
             logger.warning("%s, the best checkpoint, is lost or damaged:", self.state.best_model_checkpoint)

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from transformers import (
 
 from .. import models  # noqa: F401  registers our models with the Auto classes
 from ..data.files import content_hash
+from ..data.sources import TIMEOUT_SECONDS, problem_of
 from ..errors import InputError
 from ..models.recurrent_model import state_after
 from ..models.sizing import name_loss
@@ -42,7 +44,7 @@ from .device import find_device
 # The settings that are read again when a run's model is opened.
 SETTING_KINDS: dict[Any, set[str]] = {
     str: {"stage", "model_type", "tokenizer", "base", "text_source", "validation_text", "loss_on", "too_long"},
-    str | None: {"data", "eval_data", "dataset", "held_out", "model"},
+    str | None: {"data", "eval_data", "test_data", "test_text", "dataset", "held_out", "model"},
     int: {"max_length", "per_device_eval_batch_size"},
     float | int | None: {"held_out_share", "beta"},
     bool: {"load_in_4bit", "skip_bad_rows"},
@@ -90,6 +92,16 @@ class TrainedModel:
     def name(self) -> str:
         return self.run.get("model_type", self.folder.name)
 
+    @property
+    def reported_text(self) -> str:
+        """The identity of the text that the run's figures are of."""
+        return self.run.get("test_text") or self.run["validation_text"]
+
+    def split(self, identity: str) -> str:
+        """What the text with this identity is to the run, or was to one of an earlier version: `Splits.find`."""
+        sides = {self.run.get("test_text"): "test", self.run["validation_text"]: "validation"}
+        return sides.get(identity) or sides.get(identity.replace("/test@", "/validation@"), "another text")
+
 
 def open_model(path: str | Path, base: str | None = None, unpack: bool = False) -> TrainedModel:
     """Load a finished run onto the device that is there. `base` is where the model is now that adapters were trained
@@ -121,17 +133,53 @@ def weights_hash(folder: str | Path) -> str:
 def open_teacher(
     args: ModelArguments, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[PreTrainedModel | None, dict[str, str]]:
-    """(the model to learn from that the settings name, or None; what it adds to the identity of a run). Raises
-    InputError: its tokenizer is not `tokenizer`, or its window is shorter than a row."""
+    """(the model to learn from that the settings name, or None; what it adds to the identity of a run): a run of ours,
+    or any causal language model in a folder or on the hub. Raises InputError: it cannot be had, its tokens are not
+    those of `tokenizer`, or its window is shorter than a row."""
     if args.teacher is None:
         return None, {}
-    teacher = open_model(args.teacher)
-    if teacher.tokenizer.backend_tokenizer.to_str() != tokenizer.backend_tokenizer.to_str():
-        raise InputError(f"teacher {args.teacher!r} has another tokenizer than the model; both need the same.")
-    window = getattr(teacher.model.config, "n_positions", args.max_length)
+    folder = Path(os.path.expanduser(args.teacher))
+    if (folder / SETTINGS_FILE).exists():
+        teacher = open_model(folder)
+        check_same_tokens(args.teacher, teacher.tokenizer, "the model", tokenizer)
+        model, identity = teacher.model, weights_hash(folder)
+    else:
+        revision = None if folder.is_dir() else hub_revision(args.teacher)
+        path = folder if revision is None else args.teacher
+        check_same_tokens(args.teacher, read_tokenizer(path, revision), "the model", tokenizer)
+        model = read_weights(path, revision, dtype=torch.float32)
+        check_tokens_fit(model, tokenizer, args.teacher)
+        # On the hub a commit, here the weights.
+        identity = revision or " ".join(content_hash(file)[:16] for file in weight_files(folder))
+    window = getattr(model.config, "max_position_embeddings", args.max_length)
     if window < args.max_length:
         raise InputError(f"teacher {args.teacher!r} reads {window} tokens; choose --max_length {window} or less.")
-    return teacher.model, {"teacher_weights": weights_hash(args.teacher)}
+    return model, {"teacher_weights": identity}
+
+
+def hub_revision(teacher: str) -> str:
+    """The commit of a model on the hub. Raises InputError: the hub does not serve it."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().model_info(teacher, timeout=TIMEOUT_SECONDS).sha
+    except Exception as error:  # the HTTP library differs between hub versions
+        problem = problem_of(error, teacher, "model")
+        what = f"teacher {teacher!r} is no folder here, and could not be had from the hub ({problem})"
+        raise InputError(f"{what}; check the name and the network.", problem.code) from error
+
+
+def check_same_tokens(
+    teacher: str, its: PreTrainedTokenizerFast, name: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Raises InputError if a token is not the same piece of text to both. How the tokenizers are written down may
+    differ: ours of GPT-2 and the hub's do."""
+
+    def pieces(tokenizer: PreTrainedTokenizerFast) -> tuple[dict[str, int], Any]:
+        return tokenizer.get_vocab(), json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("merges")
+
+    if pieces(its) != pieces(tokenizer):
+        raise InputError(f"teacher {teacher!r} has another tokenizer than {name}; both need the same.")
 
 
 LARGEST_JSON = 2**24  # bytes; configs have some thousand

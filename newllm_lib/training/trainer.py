@@ -108,7 +108,8 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
             # The teacher sees a row at a time: it has no context of the row before.
             position_ids = positions_within_row(inputs["position_ids"])
             read = {"input_ids": inputs["input_ids"], "position_ids": position_ids, "use_cache": False}
-            teacher_logits = self.teacher(**read).logits
+            # Some models have more rows in their head than there are tokens.
+            teacher_logits = self.teacher(**read).logits[..., : outputs.logits.shape[-1]]
         total = distillation_loss(
             outputs.logits, teacher_logits, labels, self.args.teacher_weight, self.args.teacher_temperature
         )

@@ -45,6 +45,15 @@ def test_the_preview_names_the_text_and_marks_every_token(panel, shown, text_fil
     assert html.count("border-radius:3px") > 100 and "3 samples" in html
 
 
+def test_the_models_before_training_know_nothing(panel, shown):
+    results.show_untrained(panel)
+    html, sentence = shown
+    bits, other = re.findall(r">(\d\.\d{3})<", html)
+    assert all(7.5 < float(it) < 10 for it in (bits, other)), "no better than a guess of 8 bits"
+    assert html.count("tiny-gpt2") == 2 and "perplexity of 263" in sentence
+    assert not list(panel.runs.rglob("model.safetensors")), "nothing is written"
+
+
 def test_a_text_in_one_piece_is_sampled_too(panel, shown, text_file):
     text_file.write_text("".join(f"Line {number} of a text that is all one document.\n" for number in range(300)))
     panel.controls["max_length"].widget.value = 32
@@ -74,7 +83,10 @@ def test_from_training_to_files(panel, shown, monkeypatch):
     assert "2 of 10" not in updates[-1].data and updates[-1].data.count("finished") == 2
 
     results.show_comparison(folders)
-    table, picture, samples, sentence = shown
+    table, reached, picture, samples, sentence = shown
+    assert "Held-out text (validation)" in plain(table) and "ms per batch of 32 x 16, inference" in table
+    assert re.search(r"perplexity \(per token\)</td>.*?\([+-]\d+\.\d %\)", table)
+    assert "newllm: a memory of the text that does not grow" in plain(reached) and "tiny-gpt2 at equal size" in reached
     assert "<th" in table and "newllm" in table and "tiny-gpt2" in table and "bits per byte" in table
     assert "data:image/png" in picture and samples.count("tiny-gpt2") == 2
     assert sentence.startswith("ok: ")

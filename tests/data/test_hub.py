@@ -1,5 +1,6 @@
 """The hub's ways to fail, raised as its own client raises them, and what comes of each."""
 
+import dataclasses
 import re
 import types
 
@@ -191,3 +192,19 @@ def test_a_streamed_dataset_is_read_from_any_row(served, monkeypatch):
     numbers = [number for number, _, _ in splits.train.read(0)]
     assert max(numbers) < 50 and [number for number, _, _ in splits.train.read(20)] == [n for n in numbers if n >= 20]
     assert next(iter(splits.train))[0]["content"] == f"Q{numbers[0]}"
+
+
+TALKS = [{"messages": [{"role": "user", "content": f"Q{n}"}, {"role": "assistant", "content": "A"}]} for n in range(80)]
+CHOICES = [{"chosen": f"\n\nHuman: Q{n}\n\nAssistant: A", "rejected": "B"} for n in range(80)]
+
+
+@pytest.mark.parametrize(("name", "rows", "train"), [("ultrachat", TALKS, "train_sft"), ("hh-rlhf", CHOICES, "train")])
+def test_the_hubs_test_split_chooses_nothing(served, monkeypatch, name, rows, train):
+    """Where the hub has no split to choose by, some of the training rows become one."""
+    source = dataclasses.replace(DATASETS[name].sources[0], revision="main", rows={})
+    monkeypatch.setitem(DATASETS, name, dataclasses.replace(DATASETS[name], sources=(source,)))
+    served[source.hub_id] = {train: rows[:60], source.splits["test"]: rows[60:]}
+    splits = load_conversations(name)
+    numbers = [number for side in (splits.train, splits.validation) for number, _, _ in side.read(0)]
+    assert sorted(numbers) == list(range(60)) and splits.test is splits.reported
+    assert [talk[0]["content"] for talk in splits.test] == [f"Q{number}" for number in range(60, 80)]

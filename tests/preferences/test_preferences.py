@@ -121,6 +121,11 @@ def test_hh_rlhf_from_the_hub(monkeypatch):
     assert splits.source == "hub" and (len(splits.train.pairs), len(splits.validation.pairs)) == (10, 11)
     (complaint,) = splits.train.remarks
     assert complaint.startswith("1 rows do not fit and were left out (row 11: ")
+    tested = {"train": opened["train"], "test": opened["validation"]}  # as the catalogue has it
+    monkeypatch.setattr(sources, "first_opened", lambda entry: (tested, None))
+    splits = load_preferences("hh-rlhf", held_out_share=0.5)
+    assert splits.test is splits.reported and len(splits.test.pairs) == 11
+    assert len(splits.train.pairs) + len(splits.validation.pairs) == 11, "what chooses is cut from training"
     problem = HubProblem("unreachable", "no connection")
     monkeypatch.setattr(sources, "first_opened", lambda entry: (None, problem))
     with pytest.raises(InputError, match=r"'hh-rlhf' could not be had from the hub .*--data"):

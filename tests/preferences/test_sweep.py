@@ -154,6 +154,16 @@ def test_searches_that_cannot_be(tmp_path, fields, complaint):
         sweep_arguments(tmp_path, **fields)
 
 
+def test_what_is_tested_on_chooses_no_trial(tmp_path):
+    """The rows of the table are of the pairs held out, and the trials' results of those to test on."""
+    pairs = [{"prompt": f"Q{n}", "chosen": "no no no", "rejected": "yes"} for n in range(8)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    folder = sweep(sweep_arguments(tmp_path, trials=1, test_data=str(tmp_path / "test.jsonl")))
+    (row,), results = read_trials(folder), json.loads((folder / "trial-001" / "results.json").read_text())
+    assert results["split"] == "test" and results["pairs"] == 8 != results["validation"]["pairs"]
+    assert row["loss"] == results["validation"]["loss"] != results["loss"]
+
+
 def test_without_optuna_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'newllm\[sweep,dpo\]'"):

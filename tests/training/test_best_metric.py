@@ -8,6 +8,7 @@ from preference_runs import dpo_arguments
 from safetensors.numpy import load_file
 
 from newllm_lib.adapters.arguments import QloraLwfArguments
+from newllm_lib.adapters.merge import merge
 from newllm_lib.adapters.qlora_lwf import qlora_lwf
 from newllm_lib.errors import InputError
 from newllm_lib.preferences.arguments import DpoArguments
@@ -15,6 +16,7 @@ from newllm_lib.preferences.dpo import dpo
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.stages.sft import SftArguments
 from newllm_lib.training.callbacks import METRICS_FILE
+from newllm_lib.training.trained_model import open_model
 from newllm_lib.training.trainer import LanguageModelTrainer
 
 LESS = ["loss", "perplexity", "bits_per_byte", "word_perplexity", "eval_perplexity"]
@@ -88,12 +90,17 @@ def test_the_best_is_kept_and_stopping_early_waits_for_worse_ones(
             lambda self, held_out, real=real: {**real(self, held_out), metric: of_update[self.state.global_step]},
         )
     folder = train(tmp_path, text_file, metric_for_best_model=metric, early_stopping_patience=1)
-    assert json.loads((folder / "results.json").read_text())["updates"] == 6
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["updates"], results["best_update"]) == (6, 4)
     (weights,) = [name for name in ("model.safetensors", "adapter_model.safetensors") if (folder / name).exists()]
-    kept, best, last = (
-        load_file(place / weights) for place in (folder, folder / "checkpoint-4", folder / "checkpoint-6")
-    )
+    places = (folder, folder / "checkpoint-4", folder / "checkpoint-6", folder / "final")
+    kept, best, last, final = (load_file(place / weights) for place in places)
     assert all((kept[name] == best[name]).all() for name in best)
+    assert all((final[name] == last[name]).all() for name in last)
+    opened = open_model(folder / "final")
+    assert opened.run == open_model(folder).run, "it can be talked to as the best one can"
+    if weights.startswith("adapter"):
+        assert open_model(merge(folder / "final", tmp_path / "whole")).run == opened.run
     assert any((kept[name] != last[name]).any() for name in last)
     assert len((folder / METRICS_FILE).read_text().splitlines()) > 6
 

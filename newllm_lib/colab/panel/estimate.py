@@ -53,9 +53,10 @@ class DataSize(NamedTuple):
 CHITCHAT, DOCUMENTATION = DataSize(12_720_000, 3_800), DataSize(587_000, 3_252)
 DATA_SIZES = {
     ("wikitext", "hub"): DataSize(10_900_000), ("wikitext", "offline"): DataSize(12_110_594),
+    ("wikitext", "random"): DataSize(24_000),
     ("dailydialog", "hub"): DataSize(5_800_000, 11_118), ("dailydialog", "offline"): CHITCHAT,
     ("dolly", "hub"): DataSize(11_500_000, 14_260), ("dolly", "offline"): DOCUMENTATION,
-    ("ultrachat", "hub"): DataSize(1_300_000_000, 207_865), ("ultrachat", "offline"): CHITCHAT,
+    ("ultrachat", "hub"): DataSize(1_240_000_000, 197_472), ("ultrachat", "offline"): CHITCHAT,
     ("alpaca", "hub"): DataSize(38_000_000, 49_172), ("alpaca", "offline"): DOCUMENTATION,
 }  # fmt: skip
 

@@ -34,17 +34,20 @@ OFFLINE_CONFIG = {
 SMALL_FOLDER = "06_chat_model"
 
 
-def resolve_source(dataset: str, data_source: str, data: str | None, eval_data: str | None = None) -> tuple[str, str]:
+def resolve_source(
+    dataset: str, data_source: str, data: str | None, eval_data: str | None = None, test_data: str | None = None
+) -> tuple[str, str]:
     """("hub" | "offline" | "file", what the user should know about it). `auto` is settled here, so that a later session
     takes the same as the run's settings say. Raises InputError: a bad file, or no data within reach."""
-    if data_source == "hub":
-        return "hub", ""
+    if data_source in ("hub", "random"):
+        return data_source, ""
     if data_source == "file":
         if not data:
             raise InputError("data is set to 'my file': enter the path of the file.")
         check_file(data, "data")
-        if eval_data:
-            check_file(eval_data, "eval_data")
+        for name, path in (("eval_data", eval_data), ("test_data", test_data)):
+            if path:
+                check_file(path, name)
         return "file", ""
     found = find_data(dataset, DATASETS[dataset], data_source, data, lambda entry: _answering(dataset))
     if found.source == "hub":
@@ -71,13 +74,15 @@ def data_identity(args) -> str:
     """Changes when the data do: the files' content, what pairs are made from, the pinned revision, or the package's
     release."""
     if args.data is not None:
-        return " ".join(file_identity(path) for path in (args.data, args.eval_data) if path is not None)
+        return " ".join(file_identity(path) for path in (args.data, args.eval_data, args.test_data) if path is not None)
     dataset = getattr(args, "dataset", "wikitext")  # notebook 1's, which has no such setting
     if dataset in (None, GENERATED):
         return generator_identity(args.pairs, args.pairs_seed, args.held_out_share)
     if args.data_source == "hub":
-        return (DATASETS.get(dataset) or find_dataset(dataset)).sources[0].revision
-    return identity_of(DATASETS[dataset].offline)
+        source = (DATASETS.get(dataset) or find_dataset(dataset)).sources[0]
+        is_tested = "test" in source.splits and "validation" not in source.splits
+        return source.revision + (" and its test split" if is_tested else "")  # what is held out is another text then
+    return identity_of("random" if args.data_source == "random" else DATASETS[dataset].offline)
 
 
 def file_identity(path: str) -> str:

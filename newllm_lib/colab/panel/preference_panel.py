@@ -53,7 +53,7 @@ class PreferencePanel(SettingsPanel):
         if model is None:
             raise InputError("no chat model is there yet: run the cell below the settings, which trains one.", "NL-404")
         if source == "file":
-            resolve_source("", source, values["data"], values["eval_data"])
+            resolve_source("", source, values["data"], values["eval_data"], values["test_data"])
         elif _generates(values):
             source = "offline"
         elif source == "offline":

@@ -32,7 +32,8 @@ from .stage import NotebookStage
 ENVIRONMENT = {"NEWLLM_DATA_SOURCE": "data_source", "NEWLLM_MODEL": "model"}
 # Where things come from is not a preset's business.
 NOT_OF_A_PRESET = (
-    "data_source", "data", "eval_data", "skip_bad_rows", "dataset", "model", "rehearsal_data", "rehearsal_eval_data",
+    "data_source", "data", "eval_data", "test_data", "skip_bad_rows", "dataset", "model", "rehearsal_data",
+    "rehearsal_eval_data",
 )  # fmt: skip
 FIXED_VOCABULARIES = set(TOKENIZERS) - DEFAULT_VOCAB_SIZE.keys()
 FROM_SCRATCH = ""  # where a start model's run folder stands otherwise
@@ -133,7 +134,7 @@ class SettingsPanel:
         """Field -> value as the panel stands, the preset's other fields included; what is hidden is left alone."""
         values = {name: control.value for name, control in self.controls.items()}
         if values["data_source"] != "file":
-            values |= {"data": None, "eval_data": None}
+            values |= {"data": None, "eval_data": None, "test_data": None}
         if values.get("tokenizer") in FIXED_VOCABULARIES:
             values["vocab_size"] = None
         values = {**self.presets[self.preset.value], **values, **self.stage.fixed}
@@ -170,7 +171,8 @@ class SettingsPanel:
 
     def _settled(self, values: dict[str, Any]) -> tuple[dict[str, Any], str]:
         """(what the settings that leave a choice come to, what the user should know about it)."""
-        source, note = resolve_source(self.stage.dataset, values["data_source"], values["data"], values["eval_data"])
+        files = values["data"], values["eval_data"], values["test_data"]
+        source, note = resolve_source(self.stage.dataset, values["data_source"], *files)
         found = {"data_source": source}
         if "dataset" in values and values["data"] is not None:
             found["dataset"] = dataset_of_file(self.stage.dataset, values["data"])
@@ -233,7 +235,7 @@ class SettingsPanel:
         if self._filling:
             return
         values = {name: control.value for name, control in self.controls.items()}
-        for name in ("data", "eval_data", "skip_bad_rows"):
+        for name in ("data", "eval_data", "test_data", "skip_bad_rows"):
             self.controls[name].show_if(values["data_source"] == "file")
         for name in {"tokenizer", *OF_THE_MODEL} & self.controls.keys():
             self.controls[name].show_if(self.start_run is None)
