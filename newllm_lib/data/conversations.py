@@ -36,6 +36,7 @@ ROWS_PER_SHARD = 20_000  # of the data set: what is lost at most when the machin
 BLOCKS_AHEAD = 3  # of the one in use
 OPEN_ROWS = 64  # rows that still take conversations
 COMPLAINTS_KEPT = 5
+STREAM_HELD_OUT = 20_000  # rows of a stream in which conversations to evaluate on are looked for: all would take hours
 
 # A row as it is read: its number from 0, its conversation or None, and what is wrong with a row that is none.
 NumberedConversation = tuple[int, list[Message] | None, str]
@@ -91,7 +92,10 @@ def load_conversations(
         notes.append(same_file_note(train.identity, validation.identity))
     if validation is None:
         train, validation = hold_out(train, held_out, held_out_share)
-        notes.append(f"{held_out_share:.0%} of the conversations are held out for evaluation.")
+        of_which = "the conversations"
+        if found.source == "hub" and entry.streamed:
+            validation, of_which = first_rows(validation, STREAM_HELD_OUT), f"the first {STREAM_HELD_OUT:,} rows"
+        notes.append(f"{held_out_share:.0%} of {of_which} are held out for evaluation.")
     if max_samples is not None:
         train = first_rows(train, max_samples)
     template = "dialogue" if entry is None else entry.template

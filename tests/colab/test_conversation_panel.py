@@ -105,7 +105,7 @@ def test_every_stage_has_ten_prompts_and_a_panel(which, make_panel):
     assert len(set(which.prompts)) == 10
     panel = make_panel(which)
     assert {"loss_on", "max_samples", "max_length"} <= panel.controls.keys()
-    assert not {"model", "dataset", "model_type"} & panel.controls.keys()
+    assert not {"model", "model_type"} & panel.controls.keys() and panel.controls["dataset"].value == which.dataset
     args = panel.arguments("newllm")
     assert (
         args.dataset is (which.dataset if "messages" in DATASETS[which.dataset].columns else None)

@@ -12,6 +12,7 @@ from newllm_lib.colab.panel import controls, stage
 from newllm_lib.colab.panel.controls import help_of, label_of, metadata_of, settings_fields
 from newllm_lib.colab.panel.preference_panel import PreferencePanel
 from newllm_lib.colab.panel.settings_panel import last_language, read_panel_file
+from newllm_lib.data.sources import DATASETS
 from newllm_lib.errors import InputError
 
 COLAB = Path(languages.__file__).parents[1]
@@ -42,9 +43,10 @@ def literal_texts() -> set[str]:
 def panel_texts() -> set[str]:
     """Every name and help text of every stage's panel."""
     offered = {found.folder: settings_fields(found.arguments) for found in STAGES}
-    fields = [f for found in STAGES for f in offered[found.folder] if f.name not in {*found.fixed, *found.hidden}]
+    fields = [f for found in STAGES for f in offered[found.folder] if f.name not in found.hidden]
     words = {words for f in fields for words in (label_of(f.name), help_of(f), metadata_of(f)["group"])}
     words |= {*PreferencePanel.preset_titles.values(), *controls.PLACEHOLDERS.values(), controls.PATH}
+    words |= {said for entry in DATASETS.values() for said in (entry.language, entry.good_for)}
     return words | {*controls.CHOICE_LABELS.values(), controls.AUTOMATIC, controls.BY_EPOCHS}
 
 

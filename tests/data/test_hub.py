@@ -191,3 +191,15 @@ def test_a_streamed_dataset_is_read_from_any_row(served, monkeypatch):
     numbers = [number for number, _, _ in splits.train.read(0)]
     assert max(numbers) < 50 and [number for number, _, _ in splits.train.read(20)] == [n for n in numbers if n >= 20]
     assert next(iter(splits.train))[0]["content"] == f"Q{numbers[0]}"
+
+
+def test_what_is_held_out_of_a_stream_is_found_in_its_first_rows(served, monkeypatch):
+    entry = Dataset("MIT", (HubSource("big/data", "main"),), ("data",), streamed=True)
+    monkeypatch.setitem(DATASETS, "ultrachat-full", entry)
+    monkeypatch.setattr("newllm_lib.data.conversations.STREAM_HELD_OUT", 60)
+    served["big/data"] = {"train": [{"id": str(number), "data": [f"Q{number}", "A"]} for number in range(100)]}
+    splits = load_conversations("ultrachat-full", held_out_share=0.3)
+    held_out, trained = ([number for number, _, _ in side.read(0)] for side in (splits.validation, splits.train))
+    assert held_out and max(held_out) < 60 <= max(trained), "the training split goes on to the end"
+    assert not {*held_out} & {*trained} and {*range(60)} <= {*held_out, *trained}
+    assert "30% of the first 60 rows are held out" in splits.note

@@ -18,7 +18,7 @@ from ...adapters.base_model import open_tokenizer
 from ...adapters.lora import add_adapters
 from ...adapters.memory_budget import memory_budget
 from ...adapters.qlora_lwf import QloraLwfArguments
-from ...data.sources import HELD_OUT_SHARE
+from ...data.sources import DATASETS, HELD_OUT_SHARE
 from ...data.tokenizer import DEFAULT_VOCAB_SIZE
 from ...errors import InputError
 from ...models import build_config, build_model, count_parameters
@@ -49,15 +49,16 @@ class DataSize(NamedTuple):
     conversations: int | None = None
 
 
-# (dataset, source) -> its training split. Offline sizes are counted, the hub's bytes estimated.
-CHITCHAT, DOCUMENTATION = DataSize(12_720_000, 3_800), DataSize(587_000, 3_252)
+# A dataset's training split on the hub, its bytes estimated; and what stands in for it offline, which is counted.
 DATA_SIZES = {
-    ("wikitext", "hub"): DataSize(10_900_000), ("wikitext", "offline"): DataSize(12_110_594),
-    ("dailydialog", "hub"): DataSize(5_800_000, 11_118), ("dailydialog", "offline"): CHITCHAT,
-    ("dolly", "hub"): DataSize(11_500_000, 14_260), ("dolly", "offline"): DOCUMENTATION,
-    ("ultrachat", "hub"): DataSize(1_300_000_000, 207_865), ("ultrachat", "offline"): CHITCHAT,
-    ("alpaca", "hub"): DataSize(38_000_000, 49_172), ("alpaca", "offline"): DOCUMENTATION,
+    "wikitext": DataSize(10_900_000), "dailydialog": DataSize(5_800_000, 11_118),
+    "dolly": DataSize(11_500_000, 14_260), "dolly-ja": DataSize(15_000_000, 14_250),
+    "ultrachat": DataSize(1_300_000_000, 207_865), "ultrachat-full": DataSize(8_800_000_000, 1_425_000),
+    "hh-rlhf": DataSize(140_000_000, 160_800), "alpaca": DataSize(38_000_000, 49_172),
+    "alpaca-ja": DataSize(20_000_000, 49_400), "codealpaca": DataSize(6_500_000, 19_021),
 }  # fmt: skip
+STAND_IN_SIZES = {"chitchat": DataSize(12_720_000, 3_800), "documentation": DataSize(587_000, 3_252)}
+WIKITEXT_OFFLINE = DataSize(12_110_594)  # ChitChat as running text
 
 
 class MeasuredUpdate(NamedTuple):
@@ -220,7 +221,10 @@ _solved = functools.lru_cache(maxsize=256)(build_config)  # a slider asks for it
 def data_size(args: StageArguments) -> DataSize:
     if args.data is not None:
         return DataSize(int(Path(os.path.expanduser(args.data)).stat().st_size * (1 - HELD_OUT_SHARE)))
-    return DATA_SIZES[getattr(args, "dataset", "wikitext"), args.data_source]
+    dataset = getattr(args, "dataset", "wikitext")
+    if args.data_source == "hub":
+        return DATA_SIZES[dataset]
+    return WIKITEXT_OFFLINE if dataset == "wikitext" else STAND_IN_SIZES[DATASETS[dataset].offline]
 
 
 def taken_conversations(args: StageArguments) -> int | None:

@@ -62,7 +62,7 @@ def dataset_of_file(dataset: str, path: str) -> str | None:
     return dataset if isinstance(row, dict) and DATASETS[dataset].columns[0] in row else None
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def _answering(dataset: str) -> tuple[HubSource | None, HubProblem | None]:
     return first_answering(DATASETS[dataset])
 

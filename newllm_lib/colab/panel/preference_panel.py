@@ -66,7 +66,6 @@ class PreferencePanel(SettingsPanel):
     def refresh(self) -> None:
         super().refresh()
         values = self.values()
-        self.controls["dataset"].show_if(values["data_source"] != "file")
         self.controls["pairs"].show_if(_generates(values))
         self.controls["max_samples"].show_if(not _generates(values))
 

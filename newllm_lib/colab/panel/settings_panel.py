@@ -22,6 +22,7 @@ from ..page.languages import LANGUAGES, text, use_language
 from ..page.notices import error_html, in_one_sentence, say
 from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
 from ..storage import drive_copier
+from .catalogue import DatasetControl
 from .controls import PRESET_TITLES, in_the_panels_words, make_control, metadata_of, relabel, settings_fields
 from .estimate import MeasuredUpdate, count_model
 from .lookups import data_identity, dataset_of_file, file_identity, finished_runs, resolve_source, start_sentence
@@ -55,12 +56,16 @@ class SettingsPanel:
         self.measured: dict[str, MeasuredUpdate] = {}
         self._filling = False
         # The model to go on with is chosen among the finished runs.
-        hidden = {*stage.fixed, *stage.hidden, *(["model"] if stage.continues else [])}
+        hidden = {*stage.hidden, *(["model"] if stage.continues else [])}
         fields = [field for field in settings_fields(stage.arguments) if field.name not in hidden]
         self.controls, boxes = {}, {}  # by field; their boxes by group
         for field in fields:
             of_presets = [preset[field.name] for preset in self.presets.values() if field.name in preset]
-            control = self.controls[field.name] = make_control(field, of_presets)
+            if field.name == "dataset" and stage.dataset:
+                control = DatasetControl(field, stage.dataset)
+            else:
+                control = make_control(field, of_presets)
+            self.controls[field.name] = control
             boxes.setdefault(metadata_of(field)["group"], [widgets.HTML()]).append(control.box)
         self.defaults = {name: control.value for name, control in self.controls.items()}
         self.starts = [*map(str, finished_runs(runs, stage.continues, self.models)), FROM_SCRATCH]
@@ -117,9 +122,11 @@ class SettingsPanel:
         values = {name: control.value for name, control in self.controls.items()}
         if values["data_source"] != "file":
             values |= {"data": None, "eval_data": None}
+        elif self.stage.dataset and "dataset" in values:
+            values["dataset"] = self.stage.dataset  # the template of a file's rows, if they have its columns
         if values.get("tokenizer") in FIXED_VOCABULARIES:
             values["vocab_size"] = None
-        values = {**self.presets[self.preset.value], **values, **self.stage.fixed}
+        values = {**self.presets[self.preset.value], **values}
         if self.start_run is not None:
             values = {name: value for name, value in values.items() if name not in OF_THE_MODEL}
             del values["tokenizer"]  # the model brings its own
@@ -153,10 +160,11 @@ class SettingsPanel:
 
     def _settled(self, values: dict[str, Any]) -> tuple[dict[str, Any], str]:
         """(what the settings that leave a choice come to, what the user should know about it)."""
-        source, note = resolve_source(self.stage.dataset, values["data_source"], values["data"], values["eval_data"])
+        dataset = values.get("dataset") or self.stage.dataset
+        source, note = resolve_source(dataset, values["data_source"], values["data"], values["eval_data"])
         found = {"data_source": source}
         if "dataset" in values and values["data"] is not None:
-            found["dataset"] = dataset_of_file(self.stage.dataset, values["data"])
+            found["dataset"] = dataset_of_file(dataset, values["data"])
         return found, note
 
     def _speak(self) -> None:
@@ -218,6 +226,8 @@ class SettingsPanel:
         values = {name: control.value for name, control in self.controls.items()}
         for name in ("data", "eval_data", "skip_bad_rows"):
             self.controls[name].show_if(values["data_source"] == "file")
+        if "dataset" in self.controls:
+            self.controls["dataset"].show_if(values["data_source"] != "file")
         for name in {"tokenizer", *OF_THE_MODEL} & self.controls.keys():
             self.controls[name].show_if(self.start_run is None)
         if values.get("tokenizer") in FIXED_VOCABULARIES:

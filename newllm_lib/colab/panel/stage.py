@@ -22,7 +22,7 @@ class NotebookStage:
     presets: dict[str, dict[str, Any]]  # name -> values of settings
     prepare: Callable[[Any], PreparedRun]  # loads data, tokenizer and model; trains nothing
     models: tuple[str, ...]  # trained one after the other, on the same data
-    dataset: str  # its name in the catalogue; "" where the panel offers several
+    dataset: str  # the one of the catalogue that the panel begins with; "" where there are pairs
     continues: tuple[str, ...] = ()  # notebooks whose finished models it goes on with, the preferred one first
     prompts: tuple[str, ...] = ()  # what the models are asked before and after
     # Raises InputError for settings that cannot be run; returns what a look outside adds to the run's identity.
@@ -31,12 +31,6 @@ class NotebookStage:
     # The cost line, as HTML phrases, of the models' settings and of what `measure` returned, or {}.
     phrases: Callable[[dict[str, Any], dict[str, Any]], list[str]] = estimate.phrases
     hidden: tuple[str, ...] = ()  # settings that the panel does not offer
-
-    @property
-    def fixed(self) -> dict[str, Any]:
-        """Settings that the notebook decides, not the person before it."""
-        names = {field.name for field in dataclasses.fields(self.arguments)}
-        return {"dataset": self.dataset} if self.dataset and "dataset" in names else {}
 
 
 PRETRAIN = NotebookStage(
