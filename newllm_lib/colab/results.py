@@ -16,6 +16,7 @@ from ..preferences.dpo import MERGED_FOLDER, PREFERENCES_FILE
 from ..stages.compare import compare, comparison_cells, comparison_figure
 from ..stages.evaluate import held_out_documents, held_out_text, score
 from ..stages.generate import generate
+from ..stages.sft import advice
 from ..training import checkpoint
 from ..training.callbacks import CURVES_FILE, METRICS_FILE
 from ..training.device import autocast_dtype, find_device, size
@@ -24,6 +25,7 @@ from ..training.run import CARD_FILE
 from ..training.trained_model import open_model, read_tokenizer
 from .page.notices import in_one_sentence, say
 from .page.pieces import AS_WRITTEN, FAINT, beside_html, escape, figure_html, small_html, table_html
+from .panel.controls import in_the_panels_words
 from .panel.settings_panel import SettingsPanel
 from .storage import drive_copier
 from .timed_update import TimedUpdate
@@ -189,6 +191,7 @@ def show_progress(panel: SettingsPanel, folders: Sequence[Path]) -> None:
             rows.append([f"{escape(model)} before", *metric_cells(before)])
             moved = "fell" if after["perplexity"] < before["perplexity"] else "rose"
             sentence = f"{model}: perplexity on held-out answers {moved} from {before['perplexity']:,.1f} to {now}."
+        sentence += f" {in_the_panels_words(advice(checkpoint.read_settings(folder)['run'], after))}"
         rows.append([f"<b>{escape(model)} after</b>", *metric_cells(after)])
         sentences.append(sentence)
     display(HTML(table_html(rows, header=True, numbers=True)))

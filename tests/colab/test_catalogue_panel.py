@@ -1,5 +1,6 @@
 """Notebooks 2 to 5: the data set is chosen among those of the catalogue, and all that is said follows the choice."""
 
+import dataclasses
 import types
 
 import datasets
@@ -10,10 +11,13 @@ from tiny_gemma import tiny_gemma_folder
 
 from newllm_lib.colab import preview
 from newllm_lib.colab.panel import lookups, stage
+from newllm_lib.colab.panel.estimate import MeasuredUpdate
+from newllm_lib.colab.panel.preference_panel import PreferencePanel
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.data.sources import CONVERSATION_DATASETS, DATASETS, HubProblem
 from newllm_lib.errors import InputError
 from newllm_lib.stages.data import rows_of
+from newllm_lib.stages.sft import PRESETS
 
 STAGES = (stage.DIALOGUE, stage.INSTRUCTIONS, stage.CONVERSATION, stage.ADAPTER)
 
@@ -132,3 +136,63 @@ def test_notebook_5_takes_another_dataset(make_panel, hub, tmp_path, monkeypatch
     chosen = panel.arguments("tuned")
     assert chosen.dataset == "codealpaca" and chosen.output_dir != args.output_dir
     assert "19,021 conversations" in plain(panel.line.value)
+
+
+@pytest.mark.parametrize("which", STAGES[:3], ids=lambda which: which.folder)
+def test_the_published_recipes_are_presets_of_the_panel(which, make_panel, hub):
+    panel = make_panel(which)
+    for name in ("published", "published-hh-rlhf", "published-ultrachat", "published-dailydialog"):
+        panel.preset.value = name
+        assert panel.models == (*which.models, "newllm-reference") and panel.start_run is None, name
+        args, recipe = panel.arguments("newllm-reference"), PRESETS[name]
+        assert {field: getattr(args, field) for field in recipe} == recipe, name
+        assert args.num_parameters is None, "the published cell is as large as published"
+        assert "✗" not in panel.line.value and "newllm-reference 1.4" in plain(panel.line.value)
+    assert "Published: hh-rlhf" in [label for label, _ in panel.preset.options]
+    panel.preset.value = "quick"
+    assert panel.models == which.models and panel.controls["num_train_epochs"].value <= 50
+
+
+def test_a_recipe_of_another_model_is_measured_when_it_is_chosen(make_panel, hub, monkeypatch):
+    asked = []
+
+    def measure(arguments):
+        asked.append([*arguments])
+        return dict.fromkeys(arguments, MeasuredUpdate(1.0, 1_000_000, 2_048))
+
+    which = dataclasses.replace(stage.INSTRUCTIONS, measure=measure)
+    panel = make_panel(which)
+    panel.preset.value = "published"
+    assert asked == [] and "was measured" not in panel.line.value, "nothing is shown yet"
+    panel.show()
+    panel.preset.value = "quick"
+    panel.preset.value = "published"
+    assert asked == [["newllm", "newllm-reference"], ["newllm"], ["newllm", "newllm-reference"]]
+    assert "updates of both models (one was measured)" in panel.line.value
+
+
+def test_a_recipe_begins_with_a_new_model_and_may_go_on_from_its_own(make_panel, hub, tmp_path):
+    for run, models in {"a": ["newllm"], "b": ["newllm", "newllm-reference"]}.items():
+        for model in models:
+            folder = tmp_path / "02_dailydialog" / run / model
+            folder.mkdir(parents=True)
+            (folder / "results.json").write_text("{}")
+            (folder / "model.safetensors").touch()
+    panel = make_panel()
+    assert panel.start_run is not None
+    panel.preset.value = "published-dailydialog"
+    assert panel.start_run is None and len(panel.starts) == 2
+    panel.start.value = panel.starts[0]
+    panel.preset.value = "published"
+    assert panel.start_run.name == "b", "the models are the same: the choice stays"
+    panel.preset.value = "quick"
+    assert len(panel.starts) == 3 and panel.start.value == panel.starts[0]
+
+
+def test_notebooks_1_5_and_6_have_their_published_presets_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEWLLM_PRESET", "published")
+    kinds = SettingsPanel, SettingsPanel, PreferencePanel
+    for kind, which in zip(kinds, (stage.PRETRAIN, stage.ADAPTER, stage.PREFERENCES), strict=True):
+        panel = kind(which, tmp_path)
+        assert panel.preset.value == "published", which.folder
+        assert ("Published: the usual recipe", "published") in panel.preset.options

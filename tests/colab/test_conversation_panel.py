@@ -21,7 +21,7 @@ from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat
 from newllm_lib.data.sources import DATASETS, HubProblem
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.stages.sft import OF_THE_MODEL, sft
+from newllm_lib.stages.sft import BANDS, OF_THE_MODEL, sft
 
 STAGES = (stage.DIALOGUE, stage.INSTRUCTIONS, stage.CONVERSATION)
 
@@ -153,12 +153,26 @@ def test_from_the_data_to_the_answers(make_panel, start, shown):
     folders = train_models(panel, sft)
     results.show_progress(panel, folders)
     assert "newllm before" in shown[1] and "newllm after" in shown[1] and "perplexity" in shown[2]
+    assert "bits per byte of the answers" in shown[2] and "newllm chat" not in shown[2]
 
     shown.clear()
     results.show_answers(panel, folders)
     table, sentence = shown
     assert table.count("<tr") == 12 and all(prompt.split("?")[0] in plain(table) for prompt in panel.stage.prompts)
     assert re.search(r"newllm before \d+, newllm after \d+", sentence)
+
+
+def test_the_verdict_says_the_bands_of_the_stage(make_panel, shown, monkeypatch):
+    monkeypatch.setitem(BANDS, "dolly", (1, 100_000, "", "train on with more --max_samples", ""))
+    panel = make_panel(stage.INSTRUCTIONS)
+    for name, value in {"num_parameters": 500_000, "tokenizer": "word", "vocab_size": None, "loss_on": "all"}.items():
+        panel.controls[name].set(value)
+    path = Path(panel.controls["data"].value)
+    rows = [json.loads(line)["messages"] for line in path.read_text().splitlines()]
+    dolly = [{"instruction": row[0]["content"], "context": "", "response": row[1]["content"]} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in dolly))
+    results.show_progress(panel, train_models(panel, sft))
+    assert "is good (1 to 100000): train on with more rows taken." in shown[2]
 
 
 def test_new_models_have_no_before(make_panel, shown):

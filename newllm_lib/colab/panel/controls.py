@@ -33,6 +33,7 @@ CHOICE_LABELS = {"file": "my file", "assistant": "the assistant's words", "all":
 PRESET_TITLES = {
     "smoke": "Smoke: does everything run?", "demo": "Demo: a first look", "quick": "Quick: for a CPU",
     "standard": "Standard: for a GPU", "long": "Long: for a GPU and more time",
+    "published": "Published: the usual recipe",
 }  # fmt: skip
 PATH = "path, for example /content/my_text.txt"
 PLACEHOLDERS = {"model": "empty: Gemma-2B, offline Gemma 3 270M", "dataset": "empty: generated Japanese pairs"}
@@ -194,13 +195,19 @@ def relabel(widget: widgets.Widget, options: Sequence[tuple[str, Any]]) -> None:
     widget.value = value
 
 
+def title_of(preset: str) -> str:
+    """What a preset is called, in the session's language."""
+    title = PRESET_TITLES.get(preset)
+    return text(title) if title else text("Published: {name}", name=preset.removeprefix("published-"))
+
+
 def label_of(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 
 def _slider(field: dataclasses.Field, extra_values: Iterable[Any]) -> widgets.Widget:
     (kind, optional), metadata, common = _plain_type(field), metadata_of(field), slider_options()
-    low, high = metadata["low"], metadata["high"]
+    low, high = metadata["low"], max([metadata["high"], *extra_values])
     if metadata.get("log") or optional or "steps" in metadata:
         usual = log_steps(low, high, kind) if metadata.get("log") else range(int(low), int(high) + 1)
         default = UNSET if field.default is None else field.default

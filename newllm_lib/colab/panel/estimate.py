@@ -122,7 +122,9 @@ def minutes_phrase(seconds: float, models: int = 1) -> str:
     elif seconds >= 90:
         spoken = text("{minutes} minutes", minutes=f"{seconds / 60:.0f}")
     phrase = "about <b>{minutes}</b> here for all updates (one was measured), plus evaluations"
-    if models > 1:
+    if models > 2:
+        phrase = "about <b>{minutes}</b> here for all updates of all models (one was measured), plus evaluations"
+    elif models > 1:
         phrase = "about <b>{minutes}</b> here for all updates of both models (one was measured), plus evaluations"
     return text(phrase, minutes=spoken)
 
@@ -177,7 +179,7 @@ def phrases(arguments: dict[str, ModelArguments], measured: dict[str, MeasuredUp
         text("<b>{checkpoints}</b> checkpoints kept of each model", checkpoints=str(kept_checkpoints(args, updates))),
         disk_phrase(args, sum(saved_bytes(args, count, updates) for count in parameters.values())),
     ]
-    if measured:
+    if measured.keys() >= arguments.keys():
         seconds = sum(measured[model].seconds_of(count, tokens) for model, count in parameters.items())
         micro_batch = args.per_device_train_batch_size * args.max_length
         peaks = [measured[model].gpu_bytes_of(count, micro_batch) for model, count in parameters.items()]

@@ -109,14 +109,12 @@ def finished_runs(runs: str | Path, folders: Sequence[str], models: Sequence[str
 
 
 def start_sentence(start: Path | None, folders: Sequence[str], models: Sequence[str]) -> str:
-    both = len(models) > 1
+    several = "All models" if len(models) > 2 else "Both models"
     if start is not None:
-        run = f"{start.parent.name}/{start.name}"
-        return text(
-            "Both models go on from {run}." if both else "{model} goes on from {run}.", model=models[0], run=run
-        )
+        goes_on = f"{several} go on from {{run}}." if len(models) > 1 else "{model} goes on from {run}."
+        return text(goes_on, model=models[0], run=f"{start.parent.name}/{start.name}")
     numbers = text(" or ").join(str(int(folder.split("_")[0])) for folder in folders)
-    whole = "both models are" if both else "{model} is"
+    whole = f"{several.lower()} are" if len(models) > 1 else "{model} is"
     unused = "No finished model of notebook {numbers} is used: " + whole + " trained from scratch."
     return text(unused, numbers=numbers, model=models[0])
 

@@ -23,7 +23,7 @@ from ..page.notices import error_html, in_one_sentence, say
 from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
 from ..storage import drive_copier
 from .catalogue import DatasetControl
-from .controls import PRESET_TITLES, in_the_panels_words, make_control, metadata_of, relabel, settings_fields
+from .controls import in_the_panels_words, make_control, metadata_of, relabel, settings_fields, title_of
 from .estimate import MeasuredUpdate, count_model
 from .lookups import data_identity, dataset_of_file, file_identity, finished_runs, resolve_source, start_sentence
 from .stage import NotebookStage
@@ -46,13 +46,10 @@ class SettingsPanel:
     starts a new run, and going back continues the old one. The panel is kept there, too; NEWLLM_PRESET and
     NEWLLM_LANGUAGE come first. Raises InputError: these, or NEWLLM_DATA_SOURCE, name nothing we have."""
 
-    preset_titles = PRESET_TITLES
-
     @in_one_sentence()
     def __init__(self, stage: NotebookStage, runs: str | Path):
         self.stage, self.runs = stage, Path(runs)
-        self.presets = {name: stage.presets[name] for name in self.preset_titles if name in stage.presets}
-        self.output_dir, self.models = self.runs / stage.folder, stage.models
+        self.presets, self.output_dir = stage.presets, self.runs / stage.folder
         self.measured: dict[str, MeasuredUpdate] = {}
         self._filling = False
         # The model to go on with is chosen among the finished runs.
@@ -68,11 +65,9 @@ class SettingsPanel:
             self.controls[field.name] = control
             boxes.setdefault(metadata_of(field)["group"], [widgets.HTML()]).append(control.box)
         self.defaults = {name: control.value for name, control in self.controls.items()}
-        self.starts = [*map(str, finished_runs(runs, stage.continues, self.models)), FROM_SCRATCH]
         wide = widgets.Layout(width="auto", flex="1 1 240px")
         self.preset = widgets.Dropdown(options=list(self.presets), layout=wide)
-        self.start = widgets.Dropdown(options=self.starts, layout=wide)
-        self.newest = self.start.value
+        self.start = widgets.Dropdown(layout=wide)
         languages = [(name, code) for code, name in LANGUAGES.items()]
         self.language = widgets.ToggleButtons(options=languages, style={"button_width": "auto"})
         self.reset = button("", self._apply_preset, "150px")
@@ -99,15 +94,17 @@ class SettingsPanel:
         """Display the panel, and measure an update for its live line."""
         self.line.value = live_line_html([text("One update is measured ...")])
         display(self.box)
-        try:
-            self.measured = self.stage.measure({model: self.arguments(model) for model in self.models})
-        except InputError:
-            self.measured = {}  # the live line says what is wrong
-        self.refresh()
+        self._measure()
         if self.stage.continues:
             say(start_sentence(self.start_run, self.stage.continues, self.models), "ok" if self.start_run else "note")
         file = str(self.output_dir / PANEL_FILE)
         say(text("Settings are kept in {file}; the cells below take them as they stand.", file=file))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What is trained: the stage's models and after them, if it is another, the one that the preset is for."""
+        model = self.presets[self.preset.value].get("model_type")
+        return self.stage.models if model in (None, *self.stage.models) else (*self.stage.models, model)
 
     @property
     def start_run(self) -> Path | None:
@@ -140,7 +137,7 @@ class SettingsPanel:
             values["model_type"] = model_type
         if (start := self.start_model(model_type)) is not None:
             values["model"] = str(start)
-        elif values.get("num_layers") is not None and values["num_parameters"] is None:
+        elif model_type in self.stage.models and values.get("num_layers") and values["num_parameters"] is None:
             # Given layers change the default New-LLM's size, which the library would not match with the others.
             default = self.stage.arguments(**{**values, "model_type": self.models[0]})
             values["num_parameters"] = count_model(default)
@@ -172,9 +169,8 @@ class SettingsPanel:
         self._filling = True  # new names for the choices set them back for a moment
         for control in self.controls.values():
             control.speak()
-        relabel(self.preset, [(text(self.preset_titles[name]), name) for name in self.presets])
-        new = text("nothing: train new models")
-        relabel(self.start, [("/".join(Path(run).parts[-2:]) if run else new, run) for run in self.starts])
+        relabel(self.preset, [(title_of(name), name) for name in self.presets])
+        relabel(self.start, self._named_starts())
         self._filling = False
         for group, column in self.columns.items():
             column.children[0].value = f'<div style="{GROUP_STYLE}">{escape(text(group))}</div>'
@@ -182,6 +178,25 @@ class SettingsPanel:
             title.value = f"<b>{text(name)}</b>"
         self.reset.description = text("Reset to preset")
         self.refresh()
+
+    def _measure(self) -> None:
+        try:
+            self.measured = self.stage.measure({model: self.arguments(model) for model in self.models})
+        except InputError:
+            self.measured = {}  # the live line says what is wrong
+        self.refresh()
+
+    def _offer_starts(self) -> None:
+        """Offer the finished runs of all models. A recipe for a model of its own begins with a new one."""
+        self.starts = [*map(str, finished_runs(self.runs, self.stage.continues, self.models)), FROM_SCRATCH]
+        self.newest = self.starts[0] if self.models == self.stage.models else FROM_SCRATCH
+        self.offered = self.models
+        self.start.options = self._named_starts()
+        self.start.value = self.newest
+
+    def _named_starts(self) -> list[tuple[str, str]]:
+        new = text("nothing: train new models")
+        return [("/".join(Path(run).parts[-2:]) if run else new, run) for run in self.starts]
 
     def _restore(self) -> None:
         """Start from the preset that is asked for, then what the panel's file holds for it."""
@@ -196,6 +211,7 @@ class SettingsPanel:
                 raise InputError(f"NEWLLM_PRESET has to be one of {', '.join(self.presets)}, got {preset!r}.")
             preset, saved = "quick", {}
         self.preset.value = preset
+        self._offer_starts()
         self._fill({**self.defaults, **self.presets[preset]})
         for name, value in saved["values"].items() if saved.get("preset") == preset else ():
             with suppress(InputError):  # written by another version: the preset's value stands
@@ -212,12 +228,17 @@ class SettingsPanel:
                 self.controls[name].set(value)
 
     def _apply_preset(self) -> None:
-        """The preset's values, but for where text and models come from."""
-        values = {**self.defaults, **self.presets[self.preset.value]}
+        """The preset's values, but for where text and models come from, unless it names them."""
+        kept = {name: value for name, value in self.defaults.items() if name not in NOT_OF_A_PRESET}
+        trains_others = self.models != self.offered
         self._filling = True
-        self._fill({name: value for name, value in values.items() if name not in NOT_OF_A_PRESET})
+        self._fill({**kept, **self.presets[self.preset.value]})
+        if trains_others:
+            self._offer_starts()
         self._filling = False
         self.refresh()
+        if trains_others and self.measured:
+            self._measure()
 
     def refresh(self) -> None:
         """Show what the settings hide, keep them, and write the live line."""

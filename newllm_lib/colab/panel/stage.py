@@ -37,9 +37,11 @@ PRETRAIN = NotebookStage(
     "01_pretrain", pretrain.PretrainArguments, pretrain.PRESETS, pretrain.prepare,
     models=("newllm", "tiny-gpt2"), dataset="wikitext",
 )  # fmt: skip
-# A new model, where there is none to go on with, is as large as notebook 1 would make it.
+# A new model, where there is none to go on with, is as large as notebook 1 would make it; a published one as published.
 CHAT_PRESETS = {
-    name: {size: value for size, value in pretrain.PRESETS.get(name, {}).items() if size in sft.OF_THE_MODEL} | values
+    name: values
+    if name.startswith("published")
+    else {size: value for size, value in pretrain.PRESETS.get(name, {}).items() if size in sft.OF_THE_MODEL} | values
     for name, values in sft.PRESETS.items()
 }
 DIALOGUE = NotebookStage(
