@@ -65,6 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_length": 128, "carry_context": False,
     },
 }  # fmt: skip
+PretrainArguments.presets = PRESETS
 
 
 def prepare(args: PretrainArguments) -> PreparedRun:

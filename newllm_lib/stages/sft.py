@@ -95,8 +95,8 @@ BANDS = {
                   "take more --max_samples, or more --num_layers"),
     "codealpaca": (32, 32, "the ladder ends here", "", MORE),
 }  # fmt: skip
-# Named sets of values. `published` is the recipe of the published Dolly numbers, the others are those of their datasets.
-# The vocabulary is 996 words and three special tokens.
+# Named sets of values. `published` is the recipe of the published Dolly numbers; others name their dataset. Its
+# vocabulary is 996 words and three special tokens.
 PUBLISHED: dict[str, Any] = {
     "dataset": "dolly", "model_type": "newllm-reference", "tokenizer": "word", "vocab_size": 999, "max_length": 128,
     "loss_on": "all", "too_long": "cut", "held_out": "random", "held_out_share": 0.1, "learning_rate": 8e-4,
@@ -118,6 +118,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "early_stopping_patience": 10,
     },
 }  # fmt: skip
+SftArguments.presets = PRESETS
 
 
 def prepare(args: SftArguments) -> PreparedRun:

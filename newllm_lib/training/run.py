@@ -156,6 +156,8 @@ class Run:
                 f"{args.model_type}: {prepared.model.num_parameters():,} parameters, {counts.tokens:,} tokens of text, "
                 f"{updates} updates over {tokens:,} tokens, on {args.device}."
             )
+        if args.scale_learning_rate:
+            extent += f" The learning rate is scaled to {args.peak_learning_rate:.3g}."
         origins = f"Text: {prepared.splits.train.origin}; held out: {prepared.held_out.origin}."
         for line in (prepared.splits.note, origins, *prepared.remarks, extent):
             self._say(line)

@@ -196,3 +196,15 @@ def test_notebooks_1_5_and_6_have_their_published_presets_too(tmp_path, monkeypa
         panel = kind(which, tmp_path)
         assert panel.preset.value == "published", which.folder
         assert ("Published: the usual recipe", "published") in panel.preset.options
+
+
+def test_the_panel_scales_the_rate_with_the_batch(make_panel, hub):
+    panel = make_panel()
+    first = panel.arguments("newllm").output_dir
+    set_to(panel, "scale_learning_rate", True)
+    assert panel.arguments("newllm").output_dir != first and "learning rate 0.002" in plain(panel.line.value)
+    set_to(panel, "per_device_train_batch_size", 128)
+    assert panel.arguments("newllm").peak_learning_rate == 0.004 and "learning rate 0.004" in plain(panel.line.value)
+    set_to(panel, "per_device_train_batch_size", 32)
+    set_to(panel, "scale_learning_rate", False)
+    assert panel.arguments("newllm").output_dir == first and "learning rate" not in plain(panel.line.value)

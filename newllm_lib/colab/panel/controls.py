@@ -25,6 +25,7 @@ LABELS = {
     "rehearsal_ratio": "rehearsal", "rehearsal_data": "file to rehearse",
     "rehearsal_eval_data": "file for forgetting", "beta": "beta", "loss_type": "loss", "loss_on": "learn",
     "max_steps": "updates", "num_train_epochs": "epochs", "learning_rate": "learning rate",
+    "scale_learning_rate": "scale it with the batch",
     "sft_epochs": "all answers first", "sft_weight": "weight of the chosen",
     "per_device_train_batch_size": "batch size", "gradient_accumulation_steps": "accumulation",
     "activation_checkpointing": "compute twice", "warmup_steps": "warm-up",

@@ -34,6 +34,8 @@ ENVIRONMENT = {"NEWLLM_DATA_SOURCE": "data_source", "NEWLLM_MODEL": "model"}
 NOT_OF_A_PRESET = (
     "data_source", "data", "eval_data", "skip_bad_rows", "dataset", "model", "rehearsal_data", "rehearsal_eval_data",
 )  # fmt: skip
+# Left alone, these give a run's folder the name that it had before there were such settings.
+LATER_SETTINGS = ("mix", "scale_learning_rate")
 FIXED_VOCABULARIES = set(TOKENIZERS) - DEFAULT_VOCAB_SIZE.keys()
 FROM_SCRATCH = ""  # where a start model's run folder stands otherwise
 PANEL_FILE = "settings-panel.json"
@@ -147,6 +149,7 @@ class SettingsPanel:
         # to each model, such as its learning rate, does not part the models of a run.
         ran = args.run_settings()
         settings = {name: None if value is None else ran[name] for name, value in values.items() if name in ran}
+        settings = {name: value for name, value in settings.items() if value or name not in LATER_SETTINGS}
         settings |= {"batch": args.effective_batch_size, "model_type": None, "text": data_identity(args), **found}
         if self.start_run is not None:
             weights = [self.start_model(model) / "model.safetensors" for model in self.models]
@@ -265,6 +268,9 @@ class SettingsPanel:
         try:
             arguments = {model: self.arguments(model) for model in self.models}
             parts = self.stage.phrases(arguments, self.measured)
+            if any(args.scale_learning_rate for args in arguments.values()):
+                rates = dict.fromkeys(f"{args.peak_learning_rate:.3g}" for args in arguments.values())
+                parts.append(text("learning rate <b>{rates}</b>", rates=", ".join(rates)))
             _, note = self._settled(self.values())
         except InputError as error:
             return error_html(error, in_the_panels_words)

@@ -86,7 +86,7 @@ PREFERENCES = NotebookStage(
 )  # fmt: skip
 EXPERIMENTS = dataclasses.replace(
     PREFERENCES, folder="07_dpo_experiments", arguments=sweep.SweepArguments, models=("trials",),
-    hidden=("beta", "learning_rate", "lora_r", "loss_type"),  # they are searched
+    hidden=("beta", "learning_rate", "scale_learning_rate", "lora_r", "loss_type"),  # they are searched
     presets={
         "smoke": {**dpo.PRESETS["smoke"], "trials": 3, "max_steps": 6},
         "demo": {**dpo.PRESETS["demo"], "trials": 4, "max_steps": 30},
