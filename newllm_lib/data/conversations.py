@@ -23,6 +23,7 @@ from .cache import cache_path, known, made
 from .chat_template import ConversationFormat, EncodedConversation, encode_conversations, template_for
 from .examples import COLUMNS, Message, any_conversation, conversation_columns, unread
 from .files import PlacedRow, RowError, check_file, checked_row, content_hash, read_rows, refuser
+from .mix import mixed, parse_mix, same_data
 from .sources import HELD_OUT_SHARE, Origin, Splits, find_data, find_dataset
 from .text import Document, EvaluationDocuments, PackedRows, TextCounts, same_file_note, token_bytes, token_type
 from .tokenizer import build_tokenizer
@@ -62,6 +63,7 @@ def load_conversations(
     held_out: str = "hash",
     held_out_share: float = HELD_OUT_SHARE,
     max_samples: int | None = None,
+    mix: str | None = None,
 ) -> Splits[Conversations]:
     """The conversations to train on and those to evaluate on. Raises InputError: bad file or row, unknown dataset or
     source, or data out of reach.
@@ -73,7 +75,9 @@ def load_conversations(
             equal ones are on the same side whatever is added; "random" draws rows with `train_test_split(seed=42)`,
             as the published runs did.
         max_samples: rows of the training split to look at, the first ones; None takes all.
+        mix: a second dataset and its share of either split, as `parse_mix` reads them.
     """
+    other, percent = (None, 0) if mix is None else parse_mix(mix)
     if max_samples is not None and max_samples < 1:
         raise InputError(f"max_samples has to be at least 1, got {max_samples}.")
     entry = None if dataset is None else find_dataset(dataset)
@@ -87,6 +91,12 @@ def load_conversations(
         train, validation = sides["train"], sides.get("validation")
         if not entry.columns:  # for the datasets of the catalogue we know what is not read
             notes.append(unread_note(found.splits["train"].read(0), conversation_columns))
+    if other is not None:
+        source = "auto" if found.source == "file" else found.source
+        other = load_conversations(other, source, None, None, skip_bad_rows, held_out, held_out_share)
+        if other.train.identity.startswith(train.identity):
+            raise same_data(mix, train.origin)
+        notes.append(other.note)
     if eval_data is not None:
         validation = _of_file(eval_data, "eval_data", skip_bad_rows)
         notes.append(same_file_note(train.identity, validation.identity))
@@ -96,6 +106,10 @@ def load_conversations(
         if found.source == "hub" and entry.streamed:
             validation, of_which = first_rows(validation, STREAM_HELD_OUT), f"the first {STREAM_HELD_OUT:,} rows"
         notes.append(f"{held_out_share:.0%} of {of_which} are held out for evaluation.")
+    if other is not None:
+        train = mixed(train, other.train, percent, again=True)
+        if eval_data is None:
+            validation = mixed(validation, other.validation, percent, again=False)
     if max_samples is not None:
         train = first_rows(train, max_samples)
     template = "dialogue" if entry is None else entry.template

@@ -36,6 +36,9 @@ class ConversationArguments(StageArguments):
     dataset: str | None = setting(
         None, "dailydialog, dolly, ultrachat, ... (newllm data lists them), or an id on the hub.", "Data"
     )
+    mix: str | None = setting(
+        None, "A second dataset between the rows of the first, and its share of all: codealpaca:0.2.", "Data"
+    )
     max_samples: int | None = setting(
         None, "Rows of the data to take, the first ones.", "Data", low=1_000, high=1_500_000, log=True
     )
@@ -52,7 +55,7 @@ class ConversationArguments(StageArguments):
         """The conversations these settings name. Raises InputError: bad file or row, unknown dataset or source, or data
         out of reach."""
         source = self.dataset, self.data_source, self.data, self.eval_data, self.skip_bad_rows
-        return load_conversations(*source, self.held_out, self.held_out_share, self.max_samples)
+        return load_conversations(*source, self.held_out, self.held_out_share, self.max_samples, self.mix)
 
 
 @dataclass

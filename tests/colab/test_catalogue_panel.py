@@ -208,3 +208,33 @@ def test_the_panel_scales_the_rate_with_the_batch(make_panel, hub):
     set_to(panel, "per_device_train_batch_size", 32)
     set_to(panel, "scale_learning_rate", False)
     assert panel.arguments("newllm").output_dir == first and "learning rate" not in plain(panel.line.value)
+
+
+def test_a_second_dataset_is_mixed_in_by_the_panel(make_panel, hub):
+    panel = make_panel()
+    panel.preset.value = "long"
+    first, line, control = panel.arguments("newllm"), plain(panel.line.value), panel.controls["mix"]
+    assert first.mix is None and control.share.layout.display == "none" and control.about.value == ""
+    control.dataset.value = "codealpaca"
+    assert control.share.layout.display is None and "20,022 rows, English" in plain(control.about.value)
+    args = panel.arguments("newllm")
+    assert args.mix == "codealpaca:0.2" and args.output_dir != first.output_dir and plain(panel.line.value) != line
+    control.share.value = 0.35
+    assert panel.arguments("newllm").mix == "codealpaca:0.35"
+    panel.preset.value = "quick"
+    assert make_panel().values()["mix"] == "codealpaca:0.35", "the choice is kept, and is no preset's business"
+    panel.preset.value = "long"
+    control.dataset.value = "dolly"
+    assert "✗" in panel.line.value and "same data as the dataset here, dolly" in plain(panel.line.value)
+    control.dataset.value = ""
+    assert panel.arguments("newllm").output_dir == first.output_dir
+
+
+def test_what_is_mixed_in_offline_needs_a_stand_in_of_its_own(make_panel, no_hub):
+    panel = make_panel()
+    for mix, complaint in {"codealpaca:0.2": "same data", "alpaca-ja:0.2": "no offline stand-in"}.items():
+        set_to(panel, "mix", mix)
+        with pytest.raises(InputError, match=complaint):
+            panel.arguments("newllm")
+    set_to(panel, "mix", "dailydialog:0.2")
+    assert panel.arguments("newllm").mix == "dailydialog:0.2" and "✗" not in panel.line.value

@@ -17,8 +17,8 @@ from ..page.pieces import escape, html_widget, slider_options, small_html
 LABELS = {
     "trials": "trials", "search_beta": "beta", "search_learning_rate": "learning rate", "search_lora_r": "rank",
     "search_loss_type": "loss", "data_source": "data", "data": "your file", "eval_data": "held-out file",
-    "skip_bad_rows": "skip bad rows", "dataset": "dataset", "pairs": "pairs", "max_samples": "rows taken",
-    "tokenizer": "tokenizer", "vocab_size": "vocabulary", "max_length": "row length",
+    "skip_bad_rows": "skip bad rows", "dataset": "dataset", "mix": "mix in", "pairs": "pairs",
+    "max_samples": "rows taken", "tokenizer": "tokenizer", "vocab_size": "vocabulary", "max_length": "row length",
     "num_parameters": "parameters", "num_layers": "layers", "model": "base model", "load_in_4bit": "4 bit",
     "lora_r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout of the adapters",
     "repetition_penalty": "repetition penalty", "distill_weight": "held to the base", "temperature": "temperature",

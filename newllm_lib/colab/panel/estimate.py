@@ -18,6 +18,7 @@ from ...adapters.base_model import open_tokenizer
 from ...adapters.lora import add_adapters
 from ...adapters.memory_budget import memory_budget
 from ...adapters.qlora_lwf import QloraLwfArguments
+from ...data.mix import parse_mix
 from ...data.sources import DATASETS, HELD_OUT_SHARE
 from ...data.tokenizer import DEFAULT_VOCAB_SIZE
 from ...errors import InputError
@@ -223,8 +224,16 @@ _solved = functools.lru_cache(maxsize=256)(build_config)  # a slider asks for it
 def data_size(args: StageArguments) -> DataSize:
     if args.data is not None:
         return DataSize(int(Path(os.path.expanduser(args.data)).stat().st_size * (1 - HELD_OUT_SHARE)))
-    dataset = getattr(args, "dataset", "wikitext")
-    if args.data_source == "hub":
+    there = size_of_dataset(getattr(args, "dataset", "wikitext"), args.data_source)
+    if getattr(args, "mix", None) is None:
+        return there
+    name, percent = parse_mix(args.mix)
+    other, count = size_of_dataset(name, args.data_source), round(there.conversations * percent / (100 - percent))
+    return DataSize(there.bytes + count * other.bytes // other.conversations, there.conversations + count)
+
+
+def size_of_dataset(dataset: str, source: str) -> DataSize:
+    if source == "hub":
         return DATA_SIZES[dataset]
     return WIKITEXT_OFFLINE if dataset == "wikitext" else STAND_IN_SIZES[DATASETS[dataset].offline]
 

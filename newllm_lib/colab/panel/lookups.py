@@ -13,6 +13,7 @@ from ...adapters.base_model import base_config, find_base_model
 from ...adapters.memory_budget import ModelSizes, check_memory, is_target, model_sizes
 from ...adapters.qlora_lwf import QloraLwfArguments
 from ...data.files import check_file, content_hash, read_rows
+from ...data.mix import parse_mix, same_data
 from ...data.sources import DATASETS, HubProblem, HubSource, find_data, find_dataset, first_answering
 from ...data.stand_ins import identity_of
 from ...errors import InputError
@@ -55,6 +56,15 @@ def resolve_source(dataset: str, data_source: str, data: str | None, eval_data: 
     return "offline", f"Data: {stand_in} stand in for {dataset}."
 
 
+def check_mix(mix: str, dataset: str, source: str) -> None:
+    """Raise InputError if what is mixed in is out of reach, or is what it is mixed into."""
+    name, _ = parse_mix(mix)
+    resolve_source(name, source, None)
+    stand_in = DATASETS[name].offline
+    if name == dataset or (source == "offline" and stand_in == DATASETS[dataset].offline):
+        raise same_data(mix, STAND_INS[stand_in] if source == "offline" else dataset)
+
+
 def dataset_of_file(dataset: str, path: str) -> str | None:
     """`dataset` if the file's first row has its columns, else None. Raises InputError: it cannot be read."""
     file = check_file(path, "data", rows_of="conversations")
@@ -75,9 +85,10 @@ def data_identity(args) -> str:
     dataset = getattr(args, "dataset", "wikitext")  # notebook 1's, which has no such setting
     if dataset in (None, GENERATED):
         return generator_identity(args.pairs, args.pairs_seed, args.held_out_share)
+    names = [dataset, *([parse_mix(args.mix)[0]] if getattr(args, "mix", None) else [])]
     if args.data_source == "hub":
-        return (DATASETS.get(dataset) or find_dataset(dataset)).sources[0].revision
-    return identity_of(DATASETS[dataset].offline)
+        return " ".join((DATASETS.get(name) or find_dataset(name)).sources[0].revision for name in names)
+    return " ".join(identity_of(DATASETS[name].offline) for name in names)
 
 
 def file_identity(path: str) -> str:

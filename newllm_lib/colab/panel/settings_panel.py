@@ -22,17 +22,26 @@ from ..page.languages import LANGUAGES, text, use_language
 from ..page.notices import error_html, in_one_sentence, say
 from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
 from ..storage import drive_copier
-from .catalogue import DatasetControl
+from .catalogue import DatasetControl, MixControl
 from .controls import in_the_panels_words, make_control, metadata_of, relabel, settings_fields, title_of
 from .estimate import MeasuredUpdate, count_model
-from .lookups import data_identity, dataset_of_file, file_identity, finished_runs, resolve_source, start_sentence
+from .lookups import (
+    check_mix,
+    data_identity,
+    dataset_of_file,
+    file_identity,
+    finished_runs,
+    resolve_source,
+    start_sentence,
+)
 from .stage import NotebookStage
 
 # The environment may decide these, where a notebook runs without a reader.
 ENVIRONMENT = {"NEWLLM_DATA_SOURCE": "data_source", "NEWLLM_MODEL": "model"}
 # Where things come from is not a preset's business.
 NOT_OF_A_PRESET = (
-    "data_source", "data", "eval_data", "skip_bad_rows", "dataset", "model", "rehearsal_data", "rehearsal_eval_data",
+    "data_source", "data", "eval_data", "skip_bad_rows", "dataset", "mix", "model", "rehearsal_data",
+    "rehearsal_eval_data",
 )  # fmt: skip
 # Left alone, these give a run's folder the name that it had before there were such settings.
 LATER_SETTINGS = ("mix", "scale_learning_rate")
@@ -62,6 +71,8 @@ class SettingsPanel:
             of_presets = [preset[field.name] for preset in self.presets.values() if field.name in preset]
             if field.name == "dataset" and stage.dataset:
                 control = DatasetControl(field, stage.dataset)
+            elif field.name == "mix":
+                control = MixControl(field)
             else:
                 control = make_control(field, of_presets)
             self.controls[field.name] = control
@@ -122,7 +133,8 @@ class SettingsPanel:
         if values["data_source"] != "file":
             values |= {"data": None, "eval_data": None}
         elif self.stage.dataset and "dataset" in values:
-            values["dataset"] = self.stage.dataset  # the template of a file's rows, if they have its columns
+            # The dataset is the template of a file's rows, if they have its columns.
+            values |= {"dataset": self.stage.dataset, "mix": None}
         if values.get("tokenizer") in FIXED_VOCABULARIES:
             values["vocab_size"] = None
         values = {**self.presets[self.preset.value], **values}
@@ -162,6 +174,8 @@ class SettingsPanel:
         """(what the settings that leave a choice come to, what the user should know about it)."""
         dataset = values.get("dataset") or self.stage.dataset
         source, note = resolve_source(dataset, values["data_source"], values["data"], values["eval_data"])
+        if values.get("mix"):
+            check_mix(values["mix"], dataset, source)
         found = {"data_source": source}
         if "dataset" in values and values["data"] is not None:
             found["dataset"] = dataset_of_file(dataset, values["data"])
@@ -250,8 +264,8 @@ class SettingsPanel:
         values = {name: control.value for name, control in self.controls.items()}
         for name in ("data", "eval_data", "skip_bad_rows"):
             self.controls[name].show_if(values["data_source"] == "file")
-        if "dataset" in self.controls:
-            self.controls["dataset"].show_if(values["data_source"] != "file")
+        for name in {"dataset", "mix"} & self.controls.keys():
+            self.controls[name].show_if(values["data_source"] != "file")
         for name in {"tokenizer", *OF_THE_MODEL} & self.controls.keys():
             self.controls[name].show_if(self.start_run is None)
         if values.get("tokenizer") in FIXED_VOCABULARIES:
