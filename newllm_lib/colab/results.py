@@ -180,7 +180,7 @@ def size_html(path: Path) -> str:
 def show_progress(panel: SettingsPanel, folders: Sequence[Path]) -> None:
     """A table of the metrics of what is learned, before and after, and a sentence that sums it up."""
     rows, sentences = [["", *METRIC_TITLES]], []
-    for model, folder in zip(panel.models, folders, strict=True):
+    for model, folder in ((Path(folder).name, folder) for folder in folders):
         after, start = checkpoint.read_results(checkpoint.check_model_folder(folder)), panel.start_model(model)
         now = f"{after['perplexity']:,.1f}"
         sentence = f"{model}: perplexity {now} on held-out answers; it was new, so there is no before."
@@ -207,7 +207,7 @@ def metric_cells(metrics: dict[str, Any]) -> list[str]:
 def show_answers(panel: SettingsPanel, folders: Sequence[Path]) -> None:
     """Put the stage's prompts to every model as it was before this notebook and as it is now."""
     prompts, answers = panel.stage.prompts, {}
-    for model, folder in zip(panel.models, folders, strict=True):
+    for model, folder in ((Path(folder).name, folder) for folder in folders):
         if (before := panel.start_model(model)) is not None:
             answers[f"{model} before"] = ask(before, prompts, folder)
         answers[f"{model} after"] = ask(folder, prompts, folder)

@@ -208,7 +208,7 @@ def label_of(name: str) -> str:
 
 def _slider(field: dataclasses.Field, extra_values: Iterable[Any]) -> widgets.Widget:
     (kind, optional), metadata, common = _plain_type(field), metadata_of(field), slider_options()
-    low, high = metadata["low"], max([metadata["high"], *extra_values])
+    low, high = metadata["low"], metadata["high"]
     if metadata.get("log") or optional or "steps" in metadata:
         usual = log_steps(low, high, kind) if metadata.get("log") else range(int(low), int(high) + 1)
         default = UNSET if field.default is None else field.default
@@ -217,10 +217,11 @@ def _slider(field: dataclasses.Field, extra_values: Iterable[Any]) -> widgets.Wi
         )
         return widgets.SelectionSlider(options=options, value=default, **common)
     if kind is int:
-        return widgets.IntSlider(min=int(low), max=int(high), value=field.default, **common)
+        return widgets.IntSlider(min=int(low), max=int(max([high, *extra_values])), value=field.default, **common)
     round_numbers = (float(f"{digit}e{power}") for power in range(-9, 9) for digit in (1, 2, 5))
     step = next(number for number in round_numbers if number >= (high - low) / 50 * (1 - 1e-9))
     form = f".{max(-math.floor(math.log10(step)), 0)}f"
+    high = max([high, *extra_values])
     return widgets.FloatSlider(min=low, max=high, step=step, value=field.default, readout_format=form, **common)
 
 

@@ -33,8 +33,13 @@ class NotebookStage:
     hidden: tuple[str, ...] = ()  # settings that the panel does not offer
 
 
+# The published recipes are those of the published cell.
+TEXT_PRESETS = {
+    name: {"model_type": "newllm-reference", **values} if name.startswith("published") else values
+    for name, values in pretrain.PRESETS.items()
+}
 PRETRAIN = NotebookStage(
-    "01_pretrain", pretrain.PretrainArguments, pretrain.PRESETS, pretrain.prepare,
+    "01_pretrain", pretrain.PretrainArguments, TEXT_PRESETS, pretrain.prepare,
     models=("newllm", "tiny-gpt2"), dataset="wikitext",
 )  # fmt: skip
 # A new model, where there is none to go on with, is as large as notebook 1 would make it; a published one as published.
