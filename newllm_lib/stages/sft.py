@@ -192,8 +192,8 @@ def advice(run: dict[str, Any], metrics: dict[str, Any]) -> str:
     published setting: a thousand words, every token scored."""
     value, bands = metrics["perplexity"], BANDS.get((run["dataset"] or "").removesuffix("-full"))
     perplexity = f"Perplexity {value:.1f}"
-    if run["text_source"] == "offline":
-        bands = None  # another text stands in
+    if run["text_source"] != "hub" or run.get("mix"):
+        bands = None  # they are of the dataset itself
     if bands is not None and run["tokenizer"] == "word" and run["loss_on"] == "all":
         first, last, below, between, above = bands
         if value < first:

@@ -22,6 +22,8 @@ from newllm_lib.data.sources import DATASETS, HubProblem
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.stages.sft import BANDS, OF_THE_MODEL, sft
+from newllm_lib.training.checkpoint import SETTINGS_FILE, read_settings
+from newllm_lib.training.disk import write_json
 
 STAGES = (stage.DIALOGUE, stage.INSTRUCTIONS, stage.CONVERSATION)
 
@@ -171,8 +173,26 @@ def test_the_verdict_says_the_bands_of_the_stage(make_panel, shown, monkeypatch)
     rows = [json.loads(line)["messages"] for line in path.read_text().splitlines()]
     dolly = [{"instruction": row[0]["content"], "context": "", "response": row[1]["content"]} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in dolly))
-    results.show_progress(panel, train_models(panel, sft))
-    assert "is good (1 to 100000): train on with more rows taken." in shown[2]
+    folders = train_models(panel, sft)
+    results.show_progress(panel, folders)
+    assert "comparable only to runs with the same words" in shown[2], "a file may be anything"
+    settings = read_settings(folders[0])
+    write_json(folders[0] / SETTINGS_FILE, settings | {"run": settings["run"] | {"text_source": "hub"}})
+    shown.clear()
+    results.show_progress(panel, folders)
+    assert "is good (1 to 100000): train on with more rows taken." in shown[1]
+
+
+def test_the_published_cell_is_trained_and_shown_beside_ours(make_panel, shown):
+    recipe = {"model_type": "newllm-reference", "num_parameters": 500_000}
+    panel = make_panel(dataclasses.replace(stage.INSTRUCTIONS, presets={"smoke": stage.CHAT_PRESETS["smoke"] | recipe}))
+    folders = train_models(panel, sft)
+    assert [folder.name for folder in folders] == ["newllm", "newllm-reference"]
+    shown.clear()
+    results.show_progress(panel, folders)
+    results.show_answers(panel, folders)
+    results.show_comparison(folders)
+    assert all("newllm-reference" in html for html in (shown[0], shown[2], shown[4]))
 
 
 def test_new_models_have_no_before(make_panel, shown):

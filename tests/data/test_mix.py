@@ -6,7 +6,9 @@ import types
 import datasets
 import huggingface_hub
 import pytest
+from lwf_runs import lwf_arguments, lwf_files
 
+from newllm_lib.adapters.qlora_lwf import prepare_data
 from newllm_lib.chat import Chat
 from newllm_lib.data import conversations
 from newllm_lib.data.chat_template import ConversationFormat, template_for
@@ -150,6 +152,12 @@ def test_a_run_names_both_and_finds_its_held_out_text_again(hub, tmp_path):
     with pytest.raises(InputError, match=r"mix was 'codealpaca:0.2', is 'codealpaca:0.4'"):
         sft(SftArguments(**{**vars_of(args), "mix": "codealpaca:0.4"}))
     assert Chat(folder).reply("Code 1?") is not None
+
+
+def test_stage_5_mixes_too(hub, tmp_path):
+    fields = lwf_files(tmp_path) | {"data": None, "dataset": "dolly", "mix": "codealpaca:0.5", "data_source": "hub"}
+    prepared = prepare_data(lwf_arguments(tmp_path, **fields))
+    assert prepared.train_counts.documents == 1_900 and "with 50 % of own/code" in prepared.held_out.origin
 
 
 def vars_of(args: SftArguments) -> dict:

@@ -147,6 +147,7 @@ def test_elsewhere_the_bands_are_not_spoken_of(other):
         assert ("The band of ultrachat, 24, is one of a thousand words" in text) == (run["dataset"] == "ultrachat")
 
 
-def test_a_stand_in_has_no_bands():
-    said = advice({**published("ultrachat"), "text_source": "offline"}, METRICS)
+@pytest.mark.parametrize("other", [{"text_source": "offline"}, {"text_source": "file"}, {"mix": "codealpaca:0.2"}])
+def test_another_text_has_no_bands(other):
+    said = advice({**published("ultrachat"), **other}, METRICS)
     assert said == "Perplexity 18.9 with 25% unknown words: comparable only to runs with the same words."
