@@ -159,7 +159,10 @@ def test_a_row_that_is_left_out_is_told(capsys, tmp_path):
 def test_data_lists_shows_and_gives_a_template(capsys, trained, tmp_path):
     capsys.readouterr()
     assert main(["data"]) == 0
-    assert "databricks/databricks-dolly-15k" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert all(
+        part in listed for part in ("databricks/databricks-dolly-15k", "15,011", "Japanese", "good for: small talk")
+    )
     assert main(["data", "--template", "instruction"]) == 0
     mine = write(tmp_path / "mine.jsonl", capsys.readouterr().out.encode())
     assert main(["data", "--data", str(mine), "--model", str(trained)]) == 0

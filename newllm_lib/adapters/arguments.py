@@ -158,3 +158,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gradient_accumulation_steps": 8, "num_train_epochs": 3.0, "eval_strategy": "epoch", "save_strategy": "epoch",
     },
 }  # fmt: skip
+QloraLwfArguments.presets = PRESETS

@@ -18,6 +18,7 @@ from ..preferences.dpo import MERGED_FOLDER, PREFERENCES_FILE
 from ..stages.compare import compare, comparison_cells, comparison_figure, goal_cells
 from ..stages.evaluate import held_out_documents, held_out_text, score
 from ..stages.generate import generate
+from ..stages.sft import advice
 from ..training import checkpoint
 from ..training.callbacks import CURVES_FILE, METRICS_FILE
 from ..training.device import autocast_dtype, find_device, size
@@ -26,6 +27,7 @@ from ..training.run import CARD_FILE
 from ..training.trained_model import open_model, read_tokenizer
 from .page.notices import in_one_sentence, say
 from .page.pieces import AS_WRITTEN, FAINT, beside_html, escape, figure_html, small_html, table_html
+from .panel.controls import in_the_panels_words
 from .panel.settings_panel import SettingsPanel
 from .storage import drive_copier
 from .timed_update import TimedUpdate
@@ -204,7 +206,7 @@ def show_untrained(panel: SettingsPanel) -> None:
 def show_progress(panel: SettingsPanel, folders: Sequence[Path]) -> None:
     """A table of the metrics of what is learned, before and after, and a sentence that sums it up."""
     rows, sentences = [["", *METRIC_TITLES]], []
-    for model, folder in zip(panel.models, folders, strict=True):
+    for model, folder in ((Path(folder).name, folder) for folder in folders):
         after, start = checkpoint.read_results(checkpoint.check_model_folder(folder)), panel.start_model(model)
         rows[0][0], now = f"{after.get('split', 'validation')} split", f"{after['perplexity']:,.1f}"
         sentence = f"{model}: perplexity {now} on held-out answers; it was new, so there is no before."
@@ -215,6 +217,7 @@ def show_progress(panel: SettingsPanel, folders: Sequence[Path]) -> None:
             rows.append([f"{escape(model)} before", *metric_cells(before)])
             moved = "fell" if after["perplexity"] < before["perplexity"] else "rose"
             sentence = f"{model}: perplexity on held-out answers {moved} from {before['perplexity']:,.1f} to {now}."
+        sentence += f" {in_the_panels_words(advice(checkpoint.read_settings(folder)['run'], after))}"
         rows.append([f"<b>{escape(model)} after</b>", *metric_cells(after)])
         sentences.append(sentence)
     display(HTML(table_html(rows, header=True, numbers=True)))
@@ -230,7 +233,7 @@ def metric_cells(metrics: dict[str, Any]) -> list[str]:
 def show_answers(panel: SettingsPanel, folders: Sequence[Path]) -> None:
     """Put the stage's prompts to every model as it was before this notebook and as it is now."""
     prompts, answers = panel.stage.prompts, {}
-    for model, folder in zip(panel.models, folders, strict=True):
+    for model, folder in ((Path(folder).name, folder) for folder in folders):
         if (before := panel.start_model(model)) is not None:
             answers[f"{model} before"] = ask(before, prompts, folder)
         answers[f"{model} after"] = ask(folder, prompts, folder)

@@ -23,6 +23,7 @@ from .cache import cache_path, known, made
 from .chat_template import ConversationFormat, EncodedConversation, encode_conversations, template_for
 from .examples import COLUMNS, Message, any_conversation, conversation_columns, unread
 from .files import PlacedRow, RowError, check_file, checked_row, content_hash, read_rows, refuser
+from .mix import mixed, parse_mix, same_data
 from .sources import HELD_OUT_SHARE, Origin, Splits, find_data, find_dataset
 from .text import Document, EvaluationDocuments, PackedRows, TextCounts, same_file_note, token_bytes, token_type
 from .tokenizer import build_tokenizer
@@ -36,6 +37,7 @@ ROWS_PER_SHARD = 20_000  # of the data set: what is lost at most when the machin
 BLOCKS_AHEAD = 3  # of the one in use
 OPEN_ROWS = 64  # rows that still take conversations
 COMPLAINTS_KEPT = 5
+STREAM_HELD_OUT = 20_000  # rows of a stream in which conversations to evaluate on are looked for: all would take hours
 
 # A row as it is read: its number from 0, its conversation or None, and what is wrong with a row that is none.
 NumberedConversation = tuple[int, list[Message] | None, str]
@@ -62,6 +64,7 @@ def load_conversations(
     held_out_share: float = HELD_OUT_SHARE,
     max_samples: int | None = None,
     test_data: str | None = None,
+    mix: str | None = None,
 ) -> Splits[Conversations]:
     """The conversations to train on and those to evaluate on. Raises InputError: bad file or row, unknown dataset or
     source, or data out of reach.
@@ -74,7 +77,9 @@ def load_conversations(
             as the published runs did.
         max_samples: rows of the training split to look at, the first ones; None takes all.
         test_data: a file that the figures are of; without it, the hub's test split, or what is evaluated on.
+        mix: a second dataset and its share of every split, as `parse_mix` reads them.
     """
+    other, percent = (None, 0) if mix is None else parse_mix(mix)
     if max_samples is not None and max_samples < 1:
         raise InputError(f"max_samples has to be at least 1, got {max_samples}.")
     entry = None if dataset is None else find_dataset(dataset)
@@ -91,12 +96,27 @@ def load_conversations(
     if test_data is not None:
         test = _of_file(test_data, "test_data", skip_bad_rows)
         notes.append(same_file_note(train.identity, test.identity, ("data", "test_data")))
+    if other is not None:
+        source = "auto" if found.source == "file" else found.source
+        other = load_conversations(other, source, None, None, skip_bad_rows, held_out, held_out_share)
+        if other.train.identity.startswith(train.identity):
+            raise same_data(mix, train.origin)
+        notes.append(other.note)
     if eval_data is not None:
         validation = _of_file(eval_data, "eval_data", skip_bad_rows)
         notes.append(same_file_note(train.identity, validation.identity))
     if validation is None:
         train, validation = hold_out(train, held_out, held_out_share)
-        notes.append(f"{held_out_share:.0%} of the conversations are held out for evaluation.")
+        of_which = "the conversations"
+        if found.source == "hub" and entry.streamed:
+            validation, of_which = first_rows(validation, STREAM_HELD_OUT), f"the first {STREAM_HELD_OUT:,} rows"
+        notes.append(f"{held_out_share:.0%} of {of_which} are held out for evaluation.")
+    if other is not None:
+        train = mixed(train, other.train, percent, again=True)
+        if eval_data is None:
+            validation = mixed(validation, other.validation, percent, again=False)
+        if test is not None and test_data is None:
+            test = mixed(test, other.reported, percent, again=False)
     if max_samples is not None:
         train = first_rows(train, max_samples)
     template = "dialogue" if entry is None else entry.template

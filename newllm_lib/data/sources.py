@@ -45,6 +45,9 @@ class Dataset:
     template: str = "dialogue"  # of TEMPLATES in chat_template.py, for a model with neither a template nor role tokens
     offline: str | None = None  # what stands in where there is no hub, one of `stand_in`
     streamed: bool = False  # too large to download whole: rows are read as they come
+    language: str = "English"
+    good_for: str = ""  # what a model learns from it
+    about: int = 0  # rows of the training split, where no source's number is known to the row
 
 
 def dialogues_of_utterances(rows: Iterable[dict]) -> Iterator[dict]:
@@ -61,36 +64,41 @@ DATASETS: dict[str, Dataset] = {
     "wikitext": Dataset("CC BY-SA 3.0 and GFDL", (
         HubSource("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3", "wikitext-2-raw-v1", THREE_SPLITS,
                   {"train": 36_718, "validation": 3_760, "test": 4_358}),
-    ), ("text",), offline="chitchat"),
+    ), ("text",), offline="chitchat", good_for="how written text goes on"),
     "dailydialog": Dataset("CC BY-NC-SA 4.0", (
         HubSource("OpenRL/daily_dialog", splits=THREE_SPLITS, rows=DIALOGUES),
         HubSource("pixelsandpointers/better_daily_dialog", splits=THREE_SPLITS, regroup=dialogues_of_utterances),
         HubSource("roskoN/dailydialog", "refs/convert/parquet", "full", THREE_SPLITS, DIALOGUES,
                   lambda rows: ({"dialog": row["utterances"]} for row in rows)),
-    ), ("dialog",), offline="chitchat"),
+    ), ("dialog",), offline="chitchat", good_for="small talk: taking turns, and ending an answer"),
     "dolly": Dataset("CC BY-SA 3.0", (
         HubSource("databricks/databricks-dolly-15k", "bdd27f4d94b9c1f951818a7da7fd7aeea5dbff1a",
                   rows={"train": 15_011}),
-    ), ("instruction", "context", "response"), "instruction", "documentation"),
-    "dolly-ja": Dataset("CC BY-SA 3.0", (HubSource("kunishou/databricks-dolly-15k-ja"),), ALPACA, "instruction"),
+    ), ("instruction", "context", "response"), "instruction", "documentation",
+       good_for="questions and instructions with one answer each, written by people"),
+    "dolly-ja": Dataset("CC BY-SA 3.0", (HubSource("kunishou/databricks-dolly-15k-ja"),), ALPACA, "instruction",
+                        language="Japanese", about=15_000, good_for="the instructions of Dolly in Japanese"),
     "ultrachat": Dataset("MIT", (
         HubSource("HuggingFaceH4/ultrachat_200k", "8049631c405ae6576f93f445c6b8166f76f5505a",
                   splits={"train": "train_sft", "test": "test_sft"}, rows={"train": 207_865, "test": 23_110}),
-    ), ("messages",), offline="chitchat"),
+    ), ("messages",), offline="chitchat", good_for="long conversations on many subjects, written by a large model"),
     "ultrachat-full": Dataset("MIT by its card, CC BY-NC 4.0 by its project's README", (
         HubSource("openbmb/UltraChat"), HubSource("stingning/ultrachat"),
-    ), ("data",), offline="chitchat", streamed=True),
+    ), ("data",), offline="chitchat", streamed=True, about=1_500_000,
+       good_for="all conversations of UltraChat, read as they come"),
     "hh-rlhf": Dataset("MIT", (
         HubSource("Anthropic/hh-rlhf", "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa",
                   splits={"train": "train", "test": "test"}, rows={"train": 160_800, "test": 8_552}),
-    ), ("chosen", "rejected"), offline="chitchat"),
+    ), ("chosen", "rejected"), offline="chitchat",
+       good_for="several turns that hang together, with the answer that people preferred"),
     "alpaca": Dataset("CC BY-NC 4.0", (
         HubSource("yahma/alpaca-cleaned", "12567cabf869d7c92e573c7c783905fc160e9639", rows={"train": 51_760}),
-    ), ALPACA, "instruction", "documentation"),
+    ), ALPACA, "instruction", "documentation", good_for="instructions of many kinds, written by a large model"),
     "alpaca-ja": Dataset("see the card of fujiki/japanese_alpaca_data", (HubSource("fujiki/japanese_alpaca_data"),),
-                         ALPACA, "instruction"),
+                         ALPACA, "instruction", language="Japanese", about=52_000,
+                         good_for="the instructions of Alpaca in Japanese"),
     "codealpaca": Dataset("CC BY 4.0", (HubSource("sahil2801/CodeAlpaca-20k", rows={"train": 20_022}),),
-                          ALPACA, "instruction", "documentation"),
+                          ALPACA, "instruction", "documentation", good_for="short programs after a description"),
 }
 # fmt: on
 CONVERSATION_DATASETS = tuple(name for name, entry in DATASETS.items() if entry.columns != ("text",))

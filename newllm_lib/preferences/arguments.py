@@ -38,6 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class DpoArguments(AdapterArguments):
     """Settings of stage 6."""
 
+    presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
     metrics: ClassVar[dict[str, bool]] = METRICS | {f"train_{name}": more for name, more in METRICS.items()}
     refused: ClassVar[dict[str, str]] = AdapterArguments.refused | {
         "label_smoothing_factor": "of pairs it is --label_smoothing, with --loss_type robust"

@@ -30,6 +30,7 @@ def dpo_config(args: DpoArguments) -> DPOConfig:
     weights = {args.loss_type: 1.0} | ({"sft": args.sft_weight} if args.sft_weight > 0 else {})
     ours = {"beta": args.beta, "label_smoothing": args.label_smoothing, "max_length": args.max_length}
     ours |= {"loss_type": list(weights), "loss_weights": list(weights.values())}
+    ours |= {"learning_rate": args.peak_learning_rate}
     fixed = {"remove_unused_columns": False, "disable_dropout": True}
     return DPOConfig(**{**values_for(TrainingArguments, args), **ours, **fixed})
 

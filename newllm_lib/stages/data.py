@@ -18,7 +18,7 @@ from ..data.conversations import (
     learned_tokenizer,
     load_conversations,
 )
-from ..data.sources import CONVERSATION_DATASETS, DATASETS
+from ..data.sources import CONVERSATION_DATASETS, DATASETS, Dataset
 from ..errors import InputError
 from ..training.checkpoint import check_model_folder
 from ..training.trained_model import read_tokenizer
@@ -154,14 +154,22 @@ def length_lines(lengths: list[int]) -> Iterator[str]:
 
 
 def catalogue_text() -> str:
-    """The catalogue as a table: name, licence, rows, what stands in for it, and where the hub keeps it."""
-    table = [("name", "rows", "stand-in", "licence", "on the hub")]
+    """The catalogue as a table: name, rows, language, stand-in, licence and where the hub keeps it; and below each what
+    it is good for."""
+    table = [("name", "rows", "language", "stand-in", "licence", "on the hub")]
     for name, entry in DATASETS.items():
-        known = [source.rows["train"] for source in entry.sources if "train" in source.rows]
         ids = ", then ".join(source.hub_id for source in entry.sources)
-        table.append((name, f"{known[0]:,}" if known else "-", entry.offline or "-", entry.licence, ids))
+        table.append((name, rows_of(entry), entry.language, entry.offline or "none", entry.licence, ids))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+    head, *lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+    purposes = (f"    good for: {entry.good_for}" for entry in DATASETS.values())
+    return "\n".join([head, *itertools.chain.from_iterable(zip(lines, purposes, strict=True))])
+
+
+def rows_of(entry: Dataset) -> str:
+    """How many the training split has."""
+    known = [source.rows["train"] for source in entry.sources if "train" in source.rows]
+    return f"{known[0]:,}" if known else f"about {entry.about:,}"
 
 
 TEMPLATE_ROWS = {

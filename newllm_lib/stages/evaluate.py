@@ -32,6 +32,7 @@ def held_out_text(trained: TrainedModel, data: str | None = None) -> Text | Conv
     load, names = load_text, ["skip_bad_rows"]
     if is_chat(trained):
         load, names = load_conversations, [*names, "dataset", "held_out", "held_out_share"]
+        names += ["mix"] if data is None else []
     settings = {name: value for name, value in {**run, **session}.items() if name in names and value is not None}
     if data is not None:
         return load(data=data, eval_data=data, **settings).validation

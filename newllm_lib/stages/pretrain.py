@@ -86,6 +86,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "published-4-layers": {**PUBLISHED, "num_layers": 4},
     "published-random": {**PUBLISHED, **OF_SENTENCES},
 }  # fmt: skip
+PretrainArguments.presets = PRESETS
 
 
 def prepare(args: PretrainArguments) -> PreparedRun:

@@ -36,6 +36,9 @@ class ConversationArguments(StageArguments):
     dataset: str | None = setting(
         None, "dailydialog, dolly, ultrachat, ... (newllm data lists them), or an id on the hub.", "Data"
     )
+    mix: str | None = setting(
+        None, "A second dataset between the rows of the first, and its share of all: codealpaca:0.2.", "Data"
+    )
     max_samples: int | None = setting(
         None, "Rows of the data to take, the first ones.", "Data", low=1_000, high=1_500_000, log=True
     )
@@ -52,7 +55,8 @@ class ConversationArguments(StageArguments):
         """The conversations these settings name. Raises InputError: bad file or row, unknown dataset or source, or data
         out of reach."""
         source = self.dataset, self.data_source, self.data, self.eval_data, self.skip_bad_rows
-        return load_conversations(*source, self.held_out, self.held_out_share, self.max_samples, self.test_data)
+        held_out = self.held_out, self.held_out_share, self.max_samples, self.test_data, self.mix
+        return load_conversations(*source, *held_out)
 
 
 @dataclass
@@ -84,11 +88,22 @@ class SftArguments(ConversationArguments, ModelArguments):
             self.weight_decay = 0.0  # it would move the weights that are to stay
 
 
-# Named sets of values. `published` is the recipe of the published Dolly numbers, `published-ultrachat` UltraChat's; its
+# Dataset -> the published bands of its perplexity: below the first it is excellent (good, if both are one), up to the
+# last it is good; and what to do below, between and above.
+MORE = "take more --num_train_epochs, half the --learning_rate, or more --num_layers"
+BANDS = {
+    "dolly": (17, 17, "go on with --dataset hh-rlhf", "", MORE),
+    "hh-rlhf": (18, 21, "go on with --dataset ultrachat",
+                "go on with --dataset ultrachat, or try again with more --num_layers", MORE),
+    "ultrachat": (19, 24, "go on with --dataset codealpaca", "train on the full data, --dataset ultrachat-full",
+                  "take more --max_samples, or more --num_layers"),
+    "codealpaca": (32, 32, "the ladder ends here", "", MORE),
+}  # fmt: skip
+# Named sets of values. `published` is the recipe of the published Dolly numbers; others name their dataset. Its
 # vocabulary is 996 words and three special tokens.
 PUBLISHED: dict[str, Any] = {
-    "model_type": "newllm-reference", "tokenizer": "word", "vocab_size": 999, "max_length": 128, "loss_on": "all",
-    "too_long": "cut", "held_out": "random", "held_out_share": 0.1, "learning_rate": 8e-4,
+    "dataset": "dolly", "model_type": "newllm-reference", "tokenizer": "word", "vocab_size": 999, "max_length": 128,
+    "loss_on": "all", "too_long": "cut", "held_out": "random", "held_out_share": 0.1, "learning_rate": 8e-4,
     "lr_scheduler_type": "constant", "warmup_steps": 0, "weight_decay": 0.0, "per_device_train_batch_size": 128,
     "gradient_accumulation_steps": 16, "num_train_epochs": 100.0, "eval_strategy": "epoch", "save_strategy": "epoch",
     "early_stopping_patience": 20,
@@ -100,8 +115,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "standard": {"num_train_epochs": 5.0, "weight_decay": 0.4},
     "long": {"num_train_epochs": 15.0, "weight_decay": 0.4, "dropout": 0.2, "early_stopping_patience": 5},
     "published": PUBLISHED,
-    "published-ultrachat": {**PUBLISHED, "num_train_epochs": 50.0},
-}
+    "published-hh-rlhf": {**PUBLISHED, "dataset": "hh-rlhf"},
+    "published-ultrachat": {**PUBLISHED, "dataset": "ultrachat", "num_train_epochs": 50.0},
+    "published-dailydialog": {  # goes on from the model that has learned WikiText
+        **PUBLISHED, "dataset": "dailydialog", "max_length": 64, "learning_rate": 5e-5, "num_train_epochs": 50.0,
+        "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "early_stopping_patience": 10,
+    },
+}  # fmt: skip
+SftArguments.presets = PRESETS
 
 
 def prepare(args: SftArguments) -> PreparedRun:
@@ -162,23 +183,31 @@ def sft(args: SftArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path
             trainer = LanguageModelTrainer(*parts, carry_context=False, teacher=teacher, callbacks=ours)
             run.train(trainer)
             metrics = trainer.scores(prepared.reported)
-            run.finish(metrics, advice=advice(args, metrics))
+            said = advice({**args.run_settings(), "text_source": prepared.splits.source}, metrics)
+            run.finish(metrics, advice=f"{said} Talk to it: newllm chat {args.output_dir}")
     return run.folder
 
 
-def advice(args: SftArguments, metrics: dict[str, Any]) -> str:
-    """How good the model is and what to do next. The published bands hold for UltraChat in the published setting: a
-    thousand words, every token scored."""
-    perplexity = f"Perplexity {metrics['perplexity']:.1f}"
-    if args.tokenizer == "word" and args.loss_on == "all" and (args.dataset or "").startswith("ultrachat"):
-        if metrics["perplexity"] < 19:
-            return f"{perplexity} is excellent (below 19): go on with --dataset codealpaca."
-        if metrics["perplexity"] <= 24:
-            return f"{perplexity} is good (19 to 24): train on the full data, --dataset ultrachat-full."
-        return f"{perplexity} is above 24: take more --max_samples, or more --num_layers."
+def advice(run: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """How good the model of the run with these settings is, and what to do next. The published bands hold in the
+    published setting: a thousand words, every token scored."""
+    value, bands = metrics["perplexity"], BANDS.get((run["dataset"] or "").removesuffix("-full"))
+    perplexity = f"Perplexity {value:.1f}"
+    if run["text_source"] != "hub" or run.get("mix"):
+        bands = None  # they are of the dataset itself
+    if bands is not None and run["tokenizer"] == "word" and run["loss_on"] == "all":
+        first, last, below, between, above = bands
+        if value < first:
+            return f"{perplexity} is {'excellent' if first < last else 'good'} (below {first}): {below}."
+        if value <= last and first < last:
+            return f"{perplexity} is good ({first} to {last}): {between}."
+        return f"{perplexity} is above {last}: {above}."
     if metrics["bits_per_byte"] is None:
         unknown = f"{metrics['unk_rate']:.0%} unknown words"
-        return f"{perplexity} with {unknown}: comparable only to runs with the same words."
-    quality = f"{metrics['bits_per_byte']:.3f} bits per byte of the answers ({perplexity.lower()} per token)"
-    remedy = "lower is better, and more data or epochs lower it"
-    return f"{quality}; {remedy}. Talk to it: newllm chat {args.output_dir}"
+        said = f"{perplexity} with {unknown}: comparable only to runs with the same words."
+    else:
+        quality = f"{metrics['bits_per_byte']:.3f} bits per byte of the answers ({perplexity.lower()} per token)"
+        said = f"{quality}; lower is better, and more data or epochs lower it."
+    if bands is not None:
+        said += f" The band of {run['dataset']}, {bands[1]}, is one of a thousand words with every token scored."
+    return said

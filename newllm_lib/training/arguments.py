@@ -109,6 +109,7 @@ class StageArguments(TrainingArguments):
         "loss": False, "perplexity": False, "token_accuracy": True, "bits_per_byte": False, "word_perplexity": False
     }  # fmt: skip
     refused: ClassVar[dict[str, str]] = REFUSED
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}  # the stage's
 
     data: str | None = setting(
         None, "Your own text: a .txt, .jsonl, .json, .csv or .parquet file.", "Data", session=True
@@ -138,6 +139,9 @@ class StageArguments(TrainingArguments):
 
     output_dir: str = setting("runs/pretrain", "Folder of the run: settings, model, checkpoints, curves.")
     learning_rate: float = setting(3e-3, "Peak learning rate of AdamW.", "Training", low=1e-5, high=1e-2, log=True)
+    scale_learning_rate: bool = setting(
+        False, "Multiply it by the square root of how many times the preset's batch an update is.", "Training"
+    )
     num_train_epochs: float = setting(3.0, "Passes over the text.", "Training", low=1, high=50)
     per_device_train_batch_size: int = setting(
         32, "Rows per forward pass and device.", "Training", low=1, high=512, log=True
@@ -210,6 +214,15 @@ class StageArguments(TrainingArguments):
     def effective_batch_size(self) -> int:
         """Rows per update, over all devices and accumulation steps."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * max(self.world_size, 1)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """`learning_rate`, which may be that of the preset's batch and follow the square root of this run's."""
+        if not self.scale_learning_rate:
+            return self.learning_rate
+        usual = {it.name: it.default for it in fields(self)} | self.presets.get(self.preset, {})
+        batch = usual["per_device_train_batch_size"] * usual["gradient_accumulation_steps"]
+        return self.learning_rate * math.sqrt(self.effective_batch_size / batch)
 
     def updates(self, rows: int) -> int:
         """How many the run makes over so many rows an epoch; the last one of an epoch may be smaller."""

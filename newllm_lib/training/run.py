@@ -167,6 +167,8 @@ class Run:
                 f"{args.model_type}: {prepared.model.num_parameters():,} parameters, {counts.tokens:,} tokens of text, "
                 f"{updates} updates over {tokens:,} tokens, on {args.device}."
             )
+        if args.scale_learning_rate:
+            extent += f" The learning rate is scaled to {args.peak_learning_rate:.3g}."
         origins = f"Text: {prepared.splits.train.origin}; held out: {prepared.held_out.origin}."
         if prepared.test is not None:
             origins += f" Figures will be of {prepared.test.origin}."

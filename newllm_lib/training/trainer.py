@@ -63,6 +63,11 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
         is_alone = args.world_size == args.n_gpu == 1 and not args.dataloader_num_workers
         self.is_graphed = is_alone and is_plain and teacher is None and can_be_captured(model)
 
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None):
+        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        return optimizer, options | {"lr": args.peak_learning_rate}
+
     def before_resume(self, checkpoint: Path) -> None:
         super().before_resume(checkpoint)
         self.carrier.load(checkpoint, self.args.device)

@@ -21,7 +21,9 @@ from newllm_lib.data.chat_template import TEMPLATES, ConversationFormat
 from newllm_lib.data.sources import DATASETS, HubProblem
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.stages.sft import OF_THE_MODEL, sft
+from newllm_lib.stages.sft import BANDS, OF_THE_MODEL, sft
+from newllm_lib.training.checkpoint import SETTINGS_FILE, read_settings
+from newllm_lib.training.disk import write_json
 
 STAGES = (stage.DIALOGUE, stage.INSTRUCTIONS, stage.CONVERSATION)
 
@@ -105,7 +107,7 @@ def test_every_stage_has_ten_prompts_and_a_panel(which, make_panel):
     assert len(set(which.prompts)) == 10
     panel = make_panel(which)
     assert {"loss_on", "max_samples", "max_length"} <= panel.controls.keys()
-    assert not {"model", "dataset", "model_type"} & panel.controls.keys()
+    assert not {"model", "model_type"} & panel.controls.keys() and panel.controls["dataset"].value == which.dataset
     args = panel.arguments("newllm")
     assert (
         args.dataset is (which.dataset if "messages" in DATASETS[which.dataset].columns else None)
@@ -153,12 +155,44 @@ def test_from_the_data_to_the_answers(make_panel, start, shown):
     folders = train_models(panel, sft)
     results.show_progress(panel, folders)
     assert "newllm before" in shown[1] and "newllm after" in shown[1] and "perplexity" in shown[2]
+    assert "bits per byte of the answers" in shown[2] and "newllm chat" not in shown[2]
 
     shown.clear()
     results.show_answers(panel, folders)
     table, sentence = shown
     assert table.count("<tr") == 12 and all(prompt.split("?")[0] in plain(table) for prompt in panel.stage.prompts)
     assert re.search(r"newllm before \d+, newllm after \d+", sentence)
+
+
+def test_the_verdict_says_the_bands_of_the_stage(make_panel, shown, monkeypatch):
+    monkeypatch.setitem(BANDS, "dolly", (1, 100_000, "", "train on with more --max_samples", ""))
+    panel = make_panel(stage.INSTRUCTIONS)
+    for name, value in {"num_parameters": 500_000, "tokenizer": "word", "vocab_size": None, "loss_on": "all"}.items():
+        panel.controls[name].set(value)
+    path = Path(panel.controls["data"].value)
+    rows = [json.loads(line)["messages"] for line in path.read_text().splitlines()]
+    dolly = [{"instruction": row[0]["content"], "context": "", "response": row[1]["content"]} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in dolly))
+    folders = train_models(panel, sft)
+    results.show_progress(panel, folders)
+    assert "comparable only to runs with the same words" in shown[2], "a file may be anything"
+    settings = read_settings(folders[0])
+    write_json(folders[0] / SETTINGS_FILE, settings | {"run": settings["run"] | {"text_source": "hub"}})
+    shown.clear()
+    results.show_progress(panel, folders)
+    assert "is good (1 to 100000): train on with more rows taken." in shown[1]
+
+
+def test_the_published_cell_is_trained_and_shown_beside_ours(make_panel, shown):
+    recipe = {"model_type": "newllm-reference", "num_parameters": 500_000}
+    panel = make_panel(dataclasses.replace(stage.INSTRUCTIONS, presets={"smoke": stage.CHAT_PRESETS["smoke"] | recipe}))
+    folders = train_models(panel, sft)
+    assert [folder.name for folder in folders] == ["newllm", "newllm-reference"]
+    shown.clear()
+    results.show_progress(panel, folders)
+    results.show_answers(panel, folders)
+    results.show_comparison(folders)
+    assert all("newllm-reference" in html for html in (shown[0], shown[2], shown[4]))
 
 
 def test_new_models_have_no_before(make_panel, shown):

@@ -7,9 +7,17 @@ import pytest
 import torch
 
 from newllm_lib.colab.panel import estimate
-from newllm_lib.colab.panel.estimate import DATA_SIZES, MeasuredUpdate, bytes_per_token, gpu_phrase, measured_update
+from newllm_lib.colab.panel.estimate import (
+    STAND_IN_SIZES,
+    WIKITEXT_OFFLINE,
+    MeasuredUpdate,
+    bytes_per_token,
+    gpu_phrase,
+    measured_update,
+)
 from newllm_lib.colab.panel.stage import DIALOGUE
 from newllm_lib.data.conversations import load_conversations
+from newllm_lib.data.sources import CONVERSATION_DATASETS, DATASETS
 from newllm_lib.data.text import load_text
 from newllm_lib.models import build_config, build_model
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, prepare, pretrain
@@ -42,13 +50,22 @@ def test_updates_of_a_run_by_epochs_are_near_and_said_to_be_about(text_file):
 def test_the_known_sizes_of_the_offline_data_are_right():
     pytest.importorskip("chitchat_dataset")
     size = sum(len(text.encode()) for text in load_text("offline").train.strings())
-    assert DATA_SIZES["wikitext", "offline"].bytes == pytest.approx(size, rel=0.01)
+    assert WIKITEXT_OFFLINE.bytes == pytest.approx(size, rel=0.01)
     for dataset in ("dailydialog", "dolly"):
         sizes = [sum(len(m["content"]) for m in messages) for messages in load_conversations(dataset, "offline").train]
-        known = DATA_SIZES[dataset, "offline"]
+        known = STAND_IN_SIZES[DATASETS[dataset].offline]
         # The standard library's documentation differs between releases of Python.
         assert known.conversations == pytest.approx(len(sizes), rel=0.25)
         assert known.bytes == pytest.approx(sum(sizes), rel=0.35)
+
+
+def test_the_size_of_every_dataset_is_known_on_the_hub():
+    assert estimate.DATA_SIZES.keys() == DATASETS.keys()
+    for name in CONVERSATION_DATASETS:
+        entry, known = DATASETS[name], estimate.DATA_SIZES[name]
+        rows = entry.sources[0].rows.get("train", entry.about)
+        held_out = 0 if "validation" in entry.sources[0].splits else 0.05
+        assert known.conversations == pytest.approx(rows * (1 - held_out), rel=0.001), name
 
 
 def test_every_preset_has_its_parameters_minutes_and_disk(text_file):

@@ -13,8 +13,8 @@ from newllm_lib.colab.page.languages import japanese, text, use_language
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.colab.panel import controls, settings_panel, stage
 from newllm_lib.colab.panel.controls import help_of, label_of, metadata_of, settings_fields
-from newllm_lib.colab.panel.preference_panel import PreferencePanel
 from newllm_lib.colab.panel.settings_panel import last_language, read_panel_file
+from newllm_lib.data.sources import DATASETS
 from newllm_lib.errors import InputError
 
 COLAB = Path(languages.__file__).parents[1]
@@ -46,9 +46,10 @@ def literal_texts() -> set[str]:
 def panel_texts() -> set[str]:
     """Every name and help text of every stage's panel."""
     offered = {found.folder: settings_fields(found.arguments) for found in STAGES}
-    fields = [f for found in STAGES for f in offered[found.folder] if f.name not in {*found.fixed, *found.hidden}]
+    fields = [f for found in STAGES for f in offered[found.folder] if f.name not in found.hidden]
     words = {words for f in fields for words in (label_of(f.name), help_of(f), metadata_of(f)["group"])}
-    words |= {*PreferencePanel.preset_titles.values(), *controls.PLACEHOLDERS.values(), controls.PATH}
+    words |= {*controls.PRESET_TITLES.values(), *controls.PLACEHOLDERS.values(), controls.PATH}
+    words |= {said for entry in DATASETS.values() for said in (entry.language, entry.good_for)}
     return words | {*controls.CHOICE_LABELS.values(), controls.AUTOMATIC, controls.BY_EPOCHS}
 
 
@@ -62,13 +63,15 @@ def test_a_translation_fills_in_the_same_values():
         names = [sorted(re.findall(r"\{(\w+)\}", sentence)) for sentence in (english, translation)]
         assert names[0] == names[1], english
         assert english.count("<b>") == translation.count("<b>") == translation.count("</b>"), english
-        assert english.startswith((" ", "Smoke", "Demo", "Quick", "Standard", "Long")) or JAPANESE.search(translation)
+        assert english.startswith((" ", "Smoke", "Demo", "Quick", "Standard", "Long", "Published")) or JAPANESE.search(
+            translation
+        )
 
 
 def test_no_translation_is_left_over():
     source = " ".join(path.read_text(encoding="utf-8") for path in COLAB.rglob("*.py"))
     source = re.sub(r'"\s*\n\s*f?"', "", source.replace("{{", "{").replace("}}", "}"))  # texts over several lines
-    made_of_parts = ("No finished model of notebook",)
+    made_of_parts = ("No finished model of notebook", "models go on from {run}.")
     unused = [english for english in japanese().keys() - panel_texts() if english not in source]
     assert [english for english in unused if not any(part in english for part in made_of_parts)] == []
 

@@ -10,7 +10,8 @@ from newllm_lib.errors import InputError
 
 def test_every_entry_is_whole():
     for name, entry in DATASETS.items():
-        assert entry.sources and entry.columns and entry.licence, name
+        assert entry.sources and entry.columns and entry.licence and entry.language and entry.good_for, name
+        assert entry.about or any("train" in source.rows for source in entry.sources), f"{name} has no size"
         assert entry.template in TEMPLATES
         meanings = columns_read(dict.fromkeys(entry.columns, "x")).keys()
         assert entry.columns == ("text",) or meanings & {"turns", "answer"}, (

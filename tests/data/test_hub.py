@@ -208,3 +208,15 @@ def test_the_hubs_test_split_chooses_nothing(served, monkeypatch, name, rows, tr
     numbers = [number for side in (splits.train, splits.validation) for number, _, _ in side.read(0)]
     assert sorted(numbers) == list(range(60)) and splits.test is splits.reported
     assert [talk[0]["content"] for talk in splits.test] == [f"Q{number}" for number in range(60, 80)]
+
+
+def test_what_is_held_out_of_a_stream_is_found_in_its_first_rows(served, monkeypatch):
+    entry = Dataset("MIT", (HubSource("big/data", "main"),), ("data",), streamed=True)
+    monkeypatch.setitem(DATASETS, "ultrachat-full", entry)
+    monkeypatch.setattr("newllm_lib.data.conversations.STREAM_HELD_OUT", 60)
+    served["big/data"] = {"train": [{"id": str(number), "data": [f"Q{number}", "A"]} for number in range(100)]}
+    splits = load_conversations("ultrachat-full", held_out_share=0.3)
+    held_out, trained = ([number for number, _, _ in side.read(0)] for side in (splits.validation, splits.train))
+    assert held_out and max(held_out) < 60 <= max(trained), "the training split goes on to the end"
+    assert not {*held_out} & {*trained} and {*range(60)} <= {*held_out, *trained}
+    assert "30% of the first 60 rows are held out" in splits.note

@@ -17,15 +17,15 @@ from ..page.pieces import escape, html_widget, slider_options, small_html
 LABELS = {
     "trials": "trials", "search_beta": "beta", "search_learning_rate": "learning rate", "search_lora_r": "rank",
     "search_loss_type": "loss", "data_source": "data", "data": "your file", "eval_data": "held-out file",
-    "test_data": "test file", "skip_bad_rows": "skip bad rows", "dataset": "dataset", "pairs": "pairs",
-    "max_samples": "rows taken",
-    "tokenizer": "tokenizer", "vocab_size": "vocabulary", "max_length": "row length",
+    "test_data": "test file", "skip_bad_rows": "skip bad rows", "dataset": "dataset", "mix": "mix in", "pairs": "pairs",
+    "max_samples": "rows taken", "tokenizer": "tokenizer", "vocab_size": "vocabulary", "max_length": "row length",
     "num_parameters": "parameters", "num_layers": "layers", "model": "base model", "load_in_4bit": "4 bit",
     "lora_r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout of the adapters",
     "repetition_penalty": "repetition penalty", "distill_weight": "held to the base", "temperature": "temperature",
     "rehearsal_ratio": "rehearsal", "rehearsal_data": "file to rehearse",
     "rehearsal_eval_data": "file for forgetting", "beta": "beta", "loss_type": "loss", "loss_on": "learn",
     "max_steps": "updates", "num_train_epochs": "epochs", "learning_rate": "learning rate",
+    "scale_learning_rate": "scale it with the batch",
     "sft_epochs": "all answers first", "sft_weight": "weight of the chosen",
     "per_device_train_batch_size": "batch size", "gradient_accumulation_steps": "accumulation",
     "activation_checkpointing": "compute twice", "warmup_steps": "warm-up",
@@ -34,6 +34,7 @@ CHOICE_LABELS = {"file": "my file", "assistant": "the assistant's words", "all":
 PRESET_TITLES = {
     "smoke": "Smoke: does everything run?", "demo": "Demo: a first look", "quick": "Quick: for a CPU",
     "standard": "Standard: for a GPU", "long": "Long: for a GPU and more time",
+    "published": "Published: the usual recipe",
 }  # fmt: skip
 PATH = "path, for example /content/my_text.txt"
 PLACEHOLDERS = {"model": "empty: Gemma-2B, offline Gemma 3 270M", "dataset": "empty: generated Japanese pairs"}
@@ -195,6 +196,12 @@ def relabel(widget: widgets.Widget, options: Sequence[tuple[str, Any]]) -> None:
     widget.value = value
 
 
+def title_of(preset: str) -> str:
+    """What a preset is called, in the session's language."""
+    title = PRESET_TITLES.get(preset)
+    return text(title) if title else text("Published: {name}", name=preset.removeprefix("published-"))
+
+
 def label_of(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
@@ -210,10 +217,11 @@ def _slider(field: dataclasses.Field, extra_values: Iterable[Any]) -> widgets.Wi
         )
         return widgets.SelectionSlider(options=options, value=default, **common)
     if kind is int:
-        return widgets.IntSlider(min=int(low), max=int(high), value=field.default, **common)
+        return widgets.IntSlider(min=int(low), max=int(max([high, *extra_values])), value=field.default, **common)
     round_numbers = (float(f"{digit}e{power}") for power in range(-9, 9) for digit in (1, 2, 5))
     step = next(number for number in round_numbers if number >= (high - low) / 50 * (1 - 1e-9))
     form = f".{max(-math.floor(math.log10(step)), 0)}f"
+    high = max([high, *extra_values])
     return widgets.FloatSlider(min=low, max=high, step=step, value=field.default, readout_format=form, **common)
 
 

@@ -18,7 +18,8 @@ from ...adapters.base_model import open_tokenizer
 from ...adapters.lora import add_adapters
 from ...adapters.memory_budget import memory_budget
 from ...adapters.qlora_lwf import QloraLwfArguments
-from ...data.sources import HELD_OUT_SHARE
+from ...data.mix import parse_mix
+from ...data.sources import DATASETS, HELD_OUT_SHARE
 from ...data.tokenizer import DEFAULT_VOCAB_SIZE
 from ...errors import InputError
 from ...models import build_config, build_model, count_parameters
@@ -49,16 +50,16 @@ class DataSize(NamedTuple):
     conversations: int | None = None
 
 
-# (dataset, source) -> its training split. Offline sizes are counted, the hub's bytes estimated.
-CHITCHAT, DOCUMENTATION = DataSize(12_720_000, 3_800), DataSize(587_000, 3_252)
+# A dataset's training split on the hub, its bytes estimated; and what stands in for it offline, which is counted.
 DATA_SIZES = {
-    ("wikitext", "hub"): DataSize(10_900_000), ("wikitext", "offline"): DataSize(12_110_594),
-    ("wikitext", "random"): DataSize(24_000),
-    ("dailydialog", "hub"): DataSize(5_800_000, 11_118), ("dailydialog", "offline"): CHITCHAT,
-    ("dolly", "hub"): DataSize(11_500_000, 14_260), ("dolly", "offline"): DOCUMENTATION,
-    ("ultrachat", "hub"): DataSize(1_240_000_000, 197_472), ("ultrachat", "offline"): CHITCHAT,
-    ("alpaca", "hub"): DataSize(38_000_000, 49_172), ("alpaca", "offline"): DOCUMENTATION,
+    "wikitext": DataSize(10_900_000), "dailydialog": DataSize(5_800_000, 11_118),
+    "dolly": DataSize(11_500_000, 14_260), "dolly-ja": DataSize(15_000_000, 14_250),
+    "ultrachat": DataSize(1_240_000_000, 197_472), "ultrachat-full": DataSize(8_800_000_000, 1_425_000),
+    "hh-rlhf": DataSize(133_000_000, 152_760), "alpaca": DataSize(38_000_000, 49_172),
+    "alpaca-ja": DataSize(20_000_000, 49_400), "codealpaca": DataSize(6_500_000, 19_021),
 }  # fmt: skip
+STAND_IN_SIZES = {"chitchat": DataSize(12_720_000, 3_800), "documentation": DataSize(587_000, 3_252)}
+WIKITEXT_OFFLINE = DataSize(12_110_594)  # ChitChat as running text
 
 
 class MeasuredUpdate(NamedTuple):
@@ -122,7 +123,9 @@ def minutes_phrase(seconds: float, models: int = 1) -> str:
     elif seconds >= 90:
         spoken = text("{minutes} minutes", minutes=f"{seconds / 60:.0f}")
     phrase = "about <b>{minutes}</b> here for all updates (one was measured), plus evaluations"
-    if models > 1:
+    if models > 2:
+        phrase = "about <b>{minutes}</b> here for all updates of all models (one was measured), plus evaluations"
+    elif models > 1:
         phrase = "about <b>{minutes}</b> here for all updates of both models (one was measured), plus evaluations"
     return text(phrase, minutes=spoken)
 
@@ -177,7 +180,7 @@ def phrases(arguments: dict[str, ModelArguments], measured: dict[str, MeasuredUp
         text("<b>{checkpoints}</b> checkpoints kept of each model", checkpoints=str(kept_checkpoints(args, updates))),
         disk_phrase(args, sum(saved_bytes(args, count, updates) for count in parameters.values())),
     ]
-    if measured:
+    if measured.keys() >= arguments.keys():
         seconds = sum(measured[model].seconds_of(count, tokens) for model, count in parameters.items())
         micro_batch = args.per_device_train_batch_size * args.max_length
         peaks = [measured[model].gpu_bytes_of(count, micro_batch) for model, count in parameters.items()]
@@ -221,7 +224,18 @@ _solved = functools.lru_cache(maxsize=256)(build_config)  # a slider asks for it
 def data_size(args: StageArguments) -> DataSize:
     if args.data is not None:
         return DataSize(int(Path(os.path.expanduser(args.data)).stat().st_size * (1 - HELD_OUT_SHARE)))
-    return DATA_SIZES[getattr(args, "dataset", "wikitext"), args.data_source]
+    there = size_of_dataset(getattr(args, "dataset", "wikitext"), args.data_source)
+    if getattr(args, "mix", None) is None:
+        return there
+    name, percent = parse_mix(args.mix)
+    other, count = size_of_dataset(name, args.data_source), round(there.conversations * percent / (100 - percent))
+    return DataSize(there.bytes + count * other.bytes // other.conversations, there.conversations + count)
+
+
+def size_of_dataset(dataset: str, source: str) -> DataSize:
+    if source == "hub":
+        return DATA_SIZES[dataset]
+    return WIKITEXT_OFFLINE if dataset == "wikitext" else STAND_IN_SIZES[DATASETS[dataset].offline]
 
 
 def taken_conversations(args: StageArguments) -> int | None:

@@ -13,6 +13,7 @@ from ...adapters.base_model import base_config, find_base_model
 from ...adapters.memory_budget import ModelSizes, check_memory, is_target, model_sizes
 from ...adapters.qlora_lwf import QloraLwfArguments
 from ...data.files import check_file, content_hash, read_rows
+from ...data.mix import parse_mix, same_data
 from ...data.sources import DATASETS, HubProblem, HubSource, find_data, find_dataset, first_answering
 from ...data.stand_ins import identity_of
 from ...errors import InputError
@@ -58,6 +59,15 @@ def resolve_source(
     return "offline", f"Data: {stand_in} stand in for {dataset}."
 
 
+def check_mix(mix: str, dataset: str, source: str) -> None:
+    """Raise InputError if what is mixed in is out of reach, or is what it is mixed into."""
+    name, _ = parse_mix(mix)
+    resolve_source(name, source, None)
+    stand_in = DATASETS[name].offline
+    if name == dataset or (source == "offline" and stand_in == DATASETS[dataset].offline):
+        raise same_data(mix, STAND_INS[stand_in] if source == "offline" else dataset)
+
+
 def dataset_of_file(dataset: str, path: str) -> str | None:
     """`dataset` if the file's first row has its columns, else None. Raises InputError: it cannot be read."""
     file = check_file(path, "data", rows_of="conversations")
@@ -65,7 +75,7 @@ def dataset_of_file(dataset: str, path: str) -> str | None:
     return dataset if isinstance(row, dict) and DATASETS[dataset].columns[0] in row else None
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def _answering(dataset: str) -> tuple[HubSource | None, HubProblem | None]:
     return first_answering(DATASETS[dataset])
 
@@ -78,11 +88,15 @@ def data_identity(args) -> str:
     dataset = getattr(args, "dataset", "wikitext")  # notebook 1's, which has no such setting
     if dataset in (None, GENERATED):
         return generator_identity(args.pairs, args.pairs_seed, args.held_out_share)
+    names = [dataset, *([parse_mix(args.mix)[0]] if getattr(args, "mix", None) else [])]
     if args.data_source == "hub":
-        source = (DATASETS.get(dataset) or find_dataset(dataset)).sources[0]
-        is_tested = "test" in source.splits and "validation" not in source.splits
-        return source.revision + (" and its test split" if is_tested else "")  # what is held out is another text then
-    return identity_of("random" if args.data_source == "random" else DATASETS[dataset].offline)
+        sources = [(DATASETS.get(name) or find_dataset(name)).sources[0] for name in names]
+        is_tested = any("test" in it.splits and "validation" not in it.splits for it in sources)
+        # What is held out is another text then.
+        return " ".join([*(it.revision for it in sources), *(["and its test split"] if is_tested else [])])
+    if args.data_source == "random":
+        return identity_of("random")
+    return " ".join(identity_of(DATASETS[name].offline) for name in names)
 
 
 def file_identity(path: str) -> str:
@@ -114,14 +128,12 @@ def finished_runs(runs: str | Path, folders: Sequence[str], models: Sequence[str
 
 
 def start_sentence(start: Path | None, folders: Sequence[str], models: Sequence[str]) -> str:
-    both = len(models) > 1
+    several = "All models" if len(models) > 2 else "Both models"
     if start is not None:
-        run = f"{start.parent.name}/{start.name}"
-        return text(
-            "Both models go on from {run}." if both else "{model} goes on from {run}.", model=models[0], run=run
-        )
+        goes_on = f"{several} go on from {{run}}." if len(models) > 1 else "{model} goes on from {run}."
+        return text(goes_on, model=models[0], run=f"{start.parent.name}/{start.name}")
     numbers = text(" or ").join(str(int(folder.split("_")[0])) for folder in folders)
-    whole = "both models are" if both else "{model} is"
+    whole = f"{several.lower()} are" if len(models) > 1 else "{model} is"
     unused = "No finished model of notebook {numbers} is used: " + whole + " trained from scratch."
     return text(unused, numbers=numbers, model=models[0])
 

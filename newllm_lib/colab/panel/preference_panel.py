@@ -10,7 +10,6 @@ from ...preferences.pairs import GENERATED
 from ...preferences.sweep import TRIALS_FILE, SweepArguments, check_optuna, read_trials
 from ..page.languages import text
 from ..page.notices import in_one_sentence
-from .controls import PRESET_TITLES
 from .lookups import chat_models, choose_model, resolve_source
 from .settings_panel import SettingsPanel, live_line_html
 from .stage import NotebookStage
@@ -20,8 +19,6 @@ NO_CHAT_MODEL = "No chat model is there yet: the cell below trains a small one f
 
 class PreferencePanel(SettingsPanel):
     """The panel of notebook 6. Its box `data` also says whether the hub is asked for the model."""
-
-    preset_titles = {**PRESET_TITLES, "published": "Published: the usual recipe"}
 
     @in_one_sentence()
     def __init__(self, stage: NotebookStage, runs: str | Path):
@@ -66,7 +63,6 @@ class PreferencePanel(SettingsPanel):
     def refresh(self) -> None:
         super().refresh()
         values = self.values()
-        self.controls["dataset"].show_if(values["data_source"] != "file")
         self.controls["pairs"].show_if(_generates(values))
         self.controls["max_samples"].show_if(not _generates(values))
 

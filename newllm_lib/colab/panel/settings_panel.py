@@ -22,9 +22,18 @@ from ..page.languages import LANGUAGES, text, use_language
 from ..page.notices import error_html, in_one_sentence, say
 from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
 from ..storage import drive_copier
-from .controls import PRESET_TITLES, in_the_panels_words, make_control, metadata_of, relabel, settings_fields
+from .catalogue import DatasetControl, MixControl
+from .controls import in_the_panels_words, make_control, metadata_of, relabel, settings_fields, title_of
 from .estimate import MeasuredUpdate, count_model
-from .lookups import data_identity, dataset_of_file, file_identity, finished_runs, resolve_source, start_sentence
+from .lookups import (
+    check_mix,
+    data_identity,
+    dataset_of_file,
+    file_identity,
+    finished_runs,
+    resolve_source,
+    start_sentence,
+)
 from .minutes import minutes_of_preset
 from .stage import NotebookStage
 
@@ -32,9 +41,11 @@ from .stage import NotebookStage
 ENVIRONMENT = {"NEWLLM_DATA_SOURCE": "data_source", "NEWLLM_MODEL": "model"}
 # Where things come from is not a preset's business.
 NOT_OF_A_PRESET = (
-    "data_source", "data", "eval_data", "test_data", "skip_bad_rows", "dataset", "model", "rehearsal_data",
+    "data_source", "data", "eval_data", "test_data", "skip_bad_rows", "dataset", "mix", "model", "rehearsal_data",
     "rehearsal_eval_data",
 )  # fmt: skip
+# Left alone, these give a run's folder the name that it had before there were such settings.
+LATER_SETTINGS = ("mix", "scale_learning_rate")
 FIXED_VOCABULARIES = set(TOKENIZERS) - DEFAULT_VOCAB_SIZE.keys()
 FROM_SCRATCH = ""  # where a start model's run folder stands otherwise
 PANEL_FILE = "settings-panel.json"
@@ -48,29 +59,30 @@ class SettingsPanel:
     starts a new run, and going back continues the old one. The panel is kept there, too; NEWLLM_PRESET and
     NEWLLM_LANGUAGE come first. Raises InputError: these, or NEWLLM_DATA_SOURCE, name nothing we have."""
 
-    preset_titles = PRESET_TITLES
-
     @in_one_sentence()
     def __init__(self, stage: NotebookStage, runs: str | Path):
         self.stage, self.runs = stage, Path(runs)
-        self.presets = {name: stage.presets[name] for name in self.preset_titles if name in stage.presets}
-        self.output_dir, self.models = self.runs / stage.folder, stage.models
+        self.presets, self.output_dir = stage.presets, self.runs / stage.folder
         self.measured: dict[str, MeasuredUpdate] = {}
         self._filling = False
         # The model to go on with is chosen among the finished runs.
-        hidden = {*stage.fixed, *stage.hidden, *(["model"] if stage.continues else [])}
+        hidden = {*stage.hidden, *(["model"] if stage.continues else [])}
         fields = [field for field in settings_fields(stage.arguments) if field.name not in hidden]
         self.controls, boxes = {}, {}  # by field; their boxes by group
         for field in fields:
             of_presets = [preset[field.name] for preset in self.presets.values() if field.name in preset]
-            control = self.controls[field.name] = make_control(field, of_presets)
+            if field.name == "dataset" and stage.dataset:
+                control = DatasetControl(field, stage.dataset)
+            elif field.name == "mix":
+                control = MixControl(field)
+            else:
+                control = make_control(field, of_presets)
+            self.controls[field.name] = control
             boxes.setdefault(metadata_of(field)["group"], [widgets.HTML()]).append(control.box)
         self.defaults = {name: control.value for name, control in self.controls.items()}
-        self.starts = [*map(str, finished_runs(runs, stage.continues, self.models)), FROM_SCRATCH]
         wide = widgets.Layout(width="auto", flex="1 1 240px")
         self.preset = widgets.Dropdown(options=list(self.presets), layout=wide)
-        self.start = widgets.Dropdown(options=self.starts, layout=wide)
-        self.newest = self.start.value
+        self.start = widgets.Dropdown(layout=wide)
         languages = [(name, code) for code, name in LANGUAGES.items()]
         self.language = widgets.ToggleButtons(options=languages, style={"button_width": "auto"})
         self.reset = button("", self._apply_preset, "150px")
@@ -98,11 +110,7 @@ class SettingsPanel:
         self._take_form(language, preset)
         self.line.value = live_line_html([text("One update is measured ...")])
         display(self.box)
-        try:
-            self.measured = self.stage.measure({model: self.arguments(model) for model in self.models})
-        except InputError:
-            self.measured = {}  # the live line says what is wrong
-        self.refresh()
+        self._measure()
         if self.stage.continues:
             say(start_sentence(self.start_run, self.stage.continues, self.models), "ok" if self.start_run else "note")
         file = str(self.output_dir / PANEL_FILE)
@@ -123,6 +131,12 @@ class SettingsPanel:
             self.preset.value = preset
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """What is trained: the stage's models and after them, if it is another, the one that the preset is for."""
+        model = self.presets[self.preset.value].get("model_type")
+        return self.stage.models if model in (None, *self.stage.models) else (*self.stage.models, model)
+
+    @property
     def start_run(self) -> Path | None:
         """The run whose models are trained on, None for new ones."""
         return Path(self.start.value) if self.start.value != FROM_SCRATCH else None
@@ -135,9 +149,12 @@ class SettingsPanel:
         values = {name: control.value for name, control in self.controls.items()}
         if values["data_source"] != "file":
             values |= {"data": None, "eval_data": None, "test_data": None}
+        elif self.stage.dataset and "dataset" in values:
+            # The dataset is the template of a file's rows, if they have its columns.
+            values |= {"dataset": self.stage.dataset, "mix": None}
         if values.get("tokenizer") in FIXED_VOCABULARIES:
             values["vocab_size"] = None
-        values = {**self.presets[self.preset.value], **values, **self.stage.fixed}
+        values = {**self.presets[self.preset.value], **values}
         if self.start_run is not None:
             values = {name: value for name, value in values.items() if name not in OF_THE_MODEL}
             del values["tokenizer"]  # the model brings its own
@@ -151,7 +168,7 @@ class SettingsPanel:
             values["model_type"] = model_type
         if (start := self.start_model(model_type)) is not None:
             values["model"] = str(start)
-        elif values.get("num_layers") is not None and values["num_parameters"] is None:
+        elif model_type in self.stage.models and values.get("num_layers") and values["num_parameters"] is None:
             # Given layers change the default New-LLM's size, which the library would not match with the others.
             default = self.stage.arguments(**{**values, "model_type": self.models[0]})
             values["num_parameters"] = count_model(default)
@@ -161,6 +178,7 @@ class SettingsPanel:
         # to each model, such as its learning rate, does not part the models of a run.
         ran = args.run_settings()
         settings = {name: None if value is None else ran[name] for name, value in values.items() if name in ran}
+        settings = {name: value for name, value in settings.items() if value or name not in LATER_SETTINGS}
         settings |= {"batch": args.effective_batch_size, "model_type": None, "text": data_identity(args), **found}
         if self.start_run is not None:
             weights = [self.start_model(model) / "model.safetensors" for model in self.models]
@@ -172,10 +190,13 @@ class SettingsPanel:
     def _settled(self, values: dict[str, Any]) -> tuple[dict[str, Any], str]:
         """(what the settings that leave a choice come to, what the user should know about it)."""
         files = values["data"], values["eval_data"], values["test_data"]
-        source, note = resolve_source(self.stage.dataset, values["data_source"], *files)
+        dataset = values.get("dataset") or self.stage.dataset
+        source, note = resolve_source(dataset, values["data_source"], *files)
+        if values.get("mix"):
+            check_mix(values["mix"], dataset, source)
         found = {"data_source": source}
         if "dataset" in values and values["data"] is not None:
-            found["dataset"] = dataset_of_file(self.stage.dataset, values["data"])
+            found["dataset"] = dataset_of_file(dataset, values["data"])
         return found, note
 
     def _speak(self) -> None:
@@ -183,9 +204,8 @@ class SettingsPanel:
         self._filling = True  # new names for the choices set them back for a moment
         for control in self.controls.values():
             control.speak()
-        relabel(self.preset, [(text(self.preset_titles[name]), name) for name in self.presets])
-        new = text("nothing: train new models")
-        relabel(self.start, [("/".join(Path(run).parts[-2:]) if run else new, run) for run in self.starts])
+        relabel(self.preset, [(title_of(name), name) for name in self.presets])
+        relabel(self.start, self._named_starts())
         self._filling = False
         for group, column in self.columns.items():
             column.children[0].value = f'<div style="{GROUP_STYLE}">{escape(text(group))}</div>'
@@ -193,6 +213,25 @@ class SettingsPanel:
             title.value = f"<b>{text(name)}</b>"
         self.reset.description = text("Reset to preset")
         self.refresh()
+
+    def _measure(self) -> None:
+        try:
+            self.measured = self.stage.measure({model: self.arguments(model) for model in self.models})
+        except InputError:
+            self.measured = {}  # the live line says what is wrong
+        self.refresh()
+
+    def _offer_starts(self) -> None:
+        """Offer the finished runs of all models. A recipe for a model of its own begins with a new one."""
+        self.starts = [*map(str, finished_runs(self.runs, self.stage.continues, self.models)), FROM_SCRATCH]
+        self.newest = self.starts[0] if self.models == self.stage.models else FROM_SCRATCH
+        self.offered = self.models
+        self.start.options = self._named_starts()
+        self.start.value = self.newest
+
+    def _named_starts(self) -> list[tuple[str, str]]:
+        new = text("nothing: train new models")
+        return [("/".join(Path(run).parts[-2:]) if run else new, run) for run in self.starts]
 
     def _restore(self) -> None:
         """Start from the preset that is asked for, then what the panel's file holds for it."""
@@ -207,6 +246,7 @@ class SettingsPanel:
                 raise InputError(f"NEWLLM_PRESET has to be one of {', '.join(self.presets)}, got {preset!r}.")
             preset, saved = "quick", {}
         self.preset.value = preset
+        self._offer_starts()
         self._fill({**self.defaults, **self.presets[preset]})
         for name, value in saved["values"].items() if saved.get("preset") == preset else ():
             with suppress(InputError):  # written by another version: the preset's value stands
@@ -223,12 +263,17 @@ class SettingsPanel:
                 self.controls[name].set(value)
 
     def _apply_preset(self) -> None:
-        """The preset's values, but for where text and models come from."""
-        values = {**self.defaults, **self.presets[self.preset.value]}
+        """The preset's values, but for where text and models come from, unless it names them."""
+        kept = {name: value for name, value in self.defaults.items() if name not in NOT_OF_A_PRESET}
+        trains_others = self.models != self.offered
         self._filling = True
-        self._fill({name: value for name, value in values.items() if name not in NOT_OF_A_PRESET})
+        self._fill({**kept, **self.presets[self.preset.value]})
+        if trains_others:
+            self._offer_starts()
         self._filling = False
         self.refresh()
+        if trains_others and self.measured:
+            self._measure()
 
     def refresh(self) -> None:
         """Show what the settings hide, keep them, and write the live line."""
@@ -237,6 +282,8 @@ class SettingsPanel:
         values = {name: control.value for name, control in self.controls.items()}
         for name in ("data", "eval_data", "test_data", "skip_bad_rows"):
             self.controls[name].show_if(values["data_source"] == "file")
+        for name in {"dataset", "mix"} & self.controls.keys():
+            self.controls[name].show_if(values["data_source"] != "file")
         for name in {"tokenizer", *OF_THE_MODEL} & self.controls.keys():
             self.controls[name].show_if(self.start_run is None)
         if values.get("tokenizer") in FIXED_VOCABULARIES:
@@ -253,6 +300,9 @@ class SettingsPanel:
         try:
             arguments = {model: self.arguments(model) for model in self.models}
             parts = self.stage.phrases(arguments, self.measured)
+            if any(args.scale_learning_rate for args in arguments.values()):
+                rates = dict.fromkeys(f"{args.peak_learning_rate:.3g}" for args in arguments.values())
+                parts.append(text("learning rate <b>{rates}</b>", rates=", ".join(rates)))
             _, note = self._settled(self.values())
         except InputError as error:
             return error_html(error, in_the_panels_words)

@@ -22,7 +22,7 @@ class NotebookStage:
     presets: dict[str, dict[str, Any]]  # name -> values of settings
     prepare: Callable[[Any], PreparedRun]  # loads data, tokenizer and model; trains nothing
     models: tuple[str, ...]  # trained one after the other, on the same data
-    dataset: str  # its name in the catalogue; "" where the panel offers several
+    dataset: str  # the one of the catalogue that the panel begins with; "" where there are pairs
     continues: tuple[str, ...] = ()  # notebooks whose finished models it goes on with, the preferred one first
     prompts: tuple[str, ...] = ()  # what the models are asked before and after
     # Raises InputError for settings that cannot be run; returns what a look outside adds to the run's identity.
@@ -32,20 +32,21 @@ class NotebookStage:
     phrases: Callable[[dict[str, Any], dict[str, Any]], list[str]] = estimate.phrases
     hidden: tuple[str, ...] = ()  # settings that the panel does not offer
 
-    @property
-    def fixed(self) -> dict[str, Any]:
-        """Settings that the notebook decides, not the person before it."""
-        names = {field.name for field in dataclasses.fields(self.arguments)}
-        return {"dataset": self.dataset} if self.dataset and "dataset" in names else {}
 
-
+# The published recipes are those of the published cell.
+TEXT_PRESETS = {
+    name: {"model_type": "newllm-reference", **values} if name.startswith("published") else values
+    for name, values in pretrain.PRESETS.items()
+}
 PRETRAIN = NotebookStage(
-    "01_pretrain", pretrain.PretrainArguments, pretrain.PRESETS, pretrain.prepare,
+    "01_pretrain", pretrain.PretrainArguments, TEXT_PRESETS, pretrain.prepare,
     models=("newllm", "tiny-gpt2"), dataset="wikitext",
 )  # fmt: skip
-# A new model, where there is none to go on with, is as large as notebook 1 would make it.
+# A new model, where there is none to go on with, is as large as notebook 1 would make it; a published one as published.
 CHAT_PRESETS = {
-    name: {size: value for size, value in pretrain.PRESETS.get(name, {}).items() if size in sft.OF_THE_MODEL} | values
+    name: values
+    if name.startswith("published")
+    else {size: value for size, value in pretrain.PRESETS.get(name, {}).items() if size in sft.OF_THE_MODEL} | values
     for name, values in sft.PRESETS.items()
 }
 DIALOGUE = NotebookStage(
@@ -90,7 +91,7 @@ PREFERENCES = NotebookStage(
 )  # fmt: skip
 EXPERIMENTS = dataclasses.replace(
     PREFERENCES, folder="07_dpo_experiments", arguments=sweep.SweepArguments, models=("trials",),
-    hidden=("beta", "learning_rate", "lora_r", "loss_type"),  # they are searched
+    hidden=("beta", "learning_rate", "scale_learning_rate", "lora_r", "loss_type"),  # they are searched
     presets={
         "smoke": {**dpo.PRESETS["smoke"], "trials": 3, "max_steps": 6},
         "demo": {**dpo.PRESETS["demo"], "trials": 4, "max_steps": 30},
