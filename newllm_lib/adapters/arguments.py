@@ -57,7 +57,7 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
     }
 
     model: str | None = setting(
-        None, "Id on the hub, a folder, or gemma-3-270m; none: Gemma-2B, offline Gemma 3 270M.", "Model"
+        None, "Id on the hub, a folder, or gemma-3-270m; none: Gemma-2B, without GPU or hub Gemma 3 270M.", "Model"
     )
     load_in_4bit: bool = setting(True, "Hold the base in 4 bit (NF4): a quarter of the memory.", "Model")
     lora_dropout: float = setting(0.05, "Share of the adapters' inputs dropped.", "Model", low=0.0, high=0.5)

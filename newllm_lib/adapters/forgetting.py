@@ -14,7 +14,7 @@ from ..models.frozen_head import adapters_off
 PROMPTS = (
     "Explain in simple terms why people need sleep.",
     "What are the main factors that support an economy?",
-    "What are common causes of depression?",
+    "What were the main causes of the Great Depression?",
     "Write a Python function that returns the prime numbers up to n.",
     "Make a table of the GDP of three large countries.",
 )

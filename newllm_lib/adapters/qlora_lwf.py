@@ -61,7 +61,7 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     text_source = args.data_source if args.data is None and args.rehearsal_data is None else "auto"
     files, names = (args.rehearsal_data, args.rehearsal_eval_data), ("rehearsal_data", "rehearsal_eval_data")
     rehearsal = load_text(text_source, *files, args.skip_bad_rows, names)
-    base = find_base_model(args.model, offline=args.data_source == "offline")
+    base = find_base_model(args.model, args.data_source == "offline", args.load_in_4bit, args.use_cpu)
     tokenizer = open_tokenizer(base)
     template = "instruction" if args.dataset is None else splits.template
     tokenizer.chat_template, replaced = learnable_template(tokenizer, template)

@@ -35,7 +35,7 @@ PRESET_TITLES = {
     "standard": "Standard: for a GPU", "long": "Long: for a GPU and more time",
 }  # fmt: skip
 PATH = "path, for example /content/my_text.txt"
-PLACEHOLDERS = {"model": "empty: Gemma-2B, offline Gemma 3 270M", "dataset": "empty: generated Japanese pairs"}
+PLACEHOLDERS = {"model": "empty: Gemma-2B, on a CPU Gemma 3 270M", "dataset": "empty: generated Japanese pairs"}
 # What the panel needs to know beside our dataclasses, and fields of transformers that these say nothing about.
 EXTRA_METADATA = {
     "lora_alpha": {"steps": (4.0, 8.0, 16.0, 32.0, 64.0, 128.0)},
