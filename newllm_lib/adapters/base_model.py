@@ -2,8 +2,10 @@
 
 import os
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, ModelInfo, auth_check
@@ -27,7 +29,7 @@ from ..training.trained_model import (
     weight_files,
 )
 from . import offline_gemma
-from .lora import allow_old_torchao, four_bit_config, read_adapters, set_compute_dtype
+from .lora import NF4, allow_old_torchao, four_bit_config, read_adapters, set_compute_dtype
 
 # Gemma-2B by its ids in order of preference: 4 bit (2 GB), 16 bit (5 GB), the gated original, and an open model of
 # another family, so that a run that reaches the hub trains something. Which one it was is logged and saved. Without a
@@ -152,26 +154,32 @@ def open_tokenizer(base: BaseModel) -> PreTrainedTokenizerFast:
 
 
 def open_base(
-    base: BaseModel, four_bit: bool, device: Device | None = None, dtype: torch.dtype | None = None
+    base: BaseModel,
+    four_bit: bool,
+    device: Device | None = None,
+    dtype: torch.dtype | None = None,
+    settings: Mapping[str, Any] = NF4,
 ) -> PreTrainedModel:
-    """The base model, frozen, on the device: 4-bit linear layers multiply in `dtype`, None being the device's compute
-    dtype, in which everything that is not quantised is kept. Raises InputError: it cannot be loaded."""
+    """The base model, frozen, on the device: 4-bit linear layers, of the kind that the run's settings name, multiply in
+    `dtype`, None being the device's compute dtype, in which everything that is not quantised is kept. Raises
+    InputError: it cannot be loaded."""
     device = device or find_device()
     dtype = dtype or autocast_dtype(device) or torch.float32
     if four_bit and find_spec("bitsandbytes") is None:
         remedy = "run pip install 'newllm[qlora]', or give --load_in_4bit false"
         raise InputError(f"load_in_4bit needs the package bitsandbytes; {remedy}.", "NL-102")
-    options = {"quantization_config": four_bit_config(dtype)} if four_bit else {}
+    options = {"quantization_config": four_bit_config(dtype, settings)} if four_bit else {}
     model = read_weights(_local(base), base.revision, dtype=dtype, device_map={"": device.kind}, **options)
     if getattr(model, "is_loaded_in_4bit", False):
         set_compute_dtype(model, dtype)
     return model.requires_grad_(False)
 
 
-def open_to_tune(base: BaseModel, stage: str, four_bit: bool, device: Device, dtype: torch.dtype) -> PreTrainedModel:
+def open_to_tune(base: BaseModel, stage: str, four_bit: bool, *how: Any) -> PreTrainedModel:
     """The base model for adapters. Its dropout is off: the tuned model and the one it is held to are one network, and
-    at the start both have to say the same. Raises InputError: it cannot be loaded, or not be tuned by `stage`."""
-    model = open_base(base, four_bit, device, dtype)
+    at the start both have to say the same. `how` is as `open_base` has it. Raises InputError: it cannot be loaded, or
+    not be tuned by `stage`."""
+    model = open_base(base, four_bit, *how)
     set_dropout(model, 0.0)
     if problem := unlike_its_head(model):
         raise InputError(f"model {base.path!r} cannot be tuned by {stage}: {type(model).__name__} {problem}.")
@@ -216,7 +224,7 @@ def open_adapted(
     own = folder / REFERENCE_FOLDER
     named = session.get("model") if base is None else base
     found = find_base_model(str(own)) if own.is_dir() else base_of_run(run["base"], named)
-    model = open_base(found, run["load_in_4bit"], dtype=dtype)
+    model = open_base(found, run["load_in_4bit"], dtype=dtype, settings=run)
     if unpack and run["load_in_4bit"]:
         model.dequantize()
     adapted = read_adapters(model, folder)

@@ -47,7 +47,7 @@ def prepare(args: QloraLwfArguments) -> PreparedLwf:
     prepared = prepare_data(args)
     check_memory(args, model_sizes(base_config(prepared.base)))
     device = find_device(args.use_cpu)
-    model = open_to_tune(prepared.base, "qlora-lwf", args.load_in_4bit, device, args.compute_dtype)
+    model = open_to_tune(prepared.base, "qlora-lwf", args.load_in_4bit, device, args.compute_dtype, vars(args))
     set_seed(args.seed)  # of the adapters' first values
     model = add_adapters(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.targets)
     check_tokens_fit(model, prepared.tokenizer, prepared.base.path)
@@ -61,7 +61,7 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     text_source = args.data_source if args.data is None and args.rehearsal_data is None else "auto"
     files, names = (args.rehearsal_data, args.rehearsal_eval_data), ("rehearsal_data", "rehearsal_eval_data")
     rehearsal = load_text(text_source, *files, args.skip_bad_rows, names)
-    base = find_base_model(args.model, args.data_source == "offline", args.load_in_4bit, args.use_cpu)
+    base = find_base_model(args.model, args.data_source == "offline", args.in_usual_4bit, args.use_cpu)
     tokenizer = open_tokenizer(base)
     template = "instruction" if args.dataset is None else splits.template
     tokenizer.chat_template, replaced = learnable_template(tokenizer, template)
@@ -123,7 +123,7 @@ def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[
         other = f"teacher {args.teacher!r} has another tokenizer than {prepared.base.name}"
         raise InputError(f"{other}; both need the same.")
     device = find_device(args.use_cpu or args.teacher_on_cpu)
-    teacher = open_base(found, args.load_in_4bit and device.kind == "cuda", device, args.compute_dtype)
+    teacher = open_base(found, args.load_in_4bit and device.kind == "cuda", device, args.compute_dtype, vars(args))
     set_dropout(teacher, 0.0)
     return teacher, {"teacher_weights": found.identity}
 

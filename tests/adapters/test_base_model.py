@@ -132,10 +132,11 @@ def test_the_settings_of_a_run_decide_which_base_is_found(hub, package, monkeypa
     lookups._find.cache_clear()
     monkeypatch.setattr(qlora_lwf, "open_tokenizer", lambda base: pytest.fail(base.path))
     args = QloraLwfArguments(output_dir="unused", data_source="auto")
-    for args.load_in_4bit, args.use_cpu, path in (
-        (True, False, GEMMA_2B[0]),
-        (False, False, GEMMA_2B[1]),
-        (True, True, offline_gemma.NAME),
+    for args.load_in_4bit, args.bnb_4bit_quant_type, args.use_cpu, path in (
+        (True, "nf4", False, GEMMA_2B[0]),
+        (True, "fp4", False, GEMMA_2B[1]),
+        (False, "nf4", False, GEMMA_2B[1]),
+        (True, "nf4", True, offline_gemma.NAME),
     ):
         assert lookups.base_of(args).path == path
         with pytest.raises(pytest.fail.Exception, match=f"{path}$"):

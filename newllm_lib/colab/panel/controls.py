@@ -20,6 +20,7 @@ LABELS = {
     "skip_bad_rows": "skip bad rows", "dataset": "dataset", "pairs": "pairs", "max_samples": "rows taken",
     "tokenizer": "tokenizer", "vocab_size": "vocabulary", "max_length": "row length",
     "num_parameters": "parameters", "num_layers": "layers", "model": "base model", "load_in_4bit": "4 bit",
+    "bnb_4bit_quant_type": "4-bit values", "bnb_4bit_use_double_quant": "double quantisation",
     "lora_r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout of the adapters",
     "repetition_penalty": "repetition penalty", "distill_weight": "held to the base", "temperature": "temperature",
     "rehearsal_ratio": "rehearsal", "rehearsal_data": "file to rehearse",

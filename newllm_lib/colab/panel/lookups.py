@@ -151,7 +151,7 @@ def choose_model(model: str | None, data_source: str, runs: str | Path) -> tuple
 
 def base_of(args: AdapterArguments) -> BaseModel:
     """The base model that these settings lead to. Raises InputError: there is none within reach."""
-    in_4_bit = isinstance(args, QloraLwfArguments) and args.load_in_4bit
+    in_4_bit = isinstance(args, QloraLwfArguments) and args.in_usual_4bit
     return base_named(args.model, args.data_source == "offline", in_4_bit, args.use_cpu)
 
 
