@@ -151,6 +151,15 @@ def run_data(parser: SentenceParser, argv: Sequence[str]) -> None:
         print(data.inspect_dataset(**fields))
 
 
+def run_modules(parser: SentenceParser, argv: Sequence[str]) -> None:
+    parser.add_argument("model", nargs="?", help="folder, id on the hub, or gemma-3-270m; none: stage 5's own")
+    parser.add_argument("--rank", type=int, default=8, help="of the adapters whose parameters are counted")
+    fields = parser.parse(argv)
+    if fields.rank < 1:
+        raise InputError(f"rank has to be at least 1, got {fields.rank}.")
+    print(wing("adapters.modules").modules_table(fields.model, fields.rank))
+
+
 def run_evaluate(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_model_field(parser)
     add_text_fields(parser)
@@ -288,6 +297,7 @@ COMMANDS: dict[str, tuple[Callable[[SentenceParser, Sequence[str]], None], str]]
     "dpo": (partial(run_stage, "preferences.dpo"), "teach a chat model which of two answers is wanted"),
     "sweep": (partial(run_stage, "preferences.sweep"), "look for good settings of dpo: many short runs, one table"),
     "merge": (run_merge, "adapters and their base into one plain model"),
+    "modules": (run_modules, "the layers of a model that adapters can go on"),
     "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates; without a name, list those we know"),
     "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),
     "compare": (run_compare, "several models side by side: quality, speed, state, samples"),

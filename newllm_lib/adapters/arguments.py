@@ -24,7 +24,9 @@ class AdapterArguments(StageArguments):
     model: str | None = setting(None, "What the adapters are trained on.", session=True)
     lora_r: int = setting(8, "Rank of the adapters: how much they can learn.", "Model", low=2, high=64, log=True)
     lora_alpha: float = setting(16.0, "Adapters are scaled by alpha / rank.", "Model", low=4, high=128, log=True)
-    lora_target_modules: str = setting("all-linear", "Layers with adapters: all-linear, or names: q_proj,v_proj.")
+    lora_target_modules: str = setting(
+        "all-linear", "Layers with adapters: all-linear, or names that newllm modules lists."
+    )
     repetition_penalty: float = setting(
         1.1, "Of the answers this model gives; above 1: fewer repetitions.", "Answers", low=1.0, high=1.5
     )

@@ -91,7 +91,7 @@ def check_targets(model: PreTrainedModel, target_modules: str | list[str]) -> No
         if not named or not named <= linear:
             known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
             problem = f"lora_target_modules names {target!r}, which is no linear layer below this model's head"
-            raise InputError(f"{problem}; choose of {known}, or all-linear.")
+            raise InputError(f"{problem}; choose of {known}, or all-linear (newllm modules has their sizes).")
 
 
 def lora_config(
