@@ -21,7 +21,7 @@ from ..training.run import PreparedRun, opened_run, prepare_once
 from ..training.trained_model import check_tokens_fit
 from .arguments import PRESETS, QloraLwfArguments
 from .base_model import base_config, find_base_model, open_base, open_to_tune, open_tokenizer
-from .forgetting import PROMPTS, replies_before_and_after
+from .forgetting import PROMPTS, layer_changes, replies_before_and_after
 from .lora import RankSchedule, add_adapters, save_generation_settings
 from .memory_budget import check_memory, model_sizes
 from .mixture import ExampleMix, conversation_examples, in_paragraphs, text_examples
@@ -90,7 +90,7 @@ def qlora_lwf(args: QloraLwfArguments, callbacks: tuple[TrainerCallback, ...] = 
 
     Returns:
         The run folder: the best adapters with tokenizer and chat template, settings, metrics log, curves, model card,
-        and forgetting.json: metrics and answers before and after.
+        and forgetting.json: metrics and answers before and after, and how much each layer changed.
 
     Raises:
         InputError: bad input, before any long work.
@@ -143,7 +143,7 @@ def before_and_after(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -
         after = {**dataclasses.asdict(tuned), "kl_to_base": divergence}
         measured[name] = {"text": documents.origin, "before": dataclasses.asdict(before), "after": after}
     replies = replies_before_and_after(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS)
-    write_json(folder / FORGETTING_FILE, {**measured, **replies})
+    write_json(folder / FORGETTING_FILE, {**measured, **replies, "layers": layer_changes(model)})
     metrics = {name: value for name, value in measured["new_task"]["after"].items() if name != "kl_to_base"}
     return metrics, {"forgetting": forgetting, "answers_ended": replies["ended_by_themselves"]}
 
