@@ -120,6 +120,14 @@ def run_stage(name: str, parser: SentenceParser, argv: Sequence[str]) -> None:
     stage(parse_stage(stage.__annotations__["args"], module.PRESETS, parser.prog, argv))
 
 
+def run_sweep(parser: SentenceParser, argv: Sequence[str]) -> None:
+    """The fields of a sweep are those of the stage that it is of."""
+    module = wing("preferences.sweep")
+    first = SentenceParser(prog=parser.prog, allow_abbrev=False, add_help=False)
+    first.add_argument("--stage", choices=module.STAGES, default="dpo")
+    module.sweep(parse_stage(*module.STAGES[first.parse_known_args(argv)[0].stage], parser.prog, argv))
+
+
 def run_merge(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_model_field(parser)
     parser.add_argument("--output_dir", required=True, help="folder for the merged model; must not exist yet")
@@ -295,7 +303,7 @@ COMMANDS: dict[str, tuple[Callable[[SentenceParser, Sequence[str]], None], str]]
     "qlora-lwf": (partial(run_stage, "adapters.qlora_lwf"),
                   "teach a large model in 4 bit a new task, keeping what it knew"),
     "dpo": (partial(run_stage, "preferences.dpo"), "teach a chat model which of two answers is wanted"),
-    "sweep": (partial(run_stage, "preferences.sweep"), "look for good settings of dpo: many short runs, one table"),
+    "sweep": (run_sweep, "look for good settings of dpo, sft or qlora-lwf: many short runs, one table"),
     "merge": (run_merge, "adapters and their base into one plain model"),
     "modules": (run_modules, "the layers of a model that adapters can go on"),
     "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates; without a name, list those we know"),

@@ -15,7 +15,8 @@ from ..page.pieces import escape, html_widget, slider_options, small_html
 
 # What the panel calls a field where its own name would not tell a student; also the order of the panel.
 LABELS = {
-    "trials": "trials", "search_beta": "beta", "search_learning_rate": "learning rate", "search_lora_r": "rank",
+    "trials": "trials", "search": "what is tried", "grid_points": "values of a range",
+    "search_beta": "beta", "search_learning_rate": "learning rate", "search_lora_r": "rank",
     "search_loss_type": "loss", "data_source": "data", "data": "your file", "eval_data": "held-out file",
     "skip_bad_rows": "skip bad rows", "dataset": "dataset", "pairs": "pairs", "max_samples": "rows taken",
     "tokenizer": "tokenizer", "vocab_size": "vocabulary", "max_length": "row length",
