@@ -224,6 +224,8 @@ def run_generate(parser: SentenceParser, argv: Sequence[str]) -> None:
 def run_chat(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_sampling_fields(parser)
     parser.add_argument("--repetition_penalty", type=float, help="above 1: fewer repetitions; as trained if left out")
+    kinds = "json, a .json file with a JSON schema, or a regular expression"
+    parser.add_argument("--answer_format", help=f"what replies keep to: {kinds} (newllm[formats])")
     fields = vars(parser.parse(argv))
     from .chat import Chat
     from .training.trained_model import open_model
