@@ -1,12 +1,6 @@
 """Notebook 5: a panel that names the base, the adapters and the GPU's memory without opening a model; the terms."""
 
-import ast
-import json
-import os
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 from chats import write_conversations
@@ -26,7 +20,6 @@ from newllm_lib.errors import InputError
 from newllm_lib.training.device import KB, MB, Device, find_device
 from newllm_lib.training.trained_model import BaseModel
 
-ROOT = Path(__file__).parents[2]
 SLIDERS = {
     "model", "load_in_4bit", "lora_r", "lora_alpha", "lora_dropout", "distill_weight", "temperature",
     "rehearsal_ratio", "rehearsal_data", "rehearsal_eval_data", "repetition_penalty", "max_steps", "learning_rate",
@@ -226,29 +219,6 @@ def test_terms_are_shown_before_the_first_use_and_only_then(make_panel, package,
     shown.clear()
     preview.show_base_model(panel)
     assert len(shown) == 1
-
-
-@pytest.mark.skipif(shutil.which("sh") is None, reason="there is no shell")
-def test_the_install_cell_brings_the_small_gemma_where_there_is_no_gpu(tmp_path, monkeypatch):
-    notebook = json.loads((ROOT / "notebooks" / "05_qlora_lwf_gemma.ipynb").read_text(encoding="utf-8"))
-    (cell,) = [cell for cell in notebook["cells"] if cell["id"] == "install"]
-    (line,) = [line.strip() for line in cell["source"] if line.lstrip().startswith("extras = ")]
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    tool = tmp_path / "nvidia-smi"
-    for says, expected in (("GPU 0: Tesla T4", "offline,qlora"), ("No devices", "offline,qlora,offline-gemma")):
-        tool.write_text(f"#!/bin/sh\necho '{says}'\n")
-        tool.chmod(0o755)
-        names = {"subprocess": subprocess}
-        exec(line, names)
-        assert names["extras"] == expected and set(expected.split(",")) <= known_extras()
-    assert "280 MB" in cell["source"][0]
-
-
-def known_extras() -> set[str]:
-    nodes = ast.walk(ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")))
-    return next(
-        set(ast.literal_eval(n.value)) for n in nodes if isinstance(n, ast.Assign) and n.targets[0].id == "EXTRAS"
-    )
 
 
 def test_another_model_needs_no_terms(make_panel, monkeypatch):

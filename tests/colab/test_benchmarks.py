@@ -1,12 +1,17 @@
 """Benchmarks of notebook 5: nothing happens unless they are named; then base and tuned model are asked the same."""
 
+import json
+import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 from newllm_lib.colab import benchmarks
 from newllm_lib.stages import evaluate as stage
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -69,3 +74,12 @@ def test_a_metric_without_an_error_is_shown():
     assert benchmarks.benchmark_rows(["a.yaml"], figures, figures)[1:] == [
         ["own: word_perplexity", "12.500", "12.500", "-"]
     ]
+
+
+def test_run_all_downloads_nothing_large_whose_size_no_text_names():
+    notebook = json.loads((ROOT / "notebooks" / "05_qlora_lwf_gemma.ipynb").read_text(encoding="utf-8"))
+    texts = {cell["id"]: "".join(cell["source"]) for cell in notebook["cells"]}
+    assert "Run all downloads 2 GB for Gemma-2B, or 280 MB without a GPU" in " ".join(texts["card"].split())
+    assert "280 MB" in texts["about-machine"], "the text above the install cell"
+    assert re.search(r"^#@title .*2 GB in 4 bit, 5 GB in 16", texts["train"])
+    assert 'benchmarks = ""' in texts["benchmarks"] and "100 MB" in texts["benchmarks"].splitlines()[0]
