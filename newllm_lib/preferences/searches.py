@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from ..adapters.arguments import QloraLwfArguments
 from ..errors import InputError
 from ..stages.sft import SftArguments
-from ..training.arguments import setting
+from ..training.arguments import check_intervals, setting
 from .arguments import values_for
 
 METRICS = ("loss", "perplexity", "bits_per_byte", "token_accuracy", "updates")  # of a finished trial, of its results
@@ -33,6 +33,7 @@ class Search:
 
     def __post_init__(self):
         super().__post_init__()
+        check_intervals(self, [("grid_points", 2, 100)])
         self.ranges()  # refused now if they cannot be
         for name, values in self.choices().items():
             for value in values:
@@ -79,7 +80,7 @@ class Search:
 
     def _between(self, low: float, high: float) -> Iterator[float]:
         """`grid_points` numbers, each as many times the one before it; one where both ends are the same."""
-        points = max(self.grid_points, 2) if high > low else 1
+        points = self.grid_points if high > low else 1
         for number in range(points):
             yield float(f"{low * (high / low) ** (number / max(points - 1, 1)):.3g}")
 

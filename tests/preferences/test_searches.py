@@ -97,6 +97,7 @@ def test_chance_learns_nothing_from_the_trials_and_tpe_does():
         ({"search_dropout": "0,1.5"}, "dropout has to be less than 1, got 1.5"),
         ({"search_learning_rate": "0"}, "search_learning_rate has to be one positive number"),
         ({"trials": 0}, "trials has to be at least 1"),
+        ({"grid_points": 10**9}, r"grid_points has to lie in \[2, 100\]"),
     ],
 )
 def test_searches_that_cannot_be_are_refused_before_a_trial(tmp_path, fields, complaint):
