@@ -125,5 +125,5 @@ class QloraLwfSweepArguments(Search, QloraLwfArguments):
         """What is forgotten counts as much as what is learned: bits per byte of either text, added."""
         general = results["forgetting"]["general_text"]
         both = {"general_bits_per_byte": general["bits_per_byte_after"], "general_kl_to_base": general["kl_to_base"]}
-        objective = results["forgetting"]["new_task"]["bits_per_byte_after"] + general["bits_per_byte_after"]
+        objective = results["bits_per_byte"] + general["bits_per_byte_after"]
         return super().figures(results) | both | {"objective": objective}
