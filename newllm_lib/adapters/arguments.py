@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -24,7 +24,9 @@ class AdapterArguments(StageArguments):
     model: str | None = setting(None, "What the adapters are trained on.", session=True)
     lora_r: int = setting(8, "Rank of the adapters: how much they can learn.", "Model", low=2, high=64, log=True)
     lora_alpha: float = setting(16.0, "Adapters are scaled by alpha / rank.", "Model", low=4, high=128, log=True)
-    lora_target_modules: str = setting("all-linear", "Layers with adapters: all-linear, or names: q_proj,v_proj.")
+    lora_target_modules: str = setting(
+        "all-linear", "Layers with adapters: all-linear, or names that newllm modules lists."
+    )
     repetition_penalty: float = setting(
         1.1, "Of the answers this model gives; above 1: fewer repetitions.", "Answers", low=1.0, high=1.5
     )
@@ -55,9 +57,13 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
     }
 
     model: str | None = setting(
-        None, "Id on the hub, a folder, or gemma-3-270m; none: Gemma-2B, offline Gemma 3 270M.", "Model"
+        None, "Id on the hub, a folder, or gemma-3-270m; none: Gemma-2B, without GPU or hub Gemma 3 270M.", "Model"
     )
-    load_in_4bit: bool = setting(True, "Hold the base in 4 bit (NF4): a quarter of the memory.", "Model")
+    load_in_4bit: bool = setting(True, "Hold the base in 4 bit: a quarter of the memory.", "Model")
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = setting(
+        "nf4", "Spacing of the values in 4 bit; a base that is saved in 4 bit stays as it is.", "Model"
+    )
+    bnb_4bit_use_double_quant: bool = setting(True, "In 4 bit: hold the scales in 8 bit, too.", "Model")
     lora_dropout: float = setting(0.05, "Share of the adapters' inputs dropped.", "Model", low=0.0, high=0.5)
     rank_schedule: str | None = setting(None, "A growing rank: 4,8,16 is a third of the run each, in place of lora_r.")
     distill_weight: float = setting(
@@ -109,8 +115,15 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
             ("lora_dropout", 0.0, 0.99), ("distill_weight", 0.0, 1000.0), ("distill_weight_end", 0.0, 1000.0),
             ("rehearsal_ratio", 0.0, 100.0), ("label_smoothing_factor", 0.0, 0.99),
         ])  # fmt: skip
+        if self.bnb_4bit_quant_type not in ("nf4", "fp4"):
+            raise InputError(f"bnb_4bit_quant_type has to be nf4 or fp4, got {self.bnb_4bit_quant_type!r}.")
         if self.teacher_on_cpu and self.teacher is None:
             raise InputError("teacher_on_cpu is for another model than the base; add --teacher.")
+
+    @property
+    def in_usual_4bit(self) -> bool:
+        """Whether the base may be one that was saved in 4 bit, which are in NF4 with double quantisation."""
+        return self.load_in_4bit and self.bnb_4bit_quant_type == "nf4" and self.bnb_4bit_use_double_quant
 
     @property
     def compute_dtype(self) -> torch.dtype:

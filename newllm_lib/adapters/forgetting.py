@@ -1,9 +1,15 @@
-"""What tuning has cost: the answers of a tuned model, and of its base, which is the model with its adapters off."""
+"""What tuning has changed: the answers of a tuned model, and of its base, which is the model with its adapters off;
+and which layers."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ..data.chat_template import conversation_ids
@@ -14,7 +20,7 @@ from ..models.frozen_head import adapters_off
 PROMPTS = (
     "Explain in simple terms why people need sleep.",
     "What are the main factors that support an economy?",
-    "What are common causes of depression?",
+    "What were the main causes of the Great Depression?",
     "Write a Python function that returns the prime numbers up to n.",
     "Make a table of the GDP of three large countries.",
 )
@@ -32,6 +38,42 @@ def replies_before_and_after(
     answers = [{"prompt": prompt, "before": old, "after": new} for prompt, (old, _), (new, _) in replies]
     ended = {"before": sum(end for _, end in before), "after": sum(end for _, end in after)}
     return {"answers": answers, "ended_by_themselves": ended}
+
+
+@torch.no_grad()
+def layer_changes(model: PeftModel) -> dict[str, float]:
+    """layer -> the size of what its adapter adds, (alpha / r) B A, as a share of its weights' (Frobenius norms)."""
+    changes = {}
+    for name, layer in model.base_model.model.named_modules():
+        if isinstance(layer, LoraLayer):
+            (adapter,) = layer.active_adapters
+            a, b = (part[adapter].weight.float() for part in (layer.lora_A, layer.lora_B))
+            added = ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt() * layer.scaling[adapter]  # of r x r numbers
+            weights = dequantize_module_weight(layer.get_base_layer()).float()
+            changes[name] = float(added / weights.norm())
+    return changes
+
+
+def changes_figure(changes: Mapping[str, float]) -> Figure:
+    """Which layers changed most: a row for each kind of layer, a column for each block, in the model's order."""
+    blocks, kinds, cells = {}, {}, []
+    for name, change in changes.items():
+        block = re.match(r".+?\.\d+(?=\.)", name)
+        column = blocks.setdefault(block[0] if block else "", len(blocks))
+        cells.append((kinds.setdefault(name.rsplit(".", 1)[-1], len(kinds)), column, 100 * change))
+    table = torch.full((len(kinds), len(blocks)), torch.nan)
+    for row, column, percent in cells:
+        table[row, column] = percent
+    figure = Figure(figsize=(8, 0.9 + 0.3 * len(kinds)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(table.numpy(), aspect="auto", vmin=0, cmap="viridis")
+    axes.set_yticks(range(len(kinds)), list(kinds))
+    labels = [block.rsplit(".", 1)[-1] if block else "-" for block in blocks]
+    every = -(-len(labels) // 24)
+    axes.set_xticks(range(0, len(labels), every), labels[::every])
+    axes.set_xlabel("block of layers")
+    figure.colorbar(image, label="what adapters add,\nin % of the weights")
+    return figure
 
 
 @torch.no_grad()

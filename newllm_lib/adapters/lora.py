@@ -4,8 +4,10 @@ PEFT keeps what is trained in fp32 whatever the base is in: under a loss scaler 
 """
 
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from packaging.version import Version
@@ -41,10 +43,14 @@ def allow_old_torchao() -> None:
             module.is_torchao_available = lambda: False
 
 
-def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """NF4 with double quantisation (Dettmers et al. 2023), its products in `dtype`."""
-    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **nf4)
+# How a base is held in 4 bit where a run's settings do not say: NF4 with double quantisation (Dettmers et al. 2023).
+NF4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+
+
+def four_bit_config(dtype: torch.dtype, settings: Mapping[str, Any] = NF4) -> BitsAndBytesConfig:
+    """4 bit as the settings have it, its products in `dtype`."""
+    kind = {name: settings.get(name, usual) for name, usual in NF4.items()}
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **kind)
 
 
 def set_compute_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -85,7 +91,7 @@ def check_targets(model: PreTrainedModel, target_modules: str | list[str]) -> No
         if not named or not named <= linear:
             known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
             problem = f"lora_target_modules names {target!r}, which is no linear layer below this model's head"
-            raise InputError(f"{problem}; choose of {known}, or all-linear.")
+            raise InputError(f"{problem}; choose of {known}, or all-linear (newllm modules has their sizes).")
 
 
 def lora_config(

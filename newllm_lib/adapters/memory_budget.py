@@ -94,7 +94,11 @@ def memory_budget(args: QloraLwfArguments, sizes: ModelSizes, micro_batch: int, 
     blocks = {layer.block for layer in sizes.linear} - {""} or {""}  # a model without numbered blocks is one
     kept_by_block = [kept([layer for layer in sizes.linear if layer.block == block]) for block in blocks]
     wide = tokens * compute_bytes * max(max(layer.inputs, layer.outputs) for layer in sizes.linear)
-    of_layers = [nf4_bytes(layer.weights) if quantized else compute_bytes * layer.weights for layer in sizes.linear]
+    is_double = args.bnb_4bit_use_double_quant
+    of_layers = [
+        four_bit_bytes(layer.weights, is_double) if quantized else compute_bytes * layer.weights
+        for layer in sizes.linear
+    ]
     return {
         "linear layers": sum(of_layers),
         "embeddings, norms, biases": sizes.other_parameters * compute_bytes,
@@ -118,11 +122,13 @@ def is_target(name: str, targets: str | Sequence[str]) -> bool:
     return targets == "all-linear" or any(name == target or name.endswith("." + target) for target in targets)
 
 
-def nf4_bytes(weights: int) -> int:
-    """Bytes of one linear layer in NF4 with double quantisation (bitsandbytes' QuantState): half a byte per weight, a
-    byte per block of 64, an fp32 number per 256 blocks, and tables: 16 values of a weight, 256 of a scale, a mean."""
+def four_bit_bytes(weights: int, double_quant: bool = True) -> int:
+    """Bytes of one linear layer in NF4 or FP4 (bitsandbytes' QuantState): half a byte per weight, a table of 16 values,
+    and a scale per block of 64: in fp32, or with double quantisation a byte, an fp32 number per 256 blocks, and tables:
+    256 values of a scale, a mean."""
     blocks = math.ceil(weights / 64)
-    return math.ceil(weights / 2) + blocks + FP32 * (math.ceil(blocks / 256) + 16 + 256 + 1)
+    scales = blocks + FP32 * (math.ceil(blocks / 256) + 256 + 1) if double_quant else FP32 * blocks
+    return math.ceil(weights / 2) + FP32 * 16 + scales
 
 
 def check_memory(args: QloraLwfArguments, sizes: ModelSizes) -> None:

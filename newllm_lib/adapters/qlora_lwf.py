@@ -21,7 +21,7 @@ from ..training.run import PreparedRun, opened_run, prepare_once
 from ..training.trained_model import check_same_tokens, check_tokens_fit
 from .arguments import PRESETS, QloraLwfArguments
 from .base_model import base_config, find_base_model, open_base, open_to_tune, open_tokenizer
-from .forgetting import PROMPTS, replies_before_and_after
+from .forgetting import PROMPTS, layer_changes, replies_before_and_after
 from .lora import RankSchedule, add_adapters, save_generation_settings
 from .memory_budget import check_memory, model_sizes
 from .mixture import ExampleMix, conversation_examples, in_paragraphs, text_examples
@@ -47,7 +47,7 @@ def prepare(args: QloraLwfArguments) -> PreparedLwf:
     prepared = prepare_data(args)
     check_memory(args, model_sizes(base_config(prepared.base)))
     device = find_device(args.use_cpu)
-    model = open_to_tune(prepared.base, "qlora-lwf", args.load_in_4bit, device, args.compute_dtype)
+    model = open_to_tune(prepared.base, "qlora-lwf", args.load_in_4bit, device, args.compute_dtype, vars(args))
     set_seed(args.seed)  # of the adapters' first values
     model = add_adapters(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.targets)
     check_tokens_fit(model, prepared.tokenizer, prepared.base.path)
@@ -61,7 +61,7 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     text_source = args.data_source if args.data is None and args.rehearsal_data is None else "auto"
     files, names = (args.rehearsal_data, args.rehearsal_eval_data), ("rehearsal_data", "rehearsal_eval_data")
     rehearsal = load_text(text_source, *files, args.skip_bad_rows, names)
-    base = find_base_model(args.model, offline=args.data_source == "offline")
+    base = find_base_model(args.model, args.data_source == "offline", args.in_usual_4bit, args.use_cpu)
     tokenizer = open_tokenizer(base)
     template = "instruction" if args.dataset is None else splits.template
     tokenizer.chat_template, replaced = learnable_template(tokenizer, template)
@@ -92,7 +92,7 @@ def qlora_lwf(args: QloraLwfArguments, callbacks: tuple[TrainerCallback, ...] = 
 
     Returns:
         The run folder: the best adapters with tokenizer and chat template, settings, metrics log, curves, model card,
-        and forgetting.json: metrics and answers before and after.
+        and forgetting.json: metrics and answers before and after, and how much each layer changed.
 
     Raises:
         InputError: bad input, before any long work.
@@ -124,7 +124,7 @@ def open_other_teacher(args: QloraLwfArguments, prepared: PreparedLwf) -> tuple[
     tokenizer = open_tokenizer(found)
     check_same_tokens(args.teacher, tokenizer, prepared.base.name, prepared.tokenizer)
     device = find_device(args.use_cpu or args.teacher_on_cpu)
-    teacher = open_base(found, args.load_in_4bit and device.kind == "cuda", device, args.compute_dtype)
+    teacher = open_base(found, args.load_in_4bit and device.kind == "cuda", device, args.compute_dtype, vars(args))
     set_dropout(teacher, 0.0)
     return teacher, {"teacher_weights": found.identity}
 
@@ -144,7 +144,7 @@ def before_and_after(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -
         after = {**dataclasses.asdict(tuned), "kl_to_base": divergence}
         measured[name] = {"text": documents.origin, "before": dataclasses.asdict(before), "after": after}
     replies = replies_before_and_after(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS)
-    write_json(folder / FORGETTING_FILE, {**measured, **replies})
+    write_json(folder / FORGETTING_FILE, {**measured, **replies, "layers": layer_changes(model)})
     metrics = {name: value for name, value in measured["new_task"]["after"].items() if name != "kl_to_base"}
     return metrics, {"forgetting": forgetting, "answers_ended": replies["ended_by_themselves"]}
 

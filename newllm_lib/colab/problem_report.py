@@ -21,7 +21,7 @@ from IPython.display import HTML, display
 
 from .. import REPOSITORY, __version__
 from ..adapters import offline_gemma
-from ..adapters.base_model import GEMMA_2B
+from ..adapters.base_model import GEMMA_2B, GEMMA_270M
 from ..data.sources import DATASETS
 from ..doctor import PACKAGES, doctor
 from ..errors import CODES, InputError
@@ -36,7 +36,7 @@ from .storage import on_colab
 
 METRICS_LINES = 12
 MORE_PACKAGES = ("ipykernel", "jupyterlab", "huggingface_hub", "tokenizers", "safetensors", "pyarrow", "pip")
-KNOWN_MODELS = {*GEMMA_2B, offline_gemma.NAME}
+KNOWN_MODELS = {*GEMMA_2B, *GEMMA_270M, offline_gemma.NAME}
 METRICS = {"step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss", *(key for key, _ in FACTS)}
 STAGES = [value for value in vars(stage).values() if isinstance(value, stage.NotebookStage)]
 FIELDS = {field.name for known in STAGES for field in dataclasses.fields(known.arguments)}

@@ -9,6 +9,7 @@ import torch
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
+from ..adapters.forgetting import changes_figure
 from ..adapters.qlora_lwf import ANSWER_TOKENS, FORGETTING_FILE
 from ..data.chat_template import borrowed_template
 from ..errors import InputError
@@ -55,7 +56,7 @@ PURPOSES = {
 MAX_NEW_TOKENS = 60
 UNTRAINED_TOKENS = 2_000  # scored before training
 METRIC_TITLES = ("bits per byte", "perplexity (per token)", "token accuracy")
-FORGETTING_PICTURE = "forgetting.png"
+FORGETTING_PICTURE, LAYERS_PICTURE = "forgetting.png", "layers.png"
 KINDS = {"new_task": "new task", "general_text": "general text"}
 BETTER, WORSE, UNCHANGED = "#1a7f37", "#cf222e", "#6e7781"
 NO_CHANGE = 0.002  # a smaller change is none: another held-out sample would move the figures as far
@@ -281,7 +282,7 @@ def _show(prompts: Sequence[str], answers: Mapping[str, Answers], max_new_tokens
 
 @in_one_sentence()
 def show_forgetting(folder: str | Path) -> None:
-    """A table, a picture and a sentence: what was learned and what was forgotten."""
+    """A table, two pictures and a sentence: what was learned and forgotten, and where the model changed."""
     measured = read_measured(folder, FORGETTING_FILE)
     rows = [["", *METRIC_TITLES, "KL to the base (nats per token)"]]
     for kind, name in KINDS.items():
@@ -293,6 +294,11 @@ def show_forgetting(folder: str | Path) -> None:
     display(HTML(table_html(rows, header=True, numbers=True)))
     picture = Path(folder).parent / FORGETTING_PICTURE
     display(HTML(figure_html(forgetting_figure(measured), "learned and forgotten", picture)))
+    if changes := measured.get("layers"):
+        largest = sorted(changes, key=changes.get, reverse=True)[:3]
+        display(HTML(figure_html(changes_figure(changes), "changed layers", Path(folder).parent / LAYERS_PICTURE)))
+        most = ", ".join(f"{name} ({changes[name]:.1%})" for name in largest)
+        display(HTML(small_html(f"The adapters changed most: {escape(most)}.")))
     say(forgetting_verdict(measured))
 
 

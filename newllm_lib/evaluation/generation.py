@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..models.adjust import extend_positions
 from ..models.gpu import GraphedCall, can_be_captured
 from ..models.recurrent_model import ContextCache, RecurrentGenerationMixin, state_after
+from .answer_format import AnswerFormat
 
 
 class NextToken:
@@ -66,6 +67,7 @@ class TokenStream:
         self.model, self.next_token = model.eval(), NextToken(model)
         self.window = getattr(model.config, "n_positions", None)  # of a model with learned positions
         self.generator = generator
+        self.form: AnswerFormat | None = None  # that what follows has to keep to
         self.set_sampling(temperature, top_p, repetition_penalty)
         self.begin()
 
@@ -101,10 +103,14 @@ class TokenStream:
             self.begin(self.start, self.start_tokens)
         fresh = token_ids[len(self.read) :]
         history = torch.tensor([token_ids], device=self.model.device) if self.looks_back else None
+        if self.form is not None:
+            self.form.begin()
         for _ in range(max_new_tokens):
             logits = self._next_logits(fresh)
             if not logits.isfinite().all():
                 raise InputError("model: its weights are damaged, they give no finite numbers; copy or train it again.")
+            if self.form is not None:
+                logits = self.form.only_possible(logits)
             logits = self.warpers(history, logits)
             if self.greedy:
                 chosen = logits.argmax(dim=-1, keepdim=True)
@@ -113,6 +119,8 @@ class TokenStream:
             token = int(chosen)
             if token in stop_ids:
                 return
+            if self.form is not None:
+                self.form.take(token)
             yield token
             if history is not None:
                 history = torch.cat([history, chosen], dim=1)

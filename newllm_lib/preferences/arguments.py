@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 from ..adapters.arguments import AdapterArguments
 from ..data.sources import Splits
 from ..errors import InputError
-from ..training.arguments import NO_EFFECT, REFUSED, check_intervals, setting
+from ..training.arguments import NO_EFFECT, check_intervals, setting
 from ..training.device import Device
 from .pairs import Preferences, load_preferences
 
@@ -119,5 +119,5 @@ class DpoArguments(AdapterArguments):
 
 def values_for(kind: type, args: TrainingArguments) -> dict[str, Any]:
     """The fields of the dataclass `kind` as `args` has them, but for those that cannot be set."""
-    names = [it.name for it in fields(kind) if it.init and it.name not in {*REFUSED, *NO_EFFECT}]
+    names = [it.name for it in fields(kind) if it.init and it.name not in {*args.refused, *NO_EFFECT}]
     return {name: getattr(args, name) for name in names}

@@ -1,72 +1,57 @@
-"""Look for good settings of stage 6: many short runs of `dpo`, each one a row of a table. The rows so far decide what
-is tried next (optuna's TPE sampler, Bergstra et al. 2011)."""
+"""Look for good settings of a stage: many short runs, each one a row of a table. The rows so far decide what is tried
+next (optuna's TPE sampler, Bergstra et al. 2011), or chance does, or a grid."""
 
 import json
 import logging
-import math
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import TrainerCallback
 
+from ..adapters.qlora_lwf import PRESETS as QLORA_LWF_PRESETS
+from ..adapters.qlora_lwf import qlora_lwf
 from ..errors import InputError
+from ..stages.sft import PRESETS as SFT_PRESETS
+from ..stages.sft import sft
 from ..training.arguments import setting
 from ..training.callbacks import TrainingInterrupted, read_history
-from ..training.checkpoint import open_run, read_results
+from ..training.checkpoint import open_run, read_results, read_settings
 from ..training.disk import in_use, write_json, write_text
 from .arguments import LOSS_TYPES, PRESETS, DpoArguments, values_for
 from .dpo import dpo, prepare
 from .reference import learn_answers
+from .searches import QloraLwfSweepArguments, Search, SftSweepArguments
 
 __all__ = ["PRESETS", "SweepArguments", "sweep"]
 
 TRIALS_FILE = "trials.jsonl"
 BEST_FILE = "best.json"
-SEARCHED = ("beta", "learning_rate", "lora_r", "loss_type")  # the fields
-RESULTS = ("accuracy", "margin", "loss", "kl", "chosen_logp", "rejected_logp", "updates")  # of a finished trial
+RESULTS = ("accuracy", "margin", "loss", "kl", "chosen_logp", "rejected_logp", "updates")  # of a finished trial of dpo
+SHOWN = ("accuracy", "margin", "kl", "bits_per_byte", "general_bits_per_byte", "objective")  # of any, in its line
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class SweepArguments(DpoArguments):
-    """Settings of a sweep: those of every trial, and where to look."""
+class SweepArguments(Search, DpoArguments):
+    """Settings of a sweep over stage 6: those of every trial, and where to look."""
+
+    trial: ClassVar[type] = DpoArguments
+    continuous: ClassVar[tuple[str, ...]] = ("beta", "learning_rate")
+    discrete: ClassVar[tuple[str, ...]] = ("lora_r", "loss_type")
 
     stage: Literal["dpo"] = setting("dpo", "The stage whose settings are looked for.")
-    trials: int = setting(12, "Runs in all, finished ones included.", "Search", low=2, high=100, session=True)
     search_beta: str = setting("0.02,0.5", "Smallest and largest beta; one number: keep it.", "Search")
-    search_learning_rate: str = setting("1e-4,5e-3", "Smallest and largest; one number: keep it.", "Search")
     search_lora_r: str = setting("4,8,16,32", "Ranks to choose from.", "Search")
     search_loss_type: str = setting("sigmoid,hinge,ipo", "Losses to choose from.", "Search")
     output_dir: str = setting("runs/sweep", "Folder of the sweep: a table, plots, and a folder per trial.")
     save_final: bool = setting(False, "Keep every trial's weights after its last update, too, in its folder final.")
     save_merged: bool = setting(False, "Write every trial's model with its adapters merged into it, too.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.ranges(), self.choices()  # refused now if they cannot be
-
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        """(smallest, largest) of the fields that are searched on a logarithmic scale. Raises InputError: not one or two
-        positive numbers in order."""
-        found = {}
-        for name in ("beta", "learning_rate"):
-            text = getattr(self, f"search_{name}")
-            try:
-                numbers = [float(part) for part in text.split(",")]
-            except ValueError:
-                numbers = []
-            are_numbers = all(0 < number < math.inf for number in numbers)  # nan is neither
-            if len(numbers) not in (1, 2) or not are_numbers or numbers != sorted(numbers):
-                wanted = "one positive number, or the smallest and the largest such as 0.02,0.5"
-                raise InputError(f"search_{name} has to be {wanted}, got {text!r}.")
-            found[name] = (numbers[0], numbers[-1])
-        return found
 
     def choices(self) -> dict[str, list[Any]]:
         """The values of the fields that are searched one by one. Raises InputError: a rank that is no positive integer,
@@ -79,8 +64,19 @@ class SweepArguments(DpoArguments):
             raise InputError(f"search_loss_type has to be of {', '.join(LOSS_TYPES)}, got {unknown[0]!r}.")
         return {"lora_r": [int(part) for part in ranks], "loss_type": losses}
 
+    def figures(self, results: dict[str, Any]) -> dict[str, Any]:
+        return {name: results[name] for name in RESULTS}
 
-def sweep(args: SweepArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
+
+# stage -> (the settings of its sweep, its named sets of values)
+STAGES: dict[str, tuple[type[Search], dict[str, dict[str, Any]]]] = {
+    "dpo": (SweepArguments, PRESETS),
+    "sft": (SftSweepArguments, SFT_PRESETS),
+    "qlora-lwf": (QloraLwfSweepArguments, QLORA_LWF_PRESETS),
+}
+
+
+def sweep(args: Search, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
     """Run the missing trials; finished ones are never repeated, and one that was cut off is continued.
 
     Returns:
@@ -90,7 +86,8 @@ def sweep(args: SweepArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> 
         InputError: bad input, before any long work, or another process works on the folder.
         TrainingInterrupted: stopped by hand; the same call continues.
     """
-    check_optuna()
+    if args.search != "grid":
+        check_optuna()
     folder, is_main = Path(args.output_dir), args.process_index == 0
     with args.main_process_first(desc="opening the sweep"):
         open_run(folder, {"sweep": args.stage, **args.run_settings()}, args.session_settings())
@@ -98,7 +95,7 @@ def sweep(args: SweepArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> 
         # Every process finds the same rows, for what is tried next depends on them alone; the first writes them.
         rows = read_trials(folder)
         reference = {}  # the same for all trials, and made once
-        if args.sft_epochs > 0:
+        if args.stage == "dpo" and args.sft_epochs > 0:
             reference = {"model": str(learn_answers(args, prepare(args), callbacks)), "sft_epochs": 0.0}
         while len(rows) < args.trials or rows[-1]["state"] == "running":
             if not rows or rows[-1]["state"] != "running":
@@ -142,8 +139,10 @@ def write_trials(args: SweepArguments, rows: Sequence[dict[str, Any]]) -> None:
             write_json(folder / BEST_FILE, {"trial": best["trial"], "settings": searched_settings(best)})
 
 
-def suggest(args: SweepArguments, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def suggest(args: Search, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The settings to try next, by field. The finished trials are optuna's study in memory: only the table is kept."""
+    if args.search == "grid":
+        return args.grid()[len(rows)]
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
@@ -151,11 +150,12 @@ def suggest(args: SweepArguments, rows: Sequence[dict[str, Any]]) -> dict[str, A
     space = {name: FloatDistribution(low, high, log=True) for name, (low, high) in args.ranges().items()}
     space |= {name: CategoricalDistribution(values) for name, values in args.choices().items()}
     # A seed of its own for every trial: the next one depends on the table alone, not on the process that wrote it.
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=args.seed + len(rows)))
+    sampler = optuna.samplers.RandomSampler if args.search == "random" else optuna.samplers.TPESampler
+    study = optuna.create_study(direction="maximize", sampler=sampler(seed=args.seed + len(rows)))
     for row in rows:
         if row["state"] == "finished":
             params = {name: row[name] for name in space}
-            study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=row["accuracy"]))
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=merit(row)[0]))
     return study.ask(space).params
 
 
@@ -164,17 +164,18 @@ def trial_folder(folder: Path, number: int) -> Path:
 
 
 def searched_settings(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in SEARCHED}
+    searched = {name for kind, _ in STAGES.values() for name in (*kind.continuous, *kind.discrete)}
+    return {name: value for name, value in row.items() if name in searched}
 
 
 def run_trial(
-    args: SweepArguments, row: dict[str, Any], reference: dict[str, Any], callbacks: tuple[TrainerCallback, ...]
+    args: Search, row: dict[str, Any], reference: dict[str, Any], callbacks: tuple[TrainerCallback, ...]
 ) -> dict[str, Any]:
     """The row with the trial's results, or with the error that ended it."""
     folder = trial_folder(Path(args.output_dir), row["trial"])
-    values = {**values_for(DpoArguments, args), **searched_settings(row), **reference, "output_dir": str(folder)}
+    values = {**values_for(args.trial, args), **searched_settings(row), **reference, "output_dir": str(folder)}
     try:
-        dpo(DpoArguments(**values), callbacks)
+        {"dpo": dpo, "sft": sft, "qlora-lwf": qlora_lwf}[args.stage](args.trial(**values), callbacks)
     except TrainingInterrupted as error:
         raise TrainingInterrupted(
             f"Stopped in trial {row['trial']}; the table and what the trial has done are saved in {args.output_dir}. "
@@ -187,35 +188,53 @@ def run_trial(
             shutil.rmtree(checkpoint)
     results = read_results(folder)
     results |= results.get("validation", {})  # what is tested on chooses nothing
-    return {**row, "state": "finished", **{name: results[name] for name in RESULTS}}
+    return {**row, "state": "finished", **args.figures(results)}
+
+
+def merit(row: dict[str, Any]) -> tuple[float, ...]:
+    """The more, the better: held-out accuracy, of equals the one nearest to its reference; or a small `objective`."""
+    return (row["accuracy"], -row["kl"]) if "accuracy" in row else (-row["objective"],)
 
 
 def best_trial(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The finished trial with the highest held-out accuracy; of equals the one nearest to its reference."""
-    finished = [row for row in rows if row["state"] == "finished"]
-    return max(finished, key=lambda row: (row["accuracy"], -row["kl"]), default=None)
+    """The finished trial of the highest merit."""
+    return max((row for row in rows if row["state"] == "finished"), key=merit, default=None)
 
 
 def trial_line(row: dict[str, Any], trials: int) -> str:
-    what = (
-        f"trial {row['trial']} of {trials}: beta {row['beta']:.3g}, learning rate {row['learning_rate']:.2g}, rank "
-        f"{row['lora_r']}, {row['loss_type']}"
-    )
+    what = f"trial {row['trial']} of {trials}: {in_words(searched_settings(row))}"
     if row["state"] == "failed":
         return f"{what}: failed ({row['error']})"
-    return f"{what}: accuracy {row['accuracy']:.1%}, margin {row['margin']:.2f}, KL {row['kl']:.3f}"
+    return f"{what}: {in_words({name: row[name] for name in SHOWN if name in row})}"
+
+
+def in_words(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {short(value)}" for name, value in values.items())
+
+
+def short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def verdict(rows: Sequence[dict[str, Any]], folder: Path) -> str:
-    """The best trial, and a warning about its accuracy."""
+    """All trials as a table, the best first; that one's settings, and a warning about what is said of it."""
     best = best_trial(rows)
     if best is None:
         return f"No trial was finished; {folder / TRIALS_FILE} says why."
-    flags = "--beta {beta:.4g} --learning_rate {learning_rate:.4g} --lora_r {lora_r} --loss_type {loss_type}"
+    flags = " ".join(f"--{name} {short(value)}" for name, value in searched_settings(best).items())
     return (
-        f"Best of {len(rows)}: trial {best['trial']}, {best['accuracy']:.1%} of the held-out pairs. These pairs have "
-        f"chosen it: expect a little less on others. Its settings: newllm dpo {flags.format(**best)}"
+        f"{experiment_table(rows)}\n\nBest of {len(rows)}: trial {best['trial']}. What was held out has chosen it: "
+        f"expect a little less on other data. Its settings: newllm {read_settings(folder)['run']['sweep']} {flags}"
     )
+
+
+def experiment_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each finished trial, the best first: what was searched, and what came of it."""
+    finished = sorted((row for row in rows if row["state"] == "finished"), key=merit, reverse=True)
+    names = ["trial", *searched_settings(finished[0]), *(name for name in SHOWN if name in finished[0])]
+    lines = [names, *([short(row[name]) for name in names] for row in finished)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
 
 
 def margin_histories(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[int, list[tuple[int, float]]]:

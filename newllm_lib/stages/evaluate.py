@@ -101,11 +101,15 @@ def score(
 
 
 def evaluate_tasks(
-    path: str | Path, tasks: Sequence[str], batch_size: int = 4, limit: int | None = None, base: str | None = None
+    path: str | Path | TrainedModel,
+    tasks: Sequence[str],
+    batch_size: int = 4,
+    limit: int | None = None,
+    base: str | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """task -> its metrics, of the model in folder `path`; lm-evaluation-harness knows the names of `tasks`, whose data
-    come from the hub. It asks the first `limit` questions of each, or all. `base` is that of `open_model`. Raises
-    InputError: no harness, bad folder, no such task, or its data are out of reach."""
+    """task -> its metrics, of the model in folder `path`, or of one that is open; lm-evaluation-harness knows the names
+    of `tasks`, whose data come from the hub. It asks the first `limit` questions of each, or all. `base` is that of
+    `open_model`. Raises InputError: no harness, bad folder, no such task, or its data are out of reach."""
     if find_spec("lm_eval") is None:
         raise InputError("tasks are run by the package lm-eval; run pip install 'newllm[eval]'.", "NL-102")
     from lm_eval import simple_evaluate
@@ -116,7 +120,7 @@ def evaluate_tasks(
     unknown = [task for task in tasks if task not in manager.all_tasks and not Path(task).exists()]
     if unknown:
         raise InputError(f"tasks: lm-eval knows no {', '.join(map(repr, unknown))}; lm_eval ls tasks lists them.")
-    trained = open_model(path, base)
+    trained = path if isinstance(path, TrainedModel) else open_model(path, base)
     model = HFLM(pretrained=trained.model, tokenizer=trained.tokenizer, batch_size=batch_size)
     problem = None if all(Path(task).exists() for task in tasks) else hub_problem(DATASETS["wikitext"].sources[0])
     # Out of reach of the hub, what was fetched before is found, and nothing waits a minute for the rest.

@@ -43,12 +43,13 @@ from .device import find_device
 
 # The settings that are read again when a run's model is opened.
 SETTING_KINDS: dict[Any, set[str]] = {
-    str: {"stage", "model_type", "tokenizer", "base", "text_source", "validation_text", "loss_on", "too_long"},
+    str: {"stage", "model_type", "tokenizer", "base", "text_source", "validation_text", "loss_on", "too_long",
+          "bnb_4bit_quant_type"},
     str | None: {"data", "eval_data", "test_data", "test_text", "dataset", "held_out", "model"},
     int: {"max_length", "per_device_eval_batch_size"},
     float | int | None: {"held_out_share", "beta"},
-    bool: {"load_in_4bit", "skip_bad_rows"},
-}
+    bool: {"load_in_4bit", "bnb_4bit_use_double_quant", "skip_bad_rows"},
+}  # fmt: skip
 
 
 class RunSettings(dict[str, Any]):

@@ -7,13 +7,23 @@ import torch
 from tiny_gemma import tiny_gemma_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from newllm_lib.adapters import base_model, offline_gemma
-from newllm_lib.adapters.base_model import GEMMA_2B, base_of_run, find_base_model, open_base, open_tokenizer
+from newllm_lib.adapters import base_model, offline_gemma, qlora_lwf
+from newllm_lib.adapters.arguments import QloraLwfArguments
+from newllm_lib.adapters.base_model import (
+    GEMMA_2B,
+    GEMMA_270M,
+    base_of_run,
+    find_base_model,
+    open_base,
+    open_tokenizer,
+)
+from newllm_lib.colab.panel import lookups
 from newllm_lib.errors import InputError
-from newllm_lib.training.device import Device
+from newllm_lib.training.device import Device, find_device
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 T4 = Device("cpu", "T4", 14.7, (7, 5), 2)  # its precision; the tensors stay here
+GPU = Device("cuda", "T4", 14.7, (7, 5), 2)
 
 
 @pytest.fixture
@@ -23,7 +33,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A hub that serves the ids in the set it gives; `gated` are those that want a token."""
+    """A hub that serves the ids in the set it gives, to a machine with a GPU; `gated` are those that want a token."""
     import huggingface_hub
 
     def answer(status):
@@ -33,15 +43,18 @@ def hub(monkeypatch):
 
     served, gated = set(), set()
 
-    def model_info(self, hub_id, timeout):
+    def model_info(self, hub_id, timeout, files_metadata):
         if not served:
             raise ConnectionError("no route")
         if hub_id not in served:
             answer(404)
-        return types.SimpleNamespace(sha=COMMIT, gated="manual" if hub_id in gated else False)
+        files = {"model.safetensors": 2 * 2**30, "pytorch_model.bin": 2**30, "config.json": None}
+        siblings = [types.SimpleNamespace(rfilename=name, size=count) for name, count in files.items()]
+        return types.SimpleNamespace(sha=COMMIT, gated="manual" if hub_id in gated else False, siblings=siblings)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     monkeypatch.setattr(base_model, "auth_check", lambda hub_id: answer(401))
+    monkeypatch.setattr(base_model, "find_device", lambda use_cpu=False: find_device(True) if use_cpu else GPU)
     return served, gated
 
 
@@ -74,7 +87,7 @@ def test_gemma_2b_is_taken_by_the_first_id_that_answers(hub, monkeypatch):
     served.update(GEMMA_2B)
     base = find_base_model(None)
     assert (base.path, base.revision, base.identity) == (GEMMA_2B[0], COMMIT, f"{GEMMA_2B[0]}@{COMMIT}")
-    assert "Gemma Terms of Use" in base.note
+    assert "Gemma Terms of Use" in base.note and "2.0 GB of weights are downloaded, once." in base.note
     assert base_of_run(base.identity, None).revision == COMMIT
 
     served.difference_update(GEMMA_2B[:2])
@@ -84,9 +97,54 @@ def test_gemma_2b_is_taken_by_the_first_id_that_answers(hub, monkeypatch):
     assert all(hub_id in base.note for hub_id in GEMMA_2B[:3]) and "gated" in base.note
 
 
-def test_without_a_hub_the_packages_model_is_taken_and_told(hub, monkeypatch):
+def test_a_base_that_is_not_held_in_4_bit_is_fetched_in_16(hub):
+    served, _ = hub
+    served.update(GEMMA_2B)
+    assert "4bit" in find_base_model(None).path
+    assert find_base_model(None, four_bit=False).path == "unsloth/gemma-2b"
+    assert find_base_model(GEMMA_2B[0], four_bit=False).path == GEMMA_2B[0], "what is named is taken"
+
+
+@pytest.fixture
+def package(monkeypatch):
+    """The package of the offline model, installed."""
     monkeypatch.setattr(offline_gemma, "is_installed", lambda: True)
     monkeypatch.setattr(offline_gemma, "version", lambda name: "1.0.0")
+
+
+def test_without_a_gpu_the_small_gemma_is_taken_though_the_hub_answers(hub, package, monkeypatch):
+    served, _ = hub
+    served.update(GEMMA_2B + GEMMA_270M)
+    base = find_base_model(None, use_cpu=True)
+    assert base.path == offline_gemma.NAME and base.note.startswith("There is no GPU")
+    assert find_base_model(None).path == GEMMA_2B[0] and find_base_model(GEMMA_2B[1], use_cpu=True).path == GEMMA_2B[1]
+    monkeypatch.setattr(offline_gemma, "is_installed", lambda: False)
+    assert find_base_model(None, use_cpu=True).path == "unsloth/gemma-3-270m"
+    served.clear()
+    with pytest.raises(InputError, match=r"model Gemma 3 270M could not be had .*newllm\[offline-gemma\]"):
+        find_base_model(None, use_cpu=True)
+
+
+def test_the_settings_of_a_run_decide_which_base_is_found(hub, package, monkeypatch):
+    pytest.importorskip("chitchat_dataset")
+    served, _ = hub
+    served.update(GEMMA_2B)
+    lookups._find.cache_clear()
+    monkeypatch.setattr(qlora_lwf, "open_tokenizer", lambda base: pytest.fail(base.path))
+    args = QloraLwfArguments(output_dir="unused", data_source="auto")
+    for args.load_in_4bit, args.bnb_4bit_quant_type, args.use_cpu, path in (
+        (True, "nf4", False, GEMMA_2B[0]),
+        (True, "fp4", False, GEMMA_2B[1]),
+        (False, "nf4", False, GEMMA_2B[1]),
+        (True, "nf4", True, offline_gemma.NAME),
+    ):
+        assert lookups.base_of(args).path == path
+        with pytest.raises(pytest.fail.Exception, match=f"{path}$"):
+            qlora_lwf.prepare_data(args)
+    lookups._find.cache_clear()
+
+
+def test_without_a_hub_the_packages_model_is_taken_and_told(hub, package, monkeypatch):
     base = find_base_model(None)
     assert base.name == "gemma-3-270m" and "Gemma-2B could not be had from the hub" in base.note
     assert find_base_model(None, offline=True).note == ""

@@ -41,13 +41,23 @@ def gemma_2b(rows: int = 4, length: int = 512, **settings) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def qlora(tmp_path_factory):
-    """A small Gemma in NF4 with adapters, computing in bf16 as a GPU does in fp16."""
+def folder(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("gemma")
     AutoModelForCausalLM.from_config(GemmaConfig(**SMALL), dtype=torch.bfloat16).save_pretrained(folder)
-    options = {"quantization_config": four_bit_config(torch.bfloat16), "device_map": {"": "cpu"}}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options)
+    return folder
+
+
+def in_four_bit(folder, **settings):
+    quantization = four_bit_config(torch.bfloat16, settings)
+    options = {"quantization_config": quantization, "device_map": {"": "cpu"}}
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options)
+
+
+@pytest.fixture(scope="module")
+def qlora(folder):
+    """A small Gemma in NF4 with adapters, computing in bf16 as a GPU does in fp16."""
+    model = in_four_bit(folder)
     model = get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear")).train()
     model.enable_input_require_grads()
     return model
@@ -124,6 +134,17 @@ def test_weights_equal_bitsandbytes(qlora):
     moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
     cast = adapters // 2  # in bf16
     assert budget["adapters"] == adapters + gradients + sum(moment.nbytes for moment in moments) + cast
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_without_double_quantisation_the_scales_are_in_fp32(folder, kind):
+    settings = {"bnb_4bit_quant_type": kind, "bnb_4bit_use_double_quant": False}
+    quantized = 0
+    for parameter in in_four_bit(folder, **settings).parameters():
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            assert (state.quant_type, state.nested) == (kind, False)
+            quantized += parameter.nbytes + state.absmax.nbytes + state.code.nbytes
+    assert small_budget(**settings)["linear layers"] == quantized > small_budget()["linear layers"]
 
 
 def test_activations_are_what_autograd_keeps(qlora, autocast_seen):

@@ -86,6 +86,24 @@ def test_the_base_is_in_four_bit_and_bit_for_bit_as_before(tmp_path):
     assert any(tensor.dtype == torch.uint8 for name, tensor in before.items() if "base_layer" in name)
 
 
+def test_the_kind_of_four_bit_is_a_setting_that_the_run_is_opened_with_again(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    fields = {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False, "max_steps": 2}
+    folder = qlora_lwf(lwf_arguments(tmp_path, **fields))
+
+    def kinds(model) -> set[tuple[str, bool]]:
+        states = [state for p in model.parameters() if (state := getattr(p, "quant_state", None)) is not None]
+        return {(state.quant_type, state.nested) for state in states}
+
+    assert kinds(open_model(folder).model) == {("fp4", False)}
+    settings = json.loads((folder / "settings.json").read_text())
+    del settings["run"]["bnb_4bit_quant_type"], settings["run"]["bnb_4bit_use_double_quant"]  # a run without them
+    (folder / "settings.json").write_text(json.dumps(settings))
+    assert kinds(open_model(folder).model) == {("nf4", True)}
+    with pytest.raises(InputError, match="bnb_4bit_quant_type has to be nf4 or fp4, got 'int4'"):
+        lwf_arguments(tmp_path, bnb_4bit_quant_type="int4")
+
+
 @pytest.mark.parametrize("schedule", [None, "2,4"])
 def test_an_interrupted_run_ends_like_an_unbroken_one(tmp_path, schedule):
     fields = {"rank_schedule": schedule, "num_train_epochs": 1.0, "max_steps": -1, "distill_weight_end": 1.0}

@@ -68,13 +68,15 @@ def test_arrows_point_to_what_the_figures_say():
 
 def test_a_run_shows_its_table_picture_and_answers(adapter_run, shown):
     results.show_forgetting(adapter_run)
-    table, picture, sentence = shown
+    table, picture, layers, most, sentence = shown
     figures = results.read_measured(adapter_run, results.FORGETTING_FILE)
     for kind in results.KINDS:
         for when in ("before", "after"):
             assert f"{figures[kind][when]['bits_per_byte']:.3f}" in table
     assert "data:image/png" in picture and sentence.startswith("ok: ")
     assert (adapter_run.parent / results.FORGETTING_PICTURE).is_file()
+    assert "data:image/png" in layers and (adapter_run.parent / results.LAYERS_PICTURE).is_file()
+    assert max(figures["layers"], key=figures["layers"].get) in most
 
     shown.clear()
     results.show_answers_of_both(adapter_run)

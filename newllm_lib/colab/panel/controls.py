@@ -15,11 +15,13 @@ from ..page.pieces import escape, html_widget, slider_options, small_html
 
 # What the panel calls a field where its own name would not tell a student; also the order of the panel.
 LABELS = {
-    "trials": "trials", "search_beta": "beta", "search_learning_rate": "learning rate", "search_lora_r": "rank",
+    "trials": "trials", "search": "what is tried", "grid_points": "values of a range",
+    "search_beta": "beta", "search_learning_rate": "learning rate", "search_lora_r": "rank",
     "search_loss_type": "loss", "data_source": "data", "data": "your file", "eval_data": "held-out file",
     "test_data": "test file", "skip_bad_rows": "skip bad rows", "dataset": "dataset", "mix": "mix in", "pairs": "pairs",
     "max_samples": "rows taken", "tokenizer": "tokenizer", "vocab_size": "vocabulary", "max_length": "row length",
     "num_parameters": "parameters", "num_layers": "layers", "model": "base model", "load_in_4bit": "4 bit",
+    "bnb_4bit_quant_type": "4-bit values", "bnb_4bit_use_double_quant": "double quantisation",
     "lora_r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout of the adapters",
     "repetition_penalty": "repetition penalty", "distill_weight": "held to the base", "temperature": "temperature",
     "rehearsal_ratio": "rehearsal", "rehearsal_data": "file to rehearse",
@@ -37,7 +39,7 @@ PRESET_TITLES = {
     "published": "Published: the usual recipe",
 }  # fmt: skip
 PATH = "path, for example /content/my_text.txt"
-PLACEHOLDERS = {"model": "empty: Gemma-2B, offline Gemma 3 270M", "dataset": "empty: generated Japanese pairs"}
+PLACEHOLDERS = {"model": "empty: Gemma-2B, on a CPU Gemma 3 270M", "dataset": "empty: generated Japanese pairs"}
 # What the panel needs to know beside our dataclasses, and fields of transformers that these say nothing about.
 EXTRA_METADATA = {
     "lora_alpha": {"steps": (4.0, 8.0, 16.0, 32.0, 64.0, 128.0)},

@@ -168,25 +168,29 @@ def choose_model(model: str | None, data_source: str, runs: str | Path) -> tuple
 
 def base_of(args: AdapterArguments) -> BaseModel:
     """The base model that these settings lead to. Raises InputError: there is none within reach."""
-    return base_named(args.model, args.data_source == "offline")
+    is_offline = args.data_source == "offline"
+    if args.model is not None:
+        return base_named(args.model, is_offline)
+    in_4_bit = isinstance(args, QloraLwfArguments) and args.in_usual_4bit
+    return base_named(None, is_offline, in_4_bit, args.use_cpu)
 
 
-def base_named(model: str | None, offline: bool = False) -> BaseModel:
+def base_named(model: str | None, is_offline: bool = False, *how: bool) -> BaseModel:
     """`find_base_model`, asked once a session. Raises InputError: there is none within reach."""
     folder = Path(os.path.expanduser(model or ""))
     weights = [path.stat() for path in sorted(folder.glob("*.safetensors"))] if model else []
     # It is found anew when its weights change.
-    found = _find(model, offline, tuple((status.st_size, status.st_mtime_ns) for status in weights))
+    found = _find(model, (is_offline, *how), tuple((status.st_size, status.st_mtime_ns) for status in weights))
     if isinstance(found, InputError):
         raise found.with_traceback(None)
     return found
 
 
 @functools.lru_cache(maxsize=32)
-def _find(model: str | None, offline: bool, stamp: tuple) -> BaseModel | InputError:
+def _find(model: str | None, how: tuple[bool, ...], stamp: tuple) -> BaseModel | InputError:
     """The model, or why there is none: what has failed is not tried again with every move of a slider."""
     try:
-        return find_base_model(model, offline)
+        return find_base_model(model, *how)
     except InputError as error:
         return error
 
