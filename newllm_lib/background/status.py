@@ -114,7 +114,9 @@ def _progress(place: Path, note: dict[str, Any], results: dict[str, Any] | None)
     if results is not None and "updates" in results:
         found |= {"update": results["updates"], "updates": results["updates"]}
     if "update" in note:
-        found |= {"update": note["update"], "updates": note["updates"], "told_at": note["told"]}
+        # What was saved since is newer than what it has told last.
+        newest = max(note["update"], found.get("saved_update", 0))
+        found |= {"update": newest, "updates": note["updates"], "told_at": note["told"]}
         done, seconds = note["update"] - note["first_update"], note["told"] - note["begun"]
         if done > 0:
             left = seconds / done * (note["updates"] - note["update"])
@@ -188,7 +190,7 @@ def ago(seconds: float) -> str:
     for unit, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:.0f} {name} ago"
-    return f"{max(seconds, 0):.0f} seconds ago"
+    return f"{seconds:.0f} seconds ago" if seconds >= 2 else "just now"
 
 
 def one_line(status: dict[str, Any]) -> str:
