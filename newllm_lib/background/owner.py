@@ -23,13 +23,17 @@ def log_file(folder: Path) -> Path:
 
 def find_owner(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """(the folder that is worked on: the run's, or that of a part such as a trial; the note of who does). None: nobody
-    does. The first is who is sure to be there, and then who has noted another machine, of which only that one knows."""
-    notes = [*sorted(folder.glob(f"*/{OWNER_FILE}")), folder / OWNER_FILE, started_file(folder)]
-    found = [(path, note) for path in notes if isinstance(note := read_json(path), dict) and "process" in note]
-    places = [(folder if path == notes[-1] else path.parent, note) for path, note in found]
-    here = [(place, note) for place, note in places if is_here(note)]
-    alive = [(place, note) for place, note in here if is_alive(note)]
-    return next(iter([*alive, *(it for it in places if it not in here)]), None)
+    does. If nobody does on this machine, it is who has noted another one, which alone knows if that is still so."""
+    parts = [*sorted(path.parent for path in folder.glob(f"*/{OWNER_FILE}")), folder]
+    owners = [(part, note) for part in parts if _is_note(note := read_json(part / OWNER_FILE))]
+    starter = [(folder, note) for note in [read_json(started_file(folder))] if _is_note(note)]
+    alive = [(part, note) for part, note in owners + starter if is_here(note) and is_alive(note)]
+    elsewhere = [(part, note) for part, note in owners if not is_here(note)]
+    return next(iter(alive + elsewhere), None)
+
+
+def _is_note(content: Any) -> bool:
+    return isinstance(content, dict) and "process" in content
 
 
 def is_here(note: dict[str, Any]) -> bool:

@@ -66,7 +66,10 @@ def run_status(folder: Path) -> dict[str, Any]:
     status: dict[str, Any] = {"run": str(folder), "state": "finished" if is_over else "stopped"}
     if note:
         status |= {name: note.get(name) for name in ("process", "machine", "since")}
-        status["state"] = _state_of(note, is_over) if is_here(note) else "elsewhere"
+        if is_here(note):
+            status["state"] = _state_of(note, is_over)
+        elif not is_over:
+            status["state"] = "elsewhere"
     if trials is not None:
         status["trials"] = trials
     if place != folder:

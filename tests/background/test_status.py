@@ -152,8 +152,18 @@ def test_a_run_of_another_machine_is_said_to_be_there_and_is_not_stopped(tmp_pat
     assert "elsewhere on elsewhere.example · update 3 of 100 · loss 5.0000 · last heard of 2 hours ago" in one_line(
         run_status(run)
     )
+    write_json(started_file(run), {**own_note(), "machine": "before.example"})
     with pytest.raises(InputError, match=r"elsewhere\.example, since .*; give this command on that machine"):
         list(stop(str(run)))
+
+
+def test_what_was_started_on_another_machine_says_nothing_of_today(tmp_path):
+    run = make_run(tmp_path / "run", steps=(4,))
+    write_json(started_file(run), {**own_note(), "machine": "before.example"})
+    assert run_status(run)["state"] == "stopped"
+    make_run(run, finished=True)
+    write_json(run / OWNER_FILE, {**own_note(), "machine": "before.example"})
+    assert run_status(run)["state"] == "finished"
 
 
 def test_the_gpu_is_what_nvidia_smi_says(tmp_path, monkeypatch, work):
