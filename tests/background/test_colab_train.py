@@ -78,7 +78,7 @@ case "$*" in
 *find_spec*) test -f "$here/installed" ;;
 *base_prefix*) test -f "$here/virtual" ;;
 "-m pip list"*) echo torch==2.6; echo newllm==0.0.1 ;;
-"-m pip install"*) cp "$4" "$here/constraints" && test ! -f "$here/broken" && touch "$here/installed" ;;
+"-m pip install"*) cp "$5" "$here/constraints" && test ! -f "$here/broken" && touch "$here/installed" ;;
 "-m newllm_lib"*) echo "started by $here" ;;
 esac
 """
