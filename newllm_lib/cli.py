@@ -122,17 +122,45 @@ class SentenceParser(argparse.ArgumentParser):
 def run_stage(name: str, parser: SentenceParser, argv: Sequence[str]) -> None:
     """The command of a stage: the function of the module `name` that is called like it; the fields are those of the
     dataclass that it takes."""
+    stage, args = read_stage(name, parser.prog, argv)
+    stage(args)
+
+
+def read_stage(name: str, prog: str, argv: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
+    """(the stage of the module `name`, its settings). A sweep has the fields of the stage that it is of."""
     module = wing(name)
     stage = getattr(module, name.split(".")[1])
-    stage(parse_stage(stage.__annotations__["args"], module.PRESETS, parser.prog, argv))
-
-
-def run_sweep(parser: SentenceParser, argv: Sequence[str]) -> None:
-    """The fields of a sweep are those of the stage that it is of."""
-    module = wing("preferences.sweep")
-    first = SentenceParser(prog=parser.prog, allow_abbrev=False, add_help=False)
+    if name != "preferences.sweep":
+        return stage, parse_stage(stage.__annotations__["args"], module.PRESETS, prog, argv)
+    first = SentenceParser(prog=prog, allow_abbrev=False, add_help=False)
     first.add_argument("--stage", choices=module.STAGES, default="dpo")
-    module.sweep(parse_stage(*module.STAGES[first.parse_known_args(argv)[0].stage], parser.prog, argv))
+    return stage, parse_stage(*module.STAGES[first.parse_known_args(argv)[0].stage], prog, argv)
+
+
+def run_start(parser: SentenceParser, argv: Sequence[str]) -> None:
+    stages = {word: run.args[0] for word, (run, _) in COMMANDS.items() if isinstance(run, partial)}
+    parser.usage = f"{parser.prog} [-h] STAGE [--field value ...]"
+    parser.add_argument("stage", choices=stages, help="its fields follow; newllm STAGE --help shows them")
+    stage = parser.parse(argv[:1]).stage
+    _, args = read_stage(stages[stage], f"{parser.prog} {stage}", argv[1:])
+    for line in wing("background.start").start(argv, args):
+        print(line)
+
+
+def run_status(parser: SentenceParser, argv: Sequence[str]) -> None:
+    default = os.environ.get("NEWLLM_RUNS", "runs")
+    parser.add_argument("run", nargs="?", default=default, help=f"its folder, or one with runs ({default} if left out)")
+    parser.add_argument("--follow", action="store_true", help="until the run ends; Ctrl-C leaves it alone")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of sentences")
+    fields = parser.parse(argv)
+    for text in wing("background.status").report(fields.run, fields.follow, fields.json, sys.stdout.isatty()):
+        print(text, end="", flush=True)
+
+
+def run_stop(parser: SentenceParser, argv: Sequence[str]) -> None:
+    parser.add_argument("run", help="its folder")
+    for sentence in wing("background.stop").stop(parser.parse(argv).run):
+        print(sentence, flush=True)
 
 
 def run_merge(parser: SentenceParser, argv: Sequence[str]) -> None:
@@ -319,7 +347,11 @@ COMMANDS: dict[str, tuple[Callable[[SentenceParser, Sequence[str]], None], str]]
     "qlora-lwf": (partial(run_stage, "adapters.qlora_lwf"),
                   "teach a large model in 4 bit a new task, keeping what it knew"),
     "dpo": (partial(run_stage, "preferences.dpo"), "teach a chat model which of two answers is wanted"),
-    "sweep": (run_sweep, "look for good settings of dpo, sft or qlora-lwf: many short runs, one table"),
+    "sweep": (partial(run_stage, "preferences.sweep"),
+              "look for good settings of dpo, sft or qlora-lwf: many short runs, one table"),
+    "start": (run_start, "train in the background: a stage, and first what it starts from"),
+    "status": (run_status, "what runs, how far it is and how long still; a run, or all"),
+    "stop": (run_stop, "save a run that trains, wherever it was started, and end it"),
     "merge": (run_merge, "adapters and their base into one plain model"),
     "modules": (run_modules, "the layers of a model that adapters can go on"),
     "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates; without a name, list those we know"),

@@ -1,6 +1,6 @@
 """Parts of the library that the core can do without: `adapters` (LoRA on a pretrained model, learning without
-forgetting), `preferences` (DPO), and `kernels`, for which models/gpu.py looks. The core imports the modules of the
-first two only here, when they are asked for."""
+forgetting), `preferences` (DPO), `background` (start, status, stop), and `kernels`, for which models/gpu.py looks. The
+core imports the modules of the first three only here, when they are asked for."""
 
 from importlib import import_module
 from types import ModuleType

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 EDITIONS = [ROOT / "README_COLAB.md", ROOT / "README_COLAB.ja.md"]
 READMES = [ROOT / "README.md", *EDITIONS]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+SCRIPT = "'!bash' new-llm/scripts/colab_train.sh "
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -35,7 +36,9 @@ def blocks(path: Path) -> list[tuple[str, list[str]]]:
 
 
 def commands(*paths: Path) -> list[str]:
+    """The lines with `newllm`, also those of a cell, and those of the script that calls `newllm start`."""
     lines = {line for path in paths for language, lines in blocks(path) if language == "bash" for line in lines}
+    lines = {line.replace("'!newllm'", "newllm").replace(SCRIPT, "newllm start ") for line in lines}
     return sorted(line for line in lines if line.startswith("newllm "))
 
 
@@ -66,6 +69,8 @@ def test_every_command_parses(line, tmp_path, monkeypatch):
     monkeypatch.setattr("newllm_lib.stages.data.catalogue_text", lambda: calls.append("catalogue"))
     monkeypatch.setattr("newllm_lib.adapters.modules.modules_table", record)
     monkeypatch.setattr("newllm_lib.doctor.doctor", record)
+    for name in ("start.start", "status.report", "stop.stop"):
+        monkeypatch.setattr(f"newllm_lib.background.{name}", record)
     monkeypatch.setattr("newllm_lib.training.trained_model.open_model", record)
     monkeypatch.setattr("newllm_lib.chat.Chat", record)
     monkeypatch.setattr("builtins.input", lambda prompt: "")
@@ -83,7 +88,9 @@ def test_every_command_parses(line, tmp_path, monkeypatch):
 def test_there_are_commands_for_every_stage(path):
     words = {line.split()[1] for line in commands(path)}
     stages = {"pretrain", "sft", "qlora-lwf", "dpo", "sweep", "merge", "data", "evaluate", "compare", "generate"}
-    assert words >= stages | {"chat", "doctor"}
+    assert words >= stages | {"chat", "doctor", "start", "status", "stop"}
+    started = {line.split()[2] for line in commands(path) if line.startswith("newllm start ")}
+    assert started == {"pretrain", "sft", "qlora-lwf", "dpo", "sweep"}
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: path.name)
@@ -111,7 +118,7 @@ def contents(path: Path) -> dict:
 
 def test_both_editions_say_the_same():
     english, japanese = map(contents, EDITIONS)
-    assert len(english["code"]) == 1 and len(english["figures"]) >= 7 and english["error codes"]
+    assert len(english["code"]) == 2 and len(english["figures"]) >= 7 and english["error codes"]
     assert japanese == english
 
 

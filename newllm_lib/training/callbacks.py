@@ -13,9 +13,10 @@ import torch
 from accelerate.utils import gather
 from transformers import TrainerCallback, TrainingArguments
 
-from .disk import refusal
+from .disk import OWNER_FILE, read_json, refusal, write_json
 
 RETRY_SECONDS = 60.0  # after a save that failed
+HEARTBEAT_SECONDS = 5.0
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 # Metric of an evaluation -> (title, width, format) of its column in the log.
@@ -142,10 +143,10 @@ class SaveOnInterrupt(TrainerCallback):
 
     def _ask(self, number, frame):
         if self.asked:
-            if self.is_alone:
+            if self.is_alone and number == signal.SIGINT:
                 self.restore()
                 raise KeyboardInterrupt
-            return  # a launcher passes on what the terminal has sent to everyone, too
+            return  # `newllm stop`, given twice; or a launcher that passes on what the terminal has sent to everyone
         self.asked = True
         logger.warning("Stopping after this update and saving; press again to stop at once without saving.")
 
@@ -177,6 +178,33 @@ class SaveByMinutes(TrainerCallback):
         self.saved_at = self.clock()
         if not (Path(args.output_dir) / f"checkpoint-{state.global_step}").exists():  # the disk has not taken it
             self.saved_at -= max(self.seconds - RETRY_SECONDS, 0)
+
+
+class Heartbeat(TrainerCallback):
+    """Adds to the note of the run's owner, every few seconds, how far the training is, for whoever looks from another
+    process."""
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time):
+        self.note, self.clock = folder / OWNER_FILE, clock
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.owner = read_json(self.note)  # None on a disk without locks
+        self.begun = {"first_update": state.global_step, "begun": self.clock()}
+        self._tell(state)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not 0 <= self.clock() - self.told < HEARTBEAT_SECONDS:  # a clock may be set back
+            self._tell(state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._tell(state)
+
+    def _tell(self, state) -> None:
+        self.told = self.clock()
+        if self.owner is not None:
+            now = {"update": state.global_step, "updates": state.max_steps, "told": self.told}
+            with suppress(OSError):
+                write_json(self.note, {**self.owner, **self.begun, **now})
 
 
 def read_history(folder: Path) -> list[dict]:

@@ -24,6 +24,7 @@ TORCH_ERROR = re.compile(r"inline_container|PytorchStreamWriter|iostream|irector
 TORCH_SAYS = "a file could not be written to its end: the disk is full, or gone"
 FULL_SAID = (*map(os.strerror, sorted(FULL)), TORCH_SAYS)
 LOCK_FILE, OWNER_FILE = ".in-use.lock", ".in-use.json"
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 WORKERS_END_SECONDS = 10.0  # a data loader's processes outlive a killed owner by five seconds, and hold its lock
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,11 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def own_note() -> dict[str, Any]:
+    """How this process notes that it owns a run folder."""
+    return {"process": os.getpid(), "machine": socket.gethostname(), "since": time.strftime(TIME_FORMAT)}
+
+
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
     """Own a run folder: no other process writes to it meanwhile. The system takes the lock from a process that dies,
@@ -92,8 +98,7 @@ def in_use(folder: Path) -> Iterator[None]:
     is_alive = isinstance(owner["process"], int) and psutil.pid_exists(owner["process"])
     try:
         lock.acquire(timeout=0 if is_alive else WORKERS_END_SECONDS)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        write_json(note, {"process": os.getpid(), "machine": socket.gethostname(), "since": since})
+        write_json(note, own_note())
     except Timeout:
         named = "process {process} of {machine}, since {since}".format_map(owner)
         raise InputError(

@@ -35,6 +35,7 @@ from .callbacks import (
     CURVES_FILE,
     METRICS_FILE,
     EvaluateAtEnd,
+    Heartbeat,
     RunLog,
     SaveByMinutes,
     SaveOnInterrupt,
@@ -184,7 +185,7 @@ class Run:
         self._log, self._interrupt = RunLog(self.folder, args.model_type, args.metrics), SaveOnInterrupt()
         stop_early = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
         by_minutes = [SaveByMinutes(args.save_minutes)] if args.save_minutes and args.save_strategy != "no" else []
-        log = [self._log] if self.is_main else []
+        log = [self._log, Heartbeat(self.folder)] if self.is_main else []
         return [*stop_early, EvaluateAtEnd(), *log, self._interrupt, *by_minutes, *callbacks]
 
     def train(self, trainer: RunTrainerMixin) -> None:

@@ -15,8 +15,9 @@ from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.training import callbacks as report
 from newllm_lib.training import curves
-from newllm_lib.training.callbacks import EvaluateAtEnd, SaveByMinutes, SaveOnInterrupt, TrainingInterrupted
+from newllm_lib.training.callbacks import EvaluateAtEnd, Heartbeat, SaveByMinutes, SaveOnInterrupt, TrainingInterrupted
 from newllm_lib.training.checkpoint import numbered_checkpoints, read_settings
+from newllm_lib.training.disk import OWNER_FILE, read_json
 
 
 @pytest.mark.parametrize(("strategy", "step", "expected"), [("steps", 9, True), ("steps", 8, False), ("no", 9, False)])
@@ -98,6 +99,16 @@ def test_the_launcher_passes_on_what_the_terminal_has_sent_to_everyone(of_two):
     assert end_step().should_training_stop
 
 
+def test_whoever_asks_twice_with_sigterm_gets_his_checkpoint(of_two):
+    callback, _, end_step = of_two
+    callback.is_alone = True
+    callback._ask(signal.SIGTERM, None)
+    callback._ask(signal.SIGTERM, None)
+    assert end_step().should_training_stop
+    with pytest.raises(KeyboardInterrupt):
+        callback._ask(signal.SIGINT, None)
+
+
 class SendSignal(TrainerCallback):
     def __init__(self, number):
         self.number = number
@@ -125,6 +136,35 @@ def test_a_run_under_nohup_goes_on(text_file, tmp_path):
         assert (folder / "results.json").exists() and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_the_note_of_the_owner_says_how_far_it_is(text_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "HEARTBEAT_SECONDS", 0.0)
+    notes = []
+
+    class Read(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            notes.append(read_json(tmp_path / "run" / OWNER_FILE))
+
+    pretrain(arguments(text_file, tmp_path / "run"), callbacks=(Read(),))
+    assert [(note["update"], note["updates"]) for note in notes] == [(update, 12) for update in range(1, 13)]
+    assert {note["process"] for note in notes} == {os.getpid()} and not (tmp_path / "run" / OWNER_FILE).exists()
+
+
+def test_it_is_told_every_few_seconds_whatever_the_clock_and_the_disk_do(tmp_path, monkeypatch):
+    now, told, state = [100.0], [], SimpleNamespace(global_step=0, max_steps=9)
+    (tmp_path / OWNER_FILE).write_text('{"process": 1}')
+    heart = Heartbeat(tmp_path, clock=lambda: now[0])
+
+    def write(path, content):
+        told.append(content["told"])
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(report, "write_json", write)
+    heart.on_train_begin(None, state, None)
+    for now[0] in (101.0, 104.0, 106.0, 108.0, 50.0, 51.0):
+        heart.on_step_end(None, state, None)
+    assert told == [100.0, 106.0, 50.0]
 
 
 @pytest.fixture(autouse=True)
