@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "newllm_lib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # A package may import from those before it in this order, and from itself.
 LAYERS = (
-    "errors", "wings", "models", "data", "evaluation", "training", "stages", "chat", "doctor", "cli",
+    "errors", "wings", "progress", "models", "data", "evaluation", "training", "stages", "chat", "doctor", "cli",
     "kernels", "adapters", "preferences", "colab",
 )  # fmt: skip
 COLAB_ONLY = {"google", "IPython", "ipywidgets"}
