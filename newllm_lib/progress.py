@@ -97,7 +97,7 @@ class Progress(tqdm):
 
     @property
     def name(self) -> str:
-        name = self.desc.removesuffix(": ")
+        name = self.desc.removesuffix(": ").rsplit("/", 1)[-1]  # of a file on the hub the last part
         return self.words(NAMES.get(name, name), name=self.of) if self.of else self.words(NAMES.get(name, name))
 
     def facts(self) -> list[str]:
@@ -108,19 +108,16 @@ class Progress(tqdm):
         if total:
             count += f" / {self.format_sizeof(total)}B" if is_bytes else f" / {int(total):,}"
         if not is_bytes and unit not in ("it", "obj"):
-            count += f" {self.words(unit)}"
+            count = self.words(f"{{count}} {unit}", count=count)
         rate = self.format_dict["rate"] or (done - self.initial) / max(seconds, 1e-9)
-        time_told = self.words("for {time}", time=span(seconds))
         if total and rate > 0:
-            time_told = self.words("{time} left", time=span(max(total - done, 0) / rate))
+            time_told = self.words("{time} left", time=self.format_interval(max(total - done, 0) / rate))
+        else:
+            time_told = self.words("for {time}", time=self.format_interval(seconds))
         return [*([count] if done else []), *([self.postfix] if self.postfix and not is_bytes else []), time_told]
 
 
 Progress.set_lock(threading.RLock())  # tqdm's own is shared with other processes, for nothing
-
-
-def span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _show() -> None:

