@@ -122,7 +122,8 @@ class SentenceParser(argparse.ArgumentParser):
 def run_stage(name: str, parser: SentenceParser, argv: Sequence[str]) -> None:
     """The command of a stage: the function of the module `name` that is called like it; the fields are those of the
     dataclass that it takes."""
-    module = wing(name)
+    with Progress(desc="loading the libraries"):
+        module = wing(name)
     stage = getattr(module, name.split(".")[1])
     stage(parse_stage(stage.__annotations__["args"], module.PRESETS, parser.prog, argv))
 
