@@ -70,7 +70,7 @@ def set_up_output() -> None:
     handler.addFilter(line.make_room)
     logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[handler])
     logging.getLogger(__package__).setLevel(logging.INFO)
-    if os.environ.get("RANK", "0") == "0":  # of several processes the first
+    if os.environ.get("RANK", "0") == "0" and sys.stderr is not None:  # of several processes the first
         Progress.place = line
     quiet_libraries()
 

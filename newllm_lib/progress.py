@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
@@ -68,7 +68,7 @@ class Progress(tqdm):
     def __init__(self, *args: Any, of: str = "", **options: Any):
         self.of = of
         # Beside the bytes that it writes, the hub counts those that come over the line, without their total.
-        is_double = "{total_fmt}" not in (options.get("bar_format") or "{total_fmt}")
+        is_double = "total_fmt" not in (options.get("bar_format") or "total_fmt")
         is_off = options.get("disable") is True or is_double or Progress.place is None
         super().__init__(*args, **options | {"disable": is_off, "gui": True, "leave": False, "miniters": 0})
         if not is_off:
@@ -176,8 +176,9 @@ class ConsoleLine:
         return True
 
     def _write(self, text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        with suppress(OSError, ValueError):  # the terminal is gone, or who reads it: the work goes on
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
 
 @contextmanager

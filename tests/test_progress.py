@@ -13,10 +13,12 @@ import datasets
 import huggingface_hub
 import pytest
 import transformers
+from transformers import TrainerCallback
 
 from newllm_lib import cli, progress
 from newllm_lib.colab.page.languages import japanese
 from newllm_lib.progress import ConsoleLine, Line, Progress, take_over_bars, working
+from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 
 PACKAGE = Path(progress.__file__).parent
 
@@ -104,6 +106,52 @@ def test_the_bars_of_the_libraries_are_ours(shown, capsys):
     names = {name for line in told(shown) for name in line.names}
     assert names == {"model.safetensors", "unpacking", "reading the weights"}
     assert capsys.readouterr() == ("", "")
+
+
+def test_of_two_bars_of_a_download_the_one_with_a_total_is_shown(shown):
+    """As huggingface_hub makes them for files that hf_xet fetches."""
+    take_over_bars()
+    both = {"unit": "B", "total": 100, "disable": None}
+    written = huggingface_hub.utils.tqdm(desc="file", bar_format="{l_bar}{bar}| {n_fmt:>5}B / {total_fmt:>5}B", **both)
+    over_the_line = huggingface_hub.utils.tqdm(
+        desc="Downloading bytes", bar_format="{desc}: {bar}| {n_fmt:>5}B", **both
+    )
+    over_the_line.update(60)
+    move(written)
+    written.close()
+    assert {tuple(line.names) for line in told(shown)} == {("file",)} and over_the_line.n == 0
+
+
+def test_a_terminal_that_is_gone_ends_nothing(console):
+    line, written, _ = console(is_terminal=True)
+    written.close()
+    written.isatty = lambda: True
+    line.show(LINE)
+    line.clear()
+
+
+def test_a_training_tells_its_updates_between_two_lines_of_its_log(tmp_path, text_file, shown):
+    small = {
+        "tokenizer": "byte",
+        "max_length": 32,
+        "num_parameters": 20_000,
+        "logging_steps": 1,
+        "eval_steps": 6,
+        "save_steps": 6,
+    }
+    args = PretrainArguments(data=str(text_file), output_dir=str(tmp_path / "run"), max_steps=12, **small)
+    pretrain(args, callbacks=(Slow(),))
+    training = [line for line in told(shown) if line.names[-1] == "training"]
+    late = [line for line in training if re.match("([6-9]|1[01]) / 12 updates", line.facts[0])]
+    assert late and all(re.fullmatch(r"loss \d+\.\d{3}", line.facts[1]) for line in late)
+    names = {name for line in told(shown) for name in line.names}
+    assert {"preparing the data", "scoring held-out text"} <= names
+    assert not list(Progress._instances)
+
+
+class Slow(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        time.sleep(0.15)
 
 
 def test_without_a_place_nothing_is_shown(monkeypatch, capsys):
