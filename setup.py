@@ -22,6 +22,7 @@ REQUIRES = [
     "ipywidgets>=7.7.1",
     "ipython",
     "psutil",
+    "tqdm",
 ]
 
 EXTRAS = {

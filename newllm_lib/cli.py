@@ -18,6 +18,7 @@ from typing import Any
 
 from . import __version__
 from .errors import REFUSED, InputError
+from .progress import ConsoleLine, Progress, take_over_bars, working
 from .wings import wing
 
 
@@ -36,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; newllm --help lists them all.")
         set_up_output()
         run, purpose = COMMANDS[command]
-        run(SentenceParser(prog=f"newllm {command}", description=f"{purpose}.", allow_abbrev=False), rest)
+        # Who talks to a model is not to see how long it takes.
+        with contextlib.nullcontext() if command == "chat" else working():
+            run(SentenceParser(prog=f"newllm {command}", description=f"{purpose}.", allow_abbrev=False), rest)
         return 0
     except InputError as error:
         sentence, code = str(error), 2
@@ -60,28 +63,32 @@ def accept_every_character() -> None:
 
 
 def set_up_output() -> None:
-    """Our own log lines on standard output; from the libraries below us, errors only."""
+    """Our own log lines on standard output, the progress of long work on standard error; from the libraries below us,
+    errors only."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stdout)
+    handler, line = logging.StreamHandler(sys.stdout), ConsoleLine()
+    handler.addFilter(line.make_room)
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[handler])
     logging.getLogger(__package__).setLevel(logging.INFO)
+    if os.environ.get("RANK", "0") == "0" and sys.stderr is not None:  # of several processes the first
+        Progress.place = line
     quiet_libraries()
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries below us to errors, for what a run has to say it says itself: no warnings and no progress bars
-    of transformers and datasets, nor of what one library calls by an old name in another; nor of bitsandbytes, which on
-    a CPU with bf16 misses a package when it is imported."""
-    import datasets
-    import transformers
+    """Keep the libraries below us to errors, for what a run has to say it says itself: no warnings of transformers and
+    datasets, whose progress bars become ours, nor of what one library calls by an old name in another; nor of
+    bitsandbytes, which on a CPU with bf16 misses a package when it is imported."""
+    with Progress(desc="loading the libraries"):
+        import datasets
+        import transformers
 
     warnings.filterwarnings("ignore", r".* is deprecated and will be removed in v6", FutureWarning)
     # Checkpoints may follow each other quickly; their numbers show their order as well.
     warnings.filterwarnings("ignore", "mtime may not be reliable")
     transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
+    take_over_bars()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
@@ -128,7 +135,8 @@ def run_stage(name: str, parser: SentenceParser, argv: Sequence[str]) -> None:
 
 def read_stage(name: str, prog: str, argv: Sequence[str]) -> tuple[Callable[[Any], Any], Any]:
     """(the stage of the module `name`, its settings). A sweep has the fields of the stage that it is of."""
-    module = wing(name)
+    with Progress(desc="loading the libraries"):
+        module = wing(name)
     stage = getattr(module, name.split(".")[1])
     if name != "preferences.sweep":
         return stage, parse_stage(stage.__annotations__["args"], module.PRESETS, prog, argv)

@@ -2,7 +2,8 @@
 
 usage: run_notebook.py NOTEBOOK --output FILE --cwd DIR
 
-The executed notebook is written to FILE in any case, also when a cell fails or the run is interrupted.
+The executed notebook is written to FILE in any case, also when a cell fails or the run is interrupted. The metadata of
+each cell say for how many seconds at most it has shown nothing new (`longest_silence`).
 Exit codes: 0 every cell ran, 1 a cell failed, 2 bad input, 130 interrupted.
 """
 
@@ -18,6 +19,24 @@ os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+
+class WatchedNotebook(NotebookClient):
+    """Notes in a cell's metadata for how long at most it has shown nothing new."""
+
+    shown_at = 0.0
+
+    def process_message(self, message, cell, cell_index):
+        if message["msg_type"] == "execute_input":
+            self.shown_at, cell.metadata["longest_silence"] = time.monotonic(), 0.0
+        elif message["msg_type"] not in ("status", "comm_open", "comm_msg", "comm_close"):
+            self.end_silence(cell)
+        return super().process_message(message, cell, cell_index)
+
+    def end_silence(self, cell: nbformat.NotebookNode) -> None:
+        """Called when something is shown, or the cell ends."""
+        silence, self.shown_at = time.monotonic() - self.shown_at, time.monotonic()
+        cell.metadata["longest_silence"] = max(cell.metadata.get("longest_silence", 0.0), round(silence, 1))
 
 
 def main() -> int:
@@ -52,7 +71,7 @@ def main() -> int:
 
 def run_cells(notebook: nbformat.NotebookNode, cwd: Path) -> None:
     """Execute the code cells in place, printing the seconds each took; raises at the first that fails."""
-    client = NotebookClient(
+    client = WatchedNotebook(
         notebook,
         kernel_name="python3",
         resources={"metadata": {"path": str(cwd)}},
@@ -69,6 +88,7 @@ def run_cells(notebook: nbformat.NotebookNode, cwd: Path) -> None:
                 client.execute_cell(cell, index)
                 verdict = ""
             finally:
+                client.end_silence(cell)
                 seconds = time.perf_counter() - started
                 what = verdict or cell.source.strip().splitlines()[0][:80]
                 print(f"cell {number:>2}/{len(code)} {seconds:8.1f} s  {what}", flush=True)

@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "newllm_lib"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # A package may import from those before it in this order, and from itself.
 LAYERS = (
-    "errors", "wings", "install", "models", "data", "evaluation", "training", "stages", "chat", "doctor", "cli",
-    "kernels", "adapters", "preferences", "background", "colab",
+    "errors", "wings", "install", "progress", "models", "data", "evaluation", "training", "stages", "chat", "doctor",
+    "cli", "kernels", "adapters", "preferences", "background", "colab",
 )  # fmt: skip
 COLAB_ONLY = {"google", "IPython", "ipywidgets"}
 

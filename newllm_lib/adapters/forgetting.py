@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from ..data.chat_template import conversation_ids
 from ..data.tokenizer import end_token_ids
 from ..models.frozen_head import adapters_off
+from ..progress import Progress
 
 # Asked before and after tuning: the same in every run, so that answers can be compared.
 PROMPTS = (
@@ -92,7 +93,8 @@ def reply_to_each(
     model.eval()
     # The last position of several rows is a slice with gaps, for which torch would copy the head once a row: 1.7 GB for
     # five of Gemma 3 270M, 5 GB of Gemma-2B.
-    with model.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0].contiguous(),)):
+    contiguous = model.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0].contiguous(),))
+    with contiguous, Progress(desc="answering"):
         made = model.generate(
             **padded,
             max_new_tokens=min(max_new_tokens, window - length),

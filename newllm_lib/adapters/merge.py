@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
+from ..progress import Progress
 from ..training.checkpoint import RESULTS_FILE, SETTINGS_FILE, check_model_folder, has_adapters
 from ..training.disk import PARTIAL, saying, temporary, write_json
 from ..training.trained_model import open_model
@@ -37,8 +38,8 @@ def merge(path: str | Path, output_dir: str | Path, base: str | None = None) -> 
         partial.mkdir(parents=True)
     try:
         trained = open_model(folder, base, unpack=True)
-        plain = trained.model.float().merge_and_unload()
-        with saying(*refused):
+        with Progress(desc="merging"), saying(*refused):
+            plain = trained.model.float().merge_and_unload()
             dtype = torch.float32 if trained.run["stage"] == "dpo" else torch.bfloat16
             plain.to(dtype).save_pretrained(partial)
             trained.tokenizer.save_pretrained(partial)

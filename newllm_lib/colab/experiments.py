@@ -67,7 +67,8 @@ def live_experiments(panel: SweepPanel) -> Iterator[tuple[TrainerCallback, ...]]
             say(sentence, status)
         live = LiveTrials(folder, args.trials)
         try:
-            yield live, *callbacks_for(copier)
+            with live.in_place():
+                yield live, *callbacks_for(copier)
         except KeyboardInterrupt as stop:
             live.tell("stopped", draw=True)
             ended, begun = sum(row["state"] != "running" for row in live.rows), len(live.rows)

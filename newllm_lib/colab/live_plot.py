@@ -24,6 +24,7 @@ from ..adapters.arguments import QloraLwfArguments
 from ..errors import InputError, TrainingDiverged
 from ..preferences.reference import ReferenceArguments
 from ..preferences.scores import chosen_falls
+from ..progress import TRAINING, Line, Progress
 from ..training.arguments import StageArguments
 from ..training.callbacks import TrainingInterrupted, read_history
 from ..training.checkpoint import newest_checkpoint, read_results
@@ -32,11 +33,13 @@ from ..training.device import Device, find_device, size
 from .drive.drive_copy import callbacks_for, span, wait_for_drive
 from .page.notices import CellStopped, in_one_sentence, quiet_notebook, say
 from .page.pieces import GRID, escape, mark_html, picture_html, png_of, sentence_html, small_html
+from .page.progress_line import progress_html
 from .panel.controls import in_the_panels_words
 from .panel.settings_panel import SettingsPanel
 from .storage import drive_copier, fetch_sentences
 
 INTERVAL_SECONDS = 2.0
+QUIET_SECONDS = 5.0  # of a training, after which its own line is shown, too
 DRAWING_SHARE = 0.005  # of the time, at most, goes into drawing the picture
 # What a model's line says of the newest figures in its log; `facts` adds those of a training that goes on.
 FACTS = (
@@ -51,12 +54,14 @@ TRAINS = ("training", LEARNS_ANSWERS)
 
 class LiveDisplay:
     """A display whose `content` (HTML) is replaced while models train, and whose `figure` is drawn for DRAWING_SHARE of
-    the time. `clock` gives seconds, rising; `show` displays an object and returns a handle with `update`."""
+    the time. `clock` gives seconds, rising; `show` displays an object and returns a handle with `update`. It is a
+    place for a line of `Progress`, which comes from any thread: it goes below the content as it was last."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, show: Callable | None = None):
         self.clock, self.png, self.drawing_seconds = clock, b"", 0.0
         self.drawn_at, self.updated_at = -math.inf, clock()
-        self.handle = (show or functools.partial(display, display_id=True))(HTML(self.content()))
+        self.shown, self.progress = self.content(), ""
+        self.handle = (show or functools.partial(display, display_id=True))(HTML(self.shown))
 
     def draw(self) -> None:
         started = self.clock()
@@ -69,12 +74,39 @@ class LiveDisplay:
         """True if drawing again leaves the training its share of the time; so may the first picture."""
         return self.clock() - self.drawn_at >= max(self.drawing_seconds / DRAWING_SHARE, INTERVAL_SECONDS)
 
-    def is_due(self) -> bool:
-        return self.clock() - self.updated_at >= INTERVAL_SECONDS
+    def is_due(self, seconds: float = INTERVAL_SECONDS) -> bool:
+        return self.clock() - self.updated_at >= seconds
 
     def replace(self) -> None:
-        self.handle.update(HTML(self.content()))
-        self.updated_at = self.clock()
+        self.shown = self.content()
+        self._update("")
+
+    def show(self, line: Line) -> None:
+        """The progress of something in the training, or of the training itself, if there was no news for long."""
+        parts = [name for name in line.names if name != Progress.words(TRAINING)]
+        if self.is_due(INTERVAL_SECONDS if parts else QUIET_SECONDS):
+            self._update(progress_html(line._replace(names=parts or line.names)))
+
+    def clear(self) -> None:
+        if self.progress:
+            self._update("")
+
+    def _update(self, progress: str) -> None:
+        with Progress.get_lock():
+            self.progress, self.updated_at = progress, self.clock()
+            self.handle.update(HTML(self.shown + progress))
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Lines of `Progress` are shown here, and not below the cell."""
+        before, Progress.place = Progress.place, self
+        if before is not None:
+            before.clear()
+        try:
+            yield
+        finally:
+            Progress.place = before
+            self.clear()
 
 
 class LivePlot(LiveDisplay):
@@ -244,7 +276,8 @@ def live_training(panel: SettingsPanel) -> Iterator[LiveTraining]:
         quiet_notebook()
         live = LiveTraining(panel)
         try:
-            yield live
+            with live.plot.in_place():
+                yield live
         except KeyboardInterrupt as stop:
             live.plot.set_state(live.model, "stopped")
             # The library's sentence ends in advice for the command line; here the advice is the cell.

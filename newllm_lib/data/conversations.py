@@ -12,17 +12,19 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
-from .cache import cache_path, known, made
+from ..progress import Progress
+from .cache import cache_path, kept, known, made
 from .chat_template import ConversationFormat, EncodedConversation, encode_conversations, template_for
 from .examples import COLUMNS, Message, any_conversation, conversation_columns, unread
-from .files import PlacedRow, RowError, check_file, checked_row, content_hash, read_rows, refuser
+from .files import PlacedRow, RowError, check_file, checked_row, content_hash, count_rows, read_rows, refuser
 from .mix import mixed, parse_mix, same_data
 from .sources import HELD_OUT_SHARE, Origin, Splits, find_data, find_dataset
 from .text import Document, EvaluationDocuments, PackedRows, TextCounts, same_file_note, token_bytes, token_type
@@ -49,6 +51,7 @@ class Conversations(Origin):
 
     read: Callable[[int], Iterator[NumberedConversation]] = field(repr=False)  # starts a pass at a row's number
     read_as: str = READING  # how the rows of `identity` become conversations; both are the key of prepared rows
+    count: int | None = None  # about how many rows a whole pass goes over, where that is known
 
     def __iter__(self) -> Iterator[list[Message]]:
         return (messages for _, messages, _ in self.read(0) if messages is not None)
@@ -89,7 +92,7 @@ def load_conversations(
         train, validation, test = _of_file(data, "data", skip_bad_rows), None, None
         notes.append(unread_note(read_rows(check_file(data, "data"), "data"), conversation_columns))
     else:
-        sides = {name: _of_rows(split, split.read) for name, split in found.splits.items()}
+        sides = {name: _of_rows(split, split.read, count=split.count) for name, split in found.splits.items()}
         train, validation, test = sides["train"], sides.get("validation"), sides.get("test")
         if not entry.columns:  # for the datasets of the catalogue we know what is not read
             notes.append(unread_note(found.splits["train"].read(0), conversation_columns))
@@ -128,7 +131,8 @@ def hold_out(whole: Conversations, how: str, share: float) -> tuple[Conversation
     if not 0 < share < 1:
         raise InputError(f"held_out_share has to lie between 0 and 1, got {share}.")
     if how == "random":
-        numbers = datasets.Dataset.from_dict({"row": range(sum(1 for _ in whole.read(0)))})
+        rows = Progress(whole.read(0), desc="counting conversations", total=whole.count, unit="conversations")
+        numbers = datasets.Dataset.from_dict({"row": range(sum(1 for _ in rows))})
         drawn = set(numbers.train_test_split(test_size=share, seed=42)["test"]["row"])
 
     def is_held_out(number: int, messages: list[Message] | None) -> bool:
@@ -152,7 +156,8 @@ def conversation_hash(messages: list[Message]) -> int:
 def first_rows(whole: Conversations, count: int) -> Conversations:
     """The rows with a number below `count`."""
     most = functools.partial(itertools.takewhile, lambda item: item[0] < count)
-    return whole.part(f"first {count:,} rows", str(count), lambda first_row: most(whole.read(first_row)))
+    first = whole.part(f"first {count:,} rows", str(count), lambda first_row: most(whole.read(first_row)))
+    return replace(first, count=min(count, whole.count or count))
 
 
 def unread_note(rows: Iterable[PlacedRow], columns: Callable[[dict], tuple[str, ...]]) -> str:
@@ -168,7 +173,11 @@ def _of_file(path: str, name: str, skip_bad_rows: bool) -> Conversations:
     origin = Origin(f"file {file.name}", "as the file's owner says", f"file/{content_hash(file)}")
     read_as = f"{READING}{', without bad ones' if skip_bad_rows else ''}"
     refuse = refuser(file, name, skip_bad_rows)
-    return _of_rows(origin, lambda first: itertools.islice(read_rows(file, name), first, None), refuse, read_as)
+
+    def rows(first: int) -> Iterator[PlacedRow]:
+        return itertools.islice(read_rows(file, name), first, None)
+
+    return _of_rows(origin, rows, refuse, read_as, count_rows(file))
 
 
 def _of_rows(
@@ -176,6 +185,7 @@ def _of_rows(
     rows: Callable[[int], Iterator[PlacedRow]],
     refuse: Callable[[str, RowError], None] = lambda place, error: None,
     read_as: str = READING,
+    count: int | None = None,
 ) -> Conversations:
     """Conversations of rows. `refuse` may raise; without it, a bad row is left out, with its complaint."""
 
@@ -187,7 +197,7 @@ def _of_rows(
                 refuse(place, error)
                 yield number, None, f"{place}: {error}"
 
-    return Conversations(source.origin, source.licence, source.identity, read, read_as)
+    return Conversations(source.origin, source.licence, source.identity, read, read_as, count)
 
 
 def learned_tokenizer(
@@ -196,7 +206,8 @@ def learned_tokenizer(
     """A tokenizer learned from the contents of the turns, role words left out, with the chat template of
     `template_for`. Raises InputError: as `build_tokenizer`."""
     space = " " if kind == "bpe" else ""  # as ROLE_TEMPLATE has it
-    contents = (space + message["content"] for messages in conversations for message in messages)
+    counted = Progress(conversations, desc="reading", total=conversations.count, unit="conversations")
+    contents = (space + message["content"] for messages in counted for message in messages)
     tokenizer = build_tokenizer(kind, contents, vocab_size, f"{conversations.identity}/{conversations.read_as}")
     tokenizer.chat_template = template_for(tokenizer, template)
     return tokenizer
@@ -242,8 +253,7 @@ def conversation_rows(
     Written once per data, tokenizer and format under the cache folder, in shards. A preparation that was cut off goes
     on after its last whole shard, at the very row.
     """
-    key = (FORMAT_VERSION, conversations.identity, conversations.read_as, tokenizer.backend_tokenizer.to_str())
-    folder = cache_path("conversations", "", *key, tokenizer.chat_template, form)
+    folder = cache_path("conversations", "", *_key(conversations, tokenizer, form))
     counts, shards, next_row, blocks, is_last = ConversationCounts(), [], 0, None, False
     while not is_last:
         shards.append(folder / f"shard-{len(shards):05d}.rows")
@@ -263,17 +273,41 @@ def conversation_rows(
 def conversation_documents(
     conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
 ) -> EvaluationDocuments:
-    """Held-out conversations to evaluate on, cut as for training, in memory. Raises InputError: a bad row in the user's
-    file, or no conversation at all."""
-    counts, documents = ConversationCounts(), []
-    for _, block, found in encoded_blocks(conversations, tokenizer, form, 0):
-        counts.add(found)
-        # Every document is read after a first token: that of the conversation.
-        documents += [Document(item.token_ids[1:], item.counts, item.supervised[1:]) for item in block]
-    if not documents:
-        remedy = " ".join(counts.remarks(form.max_length)) or "give --eval_data or a larger --held_out_share."
-        raise InputError(f"{conversations.origin} holds no conversation to evaluate on; {remedy}", "NL-403")
+    """Held-out conversations to evaluate on, cut as for training, in memory. Encoded once and found in the cache folder
+    again. Raises InputError: a bad row in the user's file, or no conversation at all."""
+    kind = token_type(tokenizer)
+
+    def write(path: Path) -> list[tuple[int, ...]]:
+        """The tokens of all; the note has the length and the counts of each."""
+        total, notes = ConversationCounts(), []
+        with path.open("wb") as stream:
+            for _, block, found in encoded_blocks(conversations, tokenizer, form, 0):
+                total.add(found)
+                for item in block:
+                    stream.write(token_bytes(kind, item.token_ids, item.supervised))
+                    notes.append((len(item.token_ids), *vars(item.counts).values()))
+        if not notes:
+            remedy = " ".join(total.remarks(form.max_length)) or "give --eval_data or a larger --held_out_share."
+            raise InputError(f"{conversations.origin} holds no conversation to evaluate on; {remedy}", "NL-403")
+        return notes
+
+    path = cache_path("held-out", ".rows", *_key(conversations, tokenizer, form))
+    lengths, counts = zip(*((length, TextCounts(*counts)) for length, *counts in kept(path, write)), strict=True)
+    tokens = np.split(np.fromfile(path, kind), np.cumsum(lengths[:-1]))
+    # Every document is read after a first token: that of the conversation.
+    documents = [
+        Document(item["token"][1:].astype(np.int32), found, item["supervised"][1:])
+        for item, found in zip(tokens, counts, strict=True)
+    ]
     return EvaluationDocuments(documents, conversations.origin)
+
+
+def _key(
+    conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
+) -> tuple[object, ...]:
+    """What prepared conversations are known by."""
+    data = conversations.identity, conversations.read_as
+    return FORMAT_VERSION, *data, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, form
 
 
 def encoded_blocks(
@@ -281,11 +315,12 @@ def encoded_blocks(
 ) -> Iterator[Block]:
     """The conversations from a row on as tokens, CONVERSATIONS_PER_CALL rows a block."""
     numbered = conversations.read(first_row)
+    state = {"total": conversations.count, "initial": first_row, "unit": "conversations"}
     blocks = iter(lambda: list(itertools.islice(numbered, CONVERSATIONS_PER_CALL)), [])
     talks = ((rows, [messages for _, messages, _ in rows if messages is not None]) for rows in blocks)
     # While one block is with the tokenizer, which takes every core and leaves Python alone, another is rendered or
     # unpacked in the other thread.
-    with ThreadPoolExecutor(2) as executor:
+    with ThreadPoolExecutor(2) as executor, Progress(desc="splitting into tokens", **state) as progress:
         started = ((rows, executor.submit(encode_conversations, said, tokenizer, form)) for rows, said in talks)
         waiting = collections.deque(itertools.islice(started, BLOCKS_AHEAD))
         while waiting:
@@ -301,6 +336,7 @@ def encoded_blocks(
             )  # fmt: skip
             for item in kept:
                 TextCounts.add(counts, item.counts)
+            progress.update(rows[-1][0] + 1 - progress.n)
             yield rows[-1][0] + 1, kept, counts
 
 

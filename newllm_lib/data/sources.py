@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any, Generic, Literal, TypeVar
 
 from ..errors import InputError
+from ..progress import Progress
 from .files import PlacedRow
 
 HELD_OUT_SHARE = 0.05  # held out for evaluation where the data have no validation split
@@ -32,6 +33,7 @@ class HubSource:
     # chosen on "validation", and figures are of "test" where there is one.
     splits: dict[str, str] = field(default_factory=lambda: {"train": "train"})
     rows: dict[str, int] = field(default_factory=dict)  # of our splits, as far as they are known
+    files: dict[str, str] = field(default_factory=dict)  # of our splits, where others would be downloaded with them
     regroup: Callable[[Iterable[dict]], Iterable[dict]] | None = None  # rows of this mirror -> rows with our columns
 
 
@@ -80,7 +82,8 @@ DATASETS: dict[str, Dataset] = {
                         language="Japanese", about=15_000, good_for="the instructions of Dolly in Japanese"),
     "ultrachat": Dataset("MIT", (
         HubSource("HuggingFaceH4/ultrachat_200k", "8049631c405ae6576f93f445c6b8166f76f5505a",
-                  splits={"train": "train_sft", "test": "test_sft"}, rows={"train": 207_865, "test": 23_110}),
+                  splits={"train": "train_sft", "test": "test_sft"}, rows={"train": 207_865, "test": 23_110},
+                  files={"train": "data/train_sft-*", "test": "data/test_sft-*"}),
     ), ("messages",), offline="chitchat", good_for="long conversations on many subjects, written by a large model"),
     "ultrachat-full": Dataset("MIT by its card, CC BY-NC 4.0 by its project's README", (
         HubSource("openbmb/UltraChat"), HubSource("stingning/ultrachat"),
@@ -133,6 +136,7 @@ class Examples(Origin):
     """The rows of one split, which can be read any number of times, from any row's number on."""
 
     rows: Callable[[int], Iterable[dict]] = field(repr=False)
+    count: int | None = None  # of the rows, where it is known
 
     def read(self, first: int) -> Iterator[PlacedRow]:
         return ((f"row {number}", row) for number, row in enumerate(self.rows(first), start=first + 1))
@@ -318,7 +322,11 @@ def open_hub_split(entry: Dataset, source: HubSource, split: str) -> Examples:
         if not COMMIT.fullmatch(revision):
             revision = HfApi().dataset_info(source.hub_id, revision=revision, timeout=TIMEOUT_SECONDS).sha
         where = {"split": source.splits[split], "revision": revision, "streaming": entry.streamed}
-        data = load_dataset(source.hub_id, source.config, **where)
+        if source.files:
+            # The number of rows is checked below; the loader would miss the splits that are left out.
+            where |= {"data_files": {source.splits[split]: source.files[split]}, "verification_mode": "no_checks"}
+        with Progress(desc="loading {name}", of=source.hub_id):
+            data = load_dataset(source.hub_id, source.config, **where)
     except Exception as error:  # the loader's complaints come in many types; all mean that there are no rows
         what = f"could not be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         raise refusal(what, "try again, or give a file with --data") from error
@@ -340,4 +348,5 @@ def open_hub_split(entry: Dataset, source: HubSource, split: str) -> Examples:
         raise refusal(f"has no column {', '.join(map(repr, missing))} (found: {', '.join(map(repr, first))})")
     config = f", {source.config}" if source.config else ""
     origin = f"{source.hub_id}{config}, {split}, revision {revision[:8]}"
-    return Examples(origin, entry.licence, f"{source.hub_id}/{source.config}/{split}@{revision}", rows)
+    count = None if entry.streamed or source.regroup else len(data)
+    return Examples(origin, entry.licence, f"{source.hub_id}/{source.config}/{split}@{revision}", rows, count)

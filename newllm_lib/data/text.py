@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
 from ..models.chunked_loss import IGNORED
+from ..progress import Progress
 from .cache import cache_path, kept
 from .files import RowError, check_file, checked_row, content_hash, read_lines, read_rows, refuser, text_of
 from .sources import DATASETS, HELD_OUT_SHARE, Examples, Origin, Splits, find_data
@@ -45,9 +46,17 @@ class Text(Origin):
     """Text that can be read any number of times, always the same: `read` starts a new pass over its pieces."""
 
     read: Callable[[], Iterable[TextPiece]] = field(repr=False)
+    characters: int | None = None  # about how many, where that is known
 
     def strings(self) -> Iterator[str]:
-        return (piece.text for piece in self.read())
+        return (piece.text for piece in self.counted())
+
+    def counted(self) -> Iterator[TextPiece]:
+        """As `read`; a Progress says how far it is."""
+        with Progress(desc="reading the text", total=self.characters, unit="characters") as progress:
+            for piece in self.read():
+                yield piece
+                progress.update(len(piece.text))
 
 
 def pieces_of_lines(lines: Iterable[str]) -> Iterator[TextPiece]:
@@ -113,7 +122,7 @@ def load_text(
     found = find_data("wikitext", DATASETS["wikitext"], data_source, data)
     notes, validation, test = [found.note], None, None
     if found.source == "file":
-        train, characters, documents = _file_text(data, names[0], skip_bad_rows)
+        train, documents = _file_text(data, names[0], skip_bad_rows)
         if documents > 1 and (file := Path(data)).suffix.lower() == ".txt":
             notes.append(f"{file.name} is {documents:,} documents: {DOCUMENT_MARK} or a WikiText title begins one.")
     else:
@@ -134,15 +143,15 @@ def load_text(
         train, validation = side(found.splits["train"]), side(found.splits["validation"])
         test = side(found.splits["test"]) if "test" in found.splits else None
     if test_data is not None:
-        test, _, _ = _file_text(test_data, "test_data", skip_bad_rows)
+        test, _ = _file_text(test_data, "test_data", skip_bad_rows)
         notes.append(same_file_note(train.identity, test.identity, (names[0], "test_data")))
     if eval_data is not None:
-        validation, _, _ = _file_text(eval_data, names[1], skip_bad_rows)
+        validation, _ = _file_text(eval_data, names[1], skip_bad_rows)
         notes.append(same_file_note(train.identity, validation.identity, names))
     if validation is None:
         held_out = f"the last {HELD_OUT_SHARE:.0%} of {Path(data).name} are held out for evaluation."
         notes.append(f"No {names[1]} given: {held_out}")
-        train, validation = _hold_out(train, int(characters * (1 - HELD_OUT_SHARE)))
+        train, validation = _hold_out(train, int(train.characters * (1 - HELD_OUT_SHARE)))
     return Splits(train, validation, found.source, " ".join(filter(None, notes)), test=test)
 
 
@@ -173,19 +182,22 @@ def _hold_out(whole: Text, boundary: int) -> tuple[Text, Text]:
     return train, whole.part("last part (validation)", "validation", lambda: pieces(after=True))
 
 
-def _file_text(path: str, name: str, skip_bad_rows: bool) -> tuple[Text, int, int]:
-    """The text of a file, and how many characters and documents it has."""
+def _file_text(path: str, name: str, skip_bad_rows: bool) -> tuple[Text, int]:
+    """The text of a file, and how many documents it has."""
     file = check_file(path, name)
     characters, documents, bad_rows, is_text, digest = 0, 0, 0, False, hashlib.sha256()
     # One whole pass now, so that a bad row at the end is reported before any long work.
-    for piece in read_pieces(file, name, skip_bad_rows):
-        if isinstance(piece, RowError):
-            bad_rows += 1
-            continue
-        characters += len(piece.text)
-        documents += piece.starts_document
-        is_text = is_text or not piece.text.isspace()
-        digest.update(piece.text.encode("utf-8"))
+    with Progress(desc="reading {name}", of=file.name, total=file.stat().st_size, unit="B") as progress:
+        for piece in read_pieces(file, name, skip_bad_rows):
+            if isinstance(piece, RowError):
+                bad_rows += 1
+                continue
+            characters += len(piece.text)
+            documents += piece.starts_document
+            is_text = is_text or not piece.text.isspace()
+            content = piece.text.encode("utf-8")
+            digest.update(content)
+            progress.update(len(content))
     if not is_text:
         raise InputError(f"{name} {path!r} holds no text; name a file with text in it.", "NL-402")
     origin = f"file {file.name}" + (f" without {bad_rows} bad rows" if bad_rows else "")
@@ -195,7 +207,7 @@ def _file_text(path: str, name: str, skip_bad_rows: bool) -> tuple[Text, int, in
     def read() -> Iterator[TextPiece]:
         return (piece for piece in read_pieces(file, name, skip_bad_rows) if isinstance(piece, TextPiece))
 
-    return Text(origin, "as the file's owner says", identity, read), characters, documents
+    return Text(origin, "as the file's owner says", identity, read, characters), documents
 
 
 @dataclass
@@ -267,7 +279,7 @@ def count_text(
 def evaluation_documents(text: Text, tokenizer: PreTrainedTokenizerFast) -> EvaluationDocuments:
     """The text as whole documents in memory: evaluation sets are small, training sets are not."""
     parts: list[tuple[list[np.ndarray], TextCounts]] = []  # of a document each
-    for token_ids, starts_document, counts in tokenized_pieces(text.read(), tokenizer):
+    for token_ids, starts_document, counts in tokenized_pieces(text.counted(), tokenizer):
         if starts_document or not parts:
             parts.append(([], TextCounts()))
         parts[-1][0].append(token_ids)
@@ -333,7 +345,7 @@ def packed_rows(
     def write(target: Path) -> dict[str, int]:
         counts, kind, end_of_text = TextCounts(), token_type(tokenizer), [tokenizer.eos_token_id]
         with target.open("wb") as stream:
-            for token_ids, starts_document, seen in tokenized_pieces(text.read(), tokenizer):
+            for token_ids, starts_document, seen in tokenized_pieces(text.counted(), tokenizer):
                 counts.add(seen)
                 if starts_document:
                     stream.write(token_bytes(kind, end_of_text, starts_document=True))

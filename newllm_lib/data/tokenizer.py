@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..errors import InputError
+from ..progress import Progress
 from .cache import cache_path, kept
 
 LONG_WORD = re.compile(r"(\S{256}|\s{256})")
@@ -55,7 +56,8 @@ def build_tokenizer(
     else:
         special = SPECIAL_TOKENS if kind == "bpe" else ()
         path = cache_path("tokenizer", ".tokenizer", version("tokenizers"), text_identity, kind, wanted, *special)
-        kept(path, lambda target: target.write_text(learn(texts, wanted).to_str(), encoding="utf-8"))
+        with Progress(desc="learning the tokenizer"):
+            kept(path, lambda target: target.write_text(learn(texts, wanted).to_str(), encoding="utf-8"))
         learned = Tokenizer.from_file(str(path))
     tokenizer = _wrap(learned, **({"unk_token": UNKNOWN} if kind == "word" else ROLES_AS_SPECIAL))
     if vocab_size is not None and len(tokenizer) < vocab_size:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from ..data.text import IGNORED, Document, EvaluationDocuments, TextCounts
 from ..models.frozen_head import adapters_off, plain_model, split_head, token_scores
 from ..models.recurrent_model import ContextCache, RecurrentGenerationMixin
+from ..progress import Progress
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def score_against_base(
     nats = divergence = 0.0
     correct = scored = 0
     caches: dict[str, ContextCache] = {}
+    progress = Progress(desc="scoring held-out text", total=documents.counts.tokens, unit="tokens")
 
     def hidden_states(side: str) -> torch.Tensor:
         # Windows begin at position 0 and are padded on the right: no position has to be given.
@@ -110,7 +112,9 @@ def score_against_base(
             divergence += float(divergences.double().sum())
             correct += int(hits.sum())
             scored += len(losses)
+            progress.update(len(losses))
     finally:
+        progress.close()
         model.train(was_training)
     assert scored == documents.counts.tokens, f"scored {scored} of {documents.counts.tokens} tokens"
     return text_metrics(nats, correct, documents.counts), divergence / scored

@@ -14,6 +14,7 @@ from ..data.files import PlacedRow, RowError, check_file, checked_row, content_h
 from ..data.sources import HELD_OUT_SHARE, Origin, Splits, find_data, find_dataset
 from ..data.text import same_file_note
 from ..errors import InputError
+from ..progress import Progress
 from .generator import PreferencePair, generator_identity, preference_pairs
 
 GENERATED = "generated-ja"
@@ -249,7 +250,8 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
     Raises InputError: naming the line, or there is no pair left."""
     complaint = f"the prompt alone fills max_length {max_length}"
     kept, long, equal = [], [], []
-    for pair, encoded in zip(side.pairs, encode_preferences(side.pairs, tokenizer, max_length), strict=True):
+    each = Progress(side.pairs, desc="preparing the pairs", unit="pairs")
+    for pair, encoded in zip(each, encode_preferences(side.pairs, tokenizer, max_length), strict=True):
         if len(encoded.prompt) >= max_length:
             if not skips:
                 remedy = "choose a larger --max_length, or --skip_bad_rows leaves such rows out"

@@ -14,6 +14,7 @@ from ..adapters.mixture import collate_examples
 from ..adapters.trainer import rows_of
 from ..errors import InputError
 from ..models.frozen_head import adapters_off, split_head, token_scores
+from ..progress import Progress
 from ..training.trained_model import TrainedModel
 from .pairs import EncodedPreference, drop_too_long, load_preferences
 
@@ -44,7 +45,11 @@ def score_pairs(model: PreTrainedModel, pairs: Sequence[EncodedPreference], batc
     model.eval()
     batches = [pairs[first : first + batch_size] for first in range(0, len(pairs), batch_size)]
     try:
-        parts = [_score_batch(model, batch) for batch in batches]
+        parts = []
+        with Progress(desc="scoring pairs", total=len(pairs), unit="pairs") as progress:
+            for batch in batches:
+                parts.append(_score_batch(model, batch))
+                progress.update(len(batch))
     finally:
         model.train(was_training)
     return PairScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))

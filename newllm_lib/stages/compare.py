@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ..data.conversations import Conversations
 from ..errors import InputError
 from ..evaluation.generation import answer, batch_cost, token_cost
+from ..progress import Progress
 from ..training.checkpoint import FINAL_FOLDER
 from ..training.curves import COLOURS, as_label
 from ..training.trained_model import open_model
@@ -46,7 +47,7 @@ def compare(
     elif prompts is None:
         prompts = [" ".join(piece.text.split()[:8]) for piece in itertools.islice(text.read(), NUM_SAMPLES)]
     rows = []
-    for trained, name in zip(models, names, strict=True):
+    for trained, name in Progress([*zip(models, names, strict=True)], desc="comparing", unit="models"):
         documents = held_out_documents(trained, text, models[0])
         sample = documents.sample(20_000)  # on which the speed of scoring is measured
         started = time.perf_counter()

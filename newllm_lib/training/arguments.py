@@ -171,7 +171,7 @@ class StageArguments(TrainingArguments):
     log_level_replica: str = setting("error", "What libraries say on all processes but the first.")
     report_to: str | None = setting("none", "Experiment trackers of transformers' Trainer, for example tensorboard.")
     include_num_input_tokens_seen: Literal["no", "all", "non_padding"] = setting("no", "Tokens to count in the log.")
-    disable_tqdm: bool | None = setting(True, "No progress bar: the log has one line per evaluation.")
+    disable_tqdm: bool | None = setting(True, "No bar of transformers: the updates have a line of their own.")
     remove_unused_columns: bool | None = setting(False, "Our rows hold no unused columns.")
     dataloader_pin_memory: bool = setting(False, "Pin host memory; set by itself on a GPU.")
 

@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import gather
 from transformers import TrainerCallback, TrainingArguments
 
+from ..progress import TRAINING, Progress
 from .disk import OWNER_FILE, read_json, refusal, write_json
 
 RETRY_SECONDS = 60.0  # after a save that failed
@@ -41,24 +42,34 @@ def any_process(flag: bool, args: TrainingArguments) -> bool:
 
 
 class RunLog(TrainerCallback):
-    """Writes metrics.jsonl and curves.png, and logs one line per evaluation; for the first process alone. What the disk
-    does not take is written when it does; training goes on. The line shows those of `metrics` that have a column."""
+    """Writes metrics.jsonl and curves.png, and logs one line per evaluation; between two of them a `Progress` shows the
+    updates. For the first process alone. What the disk does not take is written when it does; training goes on. The
+    line shows those of `metrics` that have a column."""
 
     def __init__(self, folder: Path, name: str, metrics: Iterable[str]):
         self.folder, self.path, self.name = folder, folder / METRICS_FILE, name
         self.metrics = [metric for metric in COLUMNS if metric in metrics]
         self.is_behind = True  # lines are missing in the file
         self.has_warned = False
+        self.progress = Progress(disable=True)  # until the training begins
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.first_step = time.perf_counter(), state.global_step
+        # Evaluations are part of the time that is left: not the newest speed counts, but that of all updates.
+        options = {"initial": state.global_step, "unit": "updates", "smoothing": 0}
+        self.progress = Progress(desc=TRAINING, total=state.max_steps, **options)
         self._write(state.log_history)  # after a resume: what was logged beyond the checkpoint will be logged again
         if self.first_step:
             logger.info("Continuing at update %d of %d.", self.first_step, state.max_steps)
         titles = "".join(" {:>{}}".format(*COLUMNS[name]) for name in self.metrics)
         logger.info("%s", f"{'epoch':>7}{titles}  best {'minutes left':>13}")
 
+    def on_step_end(self, args, state, control, **kwargs):
+        self.progress.update()
+
     def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            self.progress.set_postfix_str(f"loss {logs['loss']:.3f}")
         # What transformers and TRL count from the start of the process would be wrong after a resume.
         if "train_loss" in logs:
             state.log_history.pop()

@@ -30,6 +30,7 @@ from ..data.tokenizer import DEFAULT_VOCAB_SIZE, SPECIAL_TOKENS, end_token_ids
 from ..errors import InputError
 from ..models import build_config, build_model, count_parameters
 from ..models.sizing import ALL_SIZES
+from ..progress import Progress
 from .arguments import ModelArguments
 from .callbacks import (
     CURVES_FILE,
@@ -126,7 +127,7 @@ class PreparedRun:
 def prepare_once(args: ModelArguments, prepare: Callable[[ModelArguments], PreparedRun]) -> PreparedRun:
     """`prepare(args)`; of several processes the first prepares, and the others find its work in the cache. Raises
     InputError: the run cannot be written to its folder, or what `prepare` raises."""
-    with args.main_process_first(desc="preparing the data"):
+    with args.main_process_first(desc="preparing the data"), Progress(desc="preparing the data"):
         check_place(Path(args.output_dir))
         prepared = prepare(args)
     if args.gradient_checkpointing and not prepared.model.supports_gradient_checkpointing:
@@ -200,6 +201,7 @@ class Run:
                 self._log.write_all(trainer.state)
         finally:
             self._interrupt.restore()
+            self._log.progress.close()
         state, saved = trainer.state, trainer.saved_step
         if self._interrupt.interrupted and state.global_step < state.max_steps:
             then = f"; everything is saved in {self.folder}. The same command continues from there."

@@ -36,6 +36,7 @@ from ..data.sources import TIMEOUT_SECONDS, problem_of
 from ..errors import InputError
 from ..models.recurrent_model import state_after
 from ..models.sizing import name_loss
+from ..progress import Progress
 from ..wings import wing
 from .arguments import ModelArguments
 from .checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SETTINGS_FILE, check_model_folder, has_adapters, read_settings
@@ -271,7 +272,7 @@ def read_weights(path: str | Path, revision: str | None = None, **options: Any) 
         _check_size(folder, config)
         if (folder / "generation_config.json").exists():  # a damaged one is passed over without a word
             read_generation(folder)
-    with reading(path, "weights"):
+    with reading(path, "weights"), Progress(desc="opening {name}", of=str(path) if revision else folder.name):
         # On the hub some models have no safetensors: torch then reads numbers alone.
         options |= {"config": config, "revision": revision, "use_safetensors": True if folder.is_dir() else None}
         model, loaded = AutoModelForCausalLM.from_pretrained(

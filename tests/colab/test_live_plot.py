@@ -11,6 +11,7 @@ from training_cell import train_models
 from newllm_lib.colab import live_plot
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.page.notices import CellStopped
+from newllm_lib.progress import Line, Progress
 from newllm_lib.training.callbacks import TrainingInterrupted, read_history
 
 
@@ -63,6 +64,29 @@ def test_a_line_tells_the_learning_rate_and_the_memory(plot, page):
     assert float(memory[0].replace(",", "")) * {"MB": 1, "GB": 1024}[memory[1]] == pytest.approx(resident, rel=0.1)
     callback.on_train_end(ARGS, state(100, history), None)
     assert "learning rate" not in page.newest
+
+
+def test_what_goes_on_inside_a_training_is_shown_below_it(plot, page):
+    """And the training's own line only where no update has come for long: the plot tells the same."""
+    scoring = Line(["training", "scoring held-out text"], 0.4, ["400 / 1,000 tokens", "00:07 left"])
+    with plot.in_place():
+        assert Progress.place is plot
+        plot.show(scoring)
+        assert "scoring" not in page.newest, "it is too soon"
+        page.now += 2
+        plot.show(scoring)
+        shown = page.newest
+        assert "waiting" in shown and "scoring held-out text · 40 % · 400 / 1,000 tokens · 00:07 left" in shown
+        assert ">training" not in shown
+        plot.set_state("newllm", "training")
+        assert "scoring" not in page.newest
+        page.now += 4
+        plot.show(Line(["training"], 0.1, ["10 / 100 updates"]))
+        assert "10 / 100 updates" not in page.newest
+        page.now += 1
+        plot.show(Line(["training"], 0.1, ["10 / 100 updates"]))
+        assert "training · 10 % · 10 / 100 updates" in page.newest
+    assert "10 / 100 updates" not in page.newest and len(page.displays) == 1 and Progress.place is not plot
 
 
 def test_one_display_that_is_updated_once_an_interval(plot, page):

@@ -1,11 +1,13 @@
 """Packed rows: nothing lost, nothing twice, labels and positions right, and prepared once whatever happens."""
 
+import dataclasses
 import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,10 @@ import synthetic_conversations
 from byte_ids import ASSISTANT, END, END_OF_TURN, PAD, USER, byte_ids, ids_with_roles, text_ids
 from synthetic_conversations import FORM, conversation, dialogue_tokenizer, synthetic
 
+from newllm_lib import progress
 from newllm_lib.data import conversations as module
 from newllm_lib.data.chat_template import ConversationFormat, encode_conversations, template_for
-from newllm_lib.data.conversations import Conversations, conversation_documents, conversation_rows
+from newllm_lib.data.conversations import Conversations, conversation_documents, conversation_rows, encoded_blocks
 from newllm_lib.data.text import IGNORED
 from newllm_lib.errors import InputError
 
@@ -38,7 +41,7 @@ def talk(*contents: str) -> list[dict]:
     return [{"role": "assistant" if turn % 2 else "user", "content": content} for turn, content in enumerate(contents)]
 
 
-def conversations_of(*talks: list[dict] | None, identity: str) -> Conversations:
+def conversations_of(*talks: list[dict] | None, identity: str = "") -> Conversations:
     def read(first_row: int):
         for number, messages in list(enumerate(talks))[first_row:]:
             yield number, messages, "" if messages else f"row {number + 1}: bad"
@@ -209,3 +212,39 @@ def test_held_out_conversations_are_scored_where_they_are_learned(tokenizer, cac
     assert (document.counts.tokens, document.counts.bytes) == (4, 2)
     _, counts = conversation_rows(data, tokenizer, FORM)
     assert (counts.rows_read, counts.bad_rows, counts.too_long, counts.documents) == (3, 1, 1, 1)
+
+
+def test_held_out_conversations_are_encoded_once(cache, tokenizer, monkeypatch):
+    """By the first cell that needs them; the others, and other processes, find the same documents in the cache."""
+    passes = []
+
+    def read(first_row: int):
+        passes.append(first_row)
+        yield from conversations_of(talk("ab", "cd", "e", "fg"), None, talk("日本", "🙂")).read(first_row)
+
+    data = Conversations("held-out conversations", "none", "held out once", read)
+    first, again = (conversation_documents(data, tokenizer, FORM) for _ in range(2))
+    assert passes == [0] and again.origin == "held-out conversations"
+    whole = [item for _, block, _ in encoded_blocks(data, tokenizer, FORM, 0) for item in block]
+    for documents in (first, again):
+        assert [item.counts for item in documents.documents] == [item.counts for item in whole]
+        for document, item in zip(documents.documents, whole, strict=True):
+            assert document.token_ids.dtype == np.int32 and document.token_ids.tolist() == item.token_ids[1:].tolist()
+            assert document.supervised.tolist() == item.supervised[1:].tolist()
+    conversation_documents(data, tokenizer, ConversationFormat(FORM.max_length, loss_on="all"))
+    assert passes == [0, 0, 0], "another format is another preparation"
+
+
+def test_a_preparation_says_how_far_it_is(cache, tokenizer, monkeypatch):
+    """In rows of the data, from the row on where it goes on."""
+    lines = []
+    monkeypatch.setattr(progress, "DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0.01)
+    place = types.SimpleNamespace(show=lines.append, clear=lambda: None)
+    monkeypatch.setattr(progress.Progress, "place", place)
+    monkeypatch.setattr(module, "CONVERSATIONS_PER_CALL", 2)
+    data = dataclasses.replace(conversations_of(*[talk("ab", "cd")] * 8, identity="how far"), count=8)
+    for _ in encoded_blocks(data, tokenizer, FORM, 2):
+        time.sleep(0.15)
+    facts = [line.facts[0] for line in lines if line.names == ["splitting into tokens"]]
+    assert "6 / 8 conversations" in facts and not {"0 / 8 conversations", "1 / 8 conversations"} & set(facts)

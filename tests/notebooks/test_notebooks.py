@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MAX_LINES = 10  # of code in a cell; blank lines and the title are none
 SECONDS_BY_HAND = 5  # for a cell of the section By hand
+SILENT_SECONDS = 10  # at most, in any cell
 STARTED_AND_ENDED = "iopub.execute_input", "shell.execute_reply"  # as nbclient notes them
 MAX_SECONDS = 480  # two minutes on a free core of a fast hour; the tests share theirs, and hours differ by half
 
@@ -261,6 +262,7 @@ def test_it_runs_from_top_to_bottom(path, session):
     for cell in code:
         assert not [output for output in cell.outputs if output.get("name") == "stderr"], cell.outputs
         assert "✓" in json.dumps(cell.outputs[-1], ensure_ascii=False), cell.source
+        assert cell.metadata["longest_silence"] < SILENT_SECONDS, cell.source
     for cell in cells_by_hand(executed.cells):
         begin, end = (datetime.fromisoformat(cell.metadata.execution[at].rstrip("Z")) for at in STARTED_AND_ENDED)
         assert (end - begin).total_seconds() < SECONDS_BY_HAND, cell.source

@@ -11,6 +11,7 @@ from IPython.display import HTML, display
 
 from ...cli import quiet_libraries
 from ...errors import CODES, FULL, InputError
+from ...progress import working
 from .pieces import sentence_html
 
 FAULT = "NL-901"
@@ -44,9 +45,11 @@ class CellFailed(CellStopped):
 
 @contextmanager
 def in_one_sentence() -> Iterator[None]:
-    """Let whatever goes wrong inside end the cell with one sentence and its code; only a fault of ours shows more."""
+    """Let whatever goes wrong inside end the cell with one sentence and its code; only a fault of ours shows more. A
+    cell that takes long shows that it works."""
     try:
-        yield
+        with working():
+            yield
     except CellStopped:
         raise
     except (Exception, KeyboardInterrupt) as error:
