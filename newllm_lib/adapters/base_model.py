@@ -14,7 +14,7 @@ from ..data.sources import TIMEOUT_SECONDS, HubProblem, problem_of
 from ..errors import InputError
 from ..models.adjust import set_dropout
 from ..models.frozen_head import blocks_of_logits, split_head
-from ..training.checkpoint import FINAL_FOLDER, REFERENCE_FOLDER, check_version, has_adapters
+from ..training.checkpoint import REFERENCE_FOLDER, check_version, has_adapters, run_of
 from ..training.device import Device, autocast_dtype, find_device
 from ..training.trained_model import (
     BaseModel,
@@ -194,7 +194,7 @@ def open_adapted(
     # Steps of DPO are smaller than half precision can tell: its models stay in fp32, as those that were trained so.
     is_half = run["stage"] != "dpo" and (session.get("bf16") or session.get("fp16"))
     dtype = None if is_half else torch.float32
-    own = (folder.parent if folder.name == FINAL_FOLDER else folder) / REFERENCE_FOLDER
+    own = run_of(folder) / REFERENCE_FOLDER
     named = session.get("model") if base is None else base
     found = find_base_model(str(own)) if own.is_dir() else base_of_run(run["base"], named)
     model = open_base(found, run["load_in_4bit"], dtype=dtype)
