@@ -16,7 +16,7 @@ from ..data.sources import TIMEOUT_SECONDS, HubProblem, problem_of
 from ..errors import InputError
 from ..models.adjust import set_dropout
 from ..models.frozen_head import blocks_of_logits, split_head
-from ..training.checkpoint import FINAL_FOLDER, REFERENCE_FOLDER, check_version, has_adapters
+from ..training.checkpoint import REFERENCE_FOLDER, check_version, has_adapters, run_of
 from ..training.device import Device, autocast_dtype, find_device, size
 from ..training.trained_model import (
     BaseModel,
@@ -224,7 +224,7 @@ def open_adapted(
     # Steps of DPO are smaller than half precision can tell: its models stay in fp32, as those that were trained so.
     is_half = run["stage"] != "dpo" and (session.get("bf16") or session.get("fp16"))
     dtype = None if is_half else torch.float32
-    own = (folder.parent if folder.name == FINAL_FOLDER else folder) / REFERENCE_FOLDER
+    own = run_of(folder) / REFERENCE_FOLDER
     named = session.get("model") if base is None else base
     of_sweep = folder.parent / REFERENCE_FOLDER  # which its trials name by where it was
     if base is None and of_sweep.is_dir() and not Path(named or "").is_dir():

@@ -50,7 +50,7 @@ class SweepArguments(Search, DpoArguments):
     search_lora_r: str = setting("4,8,16,32", "Ranks to choose from.", "Search")
     search_loss_type: str = setting("sigmoid,hinge,ipo", "Losses to choose from.", "Search")
     output_dir: str = setting("runs/sweep", "Folder of the sweep: a table, plots, and a folder per trial.")
-    save_final: bool = setting(False, "Keep every trial's weights after its last update, too, in its folder final.")
+    save_final: bool = setting(False, "Keep every trial's weights after its last update, too.")
     save_merged: bool = setting(False, "Write every trial's model with its adapters merged into it, too.")
 
     def choices(self) -> dict[str, list[Any]]:

@@ -12,7 +12,7 @@ from ..data.conversations import Conversations
 from ..errors import InputError
 from ..evaluation.generation import answer, batch_cost, token_cost
 from ..progress import Progress
-from ..training.checkpoint import FINAL_FOLDER
+from ..training.checkpoint import run_of
 from ..training.curves import COLOURS, as_label
 from ..training.trained_model import open_model
 from .evaluate import final_metrics, held_out_documents, held_out_text, score
@@ -20,6 +20,8 @@ from .goals import goals, percent
 
 HISTORIES = (128, 1024, 8192)  # tokens before the generated one that is timed
 NUM_SAMPLES = 2
+# Figures that are set against those of the first model.
+SET_AGAINST = ("bits_per_byte", "perplexity", "tokens_per_second", "ms_per_batch", "ms_per_token", "state_bytes")
 
 
 def compare(
@@ -68,17 +70,7 @@ def compare(
         })  # fmt: skip
     for trained, row in zip(models, rows, strict=True):
         row["goals"] = goals(trained, row, rows)
-        row["percent_to_first"] = {
-            name: percent(figure(row, name), figure(rows[0], name))
-            for name in (
-                "bits_per_byte",
-                "perplexity",
-                "tokens_per_second",
-                "ms_per_batch",
-                "ms_per_token",
-                "state_bytes",
-            )
-        }
+        row["percent_to_first"] = {name: percent(figure(row, name), figure(rows[0], name)) for name in SET_AGAINST}
     return rows
 
 
@@ -89,7 +81,8 @@ def figure(row: dict[str, Any], name: str) -> float | None:
 
 
 def _name_of(folder: Path) -> str:
-    return f"{folder.parent.name}, last update" if folder.name == FINAL_FOLDER else folder.name
+    run = run_of(folder)
+    return folder.name if run == folder else f"{run.name}, last update"
 
 
 def comparison_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -99,15 +92,11 @@ def comparison_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         values = [figure(row, key) if history is None else row[key][str(history)] for row in rows]
         cells = ["-" if value is None else f"{value:,.{digits}f}" for value in values]
         more = [percent(value, values[0]) for value in values[1:]]
-        return [
-            title,
-            cells[0],
-            *(f"{cell} ({it:+.1f} %)" if it is not None else cell for cell, it in zip(cells[1:], more, strict=True)),
-        ]
+        others = (cell if it is None else f"{cell} ({it:+.1f} %)" for cell, it in zip(cells[1:], more, strict=True))
+        return [title, cells[0], *others]
 
-    shapes = {
-        f"ms per batch of {row['ms_per_batch']['rows']} x {row['ms_per_batch']['length']}, inference" for row in rows
-    }
+    shapes = {" of {rows} x {length}".format(**row["ms_per_batch"]) for row in rows}
+    shape = shapes.pop() if len(shapes) == 1 else ""
     return [
         ["", *(row["name"] for row in rows)],
         line("parameters", "parameters", 0),
@@ -117,7 +106,7 @@ def comparison_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         ["token accuracy", *(f"{row['token_accuracy']:.2%}" for row in rows)],
         ["unknown tokens", *(f"{row['unk_rate']:.1%}" for row in rows)],
         line("tokens/s, scoring", "tokens_per_second", 0),
-        line(shapes.pop() if len(shapes) == 1 else "ms per batch, inference", "ms_per_batch", 1),
+        line(f"ms per batch{shape}, inference", "ms_per_batch", 1),
         *(line(f"ms per token after {history:,}", "ms_per_token", 2, history) for history in HISTORIES),
         *(line(f"bytes of state after {history:,}", "state_bytes", 0, history) for history in HISTORIES),
     ]

@@ -30,12 +30,8 @@ def goals(trained: TrainedModel, row: dict[str, Any], others: Sequence[dict[str,
     run, is_ours = trained.run, trained.run.get("model_type") in OURS
     is_hubs = run["stage"] == "pretrain" and run["text_source"] == "hub"
     limit = LEARNED.get("wikitext" if is_hubs else run.get("dataset"))
-    if (
-        limit
-        and run.get("tokenizer") == "word"
-        and run.get("loss_on", "all") == "all"
-        and row["split"] != "another text"
-    ):
+    setting = run.get("tokenizer"), run.get("loss_on", "all")
+    if limit and setting == ("word", "all") and row["split"] != "another text":
         hold(f"perplexity below {limit}", row["perplexity"] < limit, f"{row['perplexity']:.1f}")
     if is_ours:
         first, *_, last = row["state_bytes"].items()

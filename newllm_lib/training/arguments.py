@@ -164,7 +164,7 @@ class StageArguments(TrainingArguments):
         None, "Leave losses that are no numbers out of the log; none: under fp16. A GPU waits for it.", session=True
     )
     load_best_model_at_end: bool = setting(True, "Keep the best checkpoint's weights as the result.")
-    save_final: bool = setting(True, "Keep those after the last update, too, in the folder final.", session=True)
+    save_final: bool = setting(True, "Keep those after the last update, too, in final-weights.", session=True)
     metric_for_best_model: str | None = setting("loss", "Held-out metric that decides which checkpoint is best.")
     restore_callback_states_from_checkpoint: bool = setting(True, "Early stopping counts on after a resume.")
     ddp_find_unused_parameters: bool | None = setting(False, "Every parameter that is trained takes part.")

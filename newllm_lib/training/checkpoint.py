@@ -25,7 +25,9 @@ SETTINGS_FILE = "settings.json"
 RESULTS_FILE = "results.json"
 COMPLETE_FILE = "complete.json"
 MODEL_FILES = ("config.json", "model.safetensors")
-FINAL_FOLDER = "final"  # in a run: a model of the weights after its last update, where the best ones are another's
+FINAL_FOLDER = (
+    "final-weights"  # in a run: a model of the weights after its last update, where the best ones are another's
+)
 REFERENCE_FOLDER = "reference"  # in a run of adapters: the model they are trained on, where the run has made it
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
@@ -84,7 +86,7 @@ def check_place(folder: Path) -> None:
 def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
     """{"run": ..., "session": ...} of the run in `folder`; where its file is lost or damaged, as the newest checkpoint
     states them. Raises InputError: the folder is not a run of ours."""
-    folder = folder.parent if folder.name == FINAL_FOLDER else folder
+    folder = run_of(folder)
     settings = next(_settings(folder), None)
     if settings is None:
         raise InputError(
@@ -95,6 +97,12 @@ def read_settings(folder: Path) -> dict[str, dict[str, Any]]:
     if settings != read_json(folder / SETTINGS_FILE):
         logger.warning("%s of %s is lost or damaged; its newest checkpoint states it, too.", SETTINGS_FILE, folder)
     return settings
+
+
+def run_of(folder: Path) -> Path:
+    """The run that the weights in a folder are of: the folder itself, but for those after the last update."""
+    is_part = folder.name == FINAL_FOLDER and not any(_settings(folder)) and any(_settings(folder.parent))
+    return folder.parent if is_part else folder
 
 
 def _settings(folder: Path) -> Iterator[dict[str, Any]]:
@@ -212,7 +220,7 @@ def weights_folder(path: str | Path, which: str = "best") -> Path:
     results = read_results(folder) or {}
     if "best_update" in results and results["best_update"] == results["updates"]:
         return folder  # they are the same
-    if not (folder / FINAL_FOLDER).is_dir():
+    if not (folder / FINAL_FOLDER).is_dir() or run_of(folder / FINAL_FOLDER) != folder:
         raise InputError(
             f"{str(path)!r} has kept its best weights alone; take --which best, or train with --save_final true.",
             "NL-404",

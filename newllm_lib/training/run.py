@@ -223,7 +223,8 @@ class Run:
         write_text(self.folder / CARD_FILE, model_card(self.args, prepared, metrics, state.global_step))
         size = {"parameters": prepared.model.num_parameters(), "updates": state.global_step}
         size |= {"best_update": self.trainer.best_update or state.global_step}
-        if (final := self.folder / FINAL_FOLDER).is_dir():  # adapters come without it
+        final = self.folder / FINAL_FOLDER
+        if final.is_dir() and not (final / SETTINGS_FILE).exists():  # adapters come without it
             shutil.copyfile(self.folder / "generation_config.json", final / "generation_config.json")
         write_json(self.folder / RESULTS_FILE, {**metrics, **(more or {}), "split": prepared.split, **size})
         # A process that was killed while it did so has left some.

@@ -218,6 +218,8 @@ class RunTrainerMixin:
     def keep_final(self, best: Path) -> None:
         """Save the weights as they are, after the last update, where those of the checkpoint `best` are another's."""
         folder, self.best_update = Path(self.args.output_dir, FINAL_FOLDER), int(best.name.split("-")[1])
+        if (folder / SETTINGS_FILE).exists():  # somebody's run of that name
+            return
         if self.args.process_index == 0:
             shutil.rmtree(folder, ignore_errors=True)
         if self.best_update == self.state.global_step or not self.keeps_final:

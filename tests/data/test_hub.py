@@ -46,7 +46,7 @@ def served(monkeypatch):
             raise content
         return types.SimpleNamespace(sha=SERVED_COMMIT)
 
-    def load_dataset(hub_id, config, split, revision, streaming):
+    def load_dataset(hub_id, config, split, revision, streaming, **files):
         assert revision == SERVED_COMMIT, "a branch is pinned to its commit"
         content = contents[hub_id]
         if callable(content):

@@ -93,14 +93,14 @@ def test_the_best_is_kept_and_stopping_early_waits_for_worse_ones(
     results = json.loads((folder / "results.json").read_text())
     assert (results["updates"], results["best_update"]) == (6, 4)
     (weights,) = [name for name in ("model.safetensors", "adapter_model.safetensors") if (folder / name).exists()]
-    places = (folder, folder / "checkpoint-4", folder / "checkpoint-6", folder / "final")
+    places = (folder, folder / "checkpoint-4", folder / "checkpoint-6", folder / "final-weights")
     kept, best, last, final = (load_file(place / weights) for place in places)
     assert all((kept[name] == best[name]).all() for name in best)
     assert all((final[name] == last[name]).all() for name in last)
-    opened = open_model(folder / "final")
+    opened = open_model(folder / "final-weights")
     assert opened.run == open_model(folder).run, "it can be talked to as the best one can"
     if weights.startswith("adapter"):
-        assert open_model(merge(folder / "final", tmp_path / "whole")).run == opened.run
+        assert open_model(merge(folder / "final-weights", tmp_path / "whole")).run == opened.run
     assert any((kept[name] != last[name]).any() for name in last)
     assert len((folder / METRICS_FILE).read_text().splitlines()) > 6
 
