@@ -98,8 +98,8 @@ BANDS = {
                   "take more --max_samples, or more --num_layers"),
     "codealpaca": (32, 32, "the ladder ends here", "", MORE),
 }  # fmt: skip
-# Named sets of values. `published` is the recipe of the published Dolly numbers; others name their dataset. Its
-# vocabulary is 996 words and three special tokens.
+# Named sets of values. `published` is the recipe of the published Dolly numbers; others name their dataset. All have
+# a vocabulary of 996 words and three special tokens.
 PUBLISHED: dict[str, Any] = {
     "dataset": "dolly", "model_type": "newllm-reference", "tokenizer": "word", "vocab_size": 999, "max_length": 128,
     "loss_on": "all", "too_long": "cut", "held_out": "random", "held_out_share": 0.1, "learning_rate": 8e-4,
