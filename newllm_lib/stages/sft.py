@@ -34,7 +34,7 @@ class ConversationArguments(StageArguments):
     """What a stage that learns from conversations takes of them."""
 
     dataset: str | None = setting(
-        None, "dailydialog, dolly, ultrachat, ... (newllm data lists them), or an id on the hub.", "Data"
+        None, "Which conversations: newllm data lists them, and a command takes any id on the hub, too.", "Data"
     )
     mix: str | None = setting(
         None, "A second dataset between the rows of the first, and its share of all: codealpaca:0.2.", "Data"
