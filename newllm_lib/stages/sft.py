@@ -34,7 +34,7 @@ class ConversationArguments(StageArguments):
     """What a stage that learns from conversations takes of them."""
 
     dataset: str | None = setting(
-        None, "dailydialog, dolly, ultrachat, ... (newllm data lists them), or an id on the hub.", "Data"
+        None, "Which conversations: newllm data lists them, and a command takes any id on the hub, too.", "Data"
     )
     mix: str | None = setting(
         None, "A second dataset between the rows of the first, and its share of all: codealpaca:0.2.", "Data"
@@ -99,8 +99,8 @@ BANDS = {
                   "take more --max_samples, or more --num_layers"),
     "codealpaca": (32, 32, "the ladder ends here", "", MORE),
 }  # fmt: skip
-# Named sets of values. `published` is the recipe of the published Dolly numbers; others name their dataset. Its
-# vocabulary is 996 words and three special tokens.
+# Named sets of values. `published` is the recipe of the published Dolly numbers; others name their dataset. All have
+# a vocabulary of 996 words and three special tokens.
 PUBLISHED: dict[str, Any] = {
     "dataset": "dolly", "model_type": "newllm-reference", "tokenizer": "word", "vocab_size": 999, "max_length": 128,
     "loss_on": "all", "too_long": "cut", "held_out": "random", "held_out_share": 0.1, "learning_rate": 8e-4,

@@ -28,7 +28,7 @@ class DatasetControl(Control):
         self._describe()
 
     def _describe(self) -> None:
-        self.about.value = small_html(escape(about(self.widget.value)))
+        self.about.value = _about_html(self.widget.value)
 
 
 class MixControl(Control):
@@ -63,7 +63,7 @@ class MixControl(Control):
     def _describe(self) -> None:
         name = self.dataset.value
         self.share.layout.display = None if name else "none"
-        self.about.value = small_html(escape(about(name))) if name else ""
+        self.about.value = _about_html(name) if name else ""
 
 
 def about(name: str) -> str:
@@ -75,6 +75,10 @@ def about(name: str) -> str:
     known = {"rows": rows, "language": text(entry.language), "licence": entry.licence}
     phrase = "{rows} rows, {language}, licence: {licence}. Good for: {purpose}."
     return text(phrase, **known, purpose=text(entry.good_for))
+
+
+def _about_html(name: str) -> str:
+    return small_html(escape(about(name)), "line-height:1.35")
 
 
 def _wide() -> widgets.Layout:

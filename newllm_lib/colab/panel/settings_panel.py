@@ -44,7 +44,7 @@ NOT_OF_A_PRESET = (
     "data_source", "data", "eval_data", "test_data", "skip_bad_rows", "dataset", "mix", "model", "rehearsal_data",
     "rehearsal_eval_data",
 )  # fmt: skip
-# Left alone, these give a run's folder the name that it had before there were such settings.
+# Left alone, these take no part in the name of a run's folder: folders made without them are found.
 LATER_SETTINGS = ("mix", "scale_learning_rate")
 FIXED_VOCABULARIES = set(TOKENIZERS) - DEFAULT_VOCAB_SIZE.keys()
 FROM_SCRATCH = ""  # where a start model's run folder stands otherwise
