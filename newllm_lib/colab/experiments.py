@@ -23,6 +23,7 @@ from ..preferences.reference import ReferenceArguments
 from ..preferences.sweep import best_trial, margin_histories, read_trials, trial_folder
 from ..training.callbacks import TrainingInterrupted
 from ..training.checkpoint import SETTINGS_FILE, read_results
+from ..training.curves import with_letters
 from .drive.drive_copy import callbacks_for, wait_for_drive
 from .live_plot import LEARNS_ANSWERS, LiveDisplay
 from .page.notices import CellStopped, error_html, in_one_sentence, quiet_notebook, say
@@ -166,6 +167,7 @@ def scale_of(rows: Sequence[dict[str, Any]]) -> ScalarMappable:
     return ScalarMappable(Normalize(low if high > low else low - 0.01, high), COLOURS)
 
 
+@with_letters()
 def margins_figure(rows: Sequence[dict[str, Any]], histories: Mapping[int, Sequence[tuple[int, float]]]) -> Figure:
     """Held-out margin over the updates (`histories`: trial -> (update, margin)), coloured by a trial's accuracy."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -191,6 +193,7 @@ def margins_figure(rows: Sequence[dict[str, Any]], histories: Mapping[int, Seque
     return figure
 
 
+@with_letters()
 def coordinates_figure(args: sweep.SweepArguments, rows: Sequence[dict[str, Any]]) -> Figure:
     """Parallel coordinates: an axis per searched setting and one for the accuracy, a line per finished trial."""
     finished = sorted((row for row in rows if row["state"] == "finished"), key=lambda row: row["accuracy"])

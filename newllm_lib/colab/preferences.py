@@ -16,7 +16,7 @@ from ..preferences.generator import KINDS
 from ..preferences.pairs import Preference, Preferences
 from ..preferences.scores import chosen_falls
 from ..preferences.shortcuts import CLASSIFIERS, held_out_accuracy
-from ..training.curves import COLOURS, as_label
+from ..training.curves import COLOURS, as_label, with_letters
 from .page.notices import in_one_sentence, say
 from .page.pieces import AS_WRITTEN, FAINT, escape, figure_html, shortened, small_html, table_html
 from .panel.controls import in_the_panels_words
@@ -153,6 +153,7 @@ def shortcut_accuracies(splits: Splits[Preferences]) -> dict[str, float]:
     return {name: held_out_accuracy(train, held_out, features)["all"] for name, features in CLASSIFIERS.items()}
 
 
+@with_letters()
 def kinds_figure(measured: dict[str, Any], counts: Mapping[str, int]) -> Figure:
     """A bar for each kind of flaw (with `counts`, if all pairs were scored), and one for all; the line is chance."""
     by_kind = measured["accuracy_by_kind"]

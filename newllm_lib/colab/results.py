@@ -18,6 +18,7 @@ from ..stages.evaluate import held_out_documents, held_out_text, score
 from ..stages.generate import generate
 from ..training import checkpoint
 from ..training.callbacks import CURVES_FILE, METRICS_FILE
+from ..training.curves import with_letters
 from ..training.device import autocast_dtype, find_device, size
 from ..training.disk import read_json, write_json
 from ..training.run import CARD_FILE
@@ -277,6 +278,7 @@ def change(measured: dict[str, Any], kind: str) -> float:
     return measured[kind]["after"]["bits_per_byte"] / measured[kind]["before"]["bits_per_byte"] - 1
 
 
+@with_letters()
 def forgetting_figure(measured: dict[str, Any]) -> Figure:
     """An arrow from the base to the tuned model for each kind of text: to the left is better."""
     figure = Figure(figsize=(8, 2.2), layout="constrained")

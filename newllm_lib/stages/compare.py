@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ..data.conversations import Conversations
 from ..errors import InputError
 from ..evaluation.generation import answer, token_cost
-from ..training.curves import COLOURS, as_label
+from ..training.curves import COLOURS, as_label, with_letters
 from ..training.trained_model import open_model
 from .evaluate import final_metrics, held_out_documents, held_out_text, score
 
@@ -95,6 +95,7 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@with_letters()
 def comparison_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     """Three panels: quality, time per generated token and bytes of state against the length of the history."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
