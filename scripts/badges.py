@@ -28,7 +28,7 @@ def main() -> int:
         parser.error(f"--repo has to be OWNER/NAME, got {args.repo!r}")
     if not re.fullmatch(r"[\w.-]+", args.tag):
         parser.error(f"--tag has to be a tag without slashes, got {args.tag!r}")
-    for path in [*sorted((ROOT / "notebooks").glob("*.ipynb")), *sorted(ROOT.glob("README*.md"))]:
+    for path in [*sorted((ROOT / "notebooks").rglob("*.ipynb")), *sorted(ROOT.glob("README*.md"))]:
         before = path.read_text(encoding="utf-8")
         after, count = rewrite_links(before, args.repo, args.tag)
         if after != before:

@@ -20,7 +20,7 @@ WORDS = {
     r"(?<![本散])文が": "メッセージが",
     r"ベースモデル|ベースの": "元のモデル",
     r"(?<![A-Za-z_`/.-])[Rr]uns?(?![A-Za-z_`/.-])": "学習 (a training), 実行 (of a cell)",
-    r"ラン(?![ダクキタ])|新しい実行|実行のフォルダ": "学習",
+    r"(?<![ァ-ヶー])ラン(?![ァ-ヶー])|新しい実行|実行のフォルダ": "学習",
     r"Hub(?!:)": "hub",
     r"ファインチューニング": "調整",
 }
@@ -41,6 +41,14 @@ def guide() -> dict[str, str]:
     return {line: line for line in text.splitlines()}
 
 
+def notebooks() -> dict[str, str]:
+    """English text -> its Japanese without code, links, and what stands for itself."""
+    entries = (ROOT / "notebooks" / "ja" / "translations.md").read_text(encoding="utf-8").split("<!-- en -->")[1:]
+    texts = dict(re.split(r"\n<!-- ja -->\n", entry) for entry in entries)
+    shown = r"^```.*^```|`[^`\n]+`|\$[^$\n]+\$|\*\*Run.*?\*\*|\[\W+\]\([^)]*\)"
+    return {english: re.sub(shown, "", text, flags=re.M | re.S) for english, text in texts.items()}
+
+
 def faults(text: str) -> list[str]:
     text = re.sub(r"\{\w+\}", "1", text)
     found = [f"{hit[0]} -> {right}" for wrong, right in WORDS.items() if (hit := re.search(wrong, text))]
@@ -48,7 +56,7 @@ def faults(text: str) -> list[str]:
     return found + [f"plain form: {text[: hit.end()][-12:]}" for hit in PLAIN.finditer(POLITE.sub("+", text))]
 
 
-@pytest.mark.parametrize("texts", [guide, japanese])
+@pytest.mark.parametrize("texts", [guide, japanese, notebooks])
 def test_one_word_for_one_thing(texts):
     assert {english: found for english, text in texts().items() if (found := faults(text))} == {}
 
