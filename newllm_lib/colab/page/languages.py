@@ -9,7 +9,8 @@ from importlib.resources import files
 from ...errors import InputError
 
 LANGUAGES = {"en": "English", "ja": "日本語"}
-SENTENCE_END = re.compile(r"(?<=[.!?;]) ")
+SENTENCE_END = re.compile(r"(?<=[.!?]) ")
+NAME = re.compile(r"\{(\w+)\}")
 WIDE = re.compile(r"[\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef]$")  # beside it no blank parts two sentences
 
 _chosen = ""  # the language of a session; "": that of the environment
@@ -35,46 +36,45 @@ def text(english: str, **values: str) -> str:
 
 
 def said(english: str) -> str:
-    """A finished English text, of one or more sentences, in the session's language. Each sentence is a key of the table,
-    or one with something in place of its {names}, which is itself put into that language."""
+    """Finished English sentences in the session's language. Each is a key of the table, or one that has values in place
+    of its {names}; the values are put into that language, too."""
     return english if language() == "en" else _in_japanese(english)
 
 
 @functools.lru_cache(maxsize=4096)
 def _in_japanese(english: str) -> str:
-    if (whole := _sentence(english)) is not None:
-        return whole
+    sentences = [english] if _translated(english) else SENTENCE_END.split(english)
     spoken = ""
-    for sentence in SENTENCE_END.split(english):
+    for sentence in sentences:
         spoken += "" if not spoken or WIDE.search(spoken) else " "
-        spoken += _sentence(sentence) or sentence
+        spoken += _translated(sentence) or sentence
     return spoken
 
 
-def _sentence(english: str) -> str | None:
+def _translated(english: str) -> str:
+    """The Japanese of one key, with its values; "": it is none."""
     if english in japanese():
         return japanese()[english]
     for pattern, translation in _patterns():
         if found := pattern.fullmatch(english):
-            return translation.format(**{name: _in_japanese(part) for name, part in found.groupdict().items()})
-    return None
+            return translation.format(**{name: _in_japanese(value) for name, value in found.groupdict().items()})
+    return ""
 
 
 @functools.cache
 def _patterns() -> list[tuple[re.Pattern[str], str]]:
-    """(what a key with {names} can become, its Japanese), those with the most words of their own first."""
-    keys = sorted((key for key in japanese() if "{" in key), key=lambda key: len(re.sub(r"\{\w+\}", "", key)))
-    patterns = []
-    for key in reversed(keys):
-        seen: set[str] = set()
-        # A name that comes twice stands for the same both times.
-        form = re.sub(
-            r"\\\{(\w+)\\\}",
-            lambda name: f"(?P={name[1]})" if name[1] in seen else seen.add(name[1]) or rf"(?P<{name[1]}>.+?)",
-            re.escape(key),
-        )
-        patterns.append((re.compile(form, re.DOTALL), japanese()[key]))
-    return patterns
+    """(what a key with {names} becomes, its Japanese), those with the most words of their own first."""
+    keys = sorted((key for key in japanese() if NAME.search(key)), key=lambda key: -len(NAME.sub("", key)))
+    return [(re.compile(_form(key), re.DOTALL), japanese()[key]) for key in keys]
+
+
+def _form(key: str) -> str:
+    """The key as a regular expression. No value has the end of a sentence in it; one that comes twice is the same."""
+    form, names = "", NAME.split(key)
+    for number, part in enumerate(names):
+        value = f"(?P={part})" if part in names[1:number:2] else f"(?P<{part}>(?:(?![.!?] ).)+?)"
+        form += value if number % 2 else re.escape(part)
+    return form
 
 
 @functools.cache
