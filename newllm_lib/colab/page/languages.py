@@ -13,6 +13,9 @@ SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 NAME = re.compile(r"\{(\w+)\}")
 WIDE = re.compile(r"[\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef]$")  # beside it no blank parts two sentences
 
+TABLES = ("japanese.json", "japanese_cells.json")
+LEAST_LETTERS = 3  # of its own, that a key with {names} needs to be found in a sentence
+
 _chosen = ""  # the language of a session; "": that of the environment
 
 
@@ -35,7 +38,7 @@ def text(english: str, **values: str) -> str:
     return found.format(**values) if values else found
 
 
-def said(english: str) -> str:
+def translate(english: str) -> str:
     """Finished English sentences in the session's language. Each is a key of the table, or one that has values in place
     of its {names}; the values are put into that language, too."""
     return english if language() == "en" else _in_japanese(english)
@@ -64,7 +67,8 @@ def _translated(english: str) -> str:
 @functools.cache
 def _patterns() -> list[tuple[re.Pattern[str], str]]:
     """(what a key with {names} becomes, its Japanese), those with the most words of their own first."""
-    keys = sorted((key for key in japanese() if NAME.search(key)), key=lambda key: -len(NAME.sub("", key)))
+    letters = {key: len(re.findall(r"[A-Za-z]", NAME.sub("", key))) for key in japanese() if NAME.search(key)}
+    keys = sorted((key for key in letters if letters[key] >= LEAST_LETTERS), key=letters.get, reverse=True)
     return [(re.compile(_form(key), re.DOTALL), japanese()[key]) for key in keys]
 
 
@@ -79,4 +83,6 @@ def _form(key: str) -> str:
 
 @functools.cache
 def japanese() -> dict[str, str]:
-    return json.loads(files(__package__).joinpath("japanese.json").read_text(encoding="utf-8"))
+    """English -> Japanese: of the panel, and of what the cells below it say."""
+    tables = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in TABLES)
+    return {english: spoken for table in tables for english, spoken in json.loads(table).items()}

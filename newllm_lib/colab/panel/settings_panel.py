@@ -18,7 +18,7 @@ from ...stages.sft import OF_THE_MODEL
 from ...training.checkpoint import read_results
 from ...training.device import find_device
 from ...training.disk import read_json, write_json
-from ..page.languages import LANGUAGES, text, use_language
+from ..page.languages import LANGUAGES, text, translate, use_language
 from ..page.notices import error_html, in_one_sentence, say
 from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
 from ..storage import drive_copier
@@ -240,7 +240,7 @@ class SettingsPanel:
         folder, state = self._state(Path(arguments[self.models[0]].output_dir))
         run = text("run folder <b>{folder}</b>: {state}", folder=escape(folder.name), state=state)
         start = start_sentence(self.start_run, self.stage.continues, self.models) if self.stage.continues else ""
-        return live_line_html([" · ".join(parts), run, *(escape(line) for line in (start, note) if line)])
+        return live_line_html([" · ".join(parts), run, *(escape(translate(line)) for line in (start, note) if line)])
 
     def _state(self, output_dir: Path) -> tuple[Path, str]:
         """(the run's folder, whether it is new, under way or finished, by its models)."""
