@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -132,10 +133,12 @@ def png_of(figure: Figure, dpi: int, **options: Any) -> bytes:
         spoken = translate(words.get_text())
         if spoken == words.get_text():  # maybe words and a number: "held-out pairs: 80%", "vague (12)"
             spoken = re.sub(r"^[^:(]*(?=: | \()", lambda label: translate(label[0]), spoken)
-        if can_be_drawn(spoken):
+        if can_be_drawn(spoken.replace("\n", "")):
             words.set_text(spoken)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, **options)
+    # Hints would blot out the strokes of letters that stand on end.
+    with rc_context({} if language() == "en" else {"text.hinting": "none"}):
+        figure.savefig(buffer, format="png", dpi=dpi, **options)
     return buffer.getvalue()
 
 

@@ -252,7 +252,7 @@ class SettingsPanel:
                 states.append(text("{model} will be continued", model=model))
             elif copier is not None and folder / model in copier.left:
                 states.append(text("{model} will be brought back from Drive", model=model))
-        return folder, ", ".join(states) or text("new")
+        return folder, text(", ").join(states) or text("new")
 
 
 def read_panel_file(folder: Path) -> dict[str, Any]:
