@@ -29,7 +29,9 @@ MARK = re.compile(r"\s*(?:#+|[-*]|\d+\.) +")
 SENTENCE_END = re.compile(r"(?<=[.!?]) +|(?<=[.!?]\*\*) +")
 COMMENT = re.compile(r"(#@title \d+ · |# )(.+)")
 # The first cell that speaks says in which language.
-FIRST, SPEAKS = "show_check_up(", 'os.environ["NEWLLM_LANGUAGE"] = "ja"'
+CHECK_UP = "from newllm_lib.colab.check_up import show_check_up\n\n"
+IN_JAPANESE = CHECK_UP[:-1] + 'from newllm_lib.colab.page.languages import use_language\n\nuse_language("ja")\n'
+MAGIC = re.compile(r"^(\s*)[!%].*", re.MULTILINE)  # a line that is IPython's and not Python's
 
 Translate = Callable[[str], str]
 
@@ -82,7 +84,7 @@ def in_japanese(notebook: dict, translate: Translate) -> dict:
         source = "".join(cell["source"])
         made = (japanese_code if cell["cell_type"] == "code" else japanese_text)(source, translate)
         if cell["id"] == "check-up":
-            made = made.replace("\n", "\nimport os\n\n", 1).replace(f"\n{FIRST}", f"\n{SPEAKS}\n{FIRST}")
+            made = made.replace(CHECK_UP, IN_JAPANESE)
         cells.append({**cell, "source": made.splitlines(keepends=True)})
     return {**notebook, "cells": cells}
 
@@ -129,7 +131,7 @@ def badges_in_japanese(line: str) -> str:
 def japanese_code(source: str, translate: Translate) -> str:
     """A code cell: its title and its comments."""
     lines = source.split("\n")
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    for token in tokenize.generate_tokens(io.StringIO(MAGIC.sub(r"\1pass", source)).readline):
         if token.type == tokenize.COMMENT and not token.string.startswith("#@param"):
             row, column = token.start
             mark, comment = COMMENT.fullmatch(token.string).groups()

@@ -37,9 +37,8 @@ NAMES = re.compile(
 
 
 @pytest.fixture(autouse=True)
-def english_afterwards():
-    yield
-    use_language("en")
+def none_chosen(monkeypatch):
+    monkeypatch.setattr(languages, "_chosen", "")
 
 
 def literal_texts() -> set[str]:
@@ -157,6 +156,13 @@ def test_the_switch_changes_the_words_and_no_setting(make_panel, tmp_path):
 def test_other_notebooks_speak_what_was_spoken_last(make_panel, tmp_path):
     make_panel().language.value = "ja"
     assert last_language(tmp_path) == "ja" and last_language(tmp_path / "elsewhere") == "en"
+
+
+def test_a_notebook_that_has_chosen_japanese_opens_a_japanese_panel(make_panel):
+    make_panel().language.value = "en"  # as the panel was left
+    use_language("ja")
+    panel = make_panel()
+    assert panel.language.value == "ja" and panel.reset.description == "プリセットに戻す"
 
 
 def test_the_environment_decides(make_panel, monkeypatch):

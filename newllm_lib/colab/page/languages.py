@@ -16,7 +16,7 @@ WIDE = re.compile(r"[\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef]$")  # beside it no
 TABLES = ("japanese.json", "japanese_cells.json")
 LEAST_LETTERS = 3  # of its own, that a key with {names} needs to be found in a sentence
 
-_chosen = ""  # the language of a session; "": that of the environment
+_chosen = ""  # the language of this session; "": none was chosen yet
 
 
 def use_language(code: str) -> None:
@@ -27,9 +27,13 @@ def use_language(code: str) -> None:
     _chosen = code
 
 
+def chosen_language() -> str:
+    """The language that NEWLLM_LANGUAGE or, in this session, a notebook or its user has chosen; "" before that."""
+    return os.environ.get("NEWLLM_LANGUAGE") or _chosen
+
+
 def language() -> str:
-    """The session's language: as it was chosen, else NEWLLM_LANGUAGE, which a notebook in Japanese sets."""
-    return _chosen or os.environ.get("NEWLLM_LANGUAGE") or "en"
+    return _chosen or chosen_language() or "en"
 
 
 def text(english: str, **values: str) -> str:

@@ -18,7 +18,7 @@ from ...stages.sft import OF_THE_MODEL
 from ...training.checkpoint import read_results
 from ...training.device import find_device
 from ...training.disk import read_json, write_json
-from ..page.languages import LANGUAGES, text, translate, use_language
+from ..page.languages import LANGUAGES, chosen_language, text, translate, use_language
 from ..page.notices import error_html, in_one_sentence, say
 from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
 from ..storage import drive_copier
@@ -178,7 +178,7 @@ class SettingsPanel:
     def _restore(self) -> None:
         """Start from the preset that is asked for, then what the panel's file holds for it."""
         saved = read_panel_file(self.output_dir)
-        language = os.environ.get("NEWLLM_LANGUAGE") or saved.get("language") or last_language(self.runs)
+        language = chosen_language() or saved.get("language") or last_language(self.runs)
         use_language(language)
         self.language.value = language
         usual = "standard" if find_device().kind == "cuda" else "quick"
