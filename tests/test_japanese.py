@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from newllm_lib.colab.page.languages import japanese
+from newllm_lib.colab.page.languages import texts
 
 ROOT = Path(__file__).parents[1]
 # what is never written -> what is written in its place
@@ -56,9 +56,9 @@ def faults(text: str) -> list[str]:
     return found + [f"plain form: {text[: hit.end()][-12:]}" for hit in PLAIN.finditer(POLITE.sub("+", text))]
 
 
-@pytest.mark.parametrize("texts", [guide, japanese, notebooks])
-def test_one_word_for_one_thing(texts):
-    assert {english: found for english, text in texts().items() if (found := faults(text))} == {}
+@pytest.mark.parametrize("read", [guide, texts, notebooks])
+def test_one_word_for_one_thing(read):
+    assert {english: found for english, text in read().items() if (found := faults(text))} == {}
 
 
 WRONG = [

@@ -13,7 +13,6 @@ SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 NAME = re.compile(r"\{(\w+)\}")
 WIDE = re.compile(r"[\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef]$")  # beside it no blank parts two sentences
 
-TABLES = ("japanese.json", "japanese_cells.json")
 LEAST_LETTERS = 3  # of its own, that a key with {names} needs to be found in a sentence
 
 _chosen = ""  # the language of this session; "": none was chosen yet
@@ -33,12 +32,12 @@ def chosen_language() -> str:
 
 
 def language() -> str:
-    return _chosen or chosen_language() or "en"
+    return _chosen or os.environ.get("NEWLLM_LANGUAGE") or "en"
 
 
 def text(english: str, **values: str) -> str:
     """The text in the session's language, its {names} filled in; what has no translation stays English."""
-    found = english if language() == "en" else japanese().get(english, english)
+    found = english if language() == "en" else texts().get(english, english)
     return found.format(**values) if values else found
 
 
@@ -60,8 +59,8 @@ def _in_japanese(english: str) -> str:
 
 def _translated(english: str) -> str:
     """The Japanese of one key, with its values; "": it is none."""
-    if english in japanese():
-        return japanese()[english]
+    if english in texts():
+        return texts()[english]
     for pattern, translation in _patterns():
         if found := pattern.fullmatch(english):
             return translation.format(**{name: _in_japanese(value) for name, value in found.groupdict().items()})
@@ -71,9 +70,9 @@ def _translated(english: str) -> str:
 @functools.cache
 def _patterns() -> list[tuple[re.Pattern[str], str]]:
     """(what a key with {names} becomes, its Japanese), those with the most words of their own first."""
-    letters = {key: len(re.findall(r"[A-Za-z]", NAME.sub("", key))) for key in japanese() if NAME.search(key)}
+    letters = {key: len(re.findall(r"[A-Za-z]", NAME.sub("", key))) for key in texts() if NAME.search(key)}
     keys = sorted((key for key in letters if letters[key] >= LEAST_LETTERS), key=letters.get, reverse=True)
-    return [(re.compile(_form(key), re.DOTALL), japanese()[key]) for key in keys]
+    return [(re.compile(_form(key), re.DOTALL), texts()[key]) for key in keys]
 
 
 def _form(key: str) -> str:
@@ -86,7 +85,11 @@ def _form(key: str) -> str:
 
 
 @functools.cache
-def japanese() -> dict[str, str]:
-    """English -> Japanese: of the panel, and of what the cells below it say."""
-    tables = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in TABLES)
-    return {english: spoken for table in tables for english, spoken in json.loads(table).items()}
+def texts() -> dict[str, str]:
+    """English -> Japanese: of the panel, and of what the cells around it say."""
+    return japanese() | japanese("japanese_cells.json")
+
+
+@functools.cache
+def japanese(table: str = "japanese.json") -> dict[str, str]:
+    return json.loads(files(__package__).joinpath(table).read_text(encoding="utf-8"))
