@@ -23,7 +23,7 @@ LINKS = [
     re.compile(rf"(colab\.research\.google\.com/github/)({REPO})(/blob/)([^/\s\"]+)(/notebooks/)"),
     re.compile(rf"(//github\.com/)({REPO})(/archive/refs/tags/)([^\s\"]+?)(\.zip)"),
 ]
-ISSUES = re.compile(rf"(//github\.com/)({REPO})(/issues)")
+ISSUES = re.compile(rf"(//github\.com/)({REPO}?)(/issues|\.git )")
 CONSTANT = re.compile(rf'(REPOSITORY = ")({REPO})(")')
 VERSION = re.compile(r'__version__ = "(.+?)"')
 REMOTE = re.compile(rf"github\.com[:/]({REPO}?)(?:\.git)?/?$")
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def linking_files() -> list[Path]:
-    return [*sorted((ROOT / "notebooks").glob("*.ipynb")), *sorted(ROOT.glob("README*.md"))]
+    return [*sorted((ROOT / "notebooks").rglob("*.ipynb")), *sorted(ROOT.glob("README*.md"))]
 
 
 def rewrite_links(text: str, repo: str, tag: str) -> tuple[str, int]:

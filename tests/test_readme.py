@@ -44,6 +44,7 @@ def commands(*paths: Path) -> list[str]:
 
 def figures(text: str) -> list[list[str]]:
     """The numbers in the GPU, minutes and memory of each notebook, sorted: another language has another order."""
+    text = text.replace("CPU 1 コア", "one CPU core")
     rows = [line.split("|")[3:] for line in text.splitlines() if line.startswith("| [![")]
     return [sorted(re.findall(r"\d+(?:\.\d+)?", cell)) for row in rows for cell in row]
 
@@ -107,7 +108,7 @@ def contents(path: Path) -> dict:
     return {
         "code": blocks(path),
         "words as code": set(re.findall(r"`([^`\n]+)`", prose)),
-        "links": set(LINK.findall(text)) - {edition.name for edition in EDITIONS},
+        "links": set(LINK.findall(text.replace("/ja/", "/"))) - {edition.name for edition in EDITIONS},
         "error codes": re.findall(r"^\| (NL-\d{3}) \|", text, re.MULTILINE),
         "all error codes": set(re.findall(r"NL-\d{3}", text)),
         "headings": [len(signs) for signs in re.findall(r"^(#+) ", prose, re.MULTILINE)],

@@ -21,6 +21,7 @@ from ..chat import Chat
 from ..training.checkpoint import FINAL_FOLDER, weights_folder
 from ..training.trained_model import open_model
 from .chat_controls import MemoryControls, SamplingSliders, memory_html, memory_note, pictures_html
+from .page.languages import text, translate
 from .page.notices import error_html, in_one_sentence, quiet_notebook, say
 from .page.pieces import GRID, button, columns_html, download_html, html_widget, small_html, wrapping_row
 from .storage import on_colab
@@ -46,11 +47,14 @@ class ChatBox:
         self.is_busy = self.is_stopped = False
         self.task: asyncio.Task | None = None
         names, narrow = list(self.folders), widgets.Layout(width="150px")
-        self.first = widgets.Dropdown(options=names, layout=narrow)
-        self.second = widgets.Dropdown(options=[NOBODY, *names], value=[*names, NOBODY][1], layout=narrow)
+        options = [(translate(name), name) for name in (NOBODY, *names)]
+        self.first = widgets.Dropdown(options=options[1:], layout=narrow)
+        self.second = widgets.Dropdown(options=options, value=[*names, NOBODY][1], layout=narrow)
         self.choice = wrapping_row(widgets.HTML("<b>A</b>"), self.first, widgets.HTML("<b>B</b>"), self.second)
         self.choice.layout.display = None if len(names) > 1 else "none"
-        self.text = widgets.Text(placeholder="Say something", layout=widgets.Layout(width="auto", flex="1 1 240px"))
+        self.text = widgets.Text(
+            placeholder=text("Say something"), layout=widgets.Layout(width="auto", flex="1 1 240px")
+        )
         presses = {"Send": self.send, "Stop": self.stop, "Reset": self.reset}
         buttons = [button(name, press, "80px") for name, press in presses.items()]
         self.send_button, self.stop_button, self.reset_button = buttons
@@ -64,7 +68,7 @@ class ChatBox:
         self.memory = MemoryControls(memories, self.open_chats, self._begins_anew)
         panes = widgets.Accordion([self.sampling.box, self.memory.box], selected_index=None)
         for number, title in enumerate(("How replies are drawn", "Memory: save it, go on from it")):
-            panes.set_title(number, title)
+            panes.set_title(number, translate(title))
         line = wrapping_row(self.text, *buttons)
         parts = [self.output, self.notice, self.choice, line, self.remembered, self.picture, self.links, panes]
         self.box = widgets.VBox(parts, layout=widgets.Layout(width="100%", max_width="1000px"))
@@ -109,7 +113,7 @@ class ChatBox:
         self.notice.value = ""
         try:
             if not all(name in self.chats for name in self.spoken_to()):
-                self.notice.value = '<div style="opacity:.75">Opening the model …</div>'
+                self.notice.value = f'<div style="opacity:.75">{text("Opening the model …")}</div>'
                 yield
             chats = self.open_chats()
             self.notice.value = ""
@@ -179,13 +183,13 @@ class ChatBox:
         self._show_turns({name: chat.messages for name, chat in chats.items()})
         self.remembered.value, self.links.value = memory_html(chats, self.counts), ""
         if any(chat.messages or chat.memory for chat in chats.values()):
-            text = transcript_text(chats, self.sampling.sentence())
-            self.links.value = download_html("newllm-conversation.txt", text, "Download this conversation")
+            transcript = transcript_text(chats, self.sampling.sentence())
+            self.links.value = download_html("newllm-conversation.txt", transcript, "Download this conversation")
         self.picture.value = pictures_html(chats) if self.memory.picture.value else ""
 
     def _show_turns(self, conversations: dict[str, Sequence[dict[str, str]]]) -> None:
         notes = {name: memory_note(self.chats[name]) for name in conversations}
-        shown = '<div style="opacity:.75">Nothing has been said yet.</div>'
+        shown = f'<div style="opacity:.75">{text("Nothing has been said yet.")}</div>'
         if any(notes.values()) or any(conversations.values()):
             shown = columns_html(conversations, notes)
         style, disclaimer = f"border:1px solid {GRID};border-radius:8px;padding:6px 10px", "line-height:1.4"
@@ -218,7 +222,8 @@ def show_chat(folders: Sequence[str | Path], opening: str = "", before: Path | N
         named |= {f"{name} before": before / name for name in list(named)}
     named |= {name: folder for name, folder in finals.items() if folder.is_dir()}
     box = _open(ChatBox(named), opening)
-    say(f"{' and '.join(named)} can be talked to: type above, then Send. A small model is no assistant.")
+    names = text(" and ").join(map(translate, named))
+    say(f"{names} can be talked to: type above, then Send. A small model is no assistant.")
     return box
 
 
@@ -243,12 +248,12 @@ def _open(box: ChatBox, opening: str) -> ChatBox:
 def transcript_text(chats: Mapping[str, Chat], drawn: str) -> str:
     """Every model's conversation, one after the other; `drawn` says how replies are drawn."""
     now = datetime.datetime.now(datetime.timezone.utc)
-    text = f"A conversation of {now:%Y-%m-%d %H:%M} UTC ({drawn}). "
-    text += "Written by small language models; not to be relied on.\n"
+    when = f"A conversation of {now:%Y-%m-%d %H:%M} UTC ({drawn})."
+    told = translate(f"{when} Written by small language models; not to be relied on.") + "\n"
     for name, chat in chats.items():
-        text += f"\n== {name}\n"
+        told += f"\n== {translate(name)}\n"
         if chat.memory is not None:
-            text += f"[goes on from a memory of {chat.memory.tokens:,} tokens]\n"
+            told += translate(f"[goes on from a memory of {chat.memory.tokens:,} tokens]") + "\n"
         for message in chat.messages:
-            text += f"{'You' if message['role'] == 'user' else name}: {message['content']}\n"
-    return text
+            told += f"{translate('You' if message['role'] == 'user' else name)}: {message['content']}\n"
+    return told

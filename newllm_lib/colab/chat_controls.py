@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..evaluation.memory_file import read_memory
 from ..training.disk import write_bytes
 from .context_picture import context_picture
+from .page.languages import text, translate
 from .page.notices import error_html
 from .page.pieces import button, escape, html_widget, sentence_html, slider_options, small_html, wrapping_row
 
@@ -35,7 +36,9 @@ class SamplingSliders:
         self.temperature = widgets.FloatSlider(min=0.0, max=2.0, value=0.8, **share)
         self.top_p = widgets.FloatSlider(min=0.05, max=1.0, value=0.95, **share)
         self.length = widgets.IntSlider(min=10, max=400, step=10, value=max_new_tokens, **common)
-        self.penalty = widgets.SelectionSlider(options=PENALTIES, value=AS_TRAINED, **common)
+        self.penalty = widgets.SelectionSlider(
+            options=[(translate(told), value) for told, value in PENALTIES], value=AS_TRAINED, **common
+        )
         self.box = wrapping_row(
             labelled(self.temperature, "temperature", "0: always the likeliest token. Above 1: wild."),
             labelled(self.top_p, "top-p", "Draw among the likeliest that make up this share."),
@@ -56,8 +59,8 @@ class SamplingSliders:
         return f"temperature {temperature:g}, top-p {top_p:g}, at most {length} tokens, repetition penalty {told}"
 
 
-def labelled(widget: widgets.Widget, label: str, text: str) -> widgets.Widget:
-    words = f"<b>{escape(label)}</b>{small_html(escape(text), 'min-height:33px')}"
+def labelled(widget: widgets.Widget, label: str, help_text: str) -> widgets.Widget:
+    words = f"<b>{escape(text(label))}</b>{small_html(escape(help_text), 'min-height:33px')}"
     heading = html_widget(f'<div style="line-height:1.35;margin-top:4px">{words}</div>')
     layout = widgets.Layout(flex="1 1 200px", min_width="190px", margin="0 8px 4px 0")
     return widgets.VBox([heading, widget], layout=layout)
@@ -90,14 +93,15 @@ def memory_html(chats: Mapping[str, Chat], counts: Mapping[str, Sequence[int]]) 
                 part += f", without its first {chat.stream.dropped:,} tokens, for which there was no room"
         elif len(held) == 1:
             part += ", however long it gets"
-        parts.append(part)
+        parts.append(translate(part))
         if len(all_counts := counts.get(name, ())) > 1:
             newest = " → ".join(f"{count:,}" for count in all_counts[-MOST_COUNTS:])
             trails.append(f"{spoken_name(name)} {'… ' if len(all_counts) > MOST_COUNTS else ''}{newest}")
     if not parts:
         return ""
     trail = small_html(f"Reply by reply: {escape('; '.join(trails))}.") if trails else ""
-    return f'<div style="line-height:1.5;font-size:14px;margin-top:6px">{escape("; ".join(parts))}.{trail}</div>'
+    told = escape(text("; ").join(parts) + text("."))
+    return f'<div style="line-height:1.5;font-size:14px;margin-top:6px">{told}{trail}</div>'
 
 
 def pictures_html(chats: Mapping[str, Chat]) -> str:
@@ -121,13 +125,17 @@ class MemoryControls:
         self.folder, self.chats, self.changed = folder, chats, changed
         wide = widgets.Layout(width="190px")
         self.name = widgets.Text(value="conversation", layout=wide)
-        self.with_words = widgets.Checkbox(value=False, indent=False, description="and the words, to read", layout=wide)
+        self.with_words = widgets.Checkbox(
+            value=False, indent=False, description=text("and the words, to read"), layout=wide
+        )
         self.save_button = button("Save memory", lambda: self._in_notice(self.save), "120px")
         self.saved = widgets.Dropdown(options=[], layout=wide)
         self.resume_button = button("Go on from it", lambda: self._in_notice(self.resume), "120px")
-        self.upload = widgets.FileUpload(accept=SUFFIX, multiple=False, description="from my computer", layout=wide)
+        self.upload = widgets.FileUpload(
+            accept=SUFFIX, multiple=False, description=text("from my computer"), layout=wide
+        )
         self.upload.observe(lambda change: change["new"] and self._in_notice(self.take_upload), names="value")
-        shows = {"description": "show the context vector", "layout": widgets.Layout(width="210px")}
+        shows = {"description": text("show the context vector"), "layout": widgets.Layout(width="210px")}
         self.picture = widgets.Checkbox(value=True, indent=False, **shows)
         self.picture.observe(lambda change: self.changed(""), names="value")
         self.notice = html_widget()
@@ -139,7 +147,7 @@ class MemoryControls:
 
     def refresh(self, chosen: str | None = None) -> None:
         paths = sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime, reverse=True)
-        options = [(path.stem, str(path)) for path in paths] or [("none is saved yet", "")]
+        options = [(path.stem, str(path)) for path in paths] or [(text("none is saved yet"), "")]
         self.saved.options = options
         self.saved.value = chosen or options[0][1]
 

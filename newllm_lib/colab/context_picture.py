@@ -21,8 +21,9 @@ from ..evaluation.perplexity import token_sequence
 from ..models import NewLLMForCausalLM, build_model
 from ..models.recurrent_model import RecurrentGenerationMixin
 from ..stages.evaluate import held_out_documents, held_out_text
-from ..training.curves import COLOURS, as_label, in_the_font
+from ..training.curves import COLOURS, as_label, in_the_font, with_letters
 from ..training.trained_model import open_model
+from .page.languages import text
 from .page.notices import in_one_sentence, quiet_notebook, say
 from .page.pieces import figure_html
 
@@ -36,6 +37,7 @@ MOST_MEASURED = 4096  # held-out tokens that the forget gates are measured on
 LAYERS_IN_A_ROW = 4
 
 
+@with_letters()
 def context_figure(
     tokens: Sequence[str], contexts: torch.Tensor, half_lives: torch.Tensor | None = None, title: str = ""
 ) -> Figure:
@@ -88,9 +90,10 @@ def context_picture(
 
 
 def label(token: str) -> str:
-    """A token with its white space made visible, cut where it is long; what the font lacks is a box."""
+    """A token with its white space made visible, cut where it is long, in letters that can be drawn."""
     shown = token.replace("\n", "↵").replace("\t", "→").replace(" ", "·") or "∅"
-    return in_the_font(shown if len(shown) <= LONGEST_TOKEN else shown[: LONGEST_TOKEN - 1] + "…")
+    shown = in_the_font(shown[: LONGEST_TOKEN + 1])
+    return shown if len(shown) <= LONGEST_TOKEN else shown[: LONGEST_TOKEN - 1] + "…"
 
 
 @in_one_sentence()
@@ -113,6 +116,7 @@ def show_context(folder: str | Path, text: str) -> None:
     )
 
 
+@with_letters()
 def half_life_figure(before: torch.Tensor, after: torch.Tensor) -> Figure:
     """A plot for each layer: its channels' half-lives in tokens, sorted; before and after training, [L, C]."""
     layers, channels = before.shape
@@ -124,7 +128,9 @@ def half_life_figure(before: torch.Tensor, after: torch.Tensor) -> Figure:
         if number >= layers:
             axes.remove()
             continue
-        for colour, name, half_lives in zip(COLOURS, ("before", "after"), (before, after), strict=False):
+        for colour, name, half_lives in zip(
+            COLOURS, ("before training", "after training"), (before, after), strict=False
+        ):
             axes.plot(range(1, channels + 1), half_lives[number].sort().values, color=colour, label=name, linewidth=1.6)
         axes.set(title=f"layer {number + 1}", xlabel="channels, sorted", yscale="log")
         axes.grid(alpha=0.25)
@@ -132,7 +138,7 @@ def half_life_figure(before: torch.Tensor, after: torch.Tensor) -> Figure:
     for axes in plots[:layers:columns]:
         axes.set_ylabel("half-life (tokens)")
     plots[0].yaxis.set_major_formatter("{x:g}")
-    plots[0].legend(frameon=False, title="training")
+    plots[0].legend(frameon=False)
     return figure
 
 
@@ -154,7 +160,7 @@ def show_half_lives(folder: str | Path) -> None:
 
     def middle(half_lives: torch.Tensor) -> str:
         low, high = half_lives.flatten().quantile(torch.tensor([0.1, 0.9])).tolist()  # but for a tenth at both ends
-        return f"{low:.2g} to {high:,.0f}" if high >= 10 else f"{low:.2g} to {high:.2g}"
+        return text("{low} to {high}", low=f"{low:.2g}", high=f"{high:,.0f}" if high >= 10 else f"{high:.2g}")
 
     figure = half_life_figure(before, after)
     display(HTML(figure_html(figure, "the half-life of every channel, before and after training", dpi=DPI)))

@@ -23,8 +23,10 @@ from ..preferences.reference import ReferenceArguments
 from ..preferences.sweep import best_trial, margin_histories, read_trials, trial_folder
 from ..training.callbacks import TrainingInterrupted
 from ..training.checkpoint import SETTINGS_FILE, read_results
+from ..training.curves import with_letters
 from .drive.drive_copy import callbacks_for, wait_for_drive
 from .live_plot import LEARNS_ANSWERS, LiveDisplay
+from .page.languages import text, translate
 from .page.notices import CellStopped, error_html, in_one_sentence, quiet_notebook, say
 from .page.pieces import button_box, escape, figure_html, mark_html, picture_html, sentence_html, small_html, table_html
 from .panel.controls import LABELS
@@ -75,7 +77,7 @@ def live_experiments(panel: SweepPanel) -> Iterator[tuple[TrainerCallback, ...]]
             where = f" in trial {begun}" if ended < begun else ""
             of_it = " What this one has done is saved, too." if where and isinstance(stop, TrainingInterrupted) else ""
             kept = f"Stopped{where}; {ended} are finished and kept.{of_it} Run this cell again to go on from there."
-            raise CellStopped(f"■ {kept}{wait_for_drive(copier, lambda: None)}") from None
+            raise CellStopped(f"■ {translate(kept + wait_for_drive(copier, lambda: None))}") from None
         finally:
             panel.refresh()  # its line says how many trials are finished
         live.tell("", draw=True)
@@ -144,7 +146,7 @@ def offer_best(panel: SweepPanel, folder: str | Path) -> widgets.Widget:
     box = button_box("Use in notebook 6", press)
     display(box)
     words = ", ".join(
-        f"{LABELS[name]} {format(value, FORMS.get(name, 'g' if name in CARRIED else ''))}"
+        f"{text(LABELS[name])} {format(value, FORMS.get(name, 'g' if name in CARRIED else ''))}"
         for name, value in settings.items()
     )
     say(f"The best settings: {words}. The button sets notebook 6's sliders to them.")
@@ -167,6 +169,7 @@ def scale_of(rows: Sequence[dict[str, Any]]) -> ScalarMappable:
     return ScalarMappable(Normalize(low if high > low else low - 0.01, high), COLOURS)
 
 
+@with_letters()
 def margins_figure(rows: Sequence[dict[str, Any]], histories: Mapping[int, Sequence[tuple[int, float]]]) -> Figure:
     """Held-out margin over the updates (`histories`: trial -> (update, margin)), coloured by a trial's accuracy."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -192,6 +195,7 @@ def margins_figure(rows: Sequence[dict[str, Any]], histories: Mapping[int, Seque
     return figure
 
 
+@with_letters()
 def coordinates_figure(args: sweep.SweepArguments, rows: Sequence[dict[str, Any]]) -> Figure:
     """Parallel coordinates: an axis per searched setting and one for the accuracy, a line per finished trial."""
     finished = sorted((row for row in rows if row["state"] == "finished"), key=lambda row: row["accuracy"])
@@ -283,9 +287,9 @@ class LiveTrials(LiveDisplay, TrainerCallback):
     def content(self) -> str:
         ended, trials = sum(row["state"] != "running" for row in self.rows), max(self.trials, len(self.rows))
         hint = "" if ended == trials else HINT
-        between = f" · {escape(self.doing)}" if self.doing and ended == len(self.rows) else ""
+        between = f" · {escape(translate(self.doing))}" if self.doing and ended == len(self.rows) else ""
         rows = [{**row, **self.newest, "doing": self.doing} if row["state"] == "running" else row for row in self.rows]
-        head = f"<b>{ended} of {trials} trials</b>{between}{small_html(hint)}"
+        head = f"<b>{translate(f'{ended} of {trials} trials')}</b>{between}{small_html(hint)}"
         table, picture = table_html(trial_cells(rows), header=True), picture_html(self.png, PICTURES["margins.png"])
         return f'<div style="font-size:14px;line-height:1.5">{head}</div>{table}{picture}'
 

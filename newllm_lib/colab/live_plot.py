@@ -31,6 +31,7 @@ from ..training.checkpoint import newest_checkpoint, read_results
 from ..training.curves import COLOURS, curves_figure
 from ..training.device import Device, find_device, size
 from .drive.drive_copy import callbacks_for, span, wait_for_drive
+from .page.languages import translate
 from .page.notices import CellStopped, in_one_sentence, quiet_notebook, say
 from .page.pieces import GRID, escape, mark_html, picture_html, png_of, sentence_html, small_html
 from .page.progress_line import progress_html
@@ -159,7 +160,7 @@ class LivePlot(LiveDisplay):
             f'<b style="min-width:90px;border-left:6px solid {colour};padding-left:6px">{escape(model.name)}</b>'
             f'<span style="width:120px;height:8px;border-radius:4px;background:{GRID};overflow:hidden">'
             f'<span style="display:block;width:{share:.0f}%;height:100%;background:{colour}"></span></span>'
-            f"<span>{mark} {escape(' · '.join(model.facts()))}</span></div>"
+            f"<span>{mark} {escape(' · '.join(map(translate, model.facts())))}</span></div>"
         )
 
 
@@ -263,7 +264,8 @@ class LiveTraining:
         """Wait for the last copy; returns the outcome, as a sentence after a blank."""
         state, run = self.plot.models[self.model].state, self.runs[self.model]
         sentence = wait_for_drive(
-            self.copier, lambda: self.plot.set_state(self.model, f"{state}, {self.copier.status(run)[0]}")
+            self.copier,
+            lambda: self.plot.set_state(self.model, ", ".join(map(translate, (state, self.copier.status(run)[0])))),
         )
         self.plot.set_state(self.model, state)
         return sentence
@@ -286,7 +288,8 @@ def live_training(panel: SettingsPanel) -> Iterator[LiveTraining]:
                 newest = newest_checkpoint(live.runs[live.model])
                 kept = f"{newest.name} is kept" if newest else "nothing was saved yet"
                 stopped = f"Stopped at once; {kept}."
-            raise CellStopped(f"■ {stopped} Run this cell again to go on from there.{live.on_drive()}") from None
+            goes_on = "Run this cell again to go on from there."
+            raise CellStopped(f"■ {translate(f'{stopped} {goes_on}{live.on_drive()}')}") from None
         except InputError as error:
             live.plot.set_state(live.model, "diverged" if isinstance(error, TrainingDiverged) else "not started")
             raise

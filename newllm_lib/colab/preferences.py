@@ -16,7 +16,8 @@ from ..preferences.generator import KINDS
 from ..preferences.pairs import Preference, Preferences
 from ..preferences.scores import chosen_falls
 from ..preferences.shortcuts import CLASSIFIERS, held_out_accuracy
-from ..training.curves import COLOURS, as_label
+from ..training.curves import COLOURS, as_label, with_letters
+from .page.languages import text, translate
 from .page.notices import in_one_sentence, say
 from .page.pieces import AS_WRITTEN, FAINT, escape, figure_html, shortened, small_html, table_html
 from .panel.controls import in_the_panels_words
@@ -99,7 +100,7 @@ def counts_html(splits: Splits[Preferences]) -> str:
         chosen, rejected = ([getattr(pair, name) for pair in side.pairs] for name in ("chosen", "rejected"))
         longer = sum(len(pair.rejected) > len(pair.chosen) for pair in side.pairs) / len(side.pairs)
         counts = Counter(pair.kind for pair in side.pairs if pair.kind)
-        flaws = ", ".join(f"{count}&nbsp;{escape(title(kind))}" for kind, count in sorted(counts.items()))
+        flaws = ", ".join(f"{count}&nbsp;{escape(translate(title(kind)))}" for kind, count in sorted(counts.items()))
         head = f"{len(side.pairs):,}", escape(side.origin), escape(side.licence)
         return [*head, length(chosen), length(rejected), f"{longer:.0%} of the pairs", flaws]
 
@@ -131,21 +132,21 @@ def in_order(kinds: Iterable[str]) -> list[str]:
 
 
 def pairs_html(pairs: Sequence[Preference]) -> str:
-    def beginning(text: str) -> str:
-        return f'<div style="{AS_WRITTEN}">{escape(shortened(text, MOST_CHARACTERS))}</div>'
+    def beginning(written: str) -> str:
+        return f'<div style="{AS_WRITTEN}">{escape(shortened(written, MOST_CHARACTERS))}</div>'
 
     rows = [["flaw and question", "chosen", "rejected"]]
     for pair in pairs:
-        flaw = f"<b>{escape(title(pair.kind))}</b>" if pair.kind else ""
+        flaw = f"<b>{escape(translate(title(pair.kind)))}</b>" if pair.kind else ""
         flaw += small_html(FLAWS[pair.kind]) if pair.kind in FLAWS else ""
         question = beginning("\n".join(turn["content"] for turn in pair.prompt))
         style = f"min-width:170px;background:{FAINT};padding:2px 8px"
         answers = (
-            f'<div style="{style}">{beginning(text)}</div>{small_html(f"{len(text)} characters")}'
-            for text in (pair.chosen, pair.rejected)
+            f'<div style="{style}">{beginning(answer)}</div>{small_html(f"{len(answer)} characters")}'
+            for answer in (pair.chosen, pair.rejected)
         )
         rows.append([f'<div style="min-width:130px">{flaw}{question}</div>', *answers])
-    return f"<b>Pairs to train on</b>{table_html(rows, header=True)}"
+    return f"<b>{text('Pairs to train on')}</b>{table_html(rows, header=True)}"
 
 
 def shortcut_accuracies(splits: Splits[Preferences]) -> dict[str, float]:
@@ -154,6 +155,7 @@ def shortcut_accuracies(splits: Splits[Preferences]) -> dict[str, float]:
     return {name: held_out_accuracy(train, held_out, features)["all"] for name, features in CLASSIFIERS.items()}
 
 
+@with_letters()
 def kinds_figure(measured: dict[str, Any], counts: Mapping[str, int]) -> Figure:
     """A bar for each kind of flaw (with `counts`, if all pairs were scored), and one for all; the line is chance."""
     by_kind = measured["accuracy_by_kind"]

@@ -16,6 +16,7 @@ from ..stages.sft import SftArguments, sft
 from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
 from .drive.drive_copy import callbacks_for
+from .page.languages import text, translate
 from .page.notices import in_one_sentence, quiet_notebook, say
 from .page.pieces import AS_WRITTEN, FAINT, GRID, beside_html, bubbles_html, escape, shortened, small_html, table_html
 from .panel.lookups import SMALL_FOLDER, base_of, chat_models, count_trainable
@@ -46,8 +47,8 @@ def preview_data(panel: SettingsPanel) -> None:
     if counts.unknown_tokens:
         rows.append(["unknown words", *(f"{c.unknown_tokens / c.tokens:.1%} of the tokens" for c in sides)])
     style = f"{AS_WRITTEN};background:{FAINT};padding:6px 10px;margin:6px 0;font-size:13px;line-height:1.4"
-    title = f"<b>{len(samples)} samples</b>" if len(samples) > 1 else "<b>A sample</b>"
-    shown = "".join(f'<div style="{style}">{escape(text)}</div>' for text in samples)
+    title = f"<b>{translate(f'{len(samples)} samples' if len(samples) > 1 else 'A sample')}</b>"
+    shown = "".join(f'<div style="{style}">{escape(sample)}</div>' for sample in samples)
     table, tokens = counts_html("text", prepared, rows), tokens_html(samples[0], prepared.tokenizer)
     display(HTML(f"{table}{title}{shown}{tokens}"))
     updates, tokens = count_training_tokens(args, len(prepared.train_rows))
@@ -135,7 +136,7 @@ def conversations_html(samples: list[list[Message]]) -> str:
         rest = small_html(f"and {more} more turns") if more > 0 else ""
         cards.append(f'<div style="{style}">{bubbles_html(messages[:MOST_TURNS], MOST_CHARACTERS)}{rest}</div>')
     title = f"{len(samples)} conversations" if len(samples) > 1 else "A conversation"
-    return f"<b>{title}</b>{beside_html(cards, align='flex-start')}"
+    return f"<b>{translate(title)}</b>{beside_html(cards, align='flex-start')}"
 
 
 def tokens_html(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
@@ -169,7 +170,7 @@ def tinted_html(title: str, text: str, tokens: Iterable[tuple[int, int]], styles
             spans.append(f'{escape(text[position:begin])}<span style="{style}">{patch}</span>')
             position, number = end, number + 1
     style = f"{AS_WRITTEN};font-size:14px;line-height:1.9;margin:6px 0"
-    return f'<b>{title}</b><div style="{style}">{"".join(spans)}{escape(text[position:])}</div>'
+    return f'<b>{translate(title)}</b><div style="{style}">{"".join(spans)}{escape(text[position:])}</div>'
 
 
 @in_one_sentence()
@@ -182,7 +183,7 @@ def show_base_model(panel: SettingsPanel) -> None:
         style = f"max-height:220px;overflow-y:auto;border:1px solid {GRID};border-radius:8px;padding:6px 10px;"
         style += f"margin:6px 0;{AS_WRITTEN};font-size:13px;line-height:1.45"
         terms = f'<div style="{style}">{escape(offline_gemma.terms_text())}</div>'
-        display(HTML(f"<b>The Gemma Terms of Use. By going on you accept them.</b>{terms}"))
+        display(HTML(f"<b>{text('The Gemma Terms of Use. By going on you accept them.')}</b>{terms}"))
         say(f"{base.name} is converted for its first use, once; this takes one to two minutes.", "note")
         offline_gemma.offline_gemma(terms_were_shown=True)
     stays = f"It stays as it is; {count_trainable(args, base):,} parameters beside it are trained."

@@ -28,6 +28,7 @@ from ..errors import CODES, InputError
 from ..preferences.arguments import LOSS_TYPES
 from ..training.callbacks import read_history
 from .live_plot import FACTS
+from .page.languages import text
 from .page.notices import CellStopped, causes, code_and_sentence, in_one_sentence, say
 from .page.pieces import AS_WRITTEN, FAINT, GRID, button_box, download_html, escape, table_html
 from .panel import stage
@@ -55,18 +56,18 @@ def show_report(panel: SettingsPanel | None = None) -> widgets.Widget:
     """Display the codes, and a button that makes the report and shows it before it can be downloaded."""
     rows = [["code", "what happened", "what to do"]]
     rows += [[f"<b>{code}</b>", escape(happened), escape(remedy)] for code, (happened, remedy) in CODES.items()]
-    codes = f"<summary>The codes and what to do</summary>{table_html(rows, header=True)}"
+    codes = f"<summary>{text('The codes and what to do')}</summary>{table_html(rows, header=True)}"
     display(HTML(f'<details style="padding-left:8px">{codes}</details>'))
 
     def make() -> str:
-        text = report_text(panel)
+        report = report_text(panel)
         style = f"max-height:360px;overflow:auto;{AS_WRITTEN};background:{FAINT};border:1px solid {GRID};color:inherit;"
         style += "border-radius:6px;padding:6px 10px;font-size:12px;line-height:1.4"
-        link = download_html("newllm-report.txt", text, "Download this report")
-        leaves_out = f'<div style="line-height:1.5;margin:6px 0">{LEAVES_OUT}</div>'
-        return f'{leaves_out}<pre style="{style}">{escape(text)}</pre>{link}'
+        link = download_html("newllm-report.txt", report, "Download this report")
+        leaves_out = f'<div style="line-height:1.5;margin:6px 0">{text(LEAVES_OUT)}</div>'
+        return f'{leaves_out}<pre style="{style}">{escape(report)}</pre>{link}'
 
-    box = button_box("Make a report", make, wait='<div style="opacity:.75">Looking at this machine …</div>')
+    box = button_box("Make a report", make, wait=f'<div style="opacity:.75">{text("Looking at this machine …")}</div>')
     display(box)
     say("If a cell ended with ✗, look its code up above; if that does not help, make a report. It stays with you.")
     return box

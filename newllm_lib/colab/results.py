@@ -22,10 +22,12 @@ from ..stages.generate import generate
 from ..stages.sft import advice
 from ..training import checkpoint
 from ..training.callbacks import CURVES_FILE, METRICS_FILE
+from ..training.curves import with_letters
 from ..training.device import autocast_dtype, find_device, size
 from ..training.disk import read_json, write_json
 from ..training.run import CARD_FILE
 from ..training.trained_model import open_model, read_tokenizer
+from .page.languages import text, translate
 from .page.notices import in_one_sentence, say
 from .page.pieces import AS_WRITTEN, FAINT, beside_html, escape, figure_html, small_html, table_html
 from .panel.controls import in_the_panels_words
@@ -74,7 +76,7 @@ def show_comparison(folders: Sequence[Path]) -> None:
     milliseconds = [f"ms per batch{shape}, training", *(f"{time['milliseconds']:,.0f}" for time in times)]
     reached = [["", "goal of the guides", "figure"], *([escape(cell) for cell in line] for line in goal_cells(rows))]
     cells = [[escape(cell) for cell in line] for line in (*comparison_cells(rows), milliseconds)]
-    source = f"Held-out text ({rows[0]['split']}): {rows[0]['text']}"
+    source = translate(f"Held-out text ({rows[0]['split']}): {rows[0]['text']}")
     display(HTML(f"<div>{escape(source)}</div>{table_html(cells, header=True, numbers=True)}"))
     if len(reached) > 1:
         display(HTML(table_html(reached, header=True)))
@@ -140,8 +142,8 @@ def samples_html(samples: dict[str, dict[str, str]], between: str = "") -> str:
     blocks = []
     for prompt, continuations in samples.items():
         cards = []
-        for model, text in continuations.items():
-            written = f"<b>{escape(prompt)}</b>{between}{escape(text.strip() if between else text)}"
+        for model, continuation in continuations.items():
+            written = f"<b>{escape(prompt)}</b>{between}{escape(continuation.strip() if between else continuation)}"
             cards.append(f'<div style="{style}"><div style="opacity:.75">{escape(model)}</div>{written}</div>')
         blocks.append(beside_html(cards))
     return "".join(blocks)
@@ -271,12 +273,17 @@ def _show(prompts: Sequence[str], answers: Mapping[str, Answers], max_new_tokens
     style = f"min-width:150px;max-height:120px;overflow-y:auto;{AS_WRITTEN};background:{FAINT};padding:2px 8px"
     rows = [["", *map(escape, answers)]]
     for number, prompt in enumerate(prompts):
-        texts = (escape(said[number]) or "(nothing)" for said, _ in answers.values())
-        cells = (f'<div style="{style}">{text}</div>' for text in texts)
+        texts = (escape(written[number]) or text("(nothing)") for written, _ in answers.values())
+        cells = (f'<div style="{style}">{answer}</div>' for answer in texts)
         rows.append([f'<div style="min-width:130px">{escape(prompt)}</div>', *cells])
-    rows.append(["<b>ended by itself</b>", *(f"{ended} of {len(prompts)}" for _, ended in answers.values())])
+    rows.append(
+        [
+            "<b>ended by itself</b>",
+            *(text("{ended} of {count}", ended=ended, count=len(prompts)) for _, ended in answers.values()),
+        ]
+    )
     display(HTML(table_html(rows, header=True)))
-    counts = ", ".join(f"{title} {ended}" for title, (_, ended) in answers.items())
+    counts = ", ".join(f"{translate(title)} {ended}" for title, (_, ended) in answers.items())
     say(f"Answers that ended by themselves within {max_new_tokens} tokens, of {len(prompts)}: {counts}.{remark}")
 
 
@@ -287,7 +294,8 @@ def show_forgetting(folder: str | Path) -> None:
     rows = [["", *METRIC_TITLES, "KL to the base (nats per token)"]]
     for kind, name in KINDS.items():
         before, after = measured[kind]["before"], measured[kind]["after"]
-        rows.append([f"<b>{name}</b>, base{small_html(escape(measured[kind]['text']))}", *metric_cells(before), "0"])
+        base = f"<b>{text(name)}</b>{text(', base')}{small_html(escape(measured[kind]['text']))}"
+        rows.append([base, *metric_cells(before), "0"])
         bits, *others = metric_cells(after)
         share = small_html(f"{change(measured, kind):+.1%}")
         rows.append([f"<b>{name}</b>, tuned", bits + share, *others, f"{after['kl_to_base']:.3f}"])
@@ -312,6 +320,7 @@ def change(measured: dict[str, Any], kind: str) -> float:
     return measured[kind]["after"]["bits_per_byte"] / measured[kind]["before"]["bits_per_byte"] - 1
 
 
+@with_letters()
 def forgetting_figure(measured: dict[str, Any]) -> Figure:
     """An arrow from the base to the tuned model for each kind of text: to the left is better."""
     figure = Figure(figsize=(8, 2.2), layout="constrained")

@@ -16,6 +16,7 @@ from ..training.checkpoint import COMPLETE_FILE, RESULTS_FILE, SETTINGS_FILE, nu
 from ..training.device import GB, size
 from .drive import run_copy
 from .drive.drive_copy import DriveCopier, problem_of
+from .page.languages import text, translate
 from .page.notices import in_one_sentence, say
 from .page.pieces import sentence_html
 
@@ -200,7 +201,7 @@ def run_sentence(run: Path) -> str:
             finished = sum(row["state"] == "finished" for row in trials)
             progress = f"{finished} of {len(trials)} trials are finished"
         else:
-            progress = ", ".join(f"{model.name} {_state(model)}" for model in models)
+            progress = text(", ").join(translate(f"{model.name} {_state(model)}") for model in models)
     except (OSError, ValueError, LookupError, TypeError):  # whatever a damaged file of the run may give
         progress = "what is saved of it cannot be read"
     return f"{run.parent.name}/{run.name}: {progress}"

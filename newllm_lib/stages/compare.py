@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..evaluation.generation import answer, batch_cost, token_cost
 from ..progress import Progress
 from ..training.checkpoint import run_of
-from ..training.curves import COLOURS, as_label
+from ..training.curves import COLOURS, as_label, with_letters
 from ..training.trained_model import open_model
 from .evaluate import final_metrics, held_out_documents, held_out_text, score
 from .goals import goals, percent
@@ -136,6 +136,7 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@with_letters()
 def comparison_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     """Three panels: quality, time per generated token and bytes of state against the length of the history."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")

@@ -2,37 +2,77 @@
 
 import functools
 import io
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
+from matplotlib.font_manager import findfont, findSystemFonts, fontManager, get_font
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .disk import write_bytes
 
 LONGEST_LABEL = 24  # characters
 COLOURS = ("#1f6feb", "#d1495b", "#2a9d8f", "#e09f3e")
+FAMILY = "DejaVu Sans"  # comes with matplotlib
+# Families with Japanese letters, as they come with Linux, macOS and Windows, or are installed there.
+JAPANESE = (
+    "Noto Sans CJK JP", "Noto Sans JP", "Source Han Sans JP", "IPAexGothic", "IPAGothic", "TakaoGothic", "VL Gothic",
+    "Hiragino Sans", "Yu Gothic", "Meiryo", "MS Gothic", "Arial Unicode MS", "Droid Sans Fallback",
+)  # fmt: skip
+SPELLED = re.compile(r"(?:HIRAGANA|KATAKANA) LETTER (?:SMALL )?(\w+)|HANGUL SYLLABLE (\w+)")
 
 
 def as_label(text: str) -> str:
     """A user's text as a label, cut where it is long. matplotlib would set a formula between two dollar signs, and
     leave a name that begins with an underscore out of a legend."""
-    shown = in_the_font(text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…")
+    shown = in_the_font(text[: LONGEST_LABEL + 1])
+    shown = shown if len(shown) <= LONGEST_LABEL else shown[: LONGEST_LABEL - 1] + "…"
     return (" " if shown.startswith("_") else "") + shown.replace("$", r"\$")
 
 
 def in_the_font(text: str) -> str:
-    """The text with a box for each character that matplotlib's font lacks."""
-    return "".join(character if ord(character) in _characters() else "□" for character in text)
+    """The text in letters that can be drawn. Any other is spelled as it sounds, as kana and hangul are, or stands as
+    its number: U+65E5."""
+    return "".join(letter if can_be_drawn(letter) else _spelled(letter) for letter in text)
 
 
-@functools.lru_cache(maxsize=1)
+def can_be_drawn(text: str) -> bool:
+    return _characters().issuperset(map(ord, text))
+
+
+@contextmanager
+def with_letters() -> Iterator[None]:
+    """What is written in a figure inside this, which decorates what makes figures, is drawn by all of `_families`."""
+    with rc_context({"font.family": [*_families()]}):
+        yield
+
+
+def _spelled(letter: str) -> str:
+    found = SPELLED.fullmatch(unicodedata.name(letter, ""))
+    return (found[1] or found[2]).lower() if found else f"U+{ord(letter):04X}"
+
+
+@functools.cache
+def _families() -> tuple[str, ...]:
+    """matplotlib's own font and, for the letters that it lacks, the first one of JAPANESE that is here."""
+    # What was installed after matplotlib made its list of fonts is not in it.
+    for path in set(findSystemFonts()) - {font.fname for font in fontManager.ttflist}:
+        with suppress(OSError, RuntimeError):  # of a kind that it cannot read
+            fontManager.addfont(path)
+    here = {font.name for font in fontManager.ttflist}
+    return (FAMILY, *[family for family in JAPANESE if family in here][:1])
+
+
+@functools.cache
 def _characters() -> frozenset[int]:
-    """The code points in matplotlib's font; it warns of any other, and cannot draw half a surrogate pair."""
-    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+    """The code points that can be drawn; matplotlib warns of any other, and cannot draw half a surrogate pair."""
+    return frozenset(code for family in _families() for code in get_font(findfont(family)).get_charmap())
 
 
 class Panel(NamedTuple):
@@ -66,6 +106,7 @@ PREFERENCES = (
 )  # fmt: skip
 
 
+@with_letters()
 def curves_figure(histories: Mapping[str, Sequence[dict]]) -> Figure:
     """Left: training loss of every run; right: its held-out bits per byte (or loss, where bytes are not counted). A run
     that is held to its base has other panels: the loss of its task, its distance from the base, and bits per byte of

@@ -25,6 +25,7 @@ from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.models import ContextCache, NewLLMConfig, NewLLMForCausalLM
 from newllm_lib.models.modeling_newllm import FORGET_BIAS_AT_FIRST
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
+from newllm_lib.training.curves import in_the_font
 
 TOKENS = ["User", ":", " $1$", "日本", "\n"]
 TOKEN_IDS = [5, 9, 20, 3, 7, 8]
@@ -45,7 +46,7 @@ def test_columns_are_tokens_and_rows_go_from_the_quickest_to_the_slowest(context
     above, below = figure.axes[:2]
     (image,) = below.get_images()
     np.testing.assert_allclose(image.get_array(), contexts[1:, [0, 1, 2]].T)
-    assert [text.get_text() for text in below.get_xticklabels()] == ["User", ":", "·$1$", "□□", "↵"]
+    assert [text.get_text() for text in below.get_xticklabels()] == ["User", ":", "·$1$", in_the_font("日本"), "↵"]
     assert image.norm.vmin == -image.norm.vmax < 0, "zero is white"
     moved = [bar.get_height() for bar in above.patches]
     np.testing.assert_allclose(moved, contexts.diff(dim=0).pow(2).mean(dim=1).sqrt(), rtol=1e-6)

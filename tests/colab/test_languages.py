@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from newllm_lib.colab.page import languages
-from newllm_lib.colab.page.languages import japanese, text, use_language
+from newllm_lib.colab.page.languages import japanese, text, texts, use_language
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.colab.panel import controls, settings_panel, stage
 from newllm_lib.colab.panel.controls import help_of, label_of, metadata_of, settings_fields
@@ -24,9 +24,8 @@ JAPANESE = re.compile("[ぁ-んァ-ヶ一-龠]")
 
 
 @pytest.fixture(autouse=True)
-def english_afterwards():
-    yield
-    use_language("en")
+def none_chosen(monkeypatch):
+    monkeypatch.setattr(languages, "_chosen", "")
 
 
 def literal_texts() -> set[str]:
@@ -55,7 +54,7 @@ def panel_texts() -> set[str]:
 
 @pytest.mark.parametrize("words", [panel_texts, literal_texts])
 def test_every_text_has_its_japanese(words):
-    assert len(STAGES) == 7 and words() - japanese().keys() == set()
+    assert len(STAGES) == 7 and words() - texts().keys() == set()
 
 
 def test_a_translation_fills_in_the_same_values():
@@ -113,6 +112,13 @@ def test_the_switch_changes_the_words_and_no_setting(make_panel, tmp_path):
 def test_other_notebooks_speak_what_was_spoken_last(make_panel, tmp_path):
     make_panel().language.value = "ja"
     assert last_language(tmp_path) == "ja" and last_language(tmp_path / "elsewhere") == "en"
+
+
+def test_a_notebook_that_has_chosen_japanese_opens_a_japanese_panel(make_panel):
+    make_panel().language.value = "en"  # as the panel was left
+    use_language("ja")
+    panel = make_panel()
+    assert panel.language.value == "ja" and panel.reset.description == "プリセットに戻す"
 
 
 def test_the_environment_decides(make_panel, monkeypatch):

@@ -37,6 +37,10 @@ MADE_BY = {
 }
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+JAPANESE = sorted((ROOT / "notebooks" / "ja").glob("*.ipynb"))
+each_edition = pytest.mark.parametrize(
+    "path", [*NOTEBOOKS, *JAPANESE], ids=lambda path: "/".join(path.relative_to(ROOT / "notebooks").parts)
+)
 
 
 def cells(path: Path, kind: str) -> list:
@@ -45,7 +49,7 @@ def cells(path: Path, kind: str) -> list:
 
 def cells_by_hand(cells: list) -> list:
     """The code of the section By hand: all cells from its heading to the next one."""
-    begin = next(place for place, cell in enumerate(cells) if cell.source.startswith("## By hand"))
+    begin = next(place for place, cell in enumerate(cells) if cell.id == "about-by-hand")
     return list(itertools.takewhile(lambda cell: cell.cell_type == "code", cells[begin + 1 :]))
 
 
@@ -60,7 +64,7 @@ def test_there_is_a_notebook():
     assert ROOT / "notebooks" / "01_pretrain_wikitext.ipynb" in NOTEBOOKS
 
 
-@each_notebook
+@each_edition
 def test_the_file_is_valid_and_without_outputs(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -70,14 +74,14 @@ def test_the_file_is_valid_and_without_outputs(path):
         assert cell.outputs == [] and cell.execution_count is None
 
 
-@each_notebook
+@each_edition
 def test_nbconvert_renders_it(path):
     page, _ = HTMLExporter().from_filename(str(path))
     assert page.count("jp-CodeCell") >= len(cells(path, "code")) > 0
-    assert "Open in Colab" in page and "#@title 1 · Install New-LLM" in page
+    assert "Open in Colab" in page and re.search("#@title 1 · .*New-LLM", page)
 
 
-@each_notebook
+@each_edition
 def test_code_is_short_and_folded_behind_its_title(path):
     by_hand = cells_by_hand(nbformat.read(path, as_version=4).cells)
     for number, cell in enumerate((cell for cell in cells(path, "code") if cell not in by_hand), start=1):
@@ -87,7 +91,7 @@ def test_code_is_short_and_folded_behind_its_title(path):
         assert len([line for line in lines if line.strip()]) <= MAX_LINES, title
 
 
-@each_notebook
+@each_edition
 def test_a_section_by_hand_computes_in_few_open_lines(path):
     by_hand = cells_by_hand(nbformat.read(path, as_version=4).cells)
     assert 3 <= len(by_hand) <= 5
@@ -98,7 +102,7 @@ def test_a_section_by_hand_computes_in_few_open_lines(path):
     assert any(re.search(r"^ *(assert|torch\.testing\.assert_close)\b", cell.source, re.MULTILINE) for cell in by_hand)
 
 
-@each_notebook
+@each_edition
 def test_every_name_taken_from_the_library_exists(path):
     for cell in cells(path, "code"):
         for module, names in re.findall(r"^from (newllm_lib[\w.]*) import (.+)$", cell.source, re.MULTILINE):
@@ -118,17 +122,20 @@ def test_a_cell_run_alone_shows_nothing_of_what_it_imports():
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-@each_notebook
+@each_edition
 def test_badge_install_cell_and_version_agree(path):
     text = path.read_text(encoding="utf-8")
-    badges = re.findall(r"colab\.research\.google\.com/github/([^/]+/[^/]+)/blob/([^/]+)/notebooks/([\w.]+)", text)
+    badges = re.findall(r"colab\.research\.google\.com/github/([^/]+/[^/]+)/blob/([^/]+)/notebooks/([\w./]+)", text)
     sources = re.findall(r"//github\.com/([^/]+/[^/]+)/archive/refs/tags/([^\"\\]+)\.zip", text)
-    assert badges[0][2] == path.name and len(sources) == 1
+    other = f"ja/{path.name}" if path in NOTEBOOKS else path.name
+    assert badges[0][2] == str(path.relative_to(ROOT / "notebooks")) and badges[1][2] == other
+    assert {"ja/" in name for *_, name in badges[2:]} <= {path in JAPANESE}, "on to a notebook in the same language"
+    assert len(sources) == 1
     assert len({repository for repository, *_ in [*badges, *sources]}) == 1
     assert {tag for _, tag, *_ in [*badges, *sources]} == {f"v{__version__}"}
 
 
-@each_notebook
+@each_edition
 def test_links_lead_somewhere(path):
     for cell in cells(path, "markdown"):
         for target in re.findall(r"\]\(([^)]+)\)", cell.source):
@@ -138,7 +145,7 @@ def test_links_lead_somewhere(path):
 
 
 def test_badges_are_rewritten_together(tmp_path):
-    for path in NOTEBOOKS:
+    for path in [*NOTEBOOKS, *JAPANESE]:
         before = path.read_text(encoding="utf-8")
         after, count = badges_script().rewrite_links(before, "someone/else", "v9.9.9")
         json.loads(after)

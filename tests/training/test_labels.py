@@ -1,20 +1,35 @@
 """Names and prompts in pictures: whatever they are, the picture is drawn, and says them."""
 
+import functools
 import io
 import warnings
 
 import pytest
 import torch
+from fontTools.ttLib import TTFont
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontManager, findfont, fontManager, get_font
 from matplotlib.text import Text
 
 from newllm_lib.colab.context_picture import context_figure
 from newllm_lib.colab.preferences import kinds_figure
 from newllm_lib.stages.compare import comparison_figure
+from newllm_lib.training import curves
 from newllm_lib.training.curves import as_label, curves_figure, save_curves
 
 NAMES = ["$x_$", r"$\frac$", r"\$5$", r"$\undefined{$", "_hidden", "run\\name", "{}%s", "日本 $語$", "$" * 99]
 MORE_NAMES = ["cost $5", "$", "a\nb\tc", "\udcff", "\0", "x" * 5000, "🙂", "نص", "^_^", "100 %", "-"]
+
+
+@pytest.fixture(autouse=True)
+def no_font_of_this_machine(monkeypatch):
+    """matplotlib's own font is all there is."""
+    families, characters = curves._families.__wrapped__, curves._characters.__wrapped__
+    monkeypatch.setattr(curves, "findSystemFonts", lambda: [])
+    monkeypatch.setattr(curves, "fontManager", FontManager.__new__(FontManager))
+    curves.fontManager.ttflist = []
+    monkeypatch.setattr(curves, "_families", functools.cache(families))
+    monkeypatch.setattr(curves, "_characters", functools.cache(characters))
 
 
 def drawn(figure: Figure) -> list[str]:
@@ -71,7 +86,49 @@ def test_every_other_picture_is_drawn_under_any_name(name):
 
 @pytest.mark.parametrize(
     ("name", "label"),
-    [("newllm", "newllm"), ("a$b$", r"a\$b\$"), ("_a", " _a"), ("é", "é"), ("日", "□"), ("a" * 25, "a" * 23 + "…")],
+    [
+        ("newllm", "newllm"),
+        ("a$b$", r"a\$b\$"),
+        ("_a", " _a"),
+        ("é", "é"),
+        ("日", "U+65E5"),
+        ("a" * 25, "a" * 23 + "…"),
+    ],
 )
 def test_a_label_says_the_name(name, label):
     assert as_label(name) == label
+
+
+@pytest.mark.parametrize(
+    ("name", "label"), [("かな", "kana"), ("한", "han"), ("日本", "U+65E5U+672C"), ("🙂", "U+1F642")]
+)
+def test_letters_that_no_font_has_are_spelled(name, label):
+    assert as_label(name) == label
+    assert label in drawn(curves_figure({name: HISTORIES["language"]}))
+    assert label[:11] in "".join(drawn(context_figure([name, "b"], torch.arange(9.0).reshape(3, 3))))
+
+
+@pytest.fixture
+def a_japanese_font(tmp_path, monkeypatch):
+    """A font of the machine that the list of fonts does not hold yet: Braille patterns stand in for the letters."""
+    font = TTFont(findfont("DejaVu Sans"))
+    for table in font["cmap"].tables:
+        table.cmap.update({ord(letter): table.cmap[0x28FF] for letter in "日本語" if 0x28FF in table.cmap})
+    for record in font["name"].names:
+        if record.nameID in (1, 16):
+            record.string = "IPAexGothic"
+    font.save(tmp_path / "ipaexg.ttf")
+    monkeypatch.setattr(curves, "findSystemFonts", lambda: [str(tmp_path / "ipaexg.ttf"), str(tmp_path / "none.ttf")])
+    monkeypatch.setattr(fontManager, "ttflist", [*fontManager.ttflist])
+    monkeypatch.setattr(curves, "fontManager", fontManager)
+    yield get_font(str(tmp_path / "ipaexg.ttf")).family_name
+    fontManager._findfont_cached.cache_clear()
+
+
+def test_letters_of_a_font_that_is_here_are_drawn(a_japanese_font):
+    assert curves._families() == ("DejaVu Sans", a_japanese_font) == ("DejaVu Sans", "IPAexGothic")
+    assert as_label("日本語") == "日本語" and as_label("한") == "han"
+    figure = curves_figure({"日本語": HISTORIES["language"]})
+    assert "日本語" in drawn(figure), "and no warning of a missing letter"
+    written = [text for text in figure.findobj(Text) if text.get_text().startswith("日本語")]
+    assert written and all(text.get_fontfamily() == [*curves._families()] for text in written)

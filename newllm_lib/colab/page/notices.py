@@ -12,6 +12,7 @@ from IPython.display import HTML, display
 from ...cli import quiet_libraries
 from ...errors import CODES, FULL, InputError
 from ...progress import working
+from .languages import language, translate
 from .pieces import sentence_html
 
 FAULT = "NL-901"
@@ -55,7 +56,7 @@ def in_one_sentence() -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         code, sentence = code_and_sentence(error)
         mark = "■" if isinstance(error, KeyboardInterrupt) else "✗"
-        raise (CellFailed if code == FAULT else CellStopped)(f"{mark} {sentence} [{code}]") from None
+        raise (CellFailed if code == FAULT else CellStopped)(f"{mark} {explained(code, sentence)} [{code}]") from None
 
 
 def code_and_sentence(error: BaseException) -> tuple[str, str]:
@@ -69,6 +70,12 @@ def code_and_sentence(error: BaseException) -> tuple[str, str]:
         line = line if len(line) <= 200 else line[:199] + "…"
         happened = f"{happened[:-1]} ({type(error).__name__}: {line})."
     return code, f"{happened} {remedy}"
+
+
+def explained(code: str, sentence: str) -> str:
+    """The sentence in the session's language; one that is there in English alone is followed by what its code means."""
+    told = translate(sentence)
+    return told if told != sentence or language() == "en" else f"{sentence} {translate(' '.join(CODES[code]))}"
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -106,7 +113,7 @@ def say(sentence: str, status: str = "ok", code: str = "") -> None:
 def error_html(error: Exception, words: Callable[[str], str] = str) -> str:
     """An error inside a panel, where it ends no cell. `words`: what the sentence goes through first."""
     code, sentence = code_and_sentence(error)
-    return sentence_html(words(sentence), "fail", code)
+    return sentence_html(explained(code, words(sentence)), "fail", code)
 
 
 def quiet_notebook() -> None:

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
+from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from ...training.curves import can_be_drawn
+from .languages import language, translate
 
 # status -> mark, colour of its badge (white text on it is readable on any page)
 MARKS = {"ok": ("✓", "#1a7f37"), "note": ("!", "#9a6700"), "fail": ("✗", "#cf222e")}
@@ -25,7 +30,7 @@ def sentence_html(sentence: str, status: str = "ok", code: str = "") -> str:
     style = "padding:4px 8px;line-height:1.5;font-size:14px;overflow-wrap:anywhere"
     if status == "fail":
         style += ";background:rgba(207,34,46,.14);border-left:4px solid #cf222e"
-    return f'<div style="{style}">{mark_html(status)} {escape(sentence)}{code_html(code)}</div>'
+    return f'<div style="{style}">{mark_html(status)} {escape(translate(sentence))}{code_html(code)}</div>'
 
 
 def code_html(code: str) -> str:
@@ -41,7 +46,7 @@ def mark_html(status: str) -> str:
 
 
 def small_html(content: str, style: str = "") -> str:
-    return f'<div style="opacity:.75;font-size:12px;{style}">{content}</div>'
+    return f'<div style="opacity:.75;font-size:12px;{style}">{in_words(content)}</div>'
 
 
 def beside_html(cards: Sequence[str], gap: str = "8px", align: str = "stretch") -> str:
@@ -55,6 +60,13 @@ def escape(text: str) -> str:
     return re.sub(r"[$\\]", r"<span>\g<0></span>", html.escape(text))
 
 
+def in_words(content: str) -> str:
+    """HTML in the session's language, but for what stands in a div, where users and models have their words."""
+    if language() == "en" or "<div" in content:
+        return content
+    return re.sub(r"[^<>]+(?=<|$)", lambda words: html.escape(translate(html.unescape(words[0]))), content)
+
+
 def shortened(text: str, most_characters: int) -> str:
     return text if len(text) <= most_characters else text[:most_characters].rstrip() + " …"
 
@@ -66,7 +78,8 @@ def table_html(rows: Sequence[Sequence[str]], header: bool = False, numbers: boo
         tag, cells = "th" if header and number == 0 else "td", ""
         for column, cell in enumerate(row):
             style = f"vertical-align:top;padding:4px 12px 4px 4px;border-bottom:1px solid {GRID}"
-            cells += f'<{tag} style="text-align:{"right" if numbers and column else "left"};{style}">{cell}</{tag}>'
+            style += f";text-align:{'right' if numbers and column else 'left'}"
+            cells += f'<{tag} style="{style}">{in_words(cell)}</{tag}>'
         # Jupyter stripes table rows in colours of its own, which here would only add noise.
         lines.append(f'<tr style="background:transparent">{cells}</tr>')
     style = "border-collapse:collapse;font-size:14px;line-height:1.45;margin:4px 0"
@@ -90,7 +103,7 @@ def columns_html(conversations: Mapping[str, Sequence[dict[str, str]]], notes: M
     """Conversations side by side under the models' names; `notes`: name -> what to know before the first bubble."""
     columns = []
     for name, messages in conversations.items():
-        title = f"<b>{escape(name)}</b>" if len(conversations) > 1 else ""
+        title = f"<b>{escape(translate(name))}</b>" if len(conversations) > 1 else ""
         note = small_html(escape(notes[name])) if notes and notes.get(name) else ""
         columns.append(f'<div style="flex:1 1 260px;min-width:240px">{title}{note}{bubbles_html(messages)}</div>')
     return beside_html(columns, gap="4px 16px")
@@ -99,7 +112,7 @@ def columns_html(conversations: Mapping[str, Sequence[dict[str, str]]], notes: M
 def picture_html(png: bytes, description: str) -> str:
     """The picture inside the page: on white ground, for its text is black, and never shrunk beyond reading."""
     style = "background:#fff;border-radius:6px;max-width:max(100%,600px)"
-    image = f'<img alt="{html.escape(description)}" style="{style}" src="{data_url("image/png", png)}">'
+    image = f'<img alt="{html.escape(translate(description))}" style="{style}" src="{data_url("image/png", png)}">'
     return f'<div style="overflow-x:auto">{image}</div>'
 
 
@@ -115,8 +128,17 @@ def figure_html(figure: Figure, description: str, file: Path | None = None, dpi:
 
 
 def png_of(figure: Figure, dpi: int, **options: Any) -> bytes:
+    """The figure in the session's language, as far as its letters can be drawn."""
+    for words in figure.findobj(Text) if language() != "en" else ():
+        spoken = translate(words.get_text())
+        if spoken == words.get_text():  # maybe words and a number: "held-out pairs: 80%", "vague (12)"
+            spoken = re.sub(r"^[^:(]*(?=: | \()", lambda label: translate(label[0]), spoken)
+        if can_be_drawn(spoken.replace("\n", "")):
+            words.set_text(spoken)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, **options)
+    # Hints would blot out the strokes of letters that stand on end.
+    with rc_context({} if language() == "en" else {"text.hinting": "none"}):
+        figure.savefig(buffer, format="png", dpi=dpi, **options)
     return buffer.getvalue()
 
 
@@ -136,7 +158,7 @@ def wrapping_row(*parts: widgets.Widget, **layout: str) -> widgets.HBox:
 
 
 def button(description: str, press: Callable[[], Any], width: str) -> widgets.Button:
-    made = widgets.Button(description=description, layout=widgets.Layout(width=width))
+    made = widgets.Button(description=translate(description), layout=widgets.Layout(width=width))
     made.on_click(lambda _: press())
     return made
 
@@ -156,4 +178,4 @@ def download_html(name: str, content: str, label: str) -> str:
     style = f"display:inline-block;border:1px solid {GRID};border-radius:6px;padding:2px 10px;margin:4px 8px 4px 0;"
     style += "font-size:13px;color:inherit;text-decoration:none"
     address = data_url("text/plain", content.encode())
-    return f'<a download="{escape(name)}" href="{address}" style="{style}">↓ {escape(label)}</a>'
+    return f'<a download="{escape(name)}" href="{address}" style="{style}">↓ {escape(translate(label))}</a>'

@@ -18,7 +18,7 @@ from ...stages.sft import OF_THE_MODEL
 from ...training.checkpoint import read_results
 from ...training.device import find_device
 from ...training.disk import read_json, write_json
-from ..page.languages import LANGUAGES, text, use_language
+from ..page.languages import LANGUAGES, chosen_language, text, translate, use_language
 from ..page.notices import error_html, in_one_sentence, say
 from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
 from ..storage import drive_copier
@@ -236,7 +236,7 @@ class SettingsPanel:
     def _restore(self) -> None:
         """Start from the preset that is asked for, then what the panel's file holds for it."""
         saved = read_panel_file(self.output_dir)
-        language = os.environ.get("NEWLLM_LANGUAGE") or saved.get("language") or last_language(self.runs)
+        language = chosen_language() or saved.get("language") or last_language(self.runs)
         use_language(language)
         self.language.value = language
         usual = "standard" if find_device().kind == "cuda" else "quick"
@@ -310,7 +310,8 @@ class SettingsPanel:
         run = text("run folder <b>{folder}</b>: {state}", folder=escape(folder.name), state=state)
         start = start_sentence(self.start_run, self.stage.continues, self.models) if self.stage.continues else ""
         usual = minutes_of_preset(self.stage.folder, self.preset.value)
-        return live_line_html([" · ".join(parts), run, *(escape(line) for line in (usual, start, note) if line)])
+        notes = (escape(translate(line)) for line in (usual, start, note) if line)
+        return live_line_html([" · ".join(parts), run, *notes])
 
     def _state(self, output_dir: Path) -> tuple[Path, str]:
         """(the run's folder, whether it is new, under way or finished, by its models)."""
@@ -322,7 +323,7 @@ class SettingsPanel:
                 states.append(text("{model} will be continued", model=model))
             elif copier is not None and folder / model in copier.left:
                 states.append(text("{model} will be brought back from Drive", model=model))
-        return folder, ", ".join(states) or text("new")
+        return folder, text(", ").join(states) or text("new")
 
 
 def read_panel_file(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""What cells say in Japanese: sentences that are put together, tables, pictures, errors, and the list of them all."""
+
+import ast
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from newllm_lib.colab.page import languages, pieces
+from newllm_lib.colab.page.languages import japanese, texts, translate, use_language
+from newllm_lib.colab.page.notices import CellStopped, in_one_sentence
+from newllm_lib.colab.page.pieces import png_of, table_html
+from newllm_lib.doctor import doctor
+from newllm_lib.errors import CODES, InputError
+from newllm_lib.training.curves import curves_figure
+
+COLAB = Path(languages.__file__).parents[1]
+JAPANESE = re.compile("[ぁ-んァ-ヶ一-龠。、\uff1b]")
+# Not shown: a report for us, reasons inside the name of a damaged file, words of libraries, prompts, styles.
+UNSAID = {"report_text", "version_lines", "settings_lines", "metrics_lines", "error_lines", "kind_of", "place"}
+UNSAID |= {"SAID", "run_copy.py", "stage.py", "InputError", "compile", "HTML_STYLES", "BAG", "push_to_hub", "read_card"}
+UNSAID |= {"row wrap", "offset points", "outside right upper", " The same command", "New-LLM (reference)"}
+UNSAID |= {"there is no box for it"}
+PROSE = re.compile(r"[A-Za-z]{2,}[,;:.]? [A-Za-z]{2,}|[A-Z][a-z]+ ")
+# What stays as it is in any language.
+NAMES = re.compile(
+    r"newllm|tiny-gpt2|New-LLM|TinyGPT2|DialoGPT-small|Gemma\S*|Dolly|ChitChat|bits per byte|nats?|torch\w*|[CG]PU"
+    r"|NVIDIA|\+\w+|pip install \S+|HF_\w+|bf16|fp\d+|compute capability|HTTP|Colab|Drive|hub|Python"
+    r"|UTC|top-p|auto|/\S*|\w+\.\w+"
+)
+
+
+@pytest.fixture(autouse=True)
+def none_chosen(monkeypatch):
+    monkeypatch.setattr(languages, "_chosen", "")
+
+
+def said_in(node: ast.AST, name: str = "") -> Iterator[str]:
+    """The strings below a node that may be shown: no documentation, no key of a dictionary, nothing that is UNSAID."""
+    name = getattr(node, "name", name)
+    if isinstance(node, ast.Assign):
+        name = getattr(node.targets[0], "id", "")
+    if isinstance(node, ast.Call):
+        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+    if name in UNSAID or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+        return
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in UNSAID:
+        yield node.value
+    for child in node.values if isinstance(node, ast.Dict) else ast.iter_child_nodes(node):
+        yield from said_in(child)
+
+
+def test_every_sentence_of_a_cell_has_its_japanese():
+    """Whatever reads like prose is part of a text that the tables have."""
+    known, missing = "\n".join(re.sub(r"\{\w+\}", "\0", key) for key in texts()), []
+    for path in sorted(COLAB.rglob("*.py")):
+        for found in said_in(ast.parse(path.read_text(encoding="utf-8")), path.name) if path.name not in UNSAID else ():
+            pieces = re.split(r"<[^>]*>?|&nbsp;|\n|\{[^}]*\}|(?<=[.!?]) ", found)
+            prose = [p.strip() for p in pieces if PROSE.search(p) and not re.search(r"[a-z-]+:\S", p)]
+            missing += [f"{path.name}: {piece!r}" for piece in prose if piece not in known]
+    assert missing == [], "these need an entry in one of newllm_lib/colab/page/*.json"
+
+
+def test_no_text_is_in_both_tables():
+    assert japanese().keys() & japanese("japanese_cells.json").keys() == set()
+
+
+def test_a_translation_fills_in_the_same_values():
+    for english, translation in japanese("japanese_cells.json").items():
+        names = [sorted(re.findall(r"\{(\w+)\}", sentence)) for sentence in (english, translation)]
+        assert names[0] == names[1], english
+        bare = NAMES.sub("", re.sub(r"\{\w+\}", "", english))
+        assert JAPANESE.search(translation) or not re.search("[a-z]{3}", bare), english
+
+
+def test_no_translation_is_left_over():
+    """Sentences are put together from parts: of the pairs of words in a long key, half are in the source."""
+    source = " ".join(path.read_text(encoding="utf-8") for path in COLAB.parent.rglob("*.py"))
+    source = " ".join(re.findall(r"\w+", re.sub(r'"\s*\n\s*f?"', "", source)))
+    left = []
+    for english in japanese("japanese_cells.json"):
+        words = re.findall(r"\w+", re.sub(r"\{\w+\}", "|", english).replace("|", " _ "))
+        pairs = [pair for pair in itertools.pairwise(words) if "_" not in pair]
+        if len(pairs) > 3 and sum(" ".join(pair) in source for pair in pairs) < len(pairs) / 2:
+            left.append(english)
+    assert left == []
+
+
+def untranslated(spoken: str) -> list[str]:
+    return re.findall("[A-Za-z]{3,}", NAMES.sub("", spoken))
+
+
+SENTENCES = (
+    "Trained; everything is in /content/runs/01. It is on your Drive, too.",
+    "Drive is full: the last copy is not on Drive yet and is tried again while this session lasts.",
+    "Stopped at update 5 of 100; everything is saved in /runs/a.b. Run this cell again to go on from there.",
+    "New-LLM predicts the held-out text better: 1.611 against 1.718 bits per byte of TinyGPT2, 6.2% less. "
+    "One run with one seed: another seed moves both a little.",
+    "Learned: the new task takes 12.0% fewer bits than before. Nothing was forgotten: general text takes as many bits "
+    "as before (+0.1%). There the tuned model is 0.012 nats per token from its base.",
+    "The newest run is /a: newllm is finished; with the same settings the training goes on.",
+    "12,345 tokens are ready; training takes 100 updates over 51,200 tokens, 4.1 passes over the text.",
+    "2 of 3 of the pairs.",
+)
+
+
+@pytest.mark.parametrize("sentence", SENTENCES[:-1])
+def test_sentences_that_a_cell_has_put_together_are_translated(sentence):
+    assert translate(sentence) == sentence, "in English nothing changes"
+    use_language("ja")
+    spoken = translate(sentence)
+    assert untranslated(spoken) == [] and "。 " not in spoken
+    assert set(re.findall(r"\d+(?:\.\d+)?", sentence)) <= set(re.findall(r"\d+(?:\.\d+)?", spoken))
+
+
+def test_what_has_no_translation_stays():
+    use_language("ja")
+    assert translate(SENTENCES[-1]) == SENTENCES[-1] and translate("Trained; so it was.") == "Trained; so it was."
+    assert translate("Never seen. It is on your Drive, too.") == "Never seen. Driveにもあります。"
+
+
+def test_the_check_up_speaks_japanese():
+    use_language("ja")
+    for finding in doctor(adapters=True, preferences=True):
+        assert untranslated(translate(finding.advice)) == [], finding
+        is_name = finding.subject == "GPU" and finding.status == "ok"
+        assert is_name or untranslated(translate(finding.value)) == [], finding
+
+
+def test_codes_are_those_of_the_guide():
+    guide = (COLAB.parents[1] / "README_COLAB.ja.md").read_text(encoding="utf-8")
+    rows = {code: told for code, *told in re.findall(r"^\| (NL-\d+) \| (.+?) \| (.+?) \|$", guide, re.MULTILINE)}
+    assert {code: [texts().get(words) for words in told] for code, told in CODES.items()} == rows
+
+
+def test_an_error_in_english_is_followed_by_what_its_code_means():
+    use_language("ja")
+    with pytest.raises(CellStopped, match=r"beta is odd.*使えない設定.*NL-401"), in_one_sentence():
+        raise InputError("beta is odd.")
+    with pytest.raises(CellStopped, match=r"^■ セルが手動で止められました。.*NL-501"), in_one_sentence():
+        raise KeyboardInterrupt
+
+
+def test_tables_speak_and_what_users_and_models_wrote_does_not():
+    rows = [["", "base"], ["<b>held out</b>", "5.0% of the tokens"], ["<div>data</div>", "<div>base</div>"]]
+    english = table_html(rows, header=True)
+    use_language("ja")
+    spoken = table_html(rows, header=True)
+    assert "元のモデル" in spoken and "<b>評価用</b>" in spoken and "トークンの5.0%" in spoken
+    assert "<div>data</div>" in spoken and "<div>base</div>" in spoken and "held out" in english
+
+
+@pytest.mark.parametrize("has_letters", [True, False])
+def test_a_picture_speaks_japanese_where_its_letters_can_be_drawn(monkeypatch, has_letters):
+    if has_letters:
+        monkeypatch.setattr(pieces, "can_be_drawn", lambda words: True)
+    else:
+        monkeypatch.setattr(pieces, "can_be_drawn", str.isascii)
+    use_language("ja")
+    figure = curves_figure({"newllm": [{"step": 1, "loss": 2.0}, {"step": 2, "eval_bits_per_byte": 3.0}]})
+    drawn = []
+    monkeypatch.setattr(figure, "savefig", lambda *args, **kwargs: drawn.extend(figure.findobj(pieces.Text)))
+    png_of(figure, 50)
+    words = {text.get_text() for text in drawn}
+    assert ("更新" in words) == has_letters == ("update" not in words)
