@@ -20,7 +20,7 @@ from ..training import checkpoint
 from ..training.callbacks import CURVES_FILE, METRICS_FILE
 from ..training.device import size
 from ..training.disk import PARTIAL, temporary
-from ..training.run import CARD_FILE
+from ..training.run import CARD_FILE, read_card
 from .chat_box import ChatBox
 from .drive.drive_copy import wait_for_drive
 from .page.notices import in_one_sentence, say
@@ -168,21 +168,3 @@ def memory_sentence() -> str:
         return f"{size(free)} of {size(total)} of the GPU's memory are free."
     memory = psutil.virtual_memory()
     return f"{size(memory.available)} of {size(memory.total)} of this machine's memory are free."
-
-
-def read_card(folder: Path) -> dict[str, str]:
-    """What the card of a finished run says: text -> where it is from and its licence, metric -> its value. Raises
-    InputError: there is no card, or it leaves out a licence or the metrics of the run."""
-    path = folder / CARD_FILE
-    card = path.read_text(encoding="utf-8") if path.is_file() else ""
-    rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", card, re.MULTILINE))
-    texts = {name: rows[name] for name in ("trained on", "held out") if "(licence: " in rows.get(name, "")}
-    metrics = {name: rows[name] for name in checkpoint.read_results(folder) or () if name in rows}
-    missing = [name for name in ("trained on", "held out") if name not in texts] + ["metrics"] * (not metrics)
-    if missing:
-        raise InputError(
-            f"{str(path)!r} does not say everything that a user of the model has to know ({', '.join(missing)}); "
-            "delete results.json beside it and run the training again, which then only scores the model.",
-            "NL-404",
-        )
-    return texts | metrics

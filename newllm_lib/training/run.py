@@ -4,6 +4,7 @@ card that says what was trained."""
 import logging
 import math
 import platform
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -306,3 +307,21 @@ def model_card(args: ModelArguments, prepared: PreparedRun, metrics: dict[str, A
         curves=CURVES_FILE, settings=SETTINGS_FILE, log=METRICS_FILE,
         python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__,
     )  # fmt: skip
+
+
+def read_card(folder: Path) -> dict[str, str]:
+    """What the card of a finished run says: text -> where it is from and its licence, metric -> its value. Raises
+    InputError: there is no card, or it leaves out a licence or the metrics of the run."""
+    path = folder / CARD_FILE
+    card = path.read_text(encoding="utf-8") if path.is_file() else ""
+    rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", card, re.MULTILINE))
+    texts = {name: rows[name] for name in ("trained on", "held out") if "(licence: " in rows.get(name, "")}
+    metrics = {name: rows[name] for name in read_results(folder) or () if name in rows}
+    missing = [name for name in ("trained on", "held out") if name not in texts] + ["metrics"] * (not metrics)
+    if missing:
+        raise InputError(
+            f"{str(path)!r} does not say everything that a user of the model has to know ({', '.join(missing)}); "
+            "delete results.json beside it and run the training again, which then only scores the model.",
+            "NL-404",
+        )
+    return texts | metrics

@@ -1,0 +1,220 @@
+// The page around the worker: words in, words out, and the contexts as a picture. Everything that comes from the model,
+// its card or a user is text to it, never HTML.
+"use strict";
+
+const TEXTS = {
+  en: {
+    title: "Talk to {name}", titleText: "{name} goes on with your text", opening: "Opening the model …", ready: "Ready. Everything happens on this machine.",
+    what: "A language model without attention, with {parameters} parameters, trained with New-LLM. It has learned what language looks like; it knows no facts and is no assistant.",
+    words: "Your words", wordsText: "Your text", say: "Send", sayText: "Go on", stop: "Stop", reset: "Start anew", settings: "How the next word is chosen",
+    temperature: "Temperature (0: the likeliest)", topP: "Top-p", penalty: "Repetition penalty", seed: "Seed", most: "Tokens at most",
+    memory: "Memory", remembers: "It remembers this conversation in {bytes} bytes, however long it gets ({tokens} tokens so far).", save: "Save the memory", load: "Load a memory", wordsToo: "with the words", transcript: "Download the transcript",
+    context: "The context, token by token", explained: "Each column is a token; each row is a channel of a layer: above, quick ones that forget within a few tokens; below the line, slow ones that remember for dozens. Blue is below zero, red above.",
+    picture: "Picture of the context of {layers} layers after the last {count} tokens", about: "About this model", you: "You", it: "It",
+    "no memory": "This file holds no memory of a conversation.", "other model": "This memory is of another model, and means nothing to this one.", loaded: "It goes on from the loaded memory.", speed: "{speed} tokens a second",
+    trained: "trained on", held: "scored on", score: "bits per byte", version: "made with", weights: "weights",
+  },
+  ja: {
+    title: "{name} と話す", titleText: "{name} が文章の続きを書きます", opening: "モデルを開いています…", ready: "準備ができました。すべてこのマシンの中で動きます。",
+    what: "アテンションのない言語モデルです（{parameters} パラメーター、New-LLM で学習）。言葉の形を学んだだけで、事実は知らず、アシスタントではありません。",
+    words: "あなたの言葉", wordsText: "あなたの文章", say: "送る", sayText: "続ける", stop: "止める", reset: "最初から", settings: "次の言葉の選び方",
+    temperature: "温度（0：最もありそうなもの）", topP: "Top-p", penalty: "繰り返しのペナルティ", seed: "シード", most: "最大トークン数",
+    memory: "記憶", remembers: "この会話を {bytes} バイトで覚えています。会話がどれだけ長くなっても変わりません（これまで {tokens} トークン）。", save: "記憶を保存", load: "記憶を読み込む", wordsToo: "言葉も含める", transcript: "会話をダウンロード",
+    context: "コンテキスト（トークンごと）", explained: "列は 1 つのトークン、行は層の 1 つのチャンネルです。線の上は数トークンで忘れる速いチャンネル、下は数十トークン覚えている遅いチャンネルです。青は負、赤は正です。",
+    picture: "{layers} 層のコンテキスト、最後の {count} トークン", about: "このモデルについて", you: "あなた", it: "モデル",
+    "no memory": "このファイルには会話の記憶が入っていません。", "other model": "この記憶は別のモデルのもので、このモデルには意味がありません。", loaded: "読み込んだ記憶から続きます。", speed: "毎秒 {speed} トークン",
+    trained: "学習データ", held: "評価データ", score: "bits per byte", version: "作成", weights: "重み",
+  },
+};
+const FIELDS = { temperature: [0.8, 0, 5, 0.05], topP: [0.95, 0.01, 1, 0.01], penalty: [1, 0.5, 2, 0.05], seed: [0, 0, 4294967295, 1], most: [200, 1, 2000, 1] };
+const COLUMNS = 120, QUICK = 4; // tokens in the picture; a half-life below so many tokens is quick
+
+const $ = (id) => document.getElementById(id);
+const { about, ...model } = JSON.parse($("model").textContent);
+const worker = new Worker(URL.createObjectURL(new Blob([$("worker").textContent], { type: "text/javascript" })));
+const columns = [], turns = [];
+let language = navigator.language.startsWith("ja") ? "ja" : "en", state = "opening", opened = { bytes: 0, layers: 0, lives: [] }, tokens = 0, started = 0, counted = 0;
+
+const say = (name, values = {}) => TEXTS[language][name].replace(/\{(\w+)\}/g, (_, key) => values[key]);
+const number = (value) => value.toLocaleString(language);
+const isChat = model.chats;
+
+function write() {
+  document.documentElement.lang = language;
+  document.title = say(isChat ? "title" : "titleText", about);
+  $("title").textContent = document.title;
+  $("what").textContent = say("what", { parameters: number(about.parameters) });
+  $("language").textContent = language === "en" ? "日本語" : "English";
+  $("language").lang = language === "en" ? "ja" : "en";
+  $("say").textContent = say(isChat ? "say" : "sayText");
+  for (const id of ["stop", "reset", "settings", "memory", "save", "transcript", "context", "explained", "about"]) $(id).textContent = say(id);
+  document.querySelector("label[for=words]").textContent = say(isChat ? "words" : "wordsText");
+  $("log").setAttribute("aria-label", document.title);
+  document.querySelector(".file span").textContent = say("load");
+  document.querySelector("#words-too + span").textContent = say("wordsToo");
+  for (const name of Object.keys(FIELDS)) document.querySelector(`label[for=${name}]`).textContent = say(name);
+  const facts = { trained: about.trained, held: about.held, score: about.score, weights: model.memory.weights, version: about.version };
+  $("facts").replaceChildren(...Object.entries(facts).flatMap(([name, fact]) => [element("dt", say(name)), element("dd", fact)]));
+  tell();
+}
+
+function tell() {
+  $("status").textContent = TEXTS[language][state] ? say(state) : state;
+  $("remembers").textContent = say("remembers", { bytes: number(opened.bytes), tokens: number(tokens) });
+  $("picture").setAttribute("aria-label", say("picture", { layers: opened.layers, count: columns.length }));
+}
+
+function element(tag, text, className = "") {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  made.className = className;
+  return made;
+}
+
+function turn(role, text) {
+  turns.push({ role, text });
+  const box = element("div", text, `turn ${role}`);
+  $("log").append(box);
+  $("log").scrollTop = $("log").scrollHeight;
+  return (piece) => {
+    turns.at(-1).text += piece;
+    box.textContent += piece;
+    $("log").scrollTop = $("log").scrollHeight;
+  };
+}
+
+function busy(isBusy) {
+  $("say").disabled = isBusy;
+  $("stop").disabled = !isBusy;
+  for (const id of ["reset", "save", "load"]) $(id).disabled = isBusy;
+}
+
+function draw() {
+  const canvas = $("picture"), brush = canvas.getContext("2d"), rows = opened.lives.length;
+  if (!rows) return;
+  const slow = (row) => opened.lives[row] >= QUICK;
+  const gaps = opened.lives.map((_, row) => row > 0 && (row % (rows / opened.layers) === 0 ? 8 : slow(row) && !slow(row - 1) ? 3 : 0));
+  const height = 4, whole = rows * height + gaps.reduce((a, b) => a + b, 0);
+  if (canvas.height !== whole) canvas.height = whole;
+  const width = canvas.width / COLUMNS, largest = new Float32Array(rows).fill(1e-6);
+  for (const column of columns) column.forEach((value, row) => (largest[row] = Math.max(largest[row], Math.abs(value))));
+  brush.clearRect(0, 0, canvas.width, canvas.height);
+  columns.forEach((column, x) => {
+    let y = 0;
+    column.forEach((value, row) => {
+      y += gaps[row];
+      const share = value / largest[row];
+      brush.fillStyle = `rgba(${share < 0 ? "45, 110, 220" : "215, 60, 50"}, ${Math.abs(share)})`;
+      brush.fillRect(x * width, y, width, height);
+      y += height;
+    });
+  });
+}
+
+function download(content, name) {
+  const link = element("a", "");
+  link.href = URL.createObjectURL(content);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+let append = () => {};
+const answers = {
+  token({ text, contexts }) {
+    columns.push(contexts);
+    if (columns.length > COLUMNS) columns.shift();
+    tokens++;
+    counted++;
+    requestAnimationFrame(draw);
+  },
+  piece: ({ piece }) => append(piece),
+  "done open"(found) {
+    opened = found;
+    state = "ready";
+    busy(false);
+    $("words").focus();
+  },
+  "done say"({ tokens: read }) {
+    tokens = read;
+    state = say("speed", { speed: number(Math.round((1000 * counted) / (performance.now() - started))) });
+    busy(false);
+  },
+  "done memory": ({ file }) => download(file, "memory.safetensors"),
+  "done remember"({ messages, tokens: read }) {
+    $("log").replaceChildren();
+    turns.length = columns.length = 0;
+    for (const { role, content } of messages) turn(role, content);
+    tokens = read;
+    state = "loaded";
+  },
+};
+
+worker.onmessage = ({ data: { kind, ...what } }) => {
+  if (kind.startsWith("failed")) {
+    state = what.error;
+    busy(false);
+  } else answers[kind]?.(what);
+  tell();
+};
+
+$("fields").append(
+  ...Object.entries(FIELDS).map(([name, [value, min, max, step]]) => {
+    const box = element("div", ""), label = element("label", ""), input = element("input", "");
+    label.htmlFor = input.id = name;
+    Object.assign(input, { type: "number", value, min, max, step });
+    box.append(label, input);
+    return box;
+  }),
+);
+$("form").onsubmit = (event) => {
+  event.preventDefault();
+  const text = $("words").value;
+  if ((isChat && !text.trim()) || $("say").disabled) return;
+  const options = Object.fromEntries(
+    Object.entries(FIELDS).map(([name, [standard, min, max]]) => {
+      const value = $(name).valueAsNumber;
+      $(name).value = Number.isNaN(value) ? standard : Math.min(Math.max(value, min), max);
+      return [name, $(name).valueAsNumber];
+    }),
+  );
+  $("words").value = "";
+  turn("user", text);
+  append = turn("assistant", "");
+  [started, counted] = [performance.now(), 0];
+  busy(true);
+  worker.postMessage({ kind: "say", text, options });
+};
+$("words").onkeydown = (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    $("form").requestSubmit();
+  }
+};
+$("stop").onclick = () => worker.postMessage({ kind: "stop" });
+$("reset").onclick = () => {
+  worker.postMessage({ kind: "reset" });
+  $("log").replaceChildren();
+  turns.length = columns.length = tokens = 0;
+  draw();
+  tell();
+  $("words").focus();
+};
+$("save").onclick = () => worker.postMessage({ kind: "memory", withWords: $("words-too").checked });
+$("load").onchange = async ({ target }) => {
+  const buffer = await target.files[0].arrayBuffer();
+  target.value = "";
+  worker.postMessage({ kind: "remember", buffer });
+};
+$("transcript").onclick = () => {
+  const text = turns.map(({ role, text }) => (isChat ? `${say(role === "user" ? "you" : "it")}: ${text}\n\n` : text)).join("");
+  download(new Blob([text], { type: "text/plain" }), "conversation.txt");
+};
+$("language").onclick = () => {
+  language = language === "en" ? "ja" : "en";
+  write();
+};
+
+$("log").classList.toggle("text", !isChat);
+write();
+worker.postMessage({ kind: "open", model, bytes: $("weights").textContent });
