@@ -186,7 +186,7 @@ class Tokenizer {
   }
 
   decode(ids) {
-    return new TextDecoder().decode(Uint8Array.from(ids.flatMap((id) => [...this.bytesOf(id)])));
+    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(ids.flatMap((id) => [...this.bytesOf(id)])));
   }
 }
 
@@ -283,14 +283,18 @@ class Talk {
   /** Answer `text`, or go on after it: pieces of text as they come, until an end, `most` tokens, or `isStopped()`. */
   async *reply(text, options, isStopped = () => false) {
     this.messages.push({ role: "user", content: text });
-    const random = randomNumbers(options.seed), decoder = new TextDecoder(), ids = this.ids(true);
+    const random = randomNumbers(options.seed), ids = this.ids(true);
+    let pending = []; // a character may be spread over tokens, and is shown when it is whole
     let said = "", logits = await this.catchUp(ids);
     try {
       for (let count = 1; count <= options.most && !isStopped(); count++) {
         const token = chosen(logits, ids, options, random);
         if (this.ends.includes(token)) break;
         ids.push(token);
-        let piece = decoder.decode(this.tokenizer.bytesOf(token), { stream: true });
+        pending.push(token);
+        let piece = this.tokenizer.decode(pending);
+        if (piece.endsWith("\ufffd")) piece = "";
+        else pending = [];
         if (this.chats && !said) piece = piece.trimStart();
         said += piece;
         yield piece;

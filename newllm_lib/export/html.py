@@ -7,6 +7,7 @@ or its card is data in it, never HTML or script; its Content-Security-Policy let
 import base64
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +66,14 @@ def page_of(trained: TrainedModel) -> str:
     weights = {name: tensor for name, tensor in trained.model.state_dict().items() if name != "lm_head.weight"}
     halves = b"".join(tensor.to("cpu", torch.float16).numpy().tobytes() for tensor in weights.values())
     parts = {
-        "{policy}": POLICY.format(hash=digest),
-        "{model}": as_json({**description(trained), "layout": [(it, list(weights[it].shape)) for it in weights]}),
-        "{weights}": base64.b64encode(halves).decode(),
-        "{worker}": "".join((HERE / name).read_text(encoding="utf-8") for name in ("engine.js", "worker.js")),
-        "{script}": script,
+        "policy": POLICY.format(hash=digest),
+        "model": as_json({**description(trained), "layout": [(it, list(weights[it].shape)) for it in weights]}),
+        "weights": base64.b64encode(halves).decode(),
+        "worker": "".join((HERE / name).read_text(encoding="utf-8") for name in ("engine.js", "worker.js")),
+        "script": script,
     }
     page = (HERE / "page.html").read_text(encoding="utf-8")
-    for name, content in parts.items():  # the policy first: what stands in the others is not looked through
-        before, after = page.split(name)
-        page = before + content + after if name != "{policy}" else page.replace(name, content)
-    return page
+    return re.sub(rf"\{{({'|'.join(parts)})\}}", lambda found: parts[found[1]], page)
 
 
 def description(trained: TrainedModel) -> dict[str, Any]:
