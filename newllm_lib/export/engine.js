@@ -31,26 +31,13 @@ class NewLLM {
   constructor(config, layout, bytes) {
     const { hidden_size: E, context_size: C, intermediate_size: H, num_hidden_layers: L, vocab_size: V } = config;
     Object.assign(this, { E, C, H, L, V, S: L * (C + 2 * E), eps: config.layer_norm_eps });
+    this.layers = Array.from({ length: L }, () => ({})); // each by the names of its tensors
     let offset = 0;
-    const tensors = {};
     for (const [name, shape] of layout) {
-      const count = shape.reduce((a, b) => a * b, 1);
-      tensors[name] = Float32Array.from(new Uint16Array(bytes.buffer, offset, count), (half) => SINGLES[half]);
+      const [, layer, rest] = name.match(/^model\.(?:layers\.(\d+)\.)?(.+)$/), count = shape.reduce((a, b) => a * b, 1);
+      (layer ? this.layers[layer] : this)[rest] = Float32Array.from(new Uint16Array(bytes.buffer, offset, count), (half) => SINGLES[half]);
       offset += 2 * count;
     }
-    this.table = tensors["model.embed_tokens.weight"]; // [V, E], and the head
-    this.norm = tensors["model.norm.weight"];
-    this.headNorm = tensors["model.head_norm.weight"];
-    this.projection = [tensors["model.projection.weight"], tensors["model.projection.bias"]];
-    this.layers = Array.from({ length: L }, (_, l) => {
-      const of = (name) => tensors[`model.layers.${l}.${name}`];
-      return {
-        inputNorm: of("input_norm.weight"), mus: of("shift_bias"), forget: of("forget_gate.weight"),
-        forgetBias: of("forget_gate.bias"), delta: of("delta.weight"), output: of("output_gate.weight"),
-        contextNorm: of("context_norm.weight"), contextOut: of("context_out.weight"), mlpNorm: of("mlp_norm.weight"),
-        mlpGate: of("mlp_gate.weight"), mlpIn: of("mlp_in.weight"), mlpOut: of("mlp_out.weight"),
-      };
-    });
     const [wide, widest] = [Math.max(E, C), Math.max(E, C, H)];
     this.room = Array.from({ length: 6 }, (_, i) => new Float32Array(i < 2 ? widest : wide));
     this.x = new Float32Array(E);
@@ -63,47 +50,47 @@ class NewLLM {
 
   /** One token: changes `state` [S] in place; gives the logits of the next token [V], which the next call overwrites. */
   step(token, state, wantsLogits = true) {
-    const { E, C, H, L, x, eps } = this, [a, b, u, shifted, z, d] = this.room;
-    for (let i = 0; i < E; i++) x[i] = this.table[token * E + i] * Math.sqrt(E);
+    const { E, C, H, L, x, eps } = this, [a, b, u, shifted, z, d] = this.room, table = this["embed_tokens.weight"];
+    for (let i = 0; i < E; i++) x[i] = table[token * E + i] * Math.sqrt(E);
     for (let l = 0; l < L; l++) {
       const p = this.layers[l], c = state.subarray(l * C, (l + 1) * C);
       const lastU = state.subarray(L * C + l * E, L * C + (l + 1) * E);
       const lastV = state.subarray(L * (C + E) + l * E, L * (C + E) + (l + 1) * E);
       const shift = (last, mu) => {
-        for (let i = 0; i < E; i++) shifted[i] = u[i] + p.mus[mu * E + i] * (last[i] - u[i]);
+        for (let i = 0; i < E; i++) shifted[i] = u[i] + p.shift_bias[mu * E + i] * (last[i] - u[i]);
         return shifted;
       };
-      normed(x, p.inputNorm, E, eps, u);
-      product(p.forget, shift(lastU, 0), C, E, z, p.forgetBias);
-      product(p.delta, shift(lastU, 1), C, E, d);
+      normed(x, p["input_norm.weight"], E, eps, u);
+      product(p["forget_gate.weight"], shift(lastU, 0), C, E, z, p["forget_gate.bias"]);
+      product(p["delta.weight"], shift(lastU, 1), C, E, d);
       for (let i = 0; i < C; i++) c[i] = sigmoid(z[i]) * c[i] + sigmoid(-z[i]) * d[i];
-      product(p.output, shift(lastU, 2), C, E, z);
+      product(p["output_gate.weight"], shift(lastU, 2), C, E, z);
       lastU.set(u.subarray(0, E));
-      normed(c, p.contextNorm, C, eps, d);
+      normed(c, p["context_norm.weight"], C, eps, d);
       for (let i = 0; i < C; i++) d[i] *= z[i] * sigmoid(z[i]);
-      product(p.contextOut, d, E, C, a);
+      product(p["context_out.weight"], d, E, C, a);
       for (let i = 0; i < E; i++) x[i] += a[i];
-      normed(x, p.mlpNorm, E, eps, u);
+      normed(x, p["mlp_norm.weight"], E, eps, u);
       shift(lastV, 3);
       lastV.set(u.subarray(0, E));
-      product(p.mlpIn, shifted, H, E, a);
-      product(p.mlpGate, shifted, H, E, b);
+      product(p["mlp_in.weight"], shifted, H, E, a);
+      product(p["mlp_gate.weight"], shifted, H, E, b);
       for (let i = 0; i < H; i++) a[i] *= b[i] * sigmoid(b[i]);
-      product(p.mlpOut, a, E, H, b);
+      product(p["mlp_out.weight"], a, E, H, b);
       for (let i = 0; i < E; i++) x[i] += b[i];
     }
     if (!wantsLogits) return null;
-    normed(x, this.norm, E, eps, u);
-    product(this.projection[0], u, E, E, a, this.projection[1]);
-    normed(a, this.headNorm, E, eps, u);
-    product(this.table, u, this.V, E, this.logits);
+    normed(x, this["norm.weight"], E, eps, u);
+    product(this["projection.weight"], u, E, E, a, this["projection.bias"]);
+    normed(a, this["head_norm.weight"], E, eps, u);
+    product(table, u, this.V, E, this.logits);
     return this.logits;
   }
 
   /** The layers' channels from quick to slow, by the half-lives in tokens that the forget gates' biases give. */
   channels() {
-    return this.layers.map(({ forgetBias }) => {
-      const halfLife = Array.from(forgetBias, (bias) => Math.log(2) / Math.log1p(Math.exp(-bias)));
+    return this.layers.map((layer) => {
+      const halfLife = Array.from(layer["forget_gate.bias"], (bias) => Math.log(2) / Math.log1p(Math.exp(-bias)));
       return halfLife.map((life, channel) => [life, channel]).sort((one, other) => one[0] - other[0]);
     });
   }

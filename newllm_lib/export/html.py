@@ -19,7 +19,7 @@ from ..data.tokenizer import SPECIAL_TOKENS, end_token_ids, has_role_tokens
 from ..errors import InputError
 from ..evaluation.memory_file import header_of
 from ..models import NewLLMForCausalLM
-from ..training.disk import saying, write_text
+from ..training.disk import read_json, saying, write_text
 from ..training.run import read_card
 from ..training.trained_model import TrainedModel, open_model, weights_hash
 
@@ -70,6 +70,7 @@ def page_of(trained: TrainedModel) -> str:
         "model": as_json({**description(trained), "layout": [(it, list(weights[it].shape)) for it in weights]}),
         "weights": base64.b64encode(halves).decode(),
         "worker": "".join((HERE / name).read_text(encoding="utf-8") for name in ("engine.js", "worker.js")),
+        "texts": as_json(read_json(HERE / "texts.json")),
         "script": script,
     }
     page = (HERE / "page.html").read_text(encoding="utf-8")

@@ -2,34 +2,11 @@
 // its card or a user is text to it, never HTML.
 "use strict";
 
-const TEXTS = {
-  en: {
-    title: "Talk to {name}", titleText: "{name} goes on with your text", opening: "Opening the model …", ready: "Ready. Everything happens on this machine.",
-    what: "A language model without attention, with {parameters} parameters, trained with New-LLM. It has learned what language looks like; it knows no facts and is no assistant.",
-    words: "Your words", wordsText: "Your text", say: "Send", sayText: "Go on", stop: "Stop", reset: "Start anew", settings: "How the next word is chosen",
-    temperature: "Temperature (0: the likeliest)", topP: "Top-p", penalty: "Repetition penalty", seed: "Seed", most: "Tokens at most",
-    memory: "Memory", remembers: "It remembers this conversation in {bytes} bytes, however long it gets ({tokens} tokens so far).", save: "Save the memory", load: "Load a memory", wordsToo: "with the words", transcript: "Download the transcript",
-    context: "The context, token by token", explained: "Each column is a token; each row is a channel of a layer: above, quick ones that forget within a few tokens; below the line, slow ones that remember for dozens. Blue is below zero, red above.",
-    picture: "Picture of the context of {layers} layers after the last {count} tokens", about: "About this model", you: "You", it: "It",
-    "no memory": "This file holds no memory of a conversation.", "other model": "This memory is of another model, and means nothing to this one.", loaded: "It goes on from the loaded memory.", speed: "{speed} tokens a second",
-    trained: "trained on", held: "scored on", score: "bits per byte", version: "made with", weights: "weights",
-  },
-  ja: {
-    title: "{name} と話す", titleText: "{name} が文章の続きを書きます", opening: "モデルを開いています…", ready: "準備ができました。すべてこのマシンの中で動きます。",
-    what: "アテンションのない言語モデルです（{parameters} パラメーター、New-LLM で学習）。言葉の形を学んだだけで、事実は知らず、アシスタントではありません。",
-    words: "あなたの言葉", wordsText: "あなたの文章", say: "送る", sayText: "続ける", stop: "止める", reset: "最初から", settings: "次の言葉の選び方",
-    temperature: "温度（0：最もありそうなもの）", topP: "Top-p", penalty: "繰り返しのペナルティ", seed: "シード", most: "最大トークン数",
-    memory: "記憶", remembers: "この会話を {bytes} バイトで覚えています。会話がどれだけ長くなっても変わりません（これまで {tokens} トークン）。", save: "記憶を保存", load: "記憶を読み込む", wordsToo: "言葉も含める", transcript: "会話をダウンロード",
-    context: "コンテキスト（トークンごと）", explained: "列は 1 つのトークン、行は層の 1 つのチャンネルです。線の上は数トークンで忘れる速いチャンネル、下は数十トークン覚えている遅いチャンネルです。青は負、赤は正です。",
-    picture: "{layers} 層のコンテキスト、最後の {count} トークン", about: "このモデルについて", you: "あなた", it: "モデル",
-    "no memory": "このファイルには会話の記憶が入っていません。", "other model": "この記憶は別のモデルのもので、このモデルには意味がありません。", loaded: "読み込んだ記憶から続きます。", speed: "毎秒 {speed} トークン",
-    trained: "学習データ", held: "評価データ", score: "bits per byte", version: "作成", weights: "重み",
-  },
-};
 const FIELDS = { temperature: [0.8, 0, 5, 0.05], topP: [0.95, 0.01, 1, 0.01], penalty: [1, 0.5, 2, 0.05], seed: [0, 0, 4294967295, 1], most: [200, 1, 2000, 1] };
 const COLUMNS = 120, QUICK = 4; // tokens in the picture; a half-life below so many tokens is quick
 
 const $ = (id) => document.getElementById(id);
+const TEXTS = JSON.parse($("texts").textContent); // language -> name -> sentence
 const { about, ...model } = JSON.parse($("model").textContent);
 const worker = new Worker(URL.createObjectURL(new Blob([$("worker").textContent], { type: "text/javascript" })));
 const columns = [], turns = [];
