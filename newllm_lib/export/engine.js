@@ -16,15 +16,7 @@ const SINGLES = Float32Array.from({ length: 65536 }, (_, h) => {
   return (h >> 15 ? -1 : 1) * (exponent ? 2 ** (exponent - 15) * (1 + fraction) : 2 ** -14 * fraction);
 });
 
-/** The bytes of a base64 text, a part at a time: the text is as long as the model is large. */
-function bytesOf(base64) {
-  const bytes = new Uint8Array((base64.length / 4) * 3 - (base64.endsWith("==") ? 2 : base64.endsWith("=") ? 1 : 0));
-  for (let from = 0, to = 0; from < base64.length; from += 1 << 20) {
-    const part = atob(base64.slice(from, from + (1 << 20)));
-    for (let i = 0; i < part.length; i++) bytes[to++] = part.charCodeAt(i);
-  }
-  return bytes;
-}
+const bytesOf = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
 
 class NewLLM {
   /** config: model's; layout: [[name, shape], ...] in the order of `bytes`. */
@@ -42,10 +34,6 @@ class NewLLM {
     this.room = Array.from({ length: 6 }, (_, i) => new Float32Array(i < 2 ? widest : wide));
     this.x = new Float32Array(E);
     this.logits = new Float32Array(V);
-  }
-
-  newState() {
-    return new Float32Array(this.S);
   }
 
   /** One token: changes `state` [S] in place; gives the logits of the next token [V], which the next call overwrites. */
@@ -85,14 +73,6 @@ class NewLLM {
     normed(a, this["head_norm.weight"], E, eps, u);
     product(table, u, this.V, E, this.logits);
     return this.logits;
-  }
-
-  /** The layers' channels from quick to slow, by the half-lives in tokens that the forget gates' biases give. */
-  channels() {
-    return this.layers.map((layer) => {
-      const halfLife = Array.from(layer["forget_gate.bias"], (bias) => Math.log(2) / Math.log1p(Math.exp(-bias)));
-      return halfLife.map((life, channel) => [life, channel]).sort((one, other) => one[0] - other[0]);
-    });
   }
 }
 
@@ -134,22 +114,15 @@ class Tokenizer {
     let beyond = 256;
     this.letters = Array.from({ length: 256 }, (_, b) => String.fromCodePoint(seen(b) ? b : beyond++));
     this.bytes = new Map(this.letters.map((letter, b) => [letter, b]));
-    this.known = new Map();
   }
 
   encode(text) {
-    return (text.match(PIECES) || []).flatMap((piece) => {
-      if (!this.known.has(piece)) {
-        if (this.known.size > 10000) this.known.clear();
-        this.known.set(piece, this.merged(piece));
-      }
-      return this.known.get(piece);
-    });
+    return (text.match(PIECES) || []).flatMap((piece) => this.merged(piece));
   }
 
   /** The ids of one piece: the pair that was learned first is joined first. */
   merged(piece) {
-    let parts = Array.from(new TextEncoder().encode(piece), (b) => this.letters[b]);
+    const parts = Array.from(new TextEncoder().encode(piece), (b) => this.letters[b]);
     while (parts.length > 1) {
       let best = Infinity, pair = "";
       for (let i = 0; i + 1 < parts.length; i++) {
@@ -157,12 +130,9 @@ class Tokenizer {
         if (rank < best) [best, pair] = [rank, `${parts[i]} ${parts[i + 1]}`];
       }
       if (best === Infinity) break;
-      const joined = [];
-      for (let i = 0; i < parts.length; i++) {
-        if (i + 1 < parts.length && `${parts[i]} ${parts[i + 1]}` === pair) joined.push(parts[i] + parts[++i]);
-        else joined.push(parts[i]);
+      for (let i = 0; i + 1 < parts.length; i++) {
+        if (`${parts[i]} ${parts[i + 1]}` === pair) parts.splice(i, 2, parts[i] + parts[i + 1]);
       }
-      parts = joined;
     }
     return parts.map((part) => this.ids.get(part));
   }
@@ -177,19 +147,14 @@ class Tokenizer {
   }
 }
 
-/** Numbers in [0, 1) that a seed decides (sfc32 of C. Doty-Humphrey's PractRand). */
+/** Numbers in [0, 1) that a seed decides (mulberry32 of T. Ettinger). */
 function randomNumbers(seed) {
-  let [a, b, c, counter] = [0, seed | 0, 0x9e3779b9 | 0, 1];
-  const next = () => {
-    const sum = (((a + b) | 0) + counter) | 0;
-    counter = (counter + 1) | 0;
-    a = b ^ (b >>> 9);
-    b = (c + (c << 3)) | 0;
-    c = (((c << 21) | (c >>> 11)) + sum) | 0;
-    return (sum >>> 0) / 4294967296;
+  return () => {
+    let t = (seed = (seed + 0x6d2b79f5) | 0);
+    t = Math.imul(t ^ (t >>> 15), t | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
   };
-  for (let i = 0; i < 12; i++) next();
-  return next;
 }
 
 /** The next token from logits [V], in the order of transformers' warpers; temperature 0 takes the likeliest. */
@@ -230,7 +195,7 @@ class Talk {
   }
 
   begin() {
-    this.state = this.start ? this.start.slice() : this.model.newState();
+    this.state = this.start ? this.start.slice() : new Float32Array(this.model.S);
     this.read = []; // the tokens that the state is of, after those of `start`
   }
 

@@ -9,28 +9,24 @@ const $ = (id) => document.getElementById(id);
 const TEXTS = JSON.parse($("texts").textContent); // language -> name -> sentence
 const { about, ...model } = JSON.parse($("model").textContent);
 const worker = new Worker(URL.createObjectURL(new Blob([$("worker").textContent], { type: "text/javascript" })));
-const columns = [], turns = [];
+const columns = [];
 let language = navigator.language.startsWith("ja") ? "ja" : "en", state = "opening", opened = { bytes: 0, layers: 0, lives: [] }, tokens = 0, started = 0, counted = 0;
 
 const say = (name, values = {}) => TEXTS[language][name].replace(/\{(\w+)\}/g, (_, key) => values[key]);
 const number = (value) => value.toLocaleString(language);
 const isChat = model.chats;
 
+/** Every text of the page in its language; a pretrained model's page has some of its own. */
 function write() {
+  const values = { ...about, parameters: number(about.parameters) }, texts = TEXTS[language];
   document.documentElement.lang = language;
-  document.title = say(isChat ? "title" : "titleText", about);
-  $("title").textContent = document.title;
-  $("what").textContent = say("what", { parameters: number(about.parameters) });
-  $("language").textContent = language === "en" ? "日本語" : "English";
-  $("language").lang = language === "en" ? "ja" : "en";
-  $("say").textContent = say(isChat ? "say" : "sayText");
-  for (const id of ["stop", "reset", "settings", "memory", "save", "transcript", "context", "explained", "about"]) $(id).textContent = say(id);
-  document.querySelector("label[for=words]").textContent = say(isChat ? "words" : "wordsText");
+  for (const one of document.querySelectorAll("[data-text]")) {
+    const name = one.dataset.text;
+    one.textContent = say(!isChat && texts[`${name}Text`] ? `${name}Text` : name, values);
+  }
+  document.title = $("title").textContent;
   $("log").setAttribute("aria-label", document.title);
-  document.querySelector(".file span").textContent = say("load");
-  document.querySelector("#words-too + span").textContent = say("wordsToo");
-  for (const name of Object.keys(FIELDS)) document.querySelector(`label[for=${name}]`).textContent = say(name);
-  const facts = { trained: about.trained, held: about.held, score: about.score, weights: model.memory.weights, version: about.version };
+  const { trained, held, score, version } = about, facts = { trained, held, score, weights: model.memory.weights, version };
   $("facts").replaceChildren(...Object.entries(facts).flatMap(([name, fact]) => [element("dt", say(name)), element("dd", fact)]));
   tell();
 }
@@ -48,16 +44,15 @@ function element(tag, text, className = "") {
   return made;
 }
 
+/** A new turn in the log; a call of what is returned adds to it. */
 function turn(role, text) {
-  turns.push({ role, text });
-  const box = element("div", text, `turn ${role}`);
-  $("log").append(box);
-  $("log").scrollTop = $("log").scrollHeight;
-  return (piece) => {
-    turns.at(-1).text += piece;
+  const box = element("div", "", `turn ${role}`), append = (piece) => {
     box.textContent += piece;
     $("log").scrollTop = $("log").scrollHeight;
   };
+  $("log").append(box);
+  append(text);
+  return append;
 }
 
 function busy(isBusy) {
@@ -120,7 +115,7 @@ const answers = {
   "done memory": ({ file }) => download(file, "memory.safetensors"),
   "done remember"({ messages, tokens: read }) {
     $("log").replaceChildren();
-    turns.length = columns.length = 0;
+    columns.length = 0;
     for (const { role, content } of messages) turn(role, content);
     tokens = read;
     state = "loaded";
@@ -138,7 +133,7 @@ worker.onmessage = ({ data: { kind, ...what } }) => {
 $("fields").append(
   ...Object.entries(FIELDS).map(([name, [value, min, max, step]]) => {
     const box = element("div", ""), label = element("label", ""), input = element("input", "");
-    label.htmlFor = input.id = name;
+    label.htmlFor = input.id = label.dataset.text = name;
     Object.assign(input, { type: "number", value, min, max, step });
     box.append(label, input);
     return box;
@@ -172,7 +167,7 @@ $("stop").onclick = () => worker.postMessage({ kind: "stop" });
 $("reset").onclick = () => {
   worker.postMessage({ kind: "reset" });
   $("log").replaceChildren();
-  turns.length = columns.length = tokens = 0;
+  columns.length = tokens = 0;
   draw();
   tell();
   $("words").focus();
@@ -184,8 +179,8 @@ $("load").onchange = async ({ target }) => {
   worker.postMessage({ kind: "remember", buffer });
 };
 $("transcript").onclick = () => {
-  const text = turns.map(({ role, text }) => (isChat ? `${say(role === "user" ? "you" : "it")}: ${text}\n\n` : text)).join("");
-  download(new Blob([text], { type: "text/plain" }), "conversation.txt");
+  const line = ({ className, textContent }) => (isChat ? `${say(className.includes("user") ? "you" : "it")}: ${textContent}\n\n` : textContent);
+  download(new Blob(Array.from(document.querySelectorAll(".turn"), line), { type: "text/plain" }), "conversation.txt");
 };
 $("language").onclick = () => {
   language = language === "en" ? "ja" : "en";

@@ -5,24 +5,22 @@ const SHOWN = 24; // channels of a layer in the picture
 
 let talk, rows, isStopped = false;
 
-function contexts() {
-  return Float32Array.from(rows, (at) => talk.state[at]);
-}
-
 const answers = {
   open({ model, bytes }) {
     talk = new newllm.Talk(model, newllm.bytesOf(bytes));
-    // From quick to slow, evenly.
-    const { C } = talk.model, lives = [];
-    rows = talk.model.channels().flatMap((channels, layer) =>
-      Array.from({ length: Math.min(SHOWN, C) }, (_, i) => {
-        const [life, channel] = channels[Math.round((i * (C - 1)) / (Math.min(SHOWN, C) - 1))];
-        lives.push(life);
-        return layer * C + channel;
-      }),
-    );
-    talk.seen = (id) => postMessage({ kind: "token", text: talk.tokenizer.decode([id]), contexts: contexts() });
-    return { bytes: 4 * talk.model.S, layers: talk.model.L, lives };
+    const { C, L, S, layers } = talk.model, shown = Math.min(SHOWN, C), lives = [];
+    rows = layers.flatMap((layer, number) => {
+      const halfLife = Array.from(layer["forget_gate.bias"], (bias) => Math.log(2) / Math.log1p(Math.exp(-bias))); // in tokens
+      const order = [...halfLife.keys()].sort((one, other) => halfLife[one] - halfLife[other]); // from quick to slow
+      const chosen = Array.from({ length: shown }, (_, i) => order[Math.round((i * (C - 1)) / (shown - 1))]);
+      lives.push(...chosen.map((channel) => halfLife[channel]));
+      return chosen.map((channel) => number * C + channel);
+    });
+    talk.seen = (id) => {
+      const contexts = Float32Array.from(rows, (at) => talk.state[at]);
+      postMessage({ kind: "token", text: talk.tokenizer.decode([id]), contexts });
+    };
+    return { bytes: 4 * S, layers: L, lives };
   },
   async say({ text, options }) {
     isStopped = false;

@@ -93,7 +93,7 @@ def engine(opened, chat_folder):
 def test_logits_are_pytorchs(engine, chat_folder):
     trained = open_model(chat_folder)
     token_ids = torch.randint(0, trained.model.config.vocab_size, (200,)).tolist()
-    step = "(ids) => { const state = talk.model.newState(); return ids.map((id) => [...talk.model.step(id, state)]) }"
+    step = "(ids) => { const state = new Float32Array(talk.model.S); return ids.map((id) => [...talk.model.step(id, state)]) }"
     found = torch.tensor(engine.evaluate(step, token_ids))
     with torch.no_grad():
         expected = trained.model(input_ids=torch.tensor([token_ids], device=trained.model.device)).logits[0].cpu()
