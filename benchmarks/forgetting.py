@@ -70,12 +70,8 @@ def run_arm(args: QloraLwfArguments, base_file: Path) -> dict:
     trainer.train()
     seconds = time.perf_counter() - started
     log = [entry for entry in trainer.state.log_history if "task_loss" in entry]
-    return {
-        **{name: scores(trainer, text) for name, text in texts.items()},
-        "updates": trainer.state.global_step,
-        "seconds": seconds,
-        "log": log,
-    }
+    found = {name: scores(trainer, text) for name, text in texts.items()}
+    return {**found, "updates": trainer.state.global_step, "seconds": seconds, "log": log}
 
 
 def scores(trainer: LwfTrainer, text: EvaluationDocuments, compare: bool = True) -> dict:

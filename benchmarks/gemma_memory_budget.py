@@ -8,6 +8,7 @@ import argparse
 
 from transformers import GemmaConfig
 
+from newllm_lib.adapters.arguments import QloraLwfArguments
 from newllm_lib.adapters.memory_budget import GB, USABLE_SHARE, memory_budget, model_sizes
 
 T4_GB = 14.56  # what torch reports as total_memory of a T4 on Colab: 15,360 MiB less the driver's own
@@ -18,10 +19,8 @@ GEMMA_2B = {  # google/gemma-2b, config.json
 
 
 def budget(config: GemmaConfig, micro_batch: int, max_length: int, rank: int = 8) -> dict[str, int]:
-    """Bytes by what they are for."""
-    shape = {"micro_batch": micro_batch, "max_length": max_length, "compute_bytes": 2, "rank": rank}
-    how = {"quantized": True, "distills": True, "gradient_checkpointing": True, "target_modules": "all-linear"}
-    return memory_budget(model_sizes(config), **shape, **how)
+    """Bytes by what they are for. bf16 takes as many as a T4's fp16, which no other machine has."""
+    return memory_budget(QloraLwfArguments(lora_r=rank, bf16=True), model_sizes(config), micro_batch, max_length)
 
 
 def main() -> None:

@@ -84,15 +84,10 @@ def main() -> None:
     for _ in range(options.rounds):
         for name, history in costs:
             costs[name, history].append(token_cost(models[name], history, options.repeats))
-    rows = [
-        {
-            "model": name,
-            "history": history,
-            "ms_per_token": statistics.median(milliseconds for milliseconds, _ in measured),
-            "state_bytes": measured[0][1],
-        }
-        for (name, history), measured in costs.items()
-    ]
+    rows = []
+    for (name, history), measured in costs.items():
+        milliseconds = statistics.median(milliseconds for milliseconds, _ in measured)
+        rows.append({"model": name, "history": history, "ms_per_token": milliseconds, "state_bytes": measured[0][1]})
     print(f"{'model':<10} {'history':>8} {'ms per token':>13} {'bytes of state':>15}")
     for row in rows:
         print(f"{row['model']:<10} {row['history']:>8,} {row['ms_per_token']:>13.3f} {row['state_bytes']:>15,}")

@@ -9,6 +9,7 @@ system saw (CPU) or the allocator (CUDA). OMP_NUM_THREADS sets the threads.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -67,28 +68,16 @@ def liger(hidden, teacher_hidden, weight, labels, chunk_size=1024):
     """Liger's Jensen-Shannon divergence at beta 0 is the forward KL. It always makes a gradient of the weight."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-    loss = LigerFusedLinearJSDLoss(
-        weight_hard_loss=1.0,
-        weight_soft_loss=DISTILL_WEIGHT * TEMPERATURE**2,
-        beta=0.0,
-        temperature=TEMPERATURE,
-        compiled=False,
-        chunk_size=chunk_size,
-    )
+    weights = {"weight_hard_loss": 1.0, "weight_soft_loss": DISTILL_WEIGHT * TEMPERATURE**2}
+    how = {"beta": 0.0, "temperature": TEMPERATURE, "compiled": False, "chunk_size": chunk_size}
+    loss = LigerFusedLinearJSDLoss(**weights, **how)
     return loss(hidden, weight, teacher_hidden, weight, labels) * len(labels)  # it is a mean
 
 
-def liger_small_chunks(*tensors):
-    return liger(*tensors, chunk_size=64)
-
-
 FORMS = {
-    "full logits": full_logits,
-    "ours": ours,
-    "trl": trl,
-    "liger": liger,
-    "liger, chunks of 64": liger_small_chunks,
-}
+    "full logits": full_logits, "ours": ours, "trl": trl, "liger": liger,
+    "liger, chunks of 64": functools.partial(liger, chunk_size=64),
+}  # fmt: skip
 
 
 def tensors_of(tokens: int, vocab_size: int, hidden_size: int) -> tuple[torch.Tensor, ...]:

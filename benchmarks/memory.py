@@ -52,15 +52,11 @@ def one_setting(model_type: str, vocab_size: int, batch_size: int, max_length: i
     update()
     peak = (torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")) - before
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    setting = {"model": model_type, "vocab_size": vocab_size, "batch_size": batch_size, "max_length": max_length}
     return {
-        "model": model_type,
-        "vocab_size": vocab_size,
-        "batch_size": batch_size,
-        "max_length": max_length,
-        "precision": "half" if bf16 else "fp32",
-        "weights_gradients_optimizer_mb": 4 * weights / MB,
+        **setting, "precision": "half" if bf16 else "fp32", "weights_gradients_optimizer_mb": 4 * weights / MB,
         "update_mb": (peak - weights) / MB,  # gradients are as large as the weights
-    }
+    }  # fmt: skip
 
 
 def picture(rows: list[dict]) -> Figure:

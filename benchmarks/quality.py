@@ -41,27 +41,18 @@ TOKENS = 4_096_000  # to train every model on: 4.4 passes of wikitext's and 4.1 
 # text -> model -> (learning rate, weight decay); no dropout, but in the published cell, as published.
 TEXTS = {
     "wikitext": {
-        "newllm": (5e-3, 0.6),
-        "lstm": (6e-3, 0.4),
-        "multiplicative-lstm": (5e-3, 0.8),
-        "tiny-gpt2": (3e-3, 0.4),
+        "newllm": (5e-3, 0.6), "lstm": (6e-3, 0.4), "multiplicative-lstm": (5e-3, 0.8), "tiny-gpt2": (3e-3, 0.4),
         "newllm-reference": (2e-3, 0.0),
     },
     "chitchat": {
-        "newllm": (5e-3, 0.1),
-        "lstm": (3e-3, 0.1),
-        "multiplicative-lstm": (3e-3, 0.1),
-        "tiny-gpt2": (3e-3, 0.1),
+        "newllm": (5e-3, 0.1), "lstm": (3e-3, 0.1), "multiplicative-lstm": (3e-3, 0.1), "tiny-gpt2": (3e-3, 0.1),
         "newllm-reference": (2e-3, 0.0),
     },
     "dailydialog": {
-        "newllm": (5e-3, 0.6),
-        "lstm": (3e-3, 0.4),
-        "multiplicative-lstm": (3e-3, 0.8),
-        "tiny-gpt2": (3e-3, 0.4),
+        "newllm": (5e-3, 0.6), "lstm": (3e-3, 0.4), "multiplicative-lstm": (3e-3, 0.8), "tiny-gpt2": (3e-3, 0.4),
         "newllm-reference": (2e-3, 0.0),
     },
-}
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,26 +104,15 @@ def text_files(options: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def arguments(options: argparse.Namespace, point: Point) -> PretrainArguments:
-    recipe = PRESETS["published"] if point.model == "newllm-reference" else {}
-    data, eval_data = text_files(options)
-    args = PretrainArguments(
-        **{
-            **recipe,
-            "data": str(data),
-            "eval_data": str(eval_data),
-            "model_type": "lstm" if point.model == "multiplicative-lstm" else point.model,
-            "vocab_size": options.vocab_size,
-            "num_parameters": options.num_parameters,
-            "learning_rate": point.learning_rate,
-            "weight_decay": point.weight_decay,
-            "dropout": point.dropout,
-            "seed": point.seed,
-            "eval_strategy": "no",
-            "save_strategy": "no",
-            "load_best_model_at_end": False,
-            "output_dir": str(options.output_dir / options.text / f"{options.num_parameters}" / point.folder),
-        }
-    )
+    fields = dataclasses.asdict(point)
+    model = fields.pop("model")
+    recipe = PRESETS["published"] if model == "newllm-reference" else {}
+    data, eval_data = map(str, text_files(options))
+    folder = options.output_dir / options.text / f"{options.num_parameters}" / point.folder
+    sizes = {"vocab_size": options.vocab_size, "num_parameters": options.num_parameters}
+    fields |= {"model_type": "lstm" if model == "multiplicative-lstm" else model, "output_dir": str(folder), **sizes}
+    fields |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    args = PretrainArguments(**{**recipe, "data": data, "eval_data": eval_data, **fields})
     args.max_steps = options.tokens // (args.effective_batch_size * args.max_length)
     return args
 
@@ -147,15 +127,8 @@ def train(options: argparse.Namespace, point: Point) -> None:
         prepared = dataclasses.replace(prepared, model=model)
     with opened_run(args, prepared, {"stage": "quality", "model": point.model}) as run:
         if not run.is_finished:
-            trainer = LanguageModelTrainer(
-                prepared.model,
-                args,
-                prepared.train_rows,
-                prepared.held_out,
-                prepared.tokenizer,
-                carry_context=args.carry_context,
-                callbacks=run.callbacks(),
-            )
+            parts = prepared.model, args, prepared.train_rows, prepared.held_out, prepared.tokenizer
+            trainer = LanguageModelTrainer(*parts, carry_context=args.carry_context, callbacks=run.callbacks())
             run.train(trainer)
             run.finish(trainer.scores(prepared.held_out))
 

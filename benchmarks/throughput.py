@@ -73,15 +73,8 @@ def measure(options: argparse.Namespace, batch_size: int, max_length: int) -> li
         model = build_model(config).to(device).train()
         run, operations = updates(model, input_ids, options.precision, how)
         runs.append(run)
-        rows.append(
-            {
-                "model": f"{name} {how}".strip(),
-                "parameters": model.num_parameters(),
-                "batch_size": batch_size,
-                "max_length": max_length,
-                "operations": operations,
-            }
-        )
+        row = {"model": f"{name} {how}".strip(), "parameters": model.num_parameters(), "operations": operations}
+        rows.append({**row, "batch_size": batch_size, "max_length": max_length})
     seconds = [[run() for run in runs] for _ in range(options.rounds)]
     base = next((i for i, row in enumerate(rows) if row["model"] == "tiny-gpt2"), None)
     for i, row in enumerate(rows):

@@ -12,11 +12,10 @@ from tokenizers.decoders import DecodeStream
 from .data.chat_template import conversation_ids
 from .data.tokenizer import end_token_ids
 from .errors import InputError
-from .evaluation.context_trace import trace_context
-from .evaluation.generation import TokenStream, check_prompt, check_sampling, document_ids, state_bytes
+from .evaluation.generation import TokenStream, check_prompt, check_sampling, document_ids, state_bytes, trace_context
 from .evaluation.memory_file import Memory, read_memory
 from .models.frozen_head import adapters_off
-from .models.recurrent_model import RecurrentGenerationMixin, state_after
+from .models.recurrent_model import RecurrentGenerationMixin
 from .training.disk import write_bytes
 from .training.trained_model import TrainedModel, open_model, weights_hash
 
@@ -117,10 +116,10 @@ class Chat:
         """The hash of the model's weights."""
         return weights_hash(self.trained.folder)
 
-    def memory_file(self, with_words: bool = False) -> bytes:
-        """What the model remembers of the conversation, as a file (see evaluation/memory_file.py); `with_words`: also
-        what has been said, in the file's header, for people to read. Raises InputError: nothing has been said, or the
-        model has no memory of fixed size."""
+    def save_memory(self, path: str | Path, with_words: bool = False) -> Path:
+        """Write what the model remembers of the conversation to a file (see evaluation/memory_file.py), whole or not at
+        all; `with_words`: also what has been said, in the file's header, for people to read. Raises InputError: nothing
+        has been said, or the model has no memory of fixed size."""
         problem = "" if self.messages or self.memory else "nothing has been said yet: there is no memory to save."
         if not self.is_recurrent:
             problem = f"{self.trained.name} has no memory of fixed size: only that of a New-LLM can be saved."
@@ -129,13 +128,9 @@ class Chat:
         self.stream.catch_up(self._token_ids(is_turn_open=False))
         cache, messages = self.stream.cache, tuple(self.messages) if with_words else ()
         memory = Memory(cache.context, cache.seen_tokens, self.trained.name, self.weights, messages)
-        return memory.file(self.model.config)
-
-    def save_memory(self, path: str | Path, with_words: bool = False) -> Path:
-        """Write `memory_file` to a file, whole or not at all. Raises InputError: there is no such memory."""
-        path, content = Path(path).expanduser(), self.memory_file(with_words)
+        path = Path(path).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content)
+        write_bytes(path, memory.file(self.model.config))
         return path
 
     def load_memory(self, path: str | Path) -> Memory:
@@ -149,8 +144,10 @@ class Chat:
                 f"this one ({self.trained.name}, weights {self.weights}); load it with the model that made it.",
                 "NL-405",
             )
-        if (numbers := memory.state.shape[1]) != self._state_numbers:
-            size = f"holds {numbers} numbers, but this model's state has {self._state_numbers}"
+        token = torch.tensor([[self.tokenizer.eos_token_id]], device=self.model.device)
+        expected = self.stream.next_token(token, None)[1].context.shape[1]
+        if (numbers := memory.state.shape[1]) != expected:
+            size = f"holds {numbers} numbers, but this model's state has {expected}"
             raise InputError(f"{what} {size}; it is damaged: save it again.", "NL-405")
         self.messages, self.memory = list(memory.messages), memory
         self.stream.begin(memory.state, memory.tokens)
@@ -164,13 +161,6 @@ class Chat:
         read = self.stream.read
         texts = [self.tokenizer.decode([token]) for token in read[-last:]]
         return texts, trace_context(self.model, read, last, self.stream.start)
-
-    @functools.cached_property
-    @torch.no_grad()
-    def _state_numbers(self) -> int:
-        """How many numbers the state of a recurrent model has."""
-        token = torch.tensor([[self.tokenizer.eos_token_id]], device=self.model.device)
-        return state_after(self.model(input_ids=token, use_cache=True)).context.shape[1]
 
     def _tokens(self) -> Iterator[int]:
         tokens = self.stream.continue_with(self._token_ids(), self.max_new_tokens, end_token_ids(self.tokenizer))

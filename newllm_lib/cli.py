@@ -1,6 +1,7 @@
 """The command `newllm <stage> --field value`: one function per command word, modules imported only when used."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -18,8 +19,6 @@ from typing import Any
 from . import __version__
 from .errors import REFUSED, InputError
 from .wings import wing
-
-OF_THE_DISK = REFUSED | {errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         sentence, code = str(error), 2
     except OSError as error:
-        if error.errno not in OF_THE_DISK:
+        if error.errno not in {*REFUSED, errno.EIO, errno.ENAMETOOLONG, errno.ENOTDIR}:
             raise
         where = f" for {error.filename}" if error.filename else ""
         remedy = "make room, or name another folder, and give the same command again. Nothing that was saved is lost."
@@ -108,11 +107,12 @@ class SentenceParser(argparse.ArgumentParser):
         return namespace
 
 
-def run_stage(name: str, arguments: str, parser: SentenceParser, argv: Sequence[str]) -> None:
-    """The command of a stage: the function of the module `name` that is called like it, with the fields of its
-    dataclass `arguments`."""
+def run_stage(name: str, parser: SentenceParser, argv: Sequence[str]) -> None:
+    """The command of a stage: the function of the module `name` that is called like it; the fields are those of the
+    dataclass that it takes."""
     module = wing(name)
-    getattr(module, name.split(".")[1])(parse_stage(getattr(module, arguments), module.PRESETS, parser.prog, argv))
+    stage = getattr(module, name.split(".")[1])
+    stage(parse_stage(stage.__annotations__["args"], module.PRESETS, parser.prog, argv))
 
 
 def run_merge(parser: SentenceParser, argv: Sequence[str]) -> None:
@@ -143,7 +143,7 @@ def run_data(parser: SentenceParser, argv: Sequence[str]) -> None:
     elif fields["dataset"] is None and fields["data"] is None:
         print(data.catalogue_text())
     else:
-        print(data.report_text(data.inspect_dataset(**fields)))
+        print(data.inspect_dataset(**fields))
 
 
 def run_evaluate(parser: SentenceParser, argv: Sequence[str]) -> None:
@@ -191,10 +191,8 @@ def run_compare(parser: SentenceParser, argv: Sequence[str]) -> None:
 
 
 def run_generate(parser: SentenceParser, argv: Sequence[str]) -> None:
-    add_model_field(parser)
+    add_sampling_fields(parser)
     parser.add_argument("--prompt", required=True, help="beginning of the text")
-    add_sampling_fields(parser, max_new_tokens=60)
-    parser.add_argument("--seed", type=int, default=0)
     fields = parser.parse(argv)
     from .stages.generate import generate
 
@@ -202,27 +200,18 @@ def run_generate(parser: SentenceParser, argv: Sequence[str]) -> None:
 
 
 def run_chat(parser: SentenceParser, argv: Sequence[str]) -> None:
-    add_model_field(parser)
-    add_sampling_fields(parser, max_new_tokens=200)
-    parser.add_argument("--seed", type=int, help="draw the same replies every time")
+    add_sampling_fields(parser)
     parser.add_argument("--repetition_penalty", type=float, help="above 1: fewer repetitions; as trained if left out")
     fields = vars(parser.parse(argv))
     from .chat import Chat
     from .training.trained_model import open_model
 
-    chat = Chat(open_model(fields.pop("path"), fields.pop("base")), **fields)
-    for line in iter(read_line, ""):
-        for piece in chat.reply(line):
-            print(piece, end="", flush=True)
-        print()
-
-
-def read_line() -> str:
-    """What the user types, or nothing at the end of the input."""
-    try:
-        return input("> ")
-    except EOFError:
-        return ""
+    chat = Chat(open_model(fields.pop("path"), fields.pop("base", None)), **fields)
+    with contextlib.suppress(EOFError):
+        while line := input("> "):
+            for piece in chat.reply(line):
+                print(piece, end="", flush=True)
+            print()
 
 
 def run_doctor(parser: SentenceParser, argv: Sequence[str]) -> None:
@@ -275,23 +264,24 @@ def add_text_fields(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
 
 
-def add_sampling_fields(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
-    parser.add_argument("--max_new_tokens", type=int, default=max_new_tokens)
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most likely token")
-    parser.add_argument("--top_p", type=float, default=0.95)
+def add_sampling_fields(parser: argparse.ArgumentParser) -> None:
+    """What `generate` and `Chat` take alike; a field that is not given has their own default."""
+    parser.argument_default = argparse.SUPPRESS
+    add_model_field(parser)
+    parser.add_argument("--max_new_tokens", type=int)
+    parser.add_argument("--temperature", type=float, help="0 takes the most likely token")
+    parser.add_argument("--top_p", type=float)
+    parser.add_argument("--seed", type=int, help="draw the same every time")
 
 
 # word -> (its function, of a parser and the arguments; what it does)
 COMMANDS: dict[str, tuple[Callable[[SentenceParser, Sequence[str]], None], str]] = {
-    "pretrain": (partial(run_stage, "stages.pretrain", "PretrainArguments"),
-                 "train New-LLM or a baseline from scratch on text"),
-    "sft": (partial(run_stage, "stages.sft", "SftArguments"), "teach a model to talk: conversations, instructions"),
-    "qlora-lwf": (partial(run_stage, "adapters.qlora_lwf", "QloraLwfArguments"),
+    "pretrain": (partial(run_stage, "stages.pretrain"), "train New-LLM or a baseline from scratch on text"),
+    "sft": (partial(run_stage, "stages.sft"), "teach a model to talk: conversations, instructions"),
+    "qlora-lwf": (partial(run_stage, "adapters.qlora_lwf"),
                   "teach a large model in 4 bit a new task, keeping what it knew"),
-    "dpo": (partial(run_stage, "preferences.dpo", "DpoArguments"),
-            "teach a chat model which of two answers is wanted"),
-    "sweep": (partial(run_stage, "preferences.sweep", "SweepArguments"),
-              "look for good settings of dpo: many short runs, one table"),
+    "dpo": (partial(run_stage, "preferences.dpo"), "teach a chat model which of two answers is wanted"),
+    "sweep": (partial(run_stage, "preferences.sweep"), "look for good settings of dpo: many short runs, one table"),
     "merge": (run_merge, "adapters and their base into one plain model"),
     "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates; without a name, list those we know"),
     "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),

@@ -6,7 +6,6 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import psutil
 from packaging.version import Version
@@ -14,21 +13,20 @@ from packaging.version import Version
 from .data.sources import DATASETS, has_chitchat, hub_problem
 from .training.device import GB, Device, choose_precision, find_device, size
 
-# package -> (what it is for, the stages that alone need it or () for all, what pip installs)
+PYTHON = "3.10", "3.13"  # the least that setup.py asks for, and the newest this release was tested with
+# package -> (likewise, "" for any, and of constraints.txt; what it is for; the stages that alone need it, () for all;
+# what pip installs)
 PACKAGES = {
-    **{name: ("all stages", (), name) for name in ("torch", "transformers", "datasets", "accelerate")},
-    "matplotlib": ("curves", (), "matplotlib"), "ipywidgets": ("notebooks", (), "ipywidgets"),
-    "peft": ("adapters, in stage 5 and stage 6", (5, 6), "'newllm[qlora]'"),
-    "bitsandbytes": ("models in 4 bit, in stage 5", (5,), "'newllm[qlora]'"),
-    "trl": ("preferences, in stage 6", (6,), "'newllm[dpo]'"),
-}  # fmt: skip
-# name -> (the least that setup.py asks for, "" for any; the newest this release was tested with: constraints.txt)
-TESTED = {
-    "Python": ("3.10", "3.13"), "torch": ("2.6", "2.13.0"), "transformers": ("5.0", "5.23.0"),
-    "datasets": ("4.0", "5.2.0"), "accelerate": ("1.4", "1.15.0"), "matplotlib": ("", "3.11.2"),
-    "ipywidgets": ("7.7.1", "8.1.9"), "peft": ("", "0.21.2"), "bitsandbytes": ("", "0.50.2"),
-    "trl": ("0.29.1", "1.16.0"),
-}  # fmt: skip
+    "torch": ("2.6", "2.13.0", "all stages", (), "torch"),
+    "transformers": ("5.0", "5.23.0", "all stages", (), "transformers"),
+    "datasets": ("4.0", "5.2.0", "all stages", (), "datasets"),
+    "accelerate": ("1.4", "1.15.0", "all stages", (), "accelerate"),
+    "matplotlib": ("", "3.11.2", "curves", (), "matplotlib"),
+    "ipywidgets": ("7.7.1", "8.1.9", "notebooks", (), "ipywidgets"),
+    "peft": ("", "0.21.2", "adapters, in stage 5 and stage 6", (5, 6), "'newllm[qlora]'"),
+    "bitsandbytes": ("", "0.50.2", "models in 4 bit, in stage 5", (5,), "'newllm[qlora]'"),
+    "trl": ("0.29.1", "1.16.0", "preferences, in stage 6", (6,), "'newllm[dpo]'"),
+}
 FREE_GB = 2.0  # of memory, and of the disk
 
 
@@ -46,9 +44,9 @@ class Finding:
 def doctor(folder: str | Path = ".", adapters: bool = False, preferences: bool = False) -> list[Finding]:
     """Examine the machine, and the disk of the folder where runs would be saved. `adapters`: stage 5 is to run, and
     what only it needs has to be there; `preferences`: likewise for stage 6."""
-    machine = of_memory(psutil.virtual_memory()), of_the_disk(Path(folder).absolute())
-    packages = of_version("Python", platform.python_version()), *of_packages({5: adapters, 6: preferences})
-    return [*of_the_device(find_device()), *machine, *packages, *of_data()]
+    packages = of_packages({5: adapters, 6: preferences})
+    python = of_version("Python", platform.python_version(), *PYTHON)
+    return [*of_the_device(find_device()), *of_space(Path(folder).absolute()), python, *packages, *of_data()]
 
 
 def of_the_device(device: Device) -> list[Finding]:
@@ -64,31 +62,28 @@ def of_the_device(device: Device) -> list[Finding]:
     return [*findings, cpu, Finding("Precision", precision, "ok", why)]
 
 
-def of_memory(memory: Any) -> Finding:
-    """The machine's memory, as psutil has it."""
-    value = f"{size(memory.available)} of {size(memory.total)} free"
-    return _of_space("Memory", memory.available, value, "Close what else runs, or take a smaller preset.", "NL-103")
-
-
-def of_the_disk(folder: Path) -> Finding:
-    """The disk that `folder` is on, or would be."""
-    free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
-    return _of_space("Disk", free, f"{size(free)} free", f"Keep {FREE_GB:.0f} GB for checkpoints.", "NL-104")
-
-
-def _of_space(subject: str, free: float, value: str, advice: str, code: str) -> Finding:
-    if free < FREE_GB * GB:
-        return Finding(subject, value, "note", advice, code)
-    return Finding(subject, value, "ok")
+def of_space(folder: Path) -> list[Finding]:
+    """The machine's memory, and the disk that `folder` is on, or would be."""
+    memory = psutil.virtual_memory()
+    disk = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists()))
+    shown = f"{size(memory.available)} of {size(memory.total)} free"
+    findings = []
+    for free, subject, value, advice, code in (
+        (memory.available, "Memory", shown, "Close what else runs, or take a smaller preset.", "NL-103"),
+        (disk.free, "Disk", f"{size(disk.free)} free", f"Keep {FREE_GB:.0f} GB for checkpoints.", "NL-104"),
+    ):
+        remark = ("note", advice, code) if free < FREE_GB * GB else ("ok",)
+        findings.append(Finding(subject, value, *remark))
+    return findings
 
 
 def of_packages(runs: dict[int, bool]) -> list[Finding]:
     """What is installed, against what this release was tested with. `runs`: stage -> whether what only it needs has to
     be there."""
     findings = []
-    for package, (purpose, stages, install) in PACKAGES.items():
+    for package, (least, newest, purpose, stages, install) in PACKAGES.items():
         try:
-            findings.append(of_version(package, version(package)))
+            findings.append(of_version(package, version(package), least, newest))
         except PackageNotFoundError:
             status = "fail" if not stages or any(runs[stage] for stage in stages) else "note"
             advice = f"Needed for {purpose}: pip install {install}"
@@ -96,9 +91,8 @@ def of_packages(runs: dict[int, bool]) -> list[Finding]:
     return findings
 
 
-def of_version(name: str, found: str) -> Finding:
+def of_version(name: str, found: str, least: str, newest: str) -> Finding:
     """A version against the least that is needed and the newest that was tested."""
-    least, newest = TESTED[name]
     # "2.11.0+cu128" is a build of 2.11.0; of a Python that is newer by its last number nothing is to be feared.
     release = Version(Version(found).public)
     if least and release < Version(least):

@@ -301,17 +301,8 @@ def two_processes(run: Unbroken, folder: Path, seed: int) -> list[Verdict]:
     """Two processes are asked to stop, and the run goes on by one."""
     chance = random.Random(seed)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    fields = [
-        "-m",
-        "newllm_lib",
-        *run.argv,
-        "--output_dir",
-        str(folder),
-        "--per_device_train_batch_size",
-        "2",
-        "--max_steps",
-        "100000",
-    ]
+    fields = ["-m", "newllm_lib", *run.argv, "--output_dir", str(folder)]
+    fields += ["--per_device_train_batch_size", "2", "--max_steps", "100000"]
     signal_number = chance.choice((signal.SIGINT, signal.SIGTERM, signal.SIGKILL))
     verdict = Verdict("two processes", f"{run.stage}: {signal_number.name}")
     with (folder.parent / f"{folder.name}.log").open("w+") as log:

@@ -4,6 +4,8 @@ import json
 import signal
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 RUN_FILES = {
@@ -23,6 +25,13 @@ def log_without_clock(folder: Path) -> list[dict]:
     """The lines of a run's log, but for what the clock says."""
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in entry.items() if not any(word in k for word in CLOCK)} for entry in entries]
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    """Of two runs or checkpoints, to the bit."""
+    expected, found = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert expected.keys() == found.keys()
+    assert not [name for name, tensor in expected.items() if not torch.equal(tensor, found[name])]
 
 
 class StopAt(TrainerCallback):

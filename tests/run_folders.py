@@ -22,7 +22,7 @@ def make_checkpoint(run: Path, step: int, best: int | None = None, size: int = 3
         "best_model_checkpoint": None if best is None else str(run / f"checkpoint-{best}"),
     }
     (checkpoint / "trainer_state.json").write_text(json.dumps(state))
-    seal_checkpoint(checkpoint)
+    seal_checkpoint(checkpoint, run)
     return checkpoint
 
 

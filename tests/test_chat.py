@@ -1,16 +1,15 @@
 """A conversation with a saved model."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from chats import untrained_chat
 from tiny_gemma import tiny_gemma
 
 from newllm_lib.chat import Chat
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.errors import InputError
-from newllm_lib.models import build_config, build_model
 from newllm_lib.training.trained_model import TrainedModel
 
 TEMPLATE = (
@@ -20,15 +19,8 @@ TEMPLATE = (
 
 
 @pytest.fixture(params=["newllm", "tiny-gpt2"])
-def folder(request, tmp_path, byte_tokenizer):
-    torch.manual_seed(0)
-    ids = {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
-    build_model(build_config(request.param, len(byte_tokenizer), 128, num_parameters=120_000, **ids)).save_pretrained(
-        tmp_path
-    )
-    byte_tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "settings.json").write_text(json.dumps({"run": {"model_type": request.param}, "session": {}}))
-    return tmp_path
+def folder(request, tmp_path):
+    return untrained_chat(tmp_path, request.param, template=None)
 
 
 def test_a_seed_makes_the_same_conversation(folder):

@@ -1,16 +1,14 @@
 """Chats with a model whose tokenizer has role tokens: what it is fed, and where it stops."""
 
-import json
-
 import pytest
 import torch
+from chats import untrained_chat
 
 from newllm_lib.adapters.forgetting import reply_to_each
 from newllm_lib.chat import Chat
-from newllm_lib.data.chat_template import ConversationFormat, encode_conversations, template_for
+from newllm_lib.data.chat_template import ConversationFormat, encode_conversations
 from newllm_lib.data.tokenizer import build_tokenizer, text_backend
 from newllm_lib.evaluation.generation import continue_prompt, reply_to
-from newllm_lib.models import build_config, build_model
 
 END, USER, ASSISTANT, END_OF_TURN = 256, 259, 261, 262  # of the byte tokenizer
 
@@ -21,14 +19,7 @@ def text_ids(text: str) -> list[int]:
 
 @pytest.fixture(params=["newllm", "tiny-gpt2"])
 def folder(request, tmp_path):
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer("byte", [])
-    tokenizer.chat_template = template_for(tokenizer, "dialogue")
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    build_model(build_config(request.param, 263, 128, num_parameters=120_000, **ids)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "settings.json").write_text(json.dumps({"run": {"model_type": request.param}, "session": {}}))
-    return tmp_path
+    return untrained_chat(tmp_path, request.param)
 
 
 class Scripted:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,26 +15,10 @@ from newllm_lib.cli import main, parse_stage
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments
 
-SMALL = [
-    "--tokenizer",
-    "byte",
-    "--max_length",
-    "32",
-    "--num_parameters",
-    "120000",
-    "--max_steps",
-    "4",
-    "--per_device_train_batch_size",
-    "4",
-    "--logging_steps",
-    "2",
-    "--eval_steps",
-    "2",
-    "--save_steps",
-    "2",
-    "--auto_precision",
-    "False",
-]
+SMALL = shlex.split(
+    "--tokenizer byte --max_length 32 --num_parameters 120000 --max_steps 4 --per_device_train_batch_size 4 "
+    "--logging_steps 2 --eval_steps 2 --save_steps 2 --auto_precision False"
+)
 
 
 @pytest.fixture(scope="module")
@@ -195,17 +180,8 @@ def test_data_lists_shows_and_gives_a_template(capsys, trained, tmp_path):
 
 
 def test_a_run_with_other_settings_is_named(capsys, trained):
-    argv = [
-        "pretrain",
-        "--data",
-        trained.parent / "text.txt",
-        "--output_dir",
-        trained,
-        *SMALL,
-        "--learning_rate",
-        "0.1",
-    ]
-    assert "learning_rate was 0.005, is 0.1" in complaint_of(capsys, *argv)
+    flags = ["--data", trained.parent / "text.txt", "--output_dir", trained, *SMALL, "--learning_rate", "0.1"]
+    assert "learning_rate was 0.005, is 0.1" in complaint_of(capsys, "pretrain", *flags)
 
 
 def test_compare_takes_the_runs_own_score_of_its_own_text(capsys, trained, text_file):
@@ -252,14 +228,7 @@ def test_evaluate_prints_one_json_object(capsys, trained, text_file):
     capsys.readouterr()
     assert main(["evaluate", str(trained), "--data", str(text_file), "--json"]) == 0
     metrics = json.loads(capsys.readouterr().out)
-    assert metrics.keys() >= {
-        "loss",
-        "perplexity",
-        "token_accuracy",
-        "bits_per_byte",
-        "word_perplexity",
-        "unk_rate",
-    }
+    assert metrics.keys() >= {"loss", "perplexity", "token_accuracy", "bits_per_byte", "word_perplexity", "unk_rate"}
     assert metrics["bytes"] == len(text_file.read_bytes())
 
 
@@ -318,27 +287,10 @@ def test_help_and_version(capsys):
 
 def test_flags_equal_keywords():
     """One dataclass: what the flags build is what the keywords build, for every kind of field."""
-    argv = [
-        "--max_length",
-        "64",
-        "--tokenizer",
-        "byte",
-        "--no_carry_context",
-        "--learning_rate",
-        "1e-3",
-        "--num_parameters",
-        "900000",
-        "--seed",
-        "3",
-    ]
-    parsed = parse_stage(PretrainArguments, PRESETS, "newllm pretrain", argv)
+    argv = "--max_length 64 --tokenizer byte --no_carry_context --learning_rate 1e-3 --num_parameters 900000 --seed 3"
+    parsed = parse_stage(PretrainArguments, PRESETS, "newllm pretrain", shlex.split(argv))
     built = PretrainArguments(
-        max_length=64,
-        tokenizer="byte",
-        carry_context=False,
-        learning_rate=1e-3,
-        num_parameters=900_000,
-        seed=3,
+        max_length=64, tokenizer="byte", carry_context=False, learning_rate=1e-3, num_parameters=900_000, seed=3
     )
     for field in dataclasses.fields(PretrainArguments):
         if field.init and field.name not in ("logging_dir", "run_name"):
@@ -360,18 +312,9 @@ def test_a_flag_wins_over_its_preset():
 
 def test_ctrl_c_saves_and_exits_with_130(text_file, tmp_path):
     folder = tmp_path / "run"
-    argv = [
-        sys.executable,
-        "-m",
-        "newllm_lib",
-        "pretrain",
-        "--data",
-        str(text_file),
-        "--output_dir",
-        str(folder),
-        *SMALL,
-    ]
-    argv += ["--max_steps", "100000", "--eval_steps", "100000", "--save_steps", "100000"]
+    command = [sys.executable, "-m", "newllm_lib", "pretrain", "--data", str(text_file), "--output_dir", str(folder)]
+    endless = ["--max_steps", "100000", "--eval_steps", "100000", "--save_steps", "100000"]
+    argv = [*command, *SMALL, *endless]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     deadline = time.monotonic() + 90
     while not (folder / "metrics.jsonl").exists() or (folder / "metrics.jsonl").read_text().count("\n") < 2:

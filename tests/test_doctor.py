@@ -11,11 +11,12 @@ from packaging.version import Version
 
 from newllm_lib import doctor as module
 from newllm_lib.data.sources import HubProblem
-from newllm_lib.doctor import TESTED, doctor, of_memory, of_the_device, of_the_disk, of_version
+from newllm_lib.doctor import PACKAGES, PYTHON, doctor, of_space, of_the_device, of_version
 from newllm_lib.errors import CODES
 from newllm_lib.training.device import Device
 
 ROOT = Path(__file__).parents[1]
+BOUNDS = {"Python": PYTHON, **{package: entry[:2] for package, entry in PACKAGES.items()}}
 
 
 def found(findings, subject):
@@ -50,12 +51,13 @@ def test_without_a_gpu_it_says_where_there_is_one(monkeypatch):
 
 def test_little_memory_and_little_disk_are_remarks(monkeypatch, tmp_path):
     gb = 2**30
-    assert of_memory(SimpleNamespace(available=1 * gb, total=12 * gb)).code == "NL-103"
-    assert of_memory(SimpleNamespace(available=9 * gb, total=12 * gb)).status == "ok"
-    for free, status, code in ((1 * gb, "note", "NL-104"), (50 * gb, "ok", "")):
-        monkeypatch.setattr(module.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
-        finding = of_the_disk(tmp_path / "not" / "there" / "yet")
-        assert (finding.status, finding.code) == (status, code)
+    for free, status, codes in ((1 * gb, "note", ["NL-103", "NL-104"]), (9 * gb, "ok", ["", ""])):
+        memory, disk = SimpleNamespace(available=free, total=12 * gb), SimpleNamespace(free=free)
+        monkeypatch.setattr(module.psutil, "virtual_memory", lambda memory=memory: memory)
+        monkeypatch.setattr(module.shutil, "disk_usage", lambda path, disk=disk: disk)
+        findings = of_space(tmp_path / "not" / "there" / "yet")
+        assert [finding.status for finding in findings] == [status, status]
+        assert [finding.code for finding in findings] == codes
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_little_memory_and_little_disk_are_remarks(monkeypatch, tmp_path):
     [
         ("torch", "2.5.1", "fail"),
         ("torch", "2.11.0+cu128", "ok"),
-        ("torch", TESTED["torch"][1] + "+cpu", "ok"),
+        ("torch", PACKAGES["torch"][1] + "+cpu", "ok"),
         ("torch", "99.0", "note"),
         ("transformers", "4.57.0", "fail"),
         ("ipywidgets", "7.7.1", "ok"),
@@ -74,7 +76,7 @@ def test_little_memory_and_little_disk_are_remarks(monkeypatch, tmp_path):
     ],
 )
 def test_versions_are_held_against_the_tested_ones(name, version, status):
-    finding = of_version(name, version)
+    finding = of_version(name, version, *BOUNDS[name])
     assert (finding.value, finding.status) == (version, status)
     assert finding.code == ("" if status == "ok" else "NL-102") and finding.advice
 
@@ -82,15 +84,16 @@ def test_versions_are_held_against_the_tested_ones(name, version, status):
 def test_the_bounds_are_those_of_setup_and_of_the_constraints():
     asked = {r.name: str(r.specifier).removeprefix(">=") for r in map(Requirement, requires("newllm"))}
     pinned = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
-    for package, (least, newest) in TESTED.items():
-        if package != "Python":
-            assert least == asked[package] and newest == pinned[package], package
+    for package, (least, newest, *_) in PACKAGES.items():
+        assert least == asked[package] and newest == pinned[package], package
     setup = (ROOT / "setup.py").read_text()
-    assert TESTED["Python"][0] == re.search(r'python_requires=">=(.+?)"', setup)[1]
+    assert PYTHON[0] == re.search(r'python_requires=">=(.+?)"', setup)[1]
     for image in (ROOT.parent / "shared" / "colab").glob("freeze-*-gpu.txt"):
         pins = dict(re.findall(r"^([\w.-]+)==(\S+)", image.read_text(), re.MULTILINE))
-        for package in TESTED.keys() & pins.keys():
-            assert of_version(package, pins[package]).status == "ok", f"{image.name}: {package} {pins[package]}"
+        for package in PACKAGES.keys() & pins.keys():
+            assert of_version(package, pins[package], *BOUNDS[package]).status == "ok", (
+                f"{image.name}: {package} {pins[package]}"
+            )
             assert Version(pins[package]).public
 
 

@@ -149,14 +149,7 @@ def test_installing_on_the_image_replaces_nothing(image, tmp_path):
     report = tmp_path / "report.json"
     asked = [f"{r.name}{r.specifier}" for r in requirements_on(IMAGES[image], EXTRAS)]
     constraints = ["--constraint", str(IMAGE_LISTS[image]), "--find-links", str(tmp_path)]
-    foreign = [
-        "--python-version",
-        IMAGES[image],
-        "--only-binary",
-        ":all:",
-        "--target",
-        str(tmp_path / "site"),
-    ]
+    foreign = ["--python-version", IMAGES[image], "--only-binary", ":all:", "--target", str(tmp_path / "site")]
     pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--report", str(report)]
     result = subprocess.run(pip + foreign + constraints + asked, capture_output=True, text=True)
     if "connection broken" in result.stderr:

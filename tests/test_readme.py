@@ -3,6 +3,8 @@ another language says the same."""
 
 import re
 import shlex
+from functools import partial, wraps
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -54,10 +56,10 @@ def test_every_command_parses(line, tmp_path, monkeypatch):
     stages = [f"stages.{stage}" for stage in ("pretrain", "sft", "evaluate", "compare", "generate")]
     stages += ["adapters.qlora_lwf", "adapters.merge", "preferences.dpo", "preferences.sweep"]
     for stage in stages:
-        monkeypatch.setattr(f"newllm_lib.{stage}.{stage.split('.')[1]}", record)
+        module, name = import_module(f"newllm_lib.{stage}"), stage.split(".")[1]
+        monkeypatch.setattr(module, name, wraps(getattr(module, name))(partial(record)))
     monkeypatch.setattr("newllm_lib.stages.compare.comparison_table", lambda rows: "")
     monkeypatch.setattr("newllm_lib.stages.data.inspect_dataset", record)
-    monkeypatch.setattr("newllm_lib.stages.data.report_text", lambda report: "")
     monkeypatch.setattr("newllm_lib.stages.data.catalogue_text", lambda: calls.append("catalogue"))
     monkeypatch.setattr("newllm_lib.doctor.doctor", record)
     monkeypatch.setattr("newllm_lib.training.trained_model.open_model", record)

@@ -37,13 +37,8 @@ def test_a_sentence_is_printed_in_any_encoding(monkeypatch, encoding):
 
 
 def test_a_process_in_such_a_terminal_prints_its_help():
-    environment = os.environ | {
-        "PYTHONIOENCODING": "ascii",
-        "PYTHONUTF8": "0",
-        "LC_ALL": "C",
-        "PYTHONCOERCECLOCALE": "0",
-    }
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
     for command in ([], ["data"], ["dpo", "--help"]):
         argv = [sys.executable, "-m", "newllm_lib", *command]
-        done = subprocess.run(argv, env=environment, capture_output=True, check=False)
+        done = subprocess.run(argv, env=os.environ | ascii_only, capture_output=True, check=False)
         assert done.returncode == 0 and b"Traceback" not in done.stderr and len(done.stdout) > 500, done.stderr

@@ -1,6 +1,7 @@
 """The core lives without its wings: in a copy that lacks them everything else works, and their commands say so."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,18 +17,9 @@ WINGS = ("kernels", "adapters", "preferences", "colab")
 CORE_TESTS = ("stages/test_pretrain.py", "stages/test_sft.py", "evaluation", "models/test_modeling_newllm.py")
 # An editable installation finds whatever the copy lacks.
 ALONE = "import runpy, sys; sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in str(finder)]; "
-SMALL = [
-    "--num_parameters",
-    "30000",
-    "--max_steps",
-    "2",
-    "--per_device_train_batch_size",
-    "4",
-    "--max_length",
-    "16",
-    "--vocab_size",
-    "300",
-]
+SMALL = shlex.split(
+    "--num_parameters 30000 --max_steps 2 --per_device_train_batch_size 4 --max_length 16 --vocab_size 300"
+)
 
 
 @pytest.fixture(scope="module")

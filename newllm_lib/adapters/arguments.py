@@ -10,46 +10,37 @@ from ..errors import InputError
 from ..stages.sft import ConversationArguments
 from ..training.arguments import StageArguments, check_intervals, setting
 
-DEFAULT_DATASET = "alpaca"  # where neither a dataset nor a file is named
-
 
 @dataclass
 class AdapterArguments(StageArguments):
     """Settings of LoRA adapters on a pretrained model."""
 
+    model_type: ClassVar[str] = "tuned"  # what the run's curves and tables call the model
     refused: ClassVar[dict[str, str]] = StageArguments.refused | {
         "neftune_noise_alpha": "what the model is held to is the model itself, which would hear the noise, too"
     }
 
     model: str | None = setting(None, "What the adapters are trained on.", session=True)
-    lora_r: int = setting(8, "Rank of the adapters: how much they can learn.", group="Model", low=2, high=64, log=True)
-    lora_alpha: float = setting(16.0, "Adapters are scaled by alpha / rank.", group="Model", low=4, high=128, log=True)
+    lora_r: int = setting(8, "Rank of the adapters: how much they can learn.", "Model", low=2, high=64, log=True)
+    lora_alpha: float = setting(16.0, "Adapters are scaled by alpha / rank.", "Model", low=4, high=128, log=True)
     lora_target_modules: str = setting("all-linear", "Layers with adapters: all-linear, or names: q_proj,v_proj.")
     repetition_penalty: float = setting(
-        1.1, "Of the answers this model gives; above 1: fewer repetitions.", group="Answers", low=1.0, high=1.5
+        1.1, "Of the answers this model gives; above 1: fewer repetitions.", "Answers", low=1.0, high=1.5
     )
 
     def __post_init__(self):
         super().__post_init__()
-        check_intervals(self, ADAPTER_INTERVALS)
+        check_intervals(self, [("lora_r", 1, 1024), ("lora_alpha", 0, 4096), ("repetition_penalty", 0.5, 10.0)])
         if self.world_size > 1:
             raise InputError("adapters are trained in one process; start it without accelerate launch or torchrun.")
         if self.model is not None and Path(self.model).expanduser().is_dir():
             self.model = str(Path(self.model).expanduser().absolute())  # the finished run is opened from elsewhere
 
     @property
-    def model_type(self) -> str:
-        """What the run's curves and tables call the model."""
-        return "tuned"
-
-    @property
     def targets(self) -> str | list[str]:
         """`lora_target_modules` as PEFT takes it."""
         names = [name.strip() for name in self.lora_target_modules.split(",") if name.strip()]
         return names[0] if names == ["all-linear"] else names
-
-
-ADAPTER_INTERVALS = (("lora_r", 1, 1024), ("lora_alpha", 0, 4096), ("repetition_penalty", 0.5, 10.0))
 
 
 @dataclass
@@ -65,52 +56,48 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
     }
 
     model: str | None = setting(
-        None, "Id on the hub, a folder, or gemma-3-270m; none: Gemma-2B, offline Gemma 3 270M.", group="Model"
+        None, "Id on the hub, a folder, or gemma-3-270m; none: Gemma-2B, offline Gemma 3 270M.", "Model"
     )
-    load_in_4bit: bool = setting(True, "Hold the base in 4 bit (NF4): a quarter of the memory.", group="Model")
-    lora_dropout: float = setting(0.05, "Share of the adapters' inputs dropped.", group="Model", low=0.0, high=0.5)
-    rank_schedule: str | None = setting(
-        None, "A growing rank: 4,8,16 is a third of the run at each, in place of lora_r."
-    )
+    load_in_4bit: bool = setting(True, "Hold the base in 4 bit (NF4): a quarter of the memory.", "Model")
+    lora_dropout: float = setting(0.05, "Share of the adapters' inputs dropped.", "Model", low=0.0, high=0.5)
+    rank_schedule: str | None = setting(None, "A growing rank: 4,8,16 is a third of the run each, in place of lora_r.")
     distill_weight: float = setting(
-        0.5, "How strongly the base holds the model to what it knew; 0: not.", group="Forgetting", low=0.0, high=4.0
+        0.5, "How strongly the base holds the model to what it knew; 0: not.", "Forgetting", low=0.0, high=4.0
     )
     distill_weight_end: float | None = setting(None, "The weight at the end of the run, reached in a straight line.")
     temperature: float = setting(
-        1.0, "Softens both predictions before they are compared.", group="Forgetting", low=0.5, high=4.0
+        1.0, "Softens both predictions before they are compared.", "Forgetting", low=0.5, high=4.0
     )
     temperature_end: float | None = setting(None, "The temperature at the end of the run.")
     rehearsal_ratio: float = setting(
-        0.2, "Stretches of other text per example of the new task, every epoch.", group="Forgetting", low=0.0, high=1.0
+        0.2, "Stretches of other text per example of the new task, every epoch.", "Forgetting", low=0.0, high=1.0
     )
     rehearsal_data: str | None = setting(
-        None, "Text to rehearse; none: WikiText-2, offline ChitChat.", group="Forgetting", session=True
+        None, "Text to rehearse; none: WikiText-2, offline ChitChat.", "Forgetting", session=True
     )
     rehearsal_eval_data: str | None = setting(
-        None, "Text on which forgetting is measured; none: 5 %% of that to rehearse.", group="Forgetting", session=True
+        None, "Text on which forgetting is measured; none: 5 %% of that to rehearse.", "Forgetting", session=True
     )
     teacher: str | None = setting(None, "Another model (same tokenizer) to be held to, not the base.", session=True)
     teacher_on_cpu: bool = setting(False, "With --teacher: keep it in the CPU's memory.", session=True)
-    max_length: int = setting(512, "Tokens per example at most.", group="Data", low=64, high=2048, log=True)
+    max_length: int = setting(512, "Tokens per example at most.", "Data", low=64, high=2048, log=True)
     output_dir: str = setting("runs/qlora-lwf", "Folder of the run: settings, adapters, checkpoints, curves.")
-    learning_rate: float = setting(2e-4, "Peak learning rate.", group="Training", low=1e-5, high=1e-2, log=True)
-    per_device_train_batch_size: int = setting(
-        4, "Examples per forward pass.", group="Training", low=1, high=64, log=True
-    )
-    gradient_accumulation_steps: int = setting(8, "Forward passes per update.", group="Training", low=1, high=64)
+    learning_rate: float = setting(2e-4, "Peak learning rate.", "Training", low=1e-5, high=1e-2, log=True)
+    per_device_train_batch_size: int = setting(4, "Examples per forward pass.", "Training", low=1, high=64, log=True)
+    gradient_accumulation_steps: int = setting(8, "Forward passes per update.", "Training", low=1, high=64)
     per_device_eval_batch_size: int = setting(4, "Rows per forward pass in evaluation.")
-    activation_checkpointing: bool = setting(True, "Compute a layer twice to hold less of it.", group="Training")
+    activation_checkpointing: bool = setting(True, "Compute a layer twice to hold less of it.", "Training")
     gradient_checkpointing: bool | None = setting(None, "The same by its older name, which wins if given.")
-    lr_scheduler_type: str = setting("linear", "How the learning rate changes over the run.", group="Training")
-    warmup_steps: float = setting(0.03, "Updates (or, below 1, share of them) of warm-up.", group="Training")
-    weight_decay: float = setting(0.0, "AdamW's weight decay.", group="Training", low=0, high=1.0)
+    lr_scheduler_type: str = setting("linear", "How the learning rate changes over the run.", "Training")
+    warmup_steps: float = setting(0.03, "Updates (or, below 1, share of them) of warm-up.", "Training")
+    weight_decay: float = setting(0.0, "AdamW's weight decay.", "Training", low=0, high=1.0)
     max_eval_tokens: int = setting(20_000, "Held-out tokens of either kind scored at each evaluation.")
     max_test_tokens: int = setting(100_000, "Held-out tokens of either kind that both are scored on at the end.")
     eval_on_start: bool = setting(True, "Evaluate the base before the first update.")
 
     def __post_init__(self):
         if self.dataset is None and self.data is None:
-            self.dataset = DEFAULT_DATASET
+            self.dataset = "alpaca"
         # transformers 5.23 has new names for these; under both it finds them.
         if self.gradient_checkpointing is not None:
             self.activation_checkpointing = self.gradient_checkpointing
@@ -119,7 +106,10 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
         super().__post_init__()
         if self.rank_schedule is not None:
             self.lora_r = self.ranks[-1]
-        check_intervals(self, INTERVALS)
+        check_intervals(self, [
+            ("lora_dropout", 0.0, 0.99), ("distill_weight", 0.0, 1000.0), ("distill_weight_end", 0.0, 1000.0),
+            ("rehearsal_ratio", 0.0, 100.0), ("label_smoothing_factor", 0.0, 0.99),
+        ])  # fmt: skip
         if self.teacher_on_cpu and self.teacher is None:
             raise InputError("teacher_on_cpu is for another model than the base; add --teacher.")
 
@@ -144,10 +134,6 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
         return self.distill_weight > 0 or (self.distill_weight_end or 0) > 0
 
 
-INTERVALS = (
-    ("lora_dropout", 0.0, 0.99), ("distill_weight", 0.0, 1000.0), ("distill_weight_end", 0.0, 1000.0),
-    ("rehearsal_ratio", 0.0, 100.0), ("label_smoothing_factor", 0.0, 0.99),
-)  # fmt: skip
 # Named sets of values. `published` is the usual recipe.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, auth_check
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..data.files import content_hash
 from ..data.sources import TIMEOUT_SECONDS, HubProblem, problem_of
 from ..errors import InputError
 from ..models.adjust import set_dropout
-from ..models.frozen_head import plain_model, split_head
+from ..models.frozen_head import blocks_of_logits, split_head
 from ..training.checkpoint import REFERENCE_FOLDER, check_version, has_adapters
 from ..training.device import Device, autocast_dtype, find_device
 from ..training.trained_model import (
@@ -94,14 +93,12 @@ def _in_folder(folder: Path) -> BaseModel:
     problem = f"model {str(folder)!r} holds adapters and not a whole model; write one with newllm merge and name that."
     if has_adapters(folder):
         raise InputError(problem, "NL-404")
-    weights = sorted(folder.glob("*.safetensors"))
     if missing := [name for name in ("config.json", "tokenizer.json", "*.safetensors") if not any(folder.glob(name))]:
         lacks = f"model folder {str(folder)!r} lacks {', '.join(missing)}"
         raise InputError(f"{lacks}; name the folder of a causal language model.", "NL-404")
     check_version(folder)
     with reading(folder, "weights"):
-        weight_files(folder)
-    digest = " ".join(content_hash(path)[:16] for path in weights)
+        digest = " ".join(content_hash(path)[:16] for path in weight_files(folder))
     return BaseModel(folder.name, str(folder), f"folder {digest}", "as the model's owner says")
 
 
@@ -156,11 +153,32 @@ def open_to_tune(base: BaseModel, stage: str, four_bit: bool, device: Device, dt
     at the start both have to say the same. Raises InputError: it cannot be loaded, or not be tuned by `stage`."""
     model = open_base(base, four_bit, device, dtype)
     set_dropout(model, 0.0)
-    try:
-        check_split(model)
-    except ValueError as error:
-        raise InputError(f"model {base.path!r} cannot be tuned by {stage}: {error}") from error
+    if problem := unlike_its_head(model):
+        raise InputError(f"model {base.path!r} cannot be tuned by {stage}: {type(model).__name__} {problem}.")
     return model
+
+
+@torch.no_grad()
+def unlike_its_head(model: PreTrainedModel) -> str:
+    """What a model has whose logits are not what its head makes of its last hidden states, such as one that scales
+    them: a loss without logits would be another one. "" for all others."""
+    if model.get_output_embeddings() is None:
+        return "has no language-modelling head"
+    if not isinstance(model.base_model, PreTrainedModel):
+        return "has no network of its own below its head"
+    was_training = model.training
+    model.eval()
+    decoder, head = split_head(model)
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(0, len(head.weight), (1, PROBE_TOKENS), generator=generator).to(model.device)
+    hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state[0]
+    logits = model(input_ids=input_ids, use_cache=False).logits[0].float()
+    model.train(was_training)
+    if hidden.shape[-1] == head.weight.shape[1]:
+        ours = torch.cat(blocks_of_logits(hidden.to(head.weight.dtype), head, torch.float32), dim=1)
+        if float((ours - logits).abs().max()) <= TOLERANCE * float(logits.abs().max()):
+            return ""
+    return "does more between its last hidden states and its logits than a linear head with soft-capping"
 
 
 def _local(base: BaseModel) -> str:
@@ -185,34 +203,3 @@ def open_adapted(
     # How its answers are made is of the run, too, and not of the base.
     model.generation_config = adapted.generation_config = read_generation(folder)
     return adapted
-
-
-@torch.no_grad()
-def check_split(model: nn.Module) -> None:
-    """Raises ValueError for a model whose logits are not what its head makes of its last hidden states, such as one
-    that scales them: a loss without logits would be another one."""
-    plain = plain_model(model)
-    if plain.get_output_embeddings() is None:
-        raise ValueError(f"{type(plain).__name__} has no language-modelling head.")
-    if not isinstance(plain.base_model, PreTrainedModel):
-        raise ValueError(f"{type(plain).__name__} has no network of its own below its head.")
-    was_training = model.training
-    model.eval()
-    generator = torch.Generator().manual_seed(0)
-    types = plain.get_output_embeddings().weight.shape[0]
-    input_ids = torch.randint(0, types, (1, PROBE_TOKENS), generator=generator).to(plain.device)
-    decoder, head = split_head(model)
-    hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state[0]
-    logits = model(input_ids=input_ids, use_cache=False).logits[0].float()
-    model.train(was_training)
-    same = hidden.shape[-1] == head.weight.shape[1]
-    if same:
-        ours = nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias).float()
-        if head.softcap is not None:
-            ours = head.softcap * torch.tanh(ours / head.softcap)
-        same = float((ours - logits).abs().max()) <= TOLERANCE * float(logits.abs().max())
-    if not same:
-        raise ValueError(
-            f"{type(plain).__name__} does more between its last hidden states and its logits than a linear head with "
-            "soft-capping."
-        )

@@ -26,11 +26,11 @@ def replies_before_and_after(
     """What the base and the tuned model answer: {"answers": [{"prompt", "before", "after"}, ...],
     "ended_by_themselves": {"before": how many, "after": how many}}."""
     with adapters_off(model):
-        replies = {"before": reply_to_each(model, tokenizer, prompts, max_new_tokens)}
-    replies["after"] = reply_to_each(model, tokenizer, prompts, max_new_tokens)
-    texts = zip(prompts, *([text for text, _ in those] for those in replies.values()), strict=True)
-    answers = [dict(zip(("prompt", *replies), answered, strict=True)) for answered in texts]
-    ended = {name: sum(end for _, end in those) for name, those in replies.items()}
+        before = reply_to_each(model, tokenizer, prompts, max_new_tokens)
+    after = reply_to_each(model, tokenizer, prompts, max_new_tokens)
+    replies = zip(prompts, before, after, strict=True)
+    answers = [{"prompt": prompt, "before": old, "after": new} for prompt, (old, _), (new, _) in replies]
+    ended = {"before": sum(end for _, end in before), "after": sum(end for _, end in after)}
     return {"answers": answers, "ended_by_themselves": ended}
 
 
@@ -45,16 +45,14 @@ def reply_to_each(
     # In a model with few positions the prompt gives way; New-LLM has none.
     window = getattr(model.config, "max_position_embeddings", max(map(len, rows)) + max_new_tokens)
     rows = [row[-max(window - max_new_tokens, 1) :] for row in rows]
-    length = max(map(len, rows))
-    padding = [length - len(row) for row in rows]
-    padded = [[tokenizer.pad_token_id] * n + row for n, row in zip(padding, rows, strict=True)]
+    padded = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt").to(model.device)
+    length = padded["input_ids"].shape[1]
     model.eval()
     # The last position of several rows is a slice with gaps, for which torch would copy the head once a row: 1.7 GB for
     # five of Gemma 3 270M, 5 GB of Gemma-2B.
     with model.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0].contiguous(),)):
         made = model.generate(
-            input_ids=torch.tensor(padded, device=model.device),
-            attention_mask=torch.tensor([[0] * n + [1] * (length - n) for n in padding], device=model.device),
+            **padded,
             max_new_tokens=min(max_new_tokens, window - length),
             do_sample=False,
             eos_token_id=end_ids,

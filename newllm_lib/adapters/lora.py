@@ -131,16 +131,11 @@ def _adapter_config(folder: Path) -> LoraConfig:
     return config
 
 
-def rank_at(schedule: list[int], update: int, updates: int) -> int:
-    """The rank in use at an update of a run that spends equally long at every rank of `schedule`."""
-    return schedule[min(update * len(schedule) // max(updates, 1), len(schedule) - 1)]
-
-
 class RankSchedule(TrainerCallback):
     """Lets the rank grow while the run goes on, through the ranks of `schedule`, of which the last is the adapters'
     own. They have it from the start; beyond the rank in use, B stays zero and so what the model computes is that of a
     smaller adapter. To grow is to let go of the next columns of B: nothing jumps, and the optimizer's state, a
-    checkpoint and a resume need no care."""
+    checkpoint and a resume need no care. The run spends equally long at every rank."""
 
     def __init__(self, model: PeftModel, schedule: list[int]):
         self.schedule = schedule
@@ -154,7 +149,8 @@ class RankSchedule(TrainerCallback):
         return gradient * (torch.arange(gradient.shape[1], device=gradient.device) < self.rank)
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.rank = rank_at(self.schedule, state.global_step, state.max_steps)
+        part = state.global_step * len(self.schedule) // max(state.max_steps, 1)
+        self.rank = self.schedule[min(part, len(self.schedule) - 1)]
 
 
 def save_generation_settings(

@@ -44,6 +44,13 @@ class LwfLoss(NamedTuple):
     kl: torch.Tensor  # KL(teacher || student) of the softened predictions; zero without a teacher
 
 
+class Options(NamedTuple):
+    distill_weight: float
+    temperature: float
+    label_smoothing: float
+    trains: bool  # a gradient is wanted
+
+
 def lwf_loss(
     hidden: torch.Tensor,
     head: Head,
@@ -69,29 +76,29 @@ def lwf_loss(
     """
     models = checked_models(hidden, head, labels, teacher_hidden, teacher_head)
     trains = torch.is_grad_enabled() and hidden.requires_grad
+    options = Options(distill_weight, temperature, label_smoothing, trains)
     with torch.autocast(hidden.device.type, enabled=False):
-        return LwfLoss(*ChunkedLwf.apply(trains, hidden, labels, models, distill_weight, temperature, label_smoothing))
+        return LwfLoss(*ChunkedLwf.apply(hidden, labels, models, options))
 
 
 class ChunkedLwf(torch.autograd.Function):
     """The gradient is made in the forward pass, for the sum of the losses, and scaled in the backward pass."""
 
     @staticmethod
-    def forward(ctx, trains, hidden, labels, models, distill_weight, temperature, label_smoothing):
+    def forward(ctx, hidden, labels, models, options):
         task, kl = (torch.zeros((), dtype=models[0].sum_dtype, device=hidden.device) for _ in range(2))
-        grad = torch.empty(hidden.shape, dtype=task.dtype, device=hidden.device) if trains else None
-        options = distill_weight, temperature, label_smoothing
+        grad = torch.empty(hidden.shape, dtype=task.dtype, device=hidden.device) if options.trains else None
         by_kernel = kernel_for(models) is not None
         of_chunk = loss_of_chunk_by_kernel if by_kernel else loss_of_chunk
         for tokens in chunks(models, len(labels), rows_by_kernel(models) if by_kernel else None):
-            chunk_nats, chunk_kl, chunk_grad = of_chunk(models, labels, tokens, *options, trains)
+            chunk_nats, chunk_kl, chunk_grad = of_chunk(models, labels, tokens, options)
             task += chunk_nats.sum()
             kl += chunk_kl.sum()
-            if trains:
+            if options.trains:
                 grad[tokens] = chunk_grad
         ctx.gradient, ctx.dtype = grad, hidden.dtype
         ctx.mark_non_differentiable(task, kl)
-        return task + distill_weight * temperature**2 * kl, task, kl
+        return task + options.distill_weight * options.temperature**2 * kl, task, kl
 
     @staticmethod
     @once_differentiable
@@ -99,19 +106,14 @@ class ChunkedLwf(torch.autograd.Function):
         if ctx.gradient is None:
             raise RuntimeError("lwf_loss can go backward once: its gradient was handed over.")
         gradient, ctx.gradient = ctx.gradient, None
-        return None, gradient.mul_(grad_total).to(ctx.dtype), None, None, None, None, None
+        return gradient.mul_(grad_total).to(ctx.dtype), None, None, None
 
 
 def loss_of_chunk(
-    models: list[Model],
-    labels: torch.Tensor,
-    tokens: slice,
-    distill_weight: float,
-    temperature: float,
-    label_smoothing: float,
-    trains: bool,
+    models: list[Model], labels: torch.Tensor, tokens: slice, options: Options
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """For every token: cross-entropy [n], KL [n], and, if it trains, the gradient of total by hidden [n, H]."""
+    distill_weight, temperature, label_smoothing, trains = options
     count = tokens.stop - tokens.start
     head, dtype = models[0].head, models[0].dtype
     labels = padded(labels[tokens], models)
@@ -164,13 +166,7 @@ def rows_by_kernel(models: list[Model]) -> int:
 
 
 def loss_of_chunk_by_kernel(
-    models: list[Model],
-    labels: torch.Tensor,
-    tokens: slice,
-    distill_weight: float = 0.0,
-    temperature: float = 1.0,
-    label_smoothing: float = 0.0,
-    trains: bool = False,
+    models: list[Model], labels: torch.Tensor, tokens: slice, options: Options
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """`loss_of_chunk` with few launches, on logits as the products leave them."""
     rows, heads = [model.hidden[tokens].to(model.dtype) for model in models], [model.head for model in models]
@@ -180,9 +176,8 @@ def loss_of_chunk_by_kernel(
         both = [functional.linear(part, head.weight, head.bias) for part, head in zip(rows, heads, strict=True)]
         student, teacher = both[0], both[1] if len(both) == 2 else None
     softcaps = heads[0].softcap, heads[-1].softcap
-    options = softcaps, distill_weight, temperature, label_smoothing, trains
-    nats, kl = kernel_for(models).losses_of_logits(student, teacher, labels[tokens], *options)
-    if not trains:
+    nats, kl = kernel_for(models).losses_of_logits(student, teacher, labels[tokens], softcaps, *options)
+    if not options.trains:
         return nats, kl, None
     grad = torch.zeros(rows[0].shape, device=nats.device)
     for begin in range(0, student.shape[1], GPU_TYPES_PER_BLOCK):

@@ -10,7 +10,7 @@ Dimensions: B rows (the micro-batch), T tokens, H hidden, L layers.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import InputError
 from ..models.frozen_head import CHUNK_ELEMENTS
-from ..training.device import GB
+from ..training.device import GB, find_device
+from .arguments import QloraLwfArguments
 
 FP32 = 4  # bytes
 USABLE_SHARE = 0.9  # of the device; CUDA itself takes some 0.6 GB, and the allocator's pieces do not all fit
@@ -67,32 +68,14 @@ def model_sizes(config: PreTrainedConfig) -> ModelSizes:
     return ModelSizes(linear, max(norms.values(), default=0), others, config.hidden_size, heads)
 
 
-def memory_budget(
-    sizes: ModelSizes,
-    *,
-    rank: int,
-    target_modules: str | Sequence[str],
-    micro_batch: int,
-    max_length: int,
-    quantized: bool,
-    distills: bool,
-    gradient_checkpointing: bool,
-    compute_bytes: int,
-) -> dict[str, int]:
-    """Bytes on the GPU while adapters train, by what they are for.
-
-    Args:
-        rank: of the LoRA adapters.
-        target_modules: as peft takes them: "all-linear", a pattern of names, or a list of their last parts.
-        micro_batch, max_length: rows and tokens per row of one forward pass.
-        quantized: the linear layers but the head are NF4 with double quantisation.
-        distills: a second forward pass, with the adapters off, is the teacher.
-        compute_bytes: per number in autocast's dtype, which is also that of the weights that are not quantised.
-    """
+def memory_budget(args: QloraLwfArguments, sizes: ModelSizes, micro_batch: int, max_length: int) -> dict[str, int]:
+    """Bytes on the GPU while adapters train with these settings, but with `micro_batch` rows of `max_length` tokens in
+    a forward pass, by what they are for. What is not quantised is in the dtype of autocast, and so are products."""
+    rank, quantized, compute_bytes = args.lora_r, args.load_in_4bit, args.compute_dtype.itemsize
     tokens = micro_batch * max_length
     hidden = tokens * sizes.hidden  # numbers of one [B, T, H]
     scores = FP32 * tokens * sizes.heads * max_length  # one [B, heads, T, T]
-    targets = {layer.name for layer in sizes.linear if is_target(layer.name, target_modules)}
+    targets = {layer.name for layer in sizes.linear if is_target(layer.name, args.targets)}
     adapters = rank * sum(layer.inputs + layer.outputs for layer in sizes.linear if layer.name in targets)
     largest = max(layer.weights for layer in sizes.linear)
 
@@ -117,24 +100,22 @@ def memory_budget(
         "embeddings, norms, biases": sizes.other_parameters * compute_bytes,
         # In fp32 they, their gradients and AdamW's two moments; autocast keeps a copy.
         "adapters": (4 * FP32 + compute_bytes) * adapters,
-        "layer inputs": len(blocks) * hidden * compute_bytes if gradient_checkpointing else 0,
-        "layers' activations": max(kept_by_block) if gradient_checkpointing else sum(kept_by_block),
+        "layer inputs": len(blocks) * hidden * compute_bytes if args.activation_checkpointing else 0,
+        "layers' activations": max(kept_by_block) if args.activation_checkpointing else sum(kept_by_block),
         # Two gradients as wide as the MLP. Attention goes backward when the MLP's gate, up and product are already
         # free: two gradients of scores beside the softmax.
         "gradients in flight": max(2 * wide, 3 * scores - 3 * wide),
         # The largest, and its scales in fp32.
         "a dequantised weight": largest * compute_bytes + 2 * FP32 * math.ceil(largest / 64) if quantized else 0,
         # Student, its gradient and teacher; in fp32 the gradient and the last norm.
-        "hidden states for the loss": ((2 + distills) * compute_bytes + 2 * FP32) * hidden,
+        "hidden states for the loss": ((2 + args.distills) * compute_bytes + 2 * FP32) * hidden,
         "the loss's logits": FP32 * CHUNK_ELEMENTS,  # of both models together and whatever the vocabulary
     }
 
 
-def is_target(name: str, target_modules: str | Sequence[str]) -> bool:
-    """Whether peft puts an adapter on this linear layer."""
-    if isinstance(target_modules, str):
-        return target_modules == "all-linear" or bool(re.fullmatch(target_modules, name))
-    return any(name == target or name.endswith("." + target) for target in target_modules)
+def is_target(name: str, targets: str | Sequence[str]) -> bool:
+    """Whether PEFT puts an adapter on this linear layer; `targets` as `AdapterArguments.targets` has them."""
+    return targets == "all-linear" or any(name == target or name.endswith("." + target) for target in targets)
 
 
 def nf4_bytes(weights: int) -> int:
@@ -144,24 +125,20 @@ def nf4_bytes(weights: int) -> int:
     return math.ceil(weights / 2) + blocks + FP32 * (math.ceil(blocks / 256) + 16 + 256 + 1)
 
 
-def check_fits(
-    memory_bytes: float,
-    bytes_of: Callable[[int, int], int],
-    micro_batch: int,
-    accumulation: int,
-    max_length: int,
-) -> None:
-    """Refuse a setting that does not fit into the device's memory.
+def check_memory(args: QloraLwfArguments, sizes: ModelSizes) -> None:
+    """Raises InputError for settings that do not fit into the GPU's memory: what they need, what there is, and the
+    nearest ones that fit. These have as many rows per update: the micro-batch gives way first, which costs time only,
+    and then the length."""
+    memory_gb = find_device(args.use_cpu).memory_gb
+    if memory_gb is None:
+        return
 
-    Args:
-        bytes_of: what a (micro_batch, max_length) needs.
+    def needed_gb(rows: int, length: int) -> float:
+        return sum(memory_budget(args, sizes, rows, length).values()) / GB
 
-    Raises:
-        InputError: naming the setting, what it needs, what there is, and the nearest setting that fits. It has as many
-            rows per update: the micro-batch gives way first, which costs time only, and then the length.
-    """
-    usable, needed = USABLE_SHARE * memory_bytes, bytes_of(micro_batch, max_length)
-    if needed <= usable:
+    micro_batch, max_length = args.per_device_train_batch_size, args.max_length
+    usable_gb, asked_gb = USABLE_SHARE * memory_gb, needed_gb(micro_batch, max_length)
+    if asked_gb <= usable_gb:
         return
     lengths = [max_length]
     while lengths[-1] > SHORTEST:
@@ -169,15 +146,15 @@ def check_fits(
     divisors = [rows for rows in range(micro_batch, 0, -1) if micro_batch % rows == 0]
     settings = ((rows, length) for length in lengths for rows in divisors)
     remedy = f"not even one row of {lengths[-1]} tokens fits; choose a smaller --model."
-    if nearest := next((setting for setting in settings if bytes_of(*setting) <= usable), None):
+    if nearest := next((setting for setting in settings if needed_gb(*setting) <= usable_gb), None):
         rows, length = nearest
         remedy = (
             f"the nearest setting that fits is --per_device_train_batch_size {rows} --gradient_accumulation_steps "
-            f"{accumulation * micro_batch // rows} --max_length {length}."
+            f"{args.gradient_accumulation_steps * micro_batch // rows} --max_length {length}."
         )
     raise InputError(
-        f"per_device_train_batch_size {micro_batch} with gradient_accumulation_steps {accumulation} and max_length "
-        f"{max_length} needs about {needed / GB:.1f} GB, but {usable / GB:.1f} of the device's {memory_bytes / GB:.1f} "
-        f"GB may be used: {remedy}",
+        f"per_device_train_batch_size {micro_batch} with gradient_accumulation_steps "
+        f"{args.gradient_accumulation_steps} and max_length {max_length} needs about {asked_gb:.1f} GB, but "
+        f"{usable_gb:.1f} of the device's {memory_gb:.1f} GB may be used: {remedy}",
         "NL-105",
     )

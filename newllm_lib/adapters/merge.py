@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..training.checkpoint import RESULTS_FILE, SETTINGS_FILE, has_adapters
-from ..training.disk import PARTIAL, discard, saying, temporary
-from ..training.trained_model import open_model, run_folder
+from ..training.checkpoint import RESULTS_FILE, SETTINGS_FILE, check_model_folder, has_adapters
+from ..training.disk import PARTIAL, saying, temporary
+from ..training.trained_model import open_model
 
 KEPT_FILES = (SETTINGS_FILE, RESULTS_FILE, "README.md", "generation_config.json")
 
@@ -25,7 +25,7 @@ def merge(path: str | Path, output_dir: str | Path, base: str | None = None) -> 
     Raises:
         InputError: `path` holds no adapters, or `output_dir` is in use or cannot be written to.
     """
-    folder, target = run_folder(path), Path(output_dir).expanduser()
+    folder, target = check_model_folder(path), Path(output_dir).expanduser()
     if not has_adapters(folder):
         raise InputError(f"{str(path)!r} holds a whole model, no adapters: there is nothing to merge.")
     partial = temporary(target, PARTIAL)
@@ -33,7 +33,7 @@ def merge(path: str | Path, output_dir: str | Path, base: str | None = None) -> 
     with saying(*refused):
         if target.exists():
             raise InputError(f"output_dir {str(output_dir)!r} exists; choose another --output_dir.")
-        discard(partial)  # of a process that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         partial.mkdir(parents=True)
     try:
         trained = open_model(folder, base, unpack=True)
@@ -47,6 +47,6 @@ def merge(path: str | Path, output_dir: str | Path, base: str | None = None) -> 
                     shutil.copy2(folder / name, partial / name)
             os.replace(partial, target)
     finally:
-        discard(partial)
+        shutil.rmtree(partial, ignore_errors=True)
     logger.info("Merged: a plain model of %s parameters is in %s.", f"{plain.num_parameters():,}", target)
     return target

@@ -24,7 +24,7 @@ from ..data.text import IGNORED, Text, TextCounts, TextPiece, tokenized_pieces
 from ..errors import InputError
 
 PARAGRAPH_CHARACTERS = 400
-FORMAT_VERSION = 2  # part of the cache key: raise it when examples are made otherwise
+FORMAT_VERSION = 3  # part of the cache key: raise it when examples are made otherwise
 FEATURES = datasets.Features(
     {"input_ids": datasets.Sequence(datasets.Value("int32")), "supervised": datasets.Sequence(datasets.Value("bool"))}
 )
@@ -113,6 +113,10 @@ class ExampleMix(ConcatDataset):
         self.num_new, self.num_rehearsal = len(new), len(self) - len(new)
         self.lengths = np.concatenate([pc.list_value_length(part.data.column("input_ids")) for part in self.datasets])
 
+    def rehearsed(self, ratio: float) -> int:
+        """Examples to rehearse in an epoch, for `ratio` of them per example of the new task."""
+        return round(ratio * self.num_new) if self.num_rehearsal else 0
+
 
 class MixSampler(Sampler[int]):
     """Every epoch: all examples of the new task, and `ratio` times as many to rehearse, shuffled by seed and epoch, so
@@ -122,7 +126,7 @@ class MixSampler(Sampler[int]):
 
     def __init__(self, mix: ExampleMix, ratio: float, batch: int, seed: int):
         self.mix, self.batch, self.seed, self.epoch = mix, batch, seed, 0
-        self.per_epoch = rehearsal_per_epoch(mix, ratio)
+        self.per_epoch = mix.rehearsed(ratio)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -145,11 +149,6 @@ class MixSampler(Sampler[int]):
         passes = range(first // count, (first + self.per_epoch - 1) // count + 1)
         orders = [np.random.default_rng((self.seed, number, 1)).permutation(count) for number in passes]
         return np.concatenate(orders)[first - passes.start * count :][: self.per_epoch]
-
-
-def rehearsal_per_epoch(mix: ExampleMix, ratio: float) -> int:
-    """Examples to rehearse in an epoch, for `ratio` of them per example of the new task."""
-    return round(ratio * mix.num_new) if mix.num_rehearsal else 0
 
 
 def collate_examples(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@ own base holds it to what it knew, and text of other kinds is rehearsed."""
 
 import dataclasses
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,16 @@ from ..data.text import EvaluationDocuments, Text, evaluation_documents, load_te
 from ..errors import InputError
 from ..models.adjust import set_dropout
 from ..models.frozen_head import adapters_off
-from ..training.device import GB, find_device
+from ..training.device import find_device
 from ..training.disk import write_json
 from ..training.run import PreparedRun, opened_run, prepare_once
-from ..training.trained_model import BaseModel, check_tokens_fit
+from ..training.trained_model import check_tokens_fit
 from .arguments import PRESETS, QloraLwfArguments
 from .base_model import base_config, find_base_model, open_base, open_to_tune, open_tokenizer
 from .forgetting import PROMPTS, replies_before_and_after
 from .lora import RankSchedule, add_adapters, save_generation_settings
-from .memory_budget import ModelSizes, check_fits, memory_budget, model_sizes
-from .mixture import ExampleMix, conversation_examples, in_paragraphs, rehearsal_per_epoch, text_examples
+from .memory_budget import check_memory, model_sizes
+from .mixture import ExampleMix, conversation_examples, in_paragraphs, text_examples
 from .trainer import LwfTrainer, SaveEveryEpoch
 
 __all__ = ["PRESETS", "QloraLwfArguments", "qlora_lwf"]
@@ -46,7 +45,11 @@ def prepare(args: QloraLwfArguments) -> PreparedLwf:
     """Load data and base, add the adapters; trains nothing. Raises InputError: anything about the input that would fail
     later."""
     prepared = prepare_data(args)
-    model = adapted_model(args, prepared.base)
+    check_memory(args, model_sizes(base_config(prepared.base)))
+    device = find_device(args.use_cpu)
+    model = open_to_tune(prepared.base, "qlora-lwf", args.load_in_4bit, device, args.compute_dtype)
+    set_seed(args.seed)  # of the adapters' first values
+    model = add_adapters(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.targets)
     check_tokens_fit(model, prepared.tokenizer, prepared.base.path)
     return dataclasses.replace(prepared, model=model)
 
@@ -69,47 +72,17 @@ def prepare_data(args: QloraLwfArguments) -> PreparedLwf:
     general = evaluation_documents(in_paragraphs(rehearsal.validation), tokenizer)
     if not general.documents:
         raise InputError(f"{general.origin} holds no tokens; give another --rehearsal_eval_data.", "NL-403")
-    mix = ExampleMix(new, stretches)
+    mix, bits = ExampleMix(new, stretches), "4 bit" if args.load_in_4bit else "full precision"
+    rehearsed = mix.rehearsed(args.rehearsal_ratio)
+    examples = mix.num_new + rehearsed
+    extent = (
+        f"{base.name} in {bits}, adapters of rank {args.lora_r}: {examples:,} examples an epoch, {rehearsed:,} of them "
+        f"rehearsed; {args.updates(examples)} updates, on {args.device}."
+    )
     remarks = tuple(filter(None, [base.note, rehearsal.note, replaced, *counts.remarks(args.max_length)]))
     held_out, general = (these.sample(args.max_test_tokens) for these in (documents, general))
-    run = splits, tokenizer, mix, counts, held_out, None, remarks, extent(args, mix, base), base
+    run = splits, tokenizer, mix, counts, held_out, None, remarks, extent, base
     return PreparedLwf(*run, rehearsal=rehearsal, general=general)
-
-
-def adapted_model(args: QloraLwfArguments, base: BaseModel) -> PreTrainedModel:
-    """The frozen base with adapters that do nothing yet. Raises InputError: the settings do not fit into the GPU's
-    memory, or not to the model."""
-    check_memory(args, model_sizes(base_config(base)))
-    device = find_device(args.use_cpu)
-    model = open_to_tune(base, "qlora-lwf", args.load_in_4bit, device, args.compute_dtype)
-    set_seed(args.seed)  # of the adapters' first values
-    return add_adapters(model, args.lora_r, args.lora_alpha, args.lora_dropout, args.targets)
-
-
-def check_memory(args: QloraLwfArguments, sizes: ModelSizes) -> None:
-    """Raises InputError for what does not fit into the GPU's memory, naming the nearest setting that fits."""
-    memory_gb = find_device(args.use_cpu).memory_gb
-    if memory_gb is not None:
-        asked = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.max_length
-        check_fits(memory_gb * GB, partial(gpu_bytes, args, sizes), *asked)
-
-
-def gpu_bytes(args: QloraLwfArguments, sizes: ModelSizes, micro_batch: int, max_length: int) -> int:
-    """What these settings need on a GPU, with another micro-batch and length."""
-    shape = {"micro_batch": micro_batch, "max_length": max_length, "rank": args.lora_r, "target_modules": args.targets}
-    how = {"quantized": args.load_in_4bit, "distills": args.distills, "compute_bytes": args.compute_dtype.itemsize}
-    parts = memory_budget(sizes, **shape, **how, gradient_checkpointing=args.activation_checkpointing)
-    return sum(parts.values())
-
-
-def extent(args: QloraLwfArguments, mix: ExampleMix, base: BaseModel) -> str:
-    """What is trained, and for how long."""
-    examples = mix.num_new + rehearsal_per_epoch(mix, args.rehearsal_ratio)
-    bits = "4 bit" if args.load_in_4bit else "full precision"
-    return (
-        f"{base.name} in {bits}, adapters of rank {args.lora_r}: {examples:,} examples an epoch, "
-        f"{examples - mix.num_new:,} of them rehearsed; {args.updates(examples)} updates, on {args.device}."
-    )
 
 
 def qlora_lwf(args: QloraLwfArguments, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
@@ -164,11 +137,11 @@ def before_and_after(prepared: PreparedLwf, trainer: LwfTrainer, folder: Path) -
     for name, documents in (("new_task", prepared.held_out), ("general_text", prepared.general)):
         tuned, divergence = trainer.score_with_kl(documents)
         with adapters_off(model):
-            before = dataclasses.asdict(trainer.score(documents))
-        after = {**dataclasses.asdict(tuned), "kl_to_base": divergence}
-        measured[name] = {"text": documents.origin, "before": before, "after": after}
-        bits = {f"bits_per_byte_{when}": measured[name][when]["bits_per_byte"] for when in ("before", "after")}
+            before = trainer.score(documents)
+        bits = {"bits_per_byte_before": before.bits_per_byte, "bits_per_byte_after": tuned.bits_per_byte}
         forgetting[name] = {**bits, "kl_to_base": divergence}
+        after = {**dataclasses.asdict(tuned), "kl_to_base": divergence}
+        measured[name] = {"text": documents.origin, "before": dataclasses.asdict(before), "after": after}
     replies = replies_before_and_after(model, prepared.tokenizer, PROMPTS, ANSWER_TOKENS)
     write_json(folder / FORGETTING_FILE, {**measured, **replies})
     metrics = {name: value for name, value in measured["new_task"]["after"].items() if name != "kl_to_base"}

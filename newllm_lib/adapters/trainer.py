@@ -40,7 +40,8 @@ class LwfTrainer(LanguageModelTrainer):
             self.teacher_head = replace(self.teacher_head, weight=weight, bias=bias)
         self.general_documents = general.sample(args.max_eval_tokens)
         # Since the last line of the log: task, KL, tokens. Where the loss is taken: nothing waits for a GPU.
-        self.sums = torch.zeros(3, dtype=sums_dtype(args.device), device=args.device)
+        exact = torch.float32 if args.device.type == "mps" else torch.float64  # as the device has it
+        self.sums = torch.zeros(3, dtype=exact, device=args.device)
         super().__init__(model, args, train_rows, documents, tokenizer, carry_context=False, **kwargs)
         self.data_collator = collate_examples
         self.model_accepts_loss_kwargs = True  # the loss divides by the tokens of the update
@@ -111,14 +112,12 @@ class LwfTrainer(LanguageModelTrainer):
         return {**super().scores(documents), **measured}
 
 
-def sums_dtype(device: torch.device) -> torch.dtype:
-    """The most exact one that the device has."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def rows_of(decoder: nn.Module, input_ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+def rows_of(
+    decoder: nn.Module, input_ids: torch.Tensor, chosen: torch.Tensor, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """The last hidden states [N, H] of the tokens with these numbers in the batch."""
-    return decoder(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1).index_select(0, chosen)
+    read = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return read.last_hidden_state.flatten(0, 1).index_select(0, chosen)
 
 
 def scheduled(start: float, end: float | None, state) -> float:

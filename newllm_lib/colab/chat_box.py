@@ -25,36 +25,28 @@ from .page.pieces import GRID, button, columns_html, download_html, html_widget,
 from .storage import on_colab
 
 INTERVAL_SECONDS = 0.1  # between two updates of the page
-LONG_REPLY, SHORT_REPLY = 200, 100  # tokens; the short one for two replies of a large model on a CPU
 NOBODY = "nobody else"
 DISCLAIMER = (
     "This is a small language model, no assistant: it has learned what conversations sound like. It knows no facts, "
     "cannot look anything up and does not know you. What it says may be wrong or senseless, and is nobody's opinion."
 )
-STOP_ON_COLAB = "To stop a reply: Runtime > Interrupt execution."
-TRANSCRIPT_FILE = "newllm-conversation.txt"
-REMARK = "Written by small language models; not to be relied on."
 
 
 class ChatBox:
-    """The box for the models in `folders` (or name -> folder). Of several models the user chooses one or two, each with
-    a conversation of its own. Without a `seed` replies are drawn otherwise every time."""
+    """The box for the models in `folders`, by name. The user chooses one or two of them, each with a
+    conversation of its own. Without a `seed` replies are drawn otherwise every time."""
 
-    max_new_tokens = LONG_REPLY
+    max_new_tokens = 200
 
-    def __init__(self, folders: Sequence[str | Path] | Mapping[str, str | Path], seed: int | None = None):
-        if not isinstance(folders, Mapping):
-            folders = {Path(folder).name: folder for folder in folders}
-        self.folders = dict(folders)
-        self.seed = seed
+    def __init__(self, folders: Mapping[str, str | Path], seed: int | None = None):
+        self.folders, self.seed = folders, seed
         self.chats: dict[str, Chat] = {}
         self.counts: dict[str, list[int]] = {}  # bytes held after each reply
         self.is_busy = self.is_stopped = False
         self.task: asyncio.Task | None = None
-        names = list(self.folders)
-        self.first = widgets.Dropdown(options=names, layout=widgets.Layout(width="150px"))
-        others = [NOBODY, *names]
-        self.second = widgets.Dropdown(options=others, value=[*names, NOBODY][1], layout=widgets.Layout(width="150px"))
+        names, narrow = list(self.folders), widgets.Layout(width="150px")
+        self.first = widgets.Dropdown(options=names, layout=narrow)
+        self.second = widgets.Dropdown(options=[NOBODY, *names], value=[*names, NOBODY][1], layout=narrow)
         self.choice = wrapping_row(widgets.HTML("<b>A</b>"), self.first, widgets.HTML("<b>B</b>"), self.second)
         self.choice.layout.display = None if len(names) > 1 else "none"
         self.text = widgets.Text(placeholder="Say something", layout=widgets.Layout(width="auto", flex="1 1 240px"))
@@ -64,7 +56,7 @@ class ChatBox:
         self.stop_button.disabled = True
         if on_colab():
             self.stop_button.layout.display = "none"
-            buttons.append(widgets.HTML(small_html(STOP_ON_COLAB)))
+            buttons.append(widgets.HTML(small_html("To stop a reply: Runtime > Interrupt execution.")))
         self.output, self.notice, self.remembered, self.picture, self.links = (html_widget() for _ in range(5))
         self.sampling = SamplingSliders(self.max_new_tokens)
         memories = Path(next(iter(self.folders.values()))).parent / "memories"
@@ -108,8 +100,7 @@ class ChatBox:
             await asyncio.sleep(0)
 
     def stop(self) -> None:
-        """What has been said so far is kept."""
-        self.is_stopped = True
+        self.is_stopped = True  # what has been said so far is kept
 
     def _exchange(self, said: str) -> Iterator[None]:
         """Say the same to all who are spoken to, and show the replies as they grow, a piece of each in turn."""
@@ -132,7 +123,6 @@ class ChatBox:
             self._show()
 
     def _stream(self, chats: dict[str, Chat], said: str) -> Iterator[None]:
-        before = {name: list(chat.messages) for name, chat in chats.items()}
         for chat in chats.values():
             chat.set_sampling(**self.sampling.values())
         replies = {name: chat.reply(said) for name, chat in chats.items()}
@@ -145,8 +135,8 @@ class ChatBox:
                     else:
                         texts[name] += piece
                 if going and time.monotonic() - shown_at >= INTERVAL_SECONDS:
-                    so_far = {n: {"role": "assistant", "content": t + " ▌" * (n in going)} for n, t in texts.items()}
-                    self._show_turns({n: [*before[n], {"role": "user", "content": said}, so_far[n]] for n in texts})
+                    so_far = {name: [{"role": "assistant", "content": texts[name] + " ▌"}] for name in going}
+                    self._show_turns({name: chat.messages + so_far.get(name, []) for name, chat in chats.items()})
                     shown_at = time.monotonic()
                 yield
         finally:
@@ -189,7 +179,7 @@ class ChatBox:
         self.remembered.value, self.links.value = memory_html(chats, self.counts), ""
         if any(chat.messages or chat.memory for chat in chats.values()):
             text = transcript_text(chats, self.sampling.sentence())
-            self.links.value = download_html(TRANSCRIPT_FILE, text, "Download this conversation")
+            self.links.value = download_html("newllm-conversation.txt", text, "Download this conversation")
         self.picture.value = pictures_html(chats) if self.memory.picture.value else ""
 
     def _show_turns(self, conversations: dict[str, Sequence[dict[str, str]]]) -> None:
@@ -204,18 +194,17 @@ class ChatBox:
 class SideBySide(ChatBox):
     """The same words to a tuned model and to its base, which is the same model with its adapters off."""
 
-    NAMES = ("base", "tuned")
-    max_new_tokens = SHORT_REPLY
+    max_new_tokens = 100  # of each of two replies of a large model, maybe on a CPU
 
-    def spoken_to(self) -> tuple[str, ...]:
-        return self.NAMES
+    def __init__(self, folder: str | Path, seed: int | None = None):
+        super().__init__({"base": folder, "tuned": folder}, seed)
+        self.choice.layout.display = "none"
 
     def open_chats(self) -> dict[str, Chat]:
         if not self.chats:
-            (folder,) = self.folders.values()
             clear_device_cache(garbage_collection=True)  # the model that was trained may still be there
-            trained = open_model(folder)
-            self.chats = {name: Chat(trained, seed=self.seed, base=name == "base") for name in self.NAMES}
+            trained = open_model(self.folders["tuned"])
+            self.chats = {name: Chat(trained, seed=self.seed, base=name == "base") for name in self.folders}
         return self.chats
 
 
@@ -233,7 +222,7 @@ def show_chat(folders: Sequence[str | Path], opening: str = "", before: Path | N
 @in_one_sentence()
 def show_side_by_side(folder: str | Path, opening: str = "") -> SideBySide:
     """Display base and tuned model side by side, with one exchange already made as in `show_chat`."""
-    box = _open(SideBySide([folder]), opening)
+    box = _open(SideBySide(folder), opening)
     say("Base and tuned model hear the same: type above, then Send. A small model is no assistant.")
     return box
 
@@ -250,7 +239,8 @@ def _open(box: ChatBox, opening: str) -> ChatBox:
 def transcript_text(chats: Mapping[str, Chat], drawn: str) -> str:
     """Every model's conversation, one after the other; `drawn` says how replies are drawn."""
     now = datetime.datetime.now(datetime.timezone.utc)
-    text = f"A conversation of {now:%Y-%m-%d %H:%M} UTC ({drawn}). {REMARK}\n"
+    text = f"A conversation of {now:%Y-%m-%d %H:%M} UTC ({drawn}). "
+    text += "Written by small language models; not to be relied on.\n"
     for name, chat in chats.items():
         text += f"\n== {name}\n"
         if chat.memory is not None:

@@ -47,14 +47,13 @@ class SamplingSliders:
         """What `Chat.set_sampling` takes: Colab's sliders have delivered 3.0 for 3, and 0.30000000000000004."""
         temperature, top_p = (float(f"{slider.value:.6g}") for slider in (self.temperature, self.top_p))
         penalty = float(self.penalty.value) or None  # AS_TRAINED
-        drawn = {"temperature": temperature, "top_p": top_p, "repetition_penalty": penalty}
-        return {"max_new_tokens": int(self.length.value), **drawn}
+        length = int(self.length.value)
+        return {"max_new_tokens": length, "temperature": temperature, "top_p": top_p, "repetition_penalty": penalty}
 
     def sentence(self) -> str:
-        values = self.values()
-        penalty = "as trained" if values["repetition_penalty"] is None else f"{values['repetition_penalty']:g}"
-        drawn = f"temperature {values['temperature']:g}, top-p {values['top_p']:g}"
-        return f"{drawn}, at most {values['max_new_tokens']} tokens, repetition penalty {penalty}"
+        length, temperature, top_p, penalty = self.values().values()
+        told = "as trained" if penalty is None else f"{penalty:g}"
+        return f"temperature {temperature:g}, top-p {top_p:g}, at most {length} tokens, repetition penalty {told}"
 
 
 def labelled(widget: widgets.Widget, label: str, text: str) -> widgets.Widget:
@@ -70,23 +69,6 @@ def spoken_name(name: str) -> str:
     return " ".join([TITLES.get(first, first), *rest])
 
 
-def memory_sentence(chats: Mapping[str, Chat]) -> str:
-    """Who remembers the conversation in how many bytes; "" before anything was said."""
-    held = {name: chat for name, chat in chats.items() if chat.state_bytes}
-    parts = []
-    for name, chat in held.items():
-        verb = "" if parts else " remembers this conversation"
-        part = f"{spoken_name(name)}{verb} in {chat.state_bytes:,} bytes"
-        if not chat.is_recurrent:
-            part += " and growing"
-            if chat.stream.dropped:
-                part += f", without its first {chat.stream.dropped:,} tokens, for which there was no room"
-        elif len(held) == 1:
-            part += ", however long it gets"
-        parts.append(part)
-    return f"{'; '.join(parts)}." if parts else ""
-
-
 def memory_note(chat: Chat) -> str:
     """What there is to know of a conversation that began with a saved memory; "" for any other."""
     if chat.memory is None:
@@ -96,27 +78,34 @@ def memory_note(chat: Chat) -> str:
 
 
 def memory_html(chats: Mapping[str, Chat], counts: Mapping[str, Sequence[int]]) -> str:
-    """The sentence, and how the bytes went from reply to reply (`counts`: name -> bytes after each so far)."""
-    if not (sentence := memory_sentence(chats)):
+    """Who remembers the conversation in how many bytes, and how these went from reply to reply (`counts`: name -> bytes
+    after each so far); "" before anything was said."""
+    held = {name: chat for name, chat in chats.items() if chat.state_bytes}
+    parts, trails = [], []
+    for name, chat in held.items():
+        part = f"{spoken_name(name)}{'' if parts else ' remembers this conversation'} in {chat.state_bytes:,} bytes"
+        if not chat.is_recurrent:
+            part += " and growing"
+            if chat.stream.dropped:
+                part += f", without its first {chat.stream.dropped:,} tokens, for which there was no room"
+        elif len(held) == 1:
+            part += ", however long it gets"
+        parts.append(part)
+        if len(all_counts := counts.get(name, ())) > 1:
+            newest = " → ".join(f"{count:,}" for count in all_counts[-MOST_COUNTS:])
+            trails.append(f"{spoken_name(name)} {'… ' if len(all_counts) > MOST_COUNTS else ''}{newest}")
+    if not parts:
         return ""
-    trails = []
-    for name, held in ((name, counts.get(name, ())) for name in chats):
-        if len(held) > 1:
-            newest = [f"{count:,}" for count in held[-MOST_COUNTS:]]
-            begin = "… " if len(held) > MOST_COUNTS else ""
-            trails.append(f"{escape(spoken_name(name))} {begin}{' → '.join(newest)}")
-    trail = small_html(f"Reply by reply: {'; '.join(trails)}.") if trails else ""
-    return f'<div style="line-height:1.5;font-size:14px;margin-top:6px">{escape(sentence)}{trail}</div>'
+    trail = small_html(f"Reply by reply: {escape('; '.join(trails))}.") if trails else ""
+    return f'<div style="line-height:1.5;font-size:14px;margin-top:6px">{escape("; ".join(parts))}.{trail}</div>'
 
 
 def pictures_html(chats: Mapping[str, Chat]) -> str:
     shown = {name: chat for name, chat in chats.items() if chat.is_recurrent and chat.stream.read}
     if not shown:
         return ""
-    pictures = []
-    for name, chat in shown.items():
-        tokens, contexts = chat.context_trace()
-        pictures.append(context_picture(tokens, contexts, chat.model, spoken_name(name) if len(shown) > 1 else ""))
+    titles = {name: spoken_name(name) if len(shown) > 1 else "" for name in shown}
+    pictures = (context_picture(*chat.context_trace(), chat.model, titles[name]) for name, chat in shown.items())
     words = (
         "The context vector after each of the newest tokens: a column and the last token are all that the next token "
         "sees. Rows that keep their colour remember for long."
@@ -129,17 +118,15 @@ class MemoryControls:
     to; `changed` is called with the name of the model whose conversation has become another one, "" for none."""
 
     def __init__(self, folder: Path, chats: Callable[[], Mapping[str, Chat]], changed: Callable[[str], None]):
-        self.folder = folder
-        self.chats = chats
-        self.changed = changed
+        self.folder, self.chats, self.changed = folder, chats, changed
         wide = widgets.Layout(width="190px")
         self.name = widgets.Text(value="conversation", layout=wide)
         self.with_words = widgets.Checkbox(value=False, indent=False, description="and the words, to read", layout=wide)
-        self.save_button = button("Save memory", self.save, "120px")
+        self.save_button = button("Save memory", lambda: self._in_notice(self.save), "120px")
         self.saved = widgets.Dropdown(options=[], layout=wide)
-        self.resume_button = button("Go on from it", self.resume, "120px")
+        self.resume_button = button("Go on from it", lambda: self._in_notice(self.resume), "120px")
         self.upload = widgets.FileUpload(accept=SUFFIX, multiple=False, description="from my computer", layout=wide)
-        self.upload.observe(lambda change: self.take_upload(), names="value")
+        self.upload.observe(lambda change: change["new"] and self._in_notice(self.take_upload), names="value")
         shows = {"description": "show the context vector", "layout": widgets.Layout(width="210px")}
         self.picture = widgets.Checkbox(value=True, indent=False, **shows)
         self.picture.observe(lambda change: self.changed(""), names="value")
@@ -160,29 +147,27 @@ class MemoryControls:
         for control in (self.save_button, self.resume_button, self.upload):
             control.disabled = is_locked
 
-    def save(self) -> None:
+    def _in_notice(self, act: Callable[[], str]) -> None:
+        """Do it, and show the HTML that it returns, or why it could not be done."""
         try:
-            name, chat = self._recurrent()[0]
-            path = chat.save_memory(self._new_path(self.name.value), self.with_words.value)
+            self.notice.value = act()
         except (InputError, OSError) as error:
             self.notice.value = error_html(error)
-            return
+
+    def save(self) -> str:
+        name, chat = self._recurrent()[0]
+        path = chat.save_memory(self._new_path(self.name.value), self.with_words.value)
         self.refresh(str(path))
         sizes = f"{path.stat().st_size:,} bytes, {chat.state_bytes:,} of them what it remembers"
-        self.notice.value = sentence_html(f"{spoken_name(name)}'s memory is saved as {path.stem}: {sizes}.")
+        return sentence_html(f"{spoken_name(name)}'s memory is saved as {path.stem}: {sizes}.")
 
-    def resume(self) -> None:
+    def resume(self) -> str:
         if not self.saved.value:
-            self.notice.value = sentence_html("No memory is saved yet.", "note")
-            return
-        try:
-            name, chat = self._load()
-        except InputError as error:
-            self.notice.value = error_html(error)
-            return
+            return sentence_html("No memory is saved yet.", "note")
+        name, chat = self._load()
         self.changed(name)
         heard = f"{chat.memory.tokens:,} tokens that it has heard before, in {chat.state_bytes:,} bytes"
-        self.notice.value = sentence_html(f"{spoken_name(name)} goes on from {Path(self.saved.value).stem}: {heard}.")
+        return sentence_html(f"{spoken_name(name)} goes on from {Path(self.saved.value).stem}: {heard}.")
 
     def _load(self) -> tuple[str, Chat]:
         """The model whose memory it is, and its conversation. Raises InputError: it is of no model here."""
@@ -195,9 +180,7 @@ class MemoryControls:
                 refusals.append(error)
         raise refusals[0]
 
-    def take_upload(self) -> None:
-        if not self.upload.value:
-            return
+    def take_upload(self) -> str:
         # ipywidgets 8 gives a tuple of files, 7 a dictionary by name.
         value = self.upload.value
         name, file = next(iter(value.items())) if isinstance(value, dict) else (value[0]["name"], value[0])
@@ -206,12 +189,11 @@ class MemoryControls:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, bytes(file["content"]))
             read_memory(path)
-        except (InputError, OSError) as error:
+        except (InputError, OSError):
             path.unlink(missing_ok=True)
-            self.notice.value = error_html(error)
-            return
+            raise
         self.refresh(str(path))
-        self.resume()
+        return self.resume()
 
     def _recurrent(self) -> list[tuple[str, Chat]]:
         """The conversations with models whose memory can be saved. Raises InputError: there is none."""

@@ -5,6 +5,7 @@ Dimensions: L layers, C channels of the context of one layer; N = L * C numbers 
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from ..evaluation.context_trace import trace_context
-from ..evaluation.generation import document_ids
+from ..evaluation.generation import document_ids, trace_context
 from ..evaluation.perplexity import token_sequence
 from ..models import NewLLMForCausalLM, build_model
 from ..models.recurrent_model import RecurrentGenerationMixin
@@ -179,11 +179,9 @@ def measured_half_lives(model: NewLLMForCausalLM, token_ids: Sequence[int]) -> t
     def measure(gate, inputs, z):
         measured.append(functional.logsigmoid(z.float()).mean(dim=(0, 1)))
 
-    hooks = [layer.forget_gate.register_forward_hook(measure) for layer in model.model.layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in model.model.layers:
+            hooks.enter_context(layer.forget_gate.register_forward_hook(measure))
         model.eval().model(input_ids=torch.tensor([list(token_ids)], device=model.device), use_cache=False)
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
+    model.train(was_training)
     return math.log(2) / -torch.stack(measured).float().cpu()

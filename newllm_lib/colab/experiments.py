@@ -2,7 +2,7 @@
 and the best settings, which notebook 6 takes."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from IPython.display import HTML, display
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from transformers import TrainerCallback
@@ -78,8 +78,8 @@ def live_experiments(panel: SweepPanel) -> Iterator[tuple[TrainerCallback, ...]]
         finally:
             panel.refresh()  # its line says how many trials are finished
         live.tell("", draw=True)
-        rows = read_trials(folder)
-        done = f"All {len(rows)} trials were finished before" if rows == before else f"{len(rows)} trials are finished"
+        count, is_new = len(live.rows), live.rows != before
+        done = f"{count} trials are finished" if is_new else f"All {count} trials were finished before"
         say(f"{done}; everything is in {folder}.{wait_for_drive(copier, lambda: None)}")
 
 
@@ -91,8 +91,8 @@ def show_experiments(panel: SweepPanel, folder: str | Path) -> Path:
     best = best_trial(rows)
     if best is None:
         raise InputError(f"no trial in {folder.name} is finished: run the cell above again.", "NL-404")
-    margins = margins_figure(rows, margin_histories(folder, rows))
-    figures = coordinates_figure(panel.arguments(panel.models[0]), rows), margins
+    coordinates = coordinates_figure(panel.arguments(panel.models[0]), rows)
+    figures = coordinates, margins_figure(rows, margin_histories(folder, rows))
     for figure, (name, what) in zip(figures, PICTURES.items(), strict=True):
         display(HTML(figure_html(figure, what, folder / name)))
     display(HTML(table_html(trial_cells(by_merit(rows)), header=True)))
@@ -142,8 +142,10 @@ def offer_best(panel: SweepPanel, folder: str | Path) -> widgets.Widget:
 
     box = button_box("Use in notebook 6", press)
     display(box)
-    forms = {"lora_alpha": "g", "sft_epochs": "g", "sft_weight": "g", **FORMS}
-    words = ", ".join(f"{LABELS[name]} {format(value, forms.get(name, ''))}" for name, value in settings.items())
+    words = ", ".join(
+        f"{LABELS[name]} {format(value, FORMS.get(name, 'g' if name in CARRIED else ''))}"
+        for name, value in settings.items()
+    )
     say(f"The best settings: {words}. The button sets notebook 6's sliders to them.")
     return box
 
@@ -223,11 +225,8 @@ def _logarithmic(title: str, values: Sequence[float], low: float, high: float) -
     marks = [float(f"{digit}e{power}") for power in range(-12, 4) for digit in (1, 2, 5)]
     inside = [mark for mark in marks if low * (1 - 1e-9) <= mark <= high * (1 + 1e-9)]
     inside = inside[:: math.ceil(len(inside) / TICKS)] or [low]
-
-    def height(value: float) -> float:
-        return math.log(value / low) / (math.log(high / low) or 1.0)
-
-    return title, list(map(height, values)), {height(mark): f"{mark:g}" for mark in inside}
+    heights, places = (LogNorm(low, high)(numbers).tolist() for numbers in (values, inside))
+    return title, heights, {place: f"{mark:g}" for place, mark in zip(places, inside, strict=True)}
 
 
 def _categories(title: str, values: Sequence[Any], choices: Sequence[Any]) -> Axis:
@@ -292,24 +291,18 @@ class LiveTrials(LiveDisplay, TrainerCallback):
 
 def trial_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """A line per trial, the best one bold: settings, state, metrics. A row that runs has "doing", too."""
-    best = best_trial(rows)
-
-    def cells_of(row: dict[str, Any], names: Iterable[str]) -> list[str]:
-        return [escape(format(row[name], FORMS.get(name, ""))) if name in row else "" for name in names]
-
-    lines = [["trial", *SEARCHED.values(), "", *METRICS.values()]]
+    lines, best = [["trial", *SEARCHED.values(), "", *METRICS.values()]], best_trial(rows)
     for row in rows:
-        cells = [str(row["trial"]), *cells_of(row, SEARCHED), _state(row), *cells_of(row, METRICS)]
+        state = mark_html("ok")
+        if row["state"] == "failed":
+            state = f"{mark_html('fail')} {escape(row['error'])}"
+        elif row["state"] == "running":
+            state = f'<span style="white-space:nowrap">{escape(row["doing"])}</span>'
+        shown = {name: escape(format(row[name], FORMS.get(name, ""))) for name in {*SEARCHED, *METRICS} & row.keys()}
+        settings, metrics = ([shown.get(name, "") for name in names] for names in (SEARCHED, METRICS))
+        cells = [str(row["trial"]), *settings, state, *metrics]
         if row is best:
             cells = [f"<b>{cell}</b>" for cell in cells]
             cells[0] += "&nbsp;<b>best</b>"
         lines.append(cells)
     return lines
-
-
-def _state(row: dict[str, Any]) -> str:
-    if row["state"] == "finished":
-        return mark_html("ok")
-    if row["state"] == "failed":
-        return f"{mark_html('fail')} {escape(row['error'])}"
-    return f'<span style="white-space:nowrap">{escape(row["doing"])}</span>'

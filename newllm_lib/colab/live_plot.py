@@ -7,15 +7,18 @@ widgets that wait for the kernel, so everything happens in the trainer's own cal
 
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+import torch
 from accelerate.utils.memory import clear_device_cache
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ..adapters.arguments import QloraLwfArguments
 from ..errors import InputError, TrainingDiverged
@@ -25,8 +28,8 @@ from ..training.arguments import StageArguments
 from ..training.callbacks import TrainingInterrupted, read_history
 from ..training.checkpoint import newest_checkpoint, read_results
 from ..training.curves import COLOURS, curves_figure
-from ..training.device import find_device, memory_in_use, size
-from .drive.drive_copy import CopyStatus, callbacks_for, span, wait_for_drive
+from ..training.device import Device, find_device, size
+from .drive.drive_copy import callbacks_for, span, wait_for_drive
 from .page.notices import CellStopped, in_one_sentence, quiet_notebook, say
 from .page.pieces import GRID, escape, mark_html, picture_html, png_of, sentence_html, small_html
 from .panel.controls import in_the_panels_words
@@ -35,8 +38,6 @@ from .storage import drive_copier, fetch_sentences
 
 INTERVAL_SECONDS = 2.0
 DRAWING_SHARE = 0.005  # of the time, at most, goes into drawing the picture
-DPI = 90
-PNG = {"compress_level": 1}  # as large as with 6 within a tenth, and a third of the time of a drawing sooner
 # What a model's line says of the newest figures in its log; `facts` adds those of a training that goes on.
 FACTS = (
     ("loss", "loss {:.3f}"), ("eval_bits_per_byte", "{:.3f} bits per byte held out"),
@@ -54,18 +55,19 @@ class LiveDisplay:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, show: Callable | None = None):
         self.clock, self.png, self.drawing_seconds = clock, b"", 0.0
-        self.drawn_at = self.updated_at = clock()
+        self.drawn_at, self.updated_at = -math.inf, clock()
         self.handle = (show or functools.partial(display, display_id=True))(HTML(self.content()))
 
     def draw(self) -> None:
         started = self.clock()
-        self.png = png_of(self.figure(), DPI, pil_kwargs=PNG)
+        # As large as with level 6 within a tenth, and a third of the time of a drawing sooner.
+        self.png = png_of(self.figure(), 90, pil_kwargs={"compress_level": 1})
         self.drawn_at = self.clock()
         self.drawing_seconds = self.drawn_at - started
 
     def may_draw(self) -> bool:
-        """True if drawing again leaves the training its share of the time."""
-        return self.clock() - self.drawn_at >= self.drawing_seconds / DRAWING_SHARE
+        """True if drawing again leaves the training its share of the time; so may the first picture."""
+        return self.clock() - self.drawn_at >= max(self.drawing_seconds / DRAWING_SHARE, INTERVAL_SECONDS)
 
     def is_due(self) -> bool:
         return self.clock() - self.updated_at >= INTERVAL_SECONDS
@@ -87,45 +89,30 @@ class LivePlot(LiveDisplay):
         self.models[name].state = state
         self.update()
 
-    def tell_of_drive(self, name: str) -> None:
-        """Show how the copy of a model that trains no longer comes along."""
-        model = self.models[name]
-        if model.on_drive is not None:
-            state = model.state
-            self.set_state(name, f"{state}, {model.on_drive().sentence()}")
-            model.state = state
-
     def add_finished(self, name: str, folder: Path) -> None:
-        model = self.models[name]
-        model.history = read_history(folder)
-        model.update = model.updates = max((entry["step"] for entry in model.history), default=0)
+        model, history = self.models[name], read_history(folder)
+        updates = max((entry["step"] for entry in history), default=0)
+        model.at = TrainerState(global_step=updates, max_steps=updates, log_history=history)
         model.state = "finished"
         self.update(draw=True)
 
-    def may_draw(self) -> bool:
-        """As of any live display, not more often than the lines, and for the first curves in any case."""
-        waited = self.clock() - self.drawn_at >= INTERVAL_SECONDS
-        return self.drawn_entries == 0 or (waited and super().may_draw())
-
     def update(self, draw: bool = False) -> None:
         """Replace what is displayed; the picture is drawn only if there is something new to see."""
-        if draw and self._entries() != self.drawn_entries:
+        entries = sum(len(model.at.log_history) for model in self.models.values())
+        if draw and entries != self.drawn_entries:
             self.draw()
-            self.drawn_entries = self._entries()
+            self.drawn_entries = entries
         self.replace()
 
     def figure(self) -> Figure:
-        return curves_figure({model.name: model.history for model in self.models.values()})
-
-    def _entries(self) -> int:
-        return sum(len(model.history) for model in self.models.values())
+        return curves_figure({model.name: model.at.log_history for model in self.models.values()})
 
     def content(self) -> str:
         lines, hint = "".join(map(self._line, self.models.values(), itertools.cycle(COLOURS))), ""
         if any(model.state in TRAINS for model in self.models.values()):
             hint = "To stop, interrupt the cell (■): the update is finished and saved, and the next run continues."
         for model in self.models.values():  # those that learn preferences
-            evaluations = [entry for entry in model.history if "eval_chosen_logp" in entry]
+            evaluations = [entry for entry in model.at.log_history if "eval_chosen_logp" in entry]
             if evaluations and (warning := chosen_falls(evaluations[0], evaluations[-1])):
                 lines += sentence_html(in_the_panels_words(warning), "note")
         picture = picture_html(self.png, "learning curves") if self.png else ""
@@ -133,7 +120,7 @@ class LivePlot(LiveDisplay):
         return f'<div style="font-size:14px;line-height:1.5">{lines}{hint}</div>{picture}'
 
     def _line(self, model: "ModelProgress", colour: str) -> str:
-        share = 100 * model.update / model.updates if model.updates else 0
+        share = 100 * model.at.global_step / (model.at.max_steps or 1)
         mark = mark_html("ok") if model.state == "finished" else ""
         return (
             f'<div style="display:flex;flex-wrap:wrap;gap:0 10px;align-items:center;margin-bottom:4px">'
@@ -149,19 +136,14 @@ class ModelProgress(TrainerCallback):
 
     def __init__(self, plot: LivePlot, name: str):
         self.plot, self.name, self.state = plot, name, "waiting"
-        self.history: list[dict] = []
-        self.update = self.updates = 0
+        self.at = TrainerState()  # its trainer's own from the beginning of its training
         self.per_second, self.unit = 0.0, "tokens"  # or examples, where these have lengths of their own
-        self.seconds_left: float | None = None
-        self.saved_at: float | None = None
-        self.on_drive: Callable[[], CopyStatus] | None = None  # where runs are copied to Drive
+        self.seconds_left = self.saved_at = None  # numbers, once they are known
+        self.on_drive: Callable[[], tuple[str, bool]] = lambda: ("", False)  # `DriveCopier.status`, where there is one
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.first_update = self.plot.clock(), state.global_step
-        self.evaluation_seconds = 0.0
-        self.history, self.updates = state.log_history, state.max_steps
-        learns_answers = isinstance(args, ReferenceArguments)
-        self.update, self.state = state.global_step, LEARNS_ANSWERS if learns_answers else "training"
+        self.started, self.first_update, self.evaluation_seconds = self.plot.clock(), state.global_step, 0.0
+        self.at, self.state = state, LEARNS_ANSWERS if isinstance(args, ReferenceArguments) else "training"
         if isinstance(args, TrainingArguments) and not isinstance(args, StageArguments):  # TRL's, for preferences
             self.unit = "pairs"
             self.per_update = args.per_device_train_batch_size * args.gradient_accumulation_steps
@@ -175,7 +157,6 @@ class ModelProgress(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         seconds = self.plot.clock() - self.started
         done = state.global_step - self.first_update
-        self.update = state.global_step
         self.seconds_left = seconds / done * (state.max_steps - state.global_step)
         self.per_second = done * self.per_update / max(seconds - self.evaluation_seconds, 1e-9)
         if self.plot.is_due():
@@ -183,7 +164,6 @@ class ModelProgress(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         self.evaluation_seconds += (metrics or {}).get("eval_runtime", 0.0)
-        self.history = state.log_history
         # The end of training draws once more.
         self.plot.update(draw=self.plot.may_draw() and state.global_step < state.max_steps)
 
@@ -191,40 +171,31 @@ class ModelProgress(TrainerCallback):
         self.saved_at = self.plot.clock()
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.history, self.update = state.log_history, state.global_step
         draw = self.state != LEARNS_ANSWERS  # of which nothing is in the curves of the preferences
         self.state = f"scoring all held-out {'pairs' if self.unit == 'pairs' else 'text'}"
         self.plot.update(draw=draw)
 
     def facts(self) -> list[str]:
+        newest = {key: value for entry in self.at.log_history for key, value in entry.items()}
         facts = [self.state]
-        if self.updates:
-            facts.append(f"update {self.update:,} of {self.updates:,}")
-        for key, text in FACTS:
-            if (value := _newest(self.history, key)) is not None:
-                facts.append(text.format(value))
+        if self.at.max_steps:
+            facts.append(f"update {self.at.global_step:,} of {self.at.max_steps:,}")
+        facts += [text.format(newest[key]) for key, text in FACTS if newest.get(key) is not None]
         if self.state not in TRAINS:
             return facts
-        if (rate := _newest(self.history, "learning_rate")) is not None:
-            facts.append(f"learning rate {rate:.1e}")
+        if "learning_rate" in newest:
+            facts.append(f"learning rate {newest['learning_rate']:.1e}")
         if self.per_second:
-            digits = 0 if self.per_second >= 10 else 1
-            facts.append(f"{self.per_second:,.{digits}f} {self.unit}/s")
+            facts.append(f"{self.per_second:,.{0 if self.per_second >= 10 else 1}f} {self.unit}/s")
         if self.seconds_left is not None:
             facts.append(f"{self.seconds_left / 60:.1f} minutes left")
         if (memory := memory_in_use(self.plot.device)) is not None:
             facts.append(f"{size(memory)} of memory")
         if self.saved_at is not None:
-            copy = None if self.on_drive is None else self.on_drive()
-            if copy is None or not copy.is_current:
-                facts.append(f"saved {span(self.plot.clock() - self.saved_at)} ago ✓")
-            if copy is not None:
-                facts.append(copy.sentence())
+            copy, is_newest = self.on_drive()
+            here = "" if is_newest else f"saved {span(self.plot.clock() - self.saved_at)} ago ✓"
+            facts += filter(None, (here, copy))
         return facts
-
-
-def _newest(history: list[dict], key: str) -> float | None:
-    return next((entry[key] for entry in reversed(history) if key in entry), None)
 
 
 class LiveTraining:
@@ -237,12 +208,10 @@ class LiveTraining:
         self.copier = drive_copier(self.folders[0])
         for sentence, status in fetch_sentences(self.copier, self.folders):
             say(sentence, status)
-        self.plot, self.unfinished = LivePlot(panel.models), []
-        for model, folder in self.runs.items():
-            if read_results(folder) is None:
-                self.unfinished.append(model)
-            else:
-                self.plot.add_finished(model, folder)
+        self.plot = LivePlot(panel.models)
+        self.unfinished = [model for model, folder in self.runs.items() if read_results(folder) is None]
+        for model in self.runs.keys() - self.unfinished:
+            self.plot.add_finished(model, self.runs[model])
         self.model = next(iter(self.unfinished), panel.models[0])  # the one that trains
 
     def callbacks(self, model: str) -> tuple[TrainerCallback, ...]:
@@ -260,8 +229,11 @@ class LiveTraining:
 
     def on_drive(self) -> str:
         """Wait for the last copy; returns the outcome, as a sentence after a blank."""
-        sentence = wait_for_drive(self.copier, functools.partial(self.plot.tell_of_drive, self.model))
-        self.plot.update()
+        state, run = self.plot.models[self.model].state, self.runs[self.model]
+        sentence = wait_for_drive(
+            self.copier, lambda: self.plot.set_state(self.model, f"{state}, {self.copier.status(run)[0]}")
+        )
+        self.plot.set_state(self.model, state)
         return sentence
 
 
@@ -293,3 +265,11 @@ def live_training(panel: SettingsPanel) -> Iterator[LiveTraining]:
             say(f"Trained; {where}{live.on_drive()}")
         else:
             say(f"Nothing to train, for everything was finished before; {where}")
+
+
+def memory_in_use(device: Device) -> int | None:
+    """Bytes: the most that torch's tensors have taken on an NVIDIA GPU; on a CPU what this process has resident, freed
+    memory that it keeps included; None on an Apple GPU, where it is not measured."""
+    if device.kind == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return psutil.Process().memory_info().rss if device.kind == "cpu" else None

@@ -91,30 +91,23 @@ def show_preferred_answers(folder: str | Path) -> None:
 
 
 def counts_html(splits: Splits[Preferences]) -> str:
-    sides = (splits.train, splits.validation)
-
     def length(answers: Sequence[str]) -> str:
         return f"{sum(map(len, answers)) / len(answers):.0f} characters on average, {max(map(len, answers))} at most"
 
-    def longer(pairs: Sequence[Preference]) -> float:
-        return sum(len(pair.rejected) > len(pair.chosen) for pair in pairs) / len(pairs)
+    def column(side: Preferences) -> list[str]:
+        chosen, rejected = ([getattr(pair, name) for pair in side.pairs] for name in ("chosen", "rejected"))
+        longer = sum(len(pair.rejected) > len(pair.chosen) for pair in side.pairs) / len(side.pairs)
+        counts = Counter(pair.kind for pair in side.pairs if pair.kind)
+        flaws = ", ".join(f"{count}&nbsp;{escape(title(kind))}" for kind, count in sorted(counts.items()))
+        head = f"{len(side.pairs):,}", escape(side.origin), escape(side.licence)
+        return [*head, length(chosen), length(rejected), f"{longer:.0%} of the pairs", flaws]
 
-    def flaws(pairs: Sequence[Preference]) -> str:
-        counts = Counter(pair.kind for pair in pairs if pair.kind)
-        return ", ".join(f"{count}&nbsp;{escape(title(kind))}" for kind, count in sorted(counts.items()))
-
-    rows = [
-        ["", "<b>for training</b>", "<b>held out</b>"],
-        ["pairs", *(f"{len(side.pairs):,}" for side in sides)],
-        ["data", *(escape(side.origin) for side in sides)],
-        ["licence", *(escape(side.licence) for side in sides)],
-        ["chosen answers", *(length([pair.chosen for pair in side.pairs]) for side in sides)],
-        ["rejected answers", *(length([pair.rejected for pair in side.pairs]) for side in sides)],
-        ["rejected is longer", *(f"{longer(side.pairs):.0%} of the pairs" for side in sides)],
-        *([["flaws", *(flaws(side.pairs) for side in sides)]] if any(pair.kind for pair in splits.train.pairs) else []),
-    ]
+    sides = (splits.train, splits.validation)
+    names = ["pairs", "data", "licence", "chosen answers", "rejected answers", "rejected is longer", "flaws"]
+    rows = [row for row in zip(names, *map(column, sides), strict=True) if row[1]]  # flaws have no names everywhere
     remarks = [splits.note, *(remark for side in sides for remark in side.remarks)]
-    return table_html([*rows, *(["remark", escape(remark), ""] for remark in remarks if remark)])
+    rows += [["remark", escape(remark), ""] for remark in remarks if remark]
+    return table_html([["", "<b>for training</b>", "<b>held out</b>"], *rows])
 
 
 def title(kind: str) -> str:

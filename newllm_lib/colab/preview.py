@@ -137,43 +137,37 @@ def conversations_html(samples: list[list[Message]]) -> str:
 
 
 def tokens_html(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
-    encoding = text_backend(tokenizer).encode(text, add_special_tokens=False)
-    patches, end = tinted(text, ((offsets, TINTS) for offsets in encoding.offsets))
-    return _as_tokens(f"The first sample as its {len(encoding.ids):,} tokens", patches + escape(text[end:]))
+    offsets = text_backend(tokenizer).encode(text, add_special_tokens=False).offsets
+    return tinted_html(f"The first sample as its {len(offsets):,} tokens", text, offsets, itertools.repeat(TINTS))
 
 
 def learned_html(samples: list[list[Message]], tokenizer: PreTrainedTokenizerFast, form: ConversationFormat) -> str:
     """The beginning of the first of the samples that fits into a row as its tokens, the learned ones underlined."""
     samples = [plain_messages(messages, tokenizer) for messages in samples]  # as `render` shows them
-    for messages, encoded in zip(samples, encode_conversations(samples, tokenizer, form), strict=True):
-        if encoded is None:
-            continue
-        supervised, learned = encoded.supervised, f"{int(encoded.supervised.sum()):,}"
+    encoded = zip(samples, encode_conversations(samples, tokenizer, form), strict=True)
+    for messages, supervised in ((messages, found.supervised) for messages, found in encoded if found is not None):
         (text,), _ = render([messages], tokenizer)
-        offsets = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets[: len(supervised)]
-        styles = (LEARNED if is_learned else GIVEN for is_learned in supervised[:MOST_TOKENS])
-        patches, _ = tinted(text, zip(offsets, styles, strict=False))
-        title = f"One of them as {len(supervised):,} tokens; the {learned} that are learned are underlined"
-        return _as_tokens(title, patches + (" …" if len(offsets) > MOST_TOKENS else ""))
+        count = len(supervised)
+        offsets = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets[: min(count, MOST_TOKENS)]
+        text = text[: offsets[-1][1]] + (" …" if count > MOST_TOKENS else "")
+        styles = (LEARNED if is_learned else GIVEN for is_learned in supervised)
+        title = f"One of them as {count:,} tokens; the {int(supervised.sum()):,} that are learned are underlined"
+        return tinted_html(title, text, offsets, styles)
     return ""
 
 
-def tinted(text: str, tokens: Iterable[tuple[tuple[int, int], tuple[str, ...]]]) -> tuple[str, int]:
-    """(the text up to the last token as HTML, how many characters that is). `tokens`: (begin and end, styles that take
-    turns); tokens that share one character, parts of its bytes, are one patch."""
+def tinted_html(title: str, text: str, tokens: Iterable[tuple[int, int]], styles: Iterable[tuple[str, ...]]) -> str:
+    """The text under its title, each token (begin, end) in the next of its `styles`, which take turns; tokens that
+    share one character, parts of its bytes, are one patch."""
     spans, position, number = [], 0, 0
-    for (begin, end), styles in tokens:
-        if end <= position:
-            continue
-        patch = escape(text[max(begin, position) : end])
-        style = f"border-radius:3px;{styles[number % len(styles)]}"
-        spans.append(f'{escape(text[position:begin])}<span style="{style}">{patch}</span>')
-        position, number = end, number + 1
-    return "".join(spans), position
-
-
-def _as_tokens(title: str, patches: str) -> str:
-    return f'<b>{title}</b><div style="{AS_WRITTEN};font-size:14px;line-height:1.9;margin:6px 0">{patches}</div>'
+    for (begin, end), turns in zip(tokens, styles, strict=False):
+        if end > position:
+            patch = escape(text[max(begin, position) : end])
+            style = f"border-radius:3px;{turns[number % len(turns)]}"
+            spans.append(f'{escape(text[position:begin])}<span style="{style}">{patch}</span>')
+            position, number = end, number + 1
+    style = f"{AS_WRITTEN};font-size:14px;line-height:1.9;margin:6px 0"
+    return f'<b>{title}</b><div style="{style}">{"".join(spans)}{escape(text[position:])}</div>'
 
 
 @in_one_sentence()

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FrameType
 from typing import Any, get_args
 
 import ipywidgets as widgets
@@ -22,7 +23,7 @@ from .. import __version__
 from ..adapters import offline_gemma
 from ..adapters.base_model import GEMMA_2B
 from ..data.sources import DATASETS
-from ..doctor import TESTED, doctor
+from ..doctor import PACKAGES, doctor
 from ..errors import CODES, InputError
 from ..preferences.arguments import LOSS_TYPES
 from ..training.callbacks import read_history
@@ -33,10 +34,7 @@ from .panel import stage
 from .panel.settings_panel import SettingsPanel
 from .storage import on_colab
 
-REPORT_FILE = "newllm-report.txt"
-LEFT_OUT = "[left out]"
 METRICS_LINES = 12
-PACKAGES = [name for name in TESTED if name != "Python"]
 MORE_PACKAGES = ("ipykernel", "jupyterlab", "huggingface_hub", "tokenizers", "safetensors", "pyarrow", "pip")
 KNOWN_MODELS = {*GEMMA_2B, offline_gemma.NAME}
 METRICS = {"step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss", *(key for key, _ in FACTS)}
@@ -64,7 +62,7 @@ def show_report(panel: SettingsPanel | None = None) -> widgets.Widget:
         text = report_text(panel)
         style = f"max-height:360px;overflow:auto;{AS_WRITTEN};background:{FAINT};border:1px solid {GRID};color:inherit;"
         style += "border-radius:6px;padding:6px 10px;font-size:12px;line-height:1.4"
-        link = download_html(REPORT_FILE, text, "Download this report")
+        link = download_html("newllm-report.txt", text, "Download this report")
         leaves_out = f'<div style="line-height:1.5;margin:6px 0">{LEAVES_OUT}</div>'
         return f'{leaves_out}<pre style="{style}">{escape(text)}</pre>{link}'
 
@@ -109,7 +107,7 @@ def settings_lines(panel: SettingsPanel | None) -> list[str]:
     choices = {field.name: get_args(field.type) for field in dataclasses.fields(panel.stage.arguments)}
     for name, value in panel.values().items():
         ours = {*choices.get(name, ()), *(preset.get(name) for preset in panel.stage.presets.values())}
-        lines.append(f"{name} = {value if is_plain(name, value, ours) else LEFT_OUT}")
+        lines.append(f"{name} = {value if is_plain(name, value, ours) else '[left out]'}")
     return lines
 
 
@@ -152,29 +150,25 @@ def error_lines(error: BaseException | None) -> list[str]:
             line += f" Setting: {link.field}."
         if isinstance(link, OSError) and link.errno in errno.errorcode:
             line += f" System error: {errno.errorcode[link.errno]}."
-        lines += [line, *(f"  {place(frame)}" for frame in traceback.extract_tb(link.__traceback__))]
+        lines += [line, *(f"  {place(*frame)}" for frame in traceback.walk_tb(link.__traceback__))]
     return lines
 
 
 def kind_of(error: BaseException) -> str:
-    """The name of its class, or of the nearest class below that which is public."""
-    return next(kind.__name__ for kind in type(error).__mro__ if _is_public(kind))
+    """The name of its class, or of the nearest class below that which a public module has under its name."""
+    kinds = (kind for kind in type(error).__mro__ if vars_of(kind.__module__).get(kind.__name__) is kind)
+    return next(kinds).__name__
 
 
-def place(frame: traceback.FrameSummary) -> str:
-    """Where in which public package a line of code stands; of any other code nothing."""
-    path = Path(frame.filename)
-    files = (getattr(sys.modules[name], "__file__", None) for name in PUBLIC & sys.modules.keys())
-    for file in map(Path, filter(None, files)):  # what is built in has none
-        is_package = file.name == "__init__.py"
-        if path == file or (is_package and path.is_relative_to(file.parent)):
-            root = file.parents[1] if is_package else file.parent
-            return f"{path.relative_to(root).as_posix()}:{frame.lineno} in {frame.name}"
-    return "[a cell or file of yours]"
+def place(frame: FrameType, line: int) -> str:
+    """Where in which public module a line of code stands; of any other code nothing."""
+    module = frame.f_globals.get("__name__")
+    is_public = vars_of(module) is frame.f_globals
+    return f"{module}:{line} in {frame.f_code.co_name}" if is_public else "[a cell or file of yours]"
 
 
-def _is_public(kind: type) -> bool:
-    """True for a class that a public module has under its name; what it says of its module may be anything."""
-    if kind.__module__.split(".")[0] not in PUBLIC:
-        return False
-    return getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind
+def vars_of(module: str | None) -> dict[str, Any]:
+    """What is in a public module that is loaded; of any other nothing. What an object says of its module may be
+    anything."""
+    is_public = isinstance(module, str) and module.split(".")[0] in PUBLIC
+    return getattr(sys.modules.get(module), "__dict__", {}) if is_public else {}

@@ -29,7 +29,6 @@ from .storage import drive_copier
 from .timed_update import TimedUpdate
 
 COMPARISON_FILE = "comparison.json"
-PICTURE_FILE = "comparison.png"
 # Whatever a run of any stage may leave in a model's folder.
 PURPOSES = {
     checkpoint.MODEL_FILES[1]: "the weights of the best checkpoint",
@@ -61,16 +60,14 @@ Answers = tuple[Sequence[str], int]  # of one model to each prompt, and how many
 @in_one_sentence()
 def show_comparison(folders: Sequence[Path]) -> None:
     """Measure the trained models on the held-out text, side by side, and say which is better."""
-    rows = measured_rows(folders)
-    picture = Path(folders[0]).parent / PICTURE_FILE
+    run, rows = Path(folders[0]).parent, measured_rows(folders)
     times = [row["batch_time"] for row in rows]
     shapes = {f" of {time['rows']} x {time['length']} tokens" for time in times}
     shape = shapes.pop() if len(shapes) == 1 else ""
     milliseconds = [f"ms per batch{shape}, training", *(f"{time['milliseconds']:,.0f}" for time in times)]
-    lines = [*comparison_cells(rows), milliseconds]
-    cells = [[escape(cell) for cell in line] for line in lines]
+    cells = [[escape(cell) for cell in line] for line in (*comparison_cells(rows), milliseconds)]
     display(HTML(f"<div>Held-out text: {escape(rows[0]['text'])}</div>{table_html(cells, header=True, numbers=True)}"))
-    display(HTML(figure_html(comparison_figure(rows), "comparison", picture)))
+    display(HTML(figure_html(comparison_figure(rows), "comparison", run / "comparison.png")))
     samples = {prompt: {row["name"]: row["samples"][prompt] for row in rows} for prompt in rows[0]["samples"]}
     is_chat = checkpoint.read_settings(Path(folders[0]))["run"]["stage"] == "sft"
     display(HTML(samples_html(samples, between="\n" if is_chat else "")))
@@ -93,10 +90,8 @@ def batch_time(folder: str | Path) -> dict[str, float]:
     trained = open_model(folder)
     model = trained.model.train()
     rows, length = trained.session["per_device_train_batch_size"], trained.run["max_length"]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    dtype = autocast_dtype(find_device())
     input_ids = torch.randint(0, model.config.vocab_size, (rows, length), device=model.device)
-    update = TimedUpdate(model, optimizer, input_ids, dtype)
+    update = TimedUpdate(model, torch.optim.AdamW(model.parameters()), input_ids, autocast_dtype(find_device()))
     update()  # the first sets things up that the others find ready
     return {"rows": rows, "length": length, "milliseconds": 1000 * update()}
 
@@ -147,8 +142,7 @@ def show_saved_files(folders: Sequence[Path]) -> None:
     folders = [Path(folder) for folder in folders]
     run, adapters = folders[0].parent, checkpoint.has_adapters(folders[0])
     display(HTML(files_html(folders, [folder.name for folder in folders], PURPOSES)))
-    unfinished = [folder.name for folder in folders if checkpoint.read_results(folder) is None]
-    if unfinished:
+    if unfinished := [folder.name for folder in folders if checkpoint.read_results(folder) is None]:
         say(f"{', '.join(unfinished)} is not finished: run the training cell again.", "note")
         return
     more = "the comparison too; later notebooks continue from there"
@@ -187,17 +181,16 @@ def show_progress(panel: SettingsPanel, folders: Sequence[Path]) -> None:
     for model, folder in zip(panel.models, folders, strict=True):
         after, start = checkpoint.read_results(checkpoint.check_model_folder(folder)), panel.start_model(model)
         now = f"{after['perplexity']:,.1f}"
-        if start is None:
-            sentences.append(f"{model}: perplexity {now} on held-out answers; it was new, so there is no before.")
-        else:
+        sentence = f"{model}: perplexity {now} on held-out answers; it was new, so there is no before."
+        if start is not None:
             trained = open_model(folder)
             # The tokens are the same: a model keeps its tokenizer. Its rows are as long as its own training made them.
             before = score(open_model(start), held_out_documents(trained, held_out_text(trained)))
             rows.append([f"{escape(model)} before", *metric_cells(before)])
             moved = "fell" if after["perplexity"] < before["perplexity"] else "rose"
-            was = f"{before['perplexity']:,.1f}"
-            sentences.append(f"{model}: perplexity on held-out answers {moved} from {was} to {now}.")
+            sentence = f"{model}: perplexity on held-out answers {moved} from {before['perplexity']:,.1f} to {now}."
         rows.append([f"<b>{escape(model)} after</b>", *metric_cells(after)])
+        sentences.append(sentence)
     display(HTML(table_html(rows, header=True, numbers=True)))
     say(" ".join(sentences))
 
@@ -213,15 +206,15 @@ def show_answers(panel: SettingsPanel, folders: Sequence[Path]) -> None:
     prompts, answers = panel.stage.prompts, {}
     for model, folder in zip(panel.models, folders, strict=True):
         if (before := panel.start_model(model)) is not None:
-            answers[f"{model} before"] = ask(before, prompts, template_of=folder)
-        answers[f"{model} after"] = ask(folder, prompts)
+            answers[f"{model} before"] = ask(before, prompts, folder)
+        answers[f"{model} after"] = ask(folder, prompts, folder)
     _show(prompts, answers, MAX_NEW_TOKENS, "" if panel.start_run else " There is no before: the models were new.")
 
 
-def ask(folder: str | Path, prompts: Sequence[str], template_of: str | Path | None = None) -> Answers:
+def ask(folder: str | Path, prompts: Sequence[str], template_of: str | Path) -> Answers:
     """The likeliest answers of the model in `folder`; if it has no chat template, it borrows that of `template_of`."""
     trained = open_model(folder)
-    if trained.tokenizer.chat_template is None and template_of is not None:
+    if trained.tokenizer.chat_template is None:
         trained.tokenizer.chat_template = borrowed_template(trained.tokenizer, read_tokenizer(template_of))
     asked = ([{"role": "user", "content": prompt}] for prompt in prompts)
     replies = [reply_to(trained.model, trained.tokenizer, messages, MAX_NEW_TOKENS) for messages in asked]
@@ -292,8 +285,7 @@ def forgetting_figure(measured: dict[str, Any]) -> Figure:
     low, high = min(0, *changes.values()), max(0, *changes.values())
     # The base in view, with room for words beside it; a change of next to nothing looks like it.
     room = 0.4 * max(max(changes.values()) - low, 2.0)
-    for height, kind in enumerate(reversed(KINDS)):
-        percent = changes[kind]
+    for height, (kind, percent) in enumerate(reversed(changes.items())):
         colour = UNCHANGED if abs(percent) < 100 * NO_CHANGE else BETTER if percent < 0 else WORSE
         axes.annotate("", (percent, height), (0, height), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 3})
         axes.plot(0, height, marker="o", markersize=7, markerfacecolor="white", color=UNCHANGED)
@@ -303,11 +295,9 @@ def forgetting_figure(measured: dict[str, Any]) -> Figure:
         place = {"textcoords": "offset points", "ha": "center"}
         axes.annotate(words, (percent / 2, height), (0, 9), **place, color=colour, bbox=ground)
     axes.axvline(0, color=UNCHANGED, linewidth=1, zorder=0)
-    axes.set(
-        xlabel="bits that held-out text takes, against the base, in % (to the left is better)",
-        xlim=(low - room, high + room), ylim=(-0.5, len(KINDS) - 0.3),
-        yticks=range(len(KINDS)), yticklabels=list(reversed(KINDS.values())),
-    )  # fmt: skip
+    axes.set_xlabel("bits that held-out text takes, against the base, in % (to the left is better)")
+    axes.set_yticks(range(len(KINDS)), list(reversed(KINDS.values())))
+    axes.set(xlim=(low - room, high + room), ylim=(-0.5, len(KINDS) - 0.3))
     axes.grid(alpha=0.25, axis="x")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -322,9 +312,7 @@ def forgetting_verdict(measured: dict[str, Any]) -> str:
         return f"takes {abs(share):.1%} {'more' if share > 0 else 'fewer'} bits than before"
 
     new, old = (change(measured, kind) for kind in KINDS)
-    learned = "Learned" if new < 0 else "Nothing was learned"
-    if abs(new) < NO_CHANGE:
-        learned = "Hardly anything was learned"
+    learned = "Hardly anything was learned" if abs(new) < NO_CHANGE else "Learned" if new < 0 else "Nothing was learned"
     forgotten = "Forgotten" if old >= NO_CHANGE else "Nothing was forgotten"
     distance = measured["general_text"]["after"]["kl_to_base"]
     return (

@@ -16,11 +16,12 @@ from IPython.display import HTML, FileLink, display
 
 from ..adapters.qlora_lwf import FORGETTING_FILE
 from ..errors import InputError
+from ..export.card import read_card
 from ..training import checkpoint
 from ..training.callbacks import CURVES_FILE, METRICS_FILE
 from ..training.device import size
 from ..training.disk import PARTIAL, temporary
-from ..training.run import CARD_FILE, read_card
+from ..training.run import CARD_FILE
 from .chat_box import ChatBox
 from .drive.drive_copy import wait_for_drive
 from .page.notices import in_one_sentence, say
@@ -28,16 +29,13 @@ from .page.pieces import button_box, escape, sentence_html, table_html
 from .storage import drive_copier, on_colab
 
 SECRET = "HF_TOKEN"
-# What is uploaded of a model's folder; checkpoints lie in folders below it, which no pattern reaches.
+# What is uploaded of a model's folder.
 UPLOADED = (
     CARD_FILE, checkpoint.SETTINGS_FILE, checkpoint.RESULTS_FILE, METRICS_FILE, CURVES_FILE, FORGETTING_FILE,
     checkpoint.ADAPTER_CONFIG, checkpoint.ADAPTER_WEIGHTS, "config.json",
     "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
-NEVER = ("checkpoint-*", "*/*", ".*")
-STORED = {".safetensors", ".png"}  # what does not get smaller by being packed
-OF_AN_ERROR = ("last_type", "last_value", "last_traceback", "last_exc")  # kept by Python for debuggers
 
 
 @in_one_sentence()
@@ -46,8 +44,7 @@ def save_and_share(
 ) -> None:
     """Check the models' cards, send the run to the browser as a zip, and put the models on the hub, if one is named."""
     folders = [checkpoint.check_model_folder(folder) for folder in folders]
-    unfinished = [folder.name for folder in folders if checkpoint.read_results(folder) is None]
-    if unfinished:
+    if unfinished := [folder.name for folder in folders if checkpoint.read_results(folder) is None]:
         raise InputError(f"{', '.join(unfinished)} is not finished: run the training cell again.", "NL-404")
     facts = [read_card(folder) for folder in folders]
     rows = [["model card", *(f"<b>{escape(folder.name)}</b>" for folder in folders)]]
@@ -70,12 +67,13 @@ def write_zip(run: Path, archive: Path) -> Path:
     """Pack all but checkpoints and hidden files. Raises OSError: the disk is full; an older archive is still there."""
     partial = temporary(archive, PARTIAL)
     is_left_out = re.compile(rf"\..*|{checkpoint.CHECKPOINT_NAME.pattern}").fullmatch
-    files = [path for path in sorted(run.rglob("*")) if path.is_file()]
     try:
         with zipfile.ZipFile(partial, "w", strict_timestamps=False) as packed:
-            for path in (file for file in files if not any(map(is_left_out, file.relative_to(run).parts))):
-                packing = zipfile.ZIP_STORED if path.suffix in STORED else zipfile.ZIP_DEFLATED
-                packed.write(path, Path(run.name) / path.relative_to(run), packing)
+            for path in sorted(run.rglob("*")):
+                if path.is_file() and not any(map(is_left_out, path.relative_to(run).parts)):
+                    # These do not get smaller by being packed.
+                    packing = zipfile.ZIP_STORED if path.suffix in {".safetensors", ".png"} else zipfile.ZIP_DEFLATED
+                    packed.write(path, path.relative_to(run.parent), packing)
         return partial.replace(archive)
     finally:
         partial.unlink(missing_ok=True)
@@ -94,8 +92,8 @@ def push_to_hub(folders: Sequence[Path], repository: str, private: bool = True) 
             addresses.append(str(api.create_repo(target, private=private, exist_ok=True)))
             if private and not api.model_info(target).private:
                 raise InputError(f"hub_repository {target!r} is public: untick private, or choose another name.")
-            patterns = {"allow_patterns": list(UPLOADED), "ignore_patterns": list(NEVER)}
-            api.upload_folder(folder_path=folder, repo_id=target, commit_message="Upload from New-LLM", **patterns)
+            what = {"allow_patterns": list(UPLOADED), "ignore_patterns": "*/*"}  # none of the folders below
+            api.upload_folder(folder_path=folder, repo_id=target, commit_message="Upload from New-LLM", **what)
     except HFValidationError as error:
         raise InputError(f"hub_repository {repository!r} is no name for a repository: {error}") from error
     except HfHubHTTPError as error:
@@ -114,9 +112,8 @@ def find_token() -> str:
     if on_colab():
         from google.colab import userdata
 
-        problem = f"the secret {SECRET} is empty"
         try:
-            token = userdata.get(SECRET).strip()
+            token, problem = userdata.get(SECRET).strip(), f"the secret {SECRET} is empty"
         except userdata.NotebookAccessError:
             problem = f"this notebook may not read the secret {SECRET}: click the key on the left and allow it"
         except userdata.SecretNotFoundError:
@@ -155,7 +152,8 @@ def release(boxes: Sequence[ChatBox] = ()) -> str:
     """Let go of the models that the page holds. A chat box loads its model anew when a user writes into it."""
     for box in boxes:
         box.chats.clear()
-    for name in OF_AN_ERROR:  # the frames of a training that was stopped hold its model
+    # Python keeps these for debuggers; the frames of a training that was stopped hold its model.
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         sys.__dict__.pop(name, None)
     clear_device_cache(garbage_collection=True)
     away = " To give the machine back, too: Runtime > Disconnect and delete runtime." if on_colab() else ""

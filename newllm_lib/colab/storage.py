@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from IPython.display import HTML, display
@@ -44,15 +43,6 @@ UNTOUCHED_SECONDS = 3600.0
 _copiers: dict[Path, DriveCopier] = {}  # local folder -> its copier, one for as long as the session lasts
 
 
-@dataclass
-class Returned:
-    """Folders of models that were brought back; what did not verify and was left out; what failed, and why."""
-
-    models: list[Path] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-
-
 def on_colab() -> bool:
     """True inside Google Colab, whose kernel loads google.colab before anything else."""
     return "google.colab" in sys.modules
@@ -65,18 +55,17 @@ def open_storage() -> Path:
     folder = Path(named or "runs").expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     place = f"Runs are kept on this machine in {folder} ({size(shutil.disk_usage(folder).free)} free)"
-    returned = Returned()
+    returned = []
     if not on_colab() or named:
         say(f"{place}; what is there already is continued.")
     elif problem := mount_drive():
-        lost = "Runs are lost when Colab takes this machine back."
-        say(f"Drive was not mounted: {problem}. {lost}", "note", "NL-201")
+        say(f"Drive was not mounted: {problem}. Runs are lost when Colab takes this machine back.", "note", "NL-201")
         say(f"{place}.")
     else:
         returned = _open_drive(folder)
         say(f"{place} and copied to your Drive, folder {DRIVE_FOLDER.name}, whenever they are saved.")
     if (run := newest_run(folder)) is not None:
-        came = " brought back from your Drive and verified;" if run in {m.parent for m in returned.models} else ""
+        came = " brought back from your Drive and verified;" if run in {model.parent for model in returned} else ""
         goes_on = "nothing is left to train" if is_finished(run) else "with the same settings the training goes on"
         say(f"The newest run is {run_sentence(run)};{came} {goes_on}.")
     return folder
@@ -104,8 +93,8 @@ def drive_copier(folder: Path) -> DriveCopier | None:
     return next((copier for local, copier in _copiers.items() if folder.is_relative_to(local)), None)
 
 
-def _open_drive(folder: Path) -> Returned:
-    """Bring back what is further on Drive than here, then begin to copy what is further here."""
+def _open_drive(folder: Path) -> list[Path]:
+    """Bring back what is further on Drive than here, which is returned, then begin to copy what is further here."""
     try:
         DRIVE_FOLDER.mkdir(exist_ok=True)
         (DRIVE_FOLDER / ".write-test").write_text("New-LLM")
@@ -113,99 +102,94 @@ def _open_drive(folder: Path) -> Returned:
     except OSError as error:
         meanwhile = "it is tried again from time to time, and until then runs are on this machine alone"
         say(f"{problem_of(error)}: {meanwhile}.", "note", "NL-202")
-    copier = _copiers.get(folder)
-    is_new = copier is None
-    if is_new:
-        copier = _copiers[folder] = DriveCopier(folder, DRIVE_FOLDER)
-    line, sentence = display(HTML(""), display_id=True), "{} is brought back from your Drive."
+    copier = _copiers[folder] = _copiers.get(folder) or DriveCopier(folder, DRIVE_FOLDER)
+    line = display(HTML(""), display_id=True)
+
+    def tell(model: str) -> None:
+        line.update(HTML(sentence_html(f"{model} is brought back from your Drive.")))
+
     try:
-        returned = bring_back_runs(copier, lambda model: line.update(HTML(sentence_html(sentence.format(model)))))
+        returned, damaged, failed = bring_back_runs(copier, tell)
     except (OSError, KeyboardInterrupt) as error:
-        returned = Returned(failed=[problem_of(error) if isinstance(error, OSError) else "it was stopped by hand"])
-    if failed := returned.failed:
+        why = problem_of(error) if isinstance(error, OSError) else "it was stopped by hand"
+        returned, damaged, failed = [], [], [why]
+    if failed:
         more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
         say(f"Not everything was brought back: {'; '.join(failed[:3])}{more}. What is on Drive stays there.", "note")
-    if returned.damaged:
-        say(f"Damaged on Drive, and left out: {'; '.join(returned.damaged)}.", "note")
+    if damaged:
+        say(f"Damaged on Drive, and left out: {'; '.join(damaged)}.", "note")
     if copier.left:
         say(f"{len(copier.left)} older models stay on Drive until they are trained on.", "note")
-    (copier.start if is_new else copier.try_again)()
+    copier.start()
     return returned
 
 
-def bring_back_runs(copier: DriveCopier, tell: Callable[[str], None], budget_bytes: int = BUDGET_BYTES) -> Returned:
+def bring_back_runs(
+    copier: DriveCopier, tell: Callable[[str], None], budget_bytes: int = BUDGET_BYTES
+) -> tuple[list[Path], list[str], list[str]]:
     """Bring back what is further on Drive than here, the newest first, each run on its own: whatever is wrong with one,
-    the others come. `tell` hears the name of each model before that. Raises OSError: Drive cannot be listed."""
-    result, spent, saved_at = Returned(), 0, {}
-    for path in copier.drive.glob(f"{MODELS}/{run_copy.MANIFEST_FILE}"):
-        with _on_its_own(name_of(path.parent), result):
-            saved_at[path.parent] = run_copy.read_manifest(path.parent).saved_at
-    for copy in sorted(saved_at, key=saved_at.__getitem__, reverse=True):
-        with _on_its_own(name_of(copy), result):
+    the others come. `tell` hears the name of each model before that. Returns (folders of the models that came, what did
+    not verify and was left out, what failed and why). Raises OSError: Drive cannot be listed."""
+    models, damaged, failed, spent = [], [], [], 0
+    manifests = copier.drive.glob(f"{MODELS}/{run_copy.MANIFEST_FILE}")
+    for manifest in sorted(manifests, key=lambda path: path.lstat().st_mtime, reverse=True):
+        copy = manifest.parent
+        with _on_its_own(name_of(copy), failed):
             model = copier.local / copy.relative_to(copier.drive)
             run_copy.tidy(copy, UNTOUCHED_SECONDS)
             run_copy.tidy(model.parent)
             if run_copy.progress_of_copy(copy) <= run_copy.progress_here(model):
                 continue
-            copied = run_copy.size_of_copy(copy)
-            if spent and spent + copied > budget_bytes:
+            if spent >= budget_bytes:
                 copier.left.add(model)
                 continue
             tell(name_of(model))
             brought = copier.fetch(model)
-            spent += copied
-            result.damaged += [f"{name_of(model)}/{damage}" for damage in brought.damaged]
+            damaged += [f"{name_of(model)}/{damage}" for damage in brought.damaged]
             if brought.progress > run_copy.NOTHING:
-                result.models.append(model)
+                models.append(model)
+                spent += run_copy.bytes_in(model)
     # Panels' settings, comparisons and pictures stand in the folders above.
-    folders = {folder for model in result.models for folder in (model.parent, model.parent.parent)}
+    folders = {folder for model in models for folder in (model.parent, model.parent.parent)}
     folders |= {copier.local / path.parent.name for path in copier.drive.glob(f"*/{run_copy.MANIFEST_FILE}")}
     for folder in sorted(folders):
-        with _on_its_own(folder.name, result):
+        with _on_its_own(folder.name, failed):
             folder.mkdir(parents=True, exist_ok=True)
             run_copy.tidy(copier.copy_of(folder), UNTOUCHED_SECONDS)
-            damaged = run_copy.bring_missing_files(copier.copy_of(folder), folder)
-            result.damaged += [f"{folder.name}/{name}" for name in damaged]
-    return result
+            names = run_copy.bring_missing_files(copier.copy_of(folder), folder)
+            damaged += [f"{folder.name}/{name}" for name in names]
+    return models, damaged, failed
 
 
 @contextmanager
-def _on_its_own(name: str, result: Returned) -> Iterator[None]:
+def _on_its_own(name: str, failed: list[str]) -> Iterator[None]:
     """Note what goes wrong with one copy, and go on."""
     try:
         yield
     except (OSError, ValueError) as error:  # a disk, or what is damaged on it
-        words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        result.failed.append(f"{name} ({words})")
+        failed.append(f"{name} ({getattr(error, 'strerror', None) or error})")
 
 
-def fetch_sentences(copier: DriveCopier | None, models: Sequence[Path]) -> list[tuple[str, str]]:
-    """Bring back those of `models` that are further on Drive than here; returns (sentence, status) of each."""
-    said = []
+def fetch_sentences(copier: DriveCopier | None, models: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Bring back those of `models` that are further on Drive than here; yields (sentence, status) of each."""
     for model in models if copier is not None else ():
         try:
             brought = copier.fetch(model)
         except (OSError, ValueError) as error:
             problem = f"{name_of(model)} could not be brought back from Drive: {problem_of(error)}."
-            said.append((f"{problem} To wait for it, press ■ and run the storage cell again.", "note"))
-            continue
-        if brought is None:
+            yield f"{problem} To wait for it, press ■ and run the storage cell again.", "note"
             continue
         if brought.damaged:
-            said.append((f"Damaged on Drive, and left out: {name_of(model)}/{', '.join(brought.damaged)}.", "note"))
+            yield f"Damaged on Drive, and left out: {name_of(model)}/{', '.join(brought.damaged)}.", "note"
         if brought.progress > run_copy.NOTHING:
-            said.append((f"{name_of(model)} {_state(model)}: brought back from your Drive and verified.", "ok"))
-    return said
+            yield f"{name_of(model)} {_state(model)}: brought back from your Drive and verified.", "ok"
 
 
 def newest_run(runs: Path) -> Path | None:
     """The run folder in which something was saved last."""
-    times: dict[Path, float] = {}
-    for settings in runs.glob(f"{MODELS}/{SETTINGS_FILE}"):
-        model = settings.parent
-        files = [settings, model / RESULTS_FILE, *(path / COMPLETE_FILE for _, path in numbered_checkpoints(model))]
-        newest = max(path.stat().st_mtime for path in files if path.is_file())
-        times[model.parent] = max(times.get(model.parent, 0.0), newest)
+    files = (SETTINGS_FILE, RESULTS_FILE, f"checkpoint-*/{COMPLETE_FILE}")
+    found = {settings.parents[1] for settings in runs.glob(f"{MODELS}/{SETTINGS_FILE}")}
+    times = {run: max(path.lstat().st_mtime for name in files for path in run.glob(f"*/{name}")) for run in found}
     return max(times, key=times.__getitem__, default=None)
 
 
@@ -224,10 +208,9 @@ def run_sentence(run: Path) -> str:
 
 def is_finished(run: Path) -> bool:
     """True if there is nothing left to train in a run; a sweep never says so."""
-    if (run / TRIALS_FILE).exists():
-        return False
     models = [settings.parent for settings in run.glob(f"*/{SETTINGS_FILE}")]
-    return all((model / RESULTS_FILE).is_file() or checkpoint.is_of_earlier_version(model) for model in models)
+    ended = ((model / RESULTS_FILE).is_file() or checkpoint.is_of_earlier_version(model) for model in models)
+    return not (run / TRIALS_FILE).exists() and all(ended)
 
 
 def _state(model: Path) -> str:

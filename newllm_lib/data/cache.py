@@ -37,38 +37,34 @@ def cache_path(kind: str, suffix: str, *contents: object) -> Path:
 
 
 def kept(path: Path, make: Callable[[Path], Any]) -> Any:
-    """The note about the file `path`. If the file is missing or damaged, `make` writes it to the path it is given, and
-    returns a note that JSON can hold, not None. Raises InputError: the cache cannot be written to."""
-    if (note := known(path)) is None:
-        with writing(path) as temporary:
-            note = make(temporary)
-        seal(path, note)
-    return note
+    """The note about the file `path`, which is `made` if it is missing or damaged."""
+    return made(path, make) if (note := known(path)) is None else note
 
 
 def known(path: Path) -> Any:
     """The note in the seal of a file; None if there is no file that matches its seal."""
     sealed = path.with_suffix(".json")
-    try:
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         content = json.loads(sealed.read_bytes())
-        if content["sha256"] != _digest(path, content["note"]):
-            return None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
-    with suppress(OSError):  # the cache may be read-only
-        os.utime(sealed)
-    return content["note"]
+        if content["sha256"] == _digest(path, content["note"]):
+            with suppress(OSError):  # the cache may be read-only
+                os.utime(sealed)
+            return content["note"]
+    return None
 
 
-def seal(path: Path, note: Any) -> None:
-    """Seal the file `path`, or its absence, with a note. Raises InputError: the cache cannot be written to."""
+def made(path: Path, make: Callable[[Path], Any]) -> Any:
+    """The note about the file `path`, sealed: `make` writes it to the path it is given, and returns a note that JSON
+    can hold, not None. Raises InputError: the cache cannot be written to."""
+    with writing(path) as temporary:
+        note = make(temporary)
     with writing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps({"sha256": _digest(path, note), "note": note}), encoding="utf-8")
+    return note
 
 
 def _digest(path: Path, note: Any) -> str:
-    content = content_hash(path) if path.exists() else ""
-    return hashlib.sha256(f"{content} {json.dumps(note)}".encode()).hexdigest()
+    return hashlib.sha256(f"{content_hash(path)} {json.dumps(note)}".encode()).hexdigest()
 
 
 @contextmanager
@@ -119,8 +115,7 @@ def _make_room(folder: Path, needed: str) -> None:
 def _is_being_written(temporary: Path) -> bool:
     """True if the process that the temporary path names is alive, and not a later one of the same number."""
     try:
-        writer = psutil.Process(int(temporary.suffixes[-2][1:]))
-        return writer.create_time() <= temporary.stat().st_mtime
+        return psutil.Process(int(temporary.suffixes[-2][1:])).create_time() <= temporary.stat().st_mtime
     except (psutil.Error, ValueError, IndexError, OSError):
         return False
 

@@ -83,8 +83,8 @@ class ConversationFormat:
 
     max_length: int
     loss_on: str = "assistant"  # its words and the end of its turns; "all": every token after the first
-    # Of a conversation of more than `max_length` tokens, "turns" keeps whole turns, up to the last answer that fits;
-    # "cut" the first `max_length` tokens, as in the published runs.
+    # Where a conversation has more than `max_length` tokens, "turns" keeps whole turns up to the last answer that fits,
+    # and "cut" keeps the first `max_length` tokens, as the published runs do.
     too_long: str = "turns"
 
 
@@ -227,19 +227,18 @@ def _in_time(rendering: Callable[..., Any], **arguments: Any) -> Any:
             raise TimeoutError
         return watch
 
-    before, remedy = sys.gettrace(), "name a model with another one"
+    before = sys.gettrace()
     with ONE_RENDERING:
         end = time.monotonic() + RENDER_SECONDS
         sys.settrace(watch)
         try:
             return rendering(**arguments)
-        except TimeoutError:
-            what = f"chat_template of this model does not end within {RENDER_SECONDS} seconds"
-            raise InputError(f"{what}; {remedy}, or shorten the conversation.") from None
         except Exception as error:  # templates are programs: they raise what they like
-            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            what = f"chat_template of this model refuses a conversation ({why})"
-            raise InputError(f"{what}; {remedy}, or change the conversation.") from error
+            why = f"refuses a conversation ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            if isinstance(error, TimeoutError):
+                why = f"does not end within {RENDER_SECONDS} seconds"
+            remedy = "name a model with another one, or shorten or change the conversation"
+            raise InputError(f"chat_template of this model {why}; {remedy}.") from error
         finally:
             sys.settrace(before)
 

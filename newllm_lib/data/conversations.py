@@ -6,38 +6,36 @@ Dimensions: N tokens of a conversation, T = max_length tokens of a row.
 """
 
 import collections
+import functools
 import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import datasets
-import numpy as np
-from datasets.arrow_writer import ArrowWriter
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
-from .cache import cache_path, known, seal, writing
+from .cache import cache_path, known, made
 from .chat_template import ConversationFormat, EncodedConversation, encode_conversations, template_for
 from .examples import COLUMNS, Message, any_conversation, conversation_columns, unread
 from .files import PlacedRow, RowError, check_file, checked_row, content_hash, read_rows, refuser
 from .sources import HELD_OUT_SHARE, Origin, Splits, find_data, find_dataset
-from .text import IGNORED, Document, EvaluationDocuments, TextCounts, same_file_note
+from .text import Document, EvaluationDocuments, PackedRows, TextCounts, same_file_note, token_bytes, token_type
 from .tokenizer import build_tokenizer
 
 # Part of the cache keys: raise the number when the same rows come to mean other conversations.
 READING = f"rows 2 {COLUMNS}"
 LOOKED_AT = 1_000  # rows in which columns that are not read are looked for
-FORMAT_VERSION = 5  # part of the cache key: raise it when rows are laid out otherwise
+FORMAT_VERSION = 6  # part of the cache key: raise it when rows are laid out otherwise
 CONVERSATIONS_PER_CALL = 500
 ROWS_PER_SHARD = 20_000  # of the data set: what is lost at most when the machine vanishes
 BLOCKS_AHEAD = 3  # of the one in use
 OPEN_ROWS = 64  # rows that still take conversations
 COMPLAINTS_KEPT = 5
-COMPLETE = "complete"  # sealed when the data have ended
 
 # A row as it is read: its number from 0, its conversation or None, and what is wrong with a row that is none.
 NumberedConversation = tuple[int, list[Message] | None, str]
@@ -113,14 +111,11 @@ def hold_out(whole: Conversations, how: str, share: float) -> tuple[Conversation
             return number in drawn
         return messages is not None and conversation_hash(messages) % 10_000 < share * 10_000
 
-    def part(name: str, wanted: bool) -> Conversations:
-        def read(first_row: int) -> Iterator[NumberedConversation]:
-            return (item for item in whole.read(first_row) if is_held_out(*item[:2]) == wanted)
+    def rows(wanted: bool) -> Callable[[int], Iterator[NumberedConversation]]:
+        return lambda first_row: (item for item in whole.read(first_row) if is_held_out(*item[:2]) == wanted)
 
-        identity = f"{whole.identity}/{how} {share} {name}"
-        return replace(whole, origin=f"{whole.origin}, {name}", identity=identity, read=read)
-
-    return part("train", False), part("held out", True)
+    train = whole.part("train", f"{how} {share} train", rows(wanted=False))
+    return train, whole.part("held out", f"{how} {share} held out", rows(wanted=True))
 
 
 def conversation_hash(messages: list[Message]) -> int:
@@ -131,12 +126,8 @@ def conversation_hash(messages: list[Message]) -> int:
 
 def first_rows(whole: Conversations, count: int) -> Conversations:
     """The rows with a number below `count`."""
-
-    def read(first_row: int) -> Iterator[NumberedConversation]:
-        return itertools.takewhile(lambda item: item[0] < count, whole.read(first_row))
-
-    origin = f"{whole.origin}, first {count:,} rows"
-    return replace(whole, origin=origin, identity=f"{whole.identity}/{count}", read=read)
+    most = functools.partial(itertools.takewhile, lambda item: item[0] < count)
+    return whole.part(f"first {count:,} rows", str(count), lambda first_row: most(whole.read(first_row)))
 
 
 def unread_note(rows: Iterable[PlacedRow], columns: Callable[[dict], tuple[str, ...]]) -> str:
@@ -195,7 +186,6 @@ class ConversationCounts(TextCounts):
     bad_rows: int = 0
     too_long: int = 0  # not even the first answer fits into a row
     shortened: int = 0  # conversations that lost their last turns
-    packed_rows: int = 0  # rows of tokens made of them
     complaints: list[str] = field(default_factory=list)  # the first few about bad rows
 
     def add(self, other: "ConversationCounts") -> None:
@@ -220,42 +210,29 @@ Block = tuple[int, list[EncodedConversation], ConversationCounts]
 
 def conversation_rows(
     conversations: Conversations, tokenizer: PreTrainedTokenizerFast, form: ConversationFormat
-) -> tuple[datasets.Dataset, ConversationCounts]:
-    """Training rows on disk with the columns of `packed_rows`: `input_ids`, `labels` (shifted; supervised ones only),
-    `position_ids` (0 where a conversation begins), [T] each, and `row`. Raises InputError: a bad row in the user's
-    file, or no conversation at all.
+) -> tuple[PackedRows, ConversationCounts]:
+    """Training rows on disk: conversations end to end, padded. Raises InputError: a bad row in the user's file, or no
+    conversation at all.
 
-    Written once per data, tokenizer and format under the cache folder, in shards; each is sealed with the number of the
-    row after it and its counts. A preparation that was cut off goes on after its last whole shard, at the very row.
+    Written once per data, tokenizer and format under the cache folder, in shards. A preparation that was cut off goes
+    on after its last whole shard, at the very row.
     """
-    source = (conversations.identity, conversations.read_as)
-    key = (FORMAT_VERSION, *source, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, form)
-    folder = cache_path("conversations", "", *key)
-    counts, next_row, shards = ConversationCounts(), 0, []
-    paths = (folder / f"shard-{number:05d}.arrow" for number in itertools.count())
-    for shard in paths:
-        if (note := known(shard)) is None:
-            break
+    key = (FORMAT_VERSION, conversations.identity, conversations.read_as, tokenizer.backend_tokenizer.to_str())
+    folder = cache_path("conversations", "", *key, tokenizer.chat_template, form)
+    counts, shards, next_row, blocks, is_last = ConversationCounts(), [], 0, None, False
+    while not is_last:
+        shards.append(folder / f"shard-{len(shards):05d}.rows")
+        if (note := known(shards[-1])) is None:
+            blocks = blocks or encoded_blocks(conversations, tokenizer, form, next_row)
+            note = made(shards[-1], functools.partial(_write_shard, blocks, tokenizer, form.max_length))
+        else:
+            blocks = None
         counts.add(ConversationCounts(**note["counts"]))
-        next_row = note["next_row"]
-        shards.append(shard)
-    if known(folder / COMPLETE) != asdict(counts):
-        blocks = encoded_blocks(conversations, tokenizer, form, next_row)
-        for block in blocks:
-            with writing(shard) as temporary:
-                parts = itertools.chain([block], blocks)
-                found, next_row = _write_shard(parts, tokenizer, form.max_length, counts.packed_rows, temporary)
-            seal(shard, {"next_row": next_row, "counts": asdict(found)})
-            counts.add(found)
-            shards.append(shard)
-            shard = next(paths)
-        seal(folder / COMPLETE, asdict(counts))
+        next_row, is_last = note["next_row"], note["is_last"]
     if not counts.documents:
         what = f"{conversations.origin} gives no conversation to train on"
         raise InputError(f"{what}; {' '.join(counts.remarks(form.max_length))}", "NL-403")
-    rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in shards])
-    rows.set_transform(_training_columns)
-    return rows, counts
+    return PackedRows(shards, tokenizer, form.max_length), counts
 
 
 def conversation_documents(
@@ -280,15 +257,11 @@ def encoded_blocks(
     """The conversations from a row on as tokens, CONVERSATIONS_PER_CALL rows a block."""
     numbered = conversations.read(first_row)
     blocks = iter(lambda: list(itertools.islice(numbered, CONVERSATIONS_PER_CALL)), [])
+    talks = ((rows, [messages for _, messages, _ in rows if messages is not None]) for rows in blocks)
     # While one block is with the tokenizer, which takes every core and leaves Python alone, another is rendered or
     # unpacked in the other thread.
     with ThreadPoolExecutor(2) as executor:
-
-        def start(rows: list[NumberedConversation]) -> tuple[list[NumberedConversation], Future]:
-            talks = [messages for _, messages, _ in rows if messages is not None]
-            return rows, executor.submit(encode_conversations, talks, tokenizer, form)
-
-        started = map(start, blocks)
+        started = ((rows, executor.submit(encode_conversations, said, tokenizer, form)) for rows, said in talks)
         waiting = collections.deque(itertools.islice(started, BLOCKS_AHEAD))
         while waiting:
             waiting.extend(itertools.islice(started, 1))
@@ -306,32 +279,27 @@ def encoded_blocks(
             yield rows[-1][0] + 1, kept, counts
 
 
-def _write_shard(
-    blocks: Iterable[Block], tokenizer: PreTrainedTokenizerFast, max_length: int, first_number: int, path: Path
-) -> tuple[ConversationCounts, int]:
-    """(counts of the shard, number of the row after it)."""
-    counts, next_row = ConversationCounts(), 0
-    columns = {"input_ids": "uint16" if len(tokenizer) <= 2**16 else "int32", "supervised": "bool", "starts": "bool"}
-    features = {name: datasets.Sequence(datasets.Value(kind), length=max_length) for name, kind in columns.items()}
-    features = datasets.Features(features | {"row": datasets.Value("int64")})
+def _write_shard(blocks: Iterator[Block], tokenizer: PreTrainedTokenizerFast, max_length: int, path: Path) -> dict:
+    """The note about the shard: its counts, the number of the row after it, and whether there is none."""
+    counts, note = ConversationCounts(), {"next_row": 0}
+    kind, padding = token_type(tokenizer), [tokenizer.pad_token_id]
 
     def items() -> Iterator[EncodedConversation]:
-        nonlocal next_row
         for row_after, block, found in blocks:
-            next_row = row_after
+            note["next_row"] = row_after
             counts.add(found)
             yield from block
             if counts.rows_read >= ROWS_PER_SHARD:
                 return
 
-    rows = _packed(items(), max_length)
-    with ArrowWriter(path=str(path), features=features) as writer:
-        while packed := list(itertools.islice(rows, CONVERSATIONS_PER_CALL)):
-            numbers = first_number + counts.packed_rows + np.arange(len(packed))
-            writer.write_batch(_columns(packed, max_length, tokenizer.pad_token_id) | {"row": numbers})
-            counts.packed_rows += len(packed)
-        writer.finalize()
-    return counts, next_row
+    with path.open("wb") as stream:
+        for row in _packed(items(), max_length):
+            for item in row:
+                stream.write(token_bytes(kind, item.token_ids, item.supervised, starts_document=True))
+            missing = max_length - sum(len(item.token_ids) for item in row)
+            stream.write(token_bytes(kind, padding * missing, supervised=False))
+        stream.write(token_bytes(kind, padding, supervised=False))
+    return note | {"counts": asdict(counts), "is_last": counts.rows_read < ROWS_PER_SHARD}
 
 
 def _packed(items: Iterable[EncodedConversation], max_length: int) -> Iterator[list[EncodedConversation]]:
@@ -341,41 +309,15 @@ def _packed(items: Iterable[EncodedConversation], max_length: int) -> Iterator[l
     lengths: list[int] = []
     for item in items:
         size = len(item.token_ids)
-        room = [index for index, length in enumerate(lengths) if length + size <= max_length]
-        if not room:
+        if min(lengths, default=max_length) + size > max_length:  # none has room
             if len(rows) == OPEN_ROWS:
                 fullest = lengths.index(max(lengths))
                 del lengths[fullest]
                 yield rows.pop(fullest)
             rows.append([])
             lengths.append(0)
-            room = [len(rows) - 1]
+        room = (index for index, length in enumerate(lengths) if length + size <= max_length)
         fullest = max(room, key=lengths.__getitem__)
         rows[fullest].append(item)
         lengths[fullest] += size
     yield from rows
-
-
-def _columns(packed: list[list[EncodedConversation]], max_length: int, pad_token_id: int) -> dict[str, np.ndarray]:
-    """Rows of conversations end to end, padded to T: [rows, T] each."""
-    shape = (len(packed), max_length)
-    token_ids = np.full(shape, pad_token_id, dtype=np.int32)
-    supervised, starts = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-    for row, items in enumerate(packed):
-        *begins, end = itertools.accumulate((len(item.token_ids) for item in items), initial=0)
-        token_ids[row, :end] = np.concatenate([item.token_ids for item in items])
-        supervised[row, :end] = np.concatenate([item.supervised for item in items])
-        starts[row, begins] = True
-    return {"input_ids": token_ids, "supervised": supervised, "starts": starts}
-
-
-def _training_columns(rows: dict[str, list]) -> dict[str, np.ndarray]:
-    """Columns as they are kept, [rows, T], -> columns as the trainer takes them. Positions run on over the padding,
-    which the model never reads."""
-    input_ids = np.asarray(rows["input_ids"], dtype=np.int32)
-    supervised, starts = np.asarray(rows["supervised"], dtype=bool), np.asarray(rows["starts"], dtype=bool)
-    labels = np.where(supervised, input_ids, IGNORED)
-    labels = np.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
-    columns = np.arange(input_ids.shape[1], dtype=np.int32)
-    position_ids = columns - np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
-    return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, "row": np.asarray(rows["row"])}

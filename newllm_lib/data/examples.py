@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from .files import RowError, is_missing, is_unicode, no_column, text_of
+from .files import RowError, checked_text, is_missing, no_column, text_of
 from .tokenizer import ROLES
 
 # {"role": one of ROLES, "content": text}, and "train": False in an answer that is not supervised.
@@ -28,9 +28,9 @@ COLUMNS = {
     "context": ("context", "input"),
     "answer": ("completion", "response", "output", "answer", "chosen"),
 }
+SPEAKERS = {"system": "system", "prompt": "user", "context": "context"}  # of a text with this meaning
 HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 NO_TURN = " has to be an object with 'role' and 'content'"
-HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def is_blank(value: object) -> bool:
@@ -71,9 +71,7 @@ def any_conversation(row: dict) -> list[Message]:
     hh-rlhf. The turns are those of `check_messages`. Raises RowError: it is none of these, or no conversation."""
     read = columns_read(row)
     if "turns" in read:
-        has_system = "system" in read and not is_blank(row[read["system"]])
-        system = _turns(row, read["system"], "system") if has_system else []
-        return check_messages([*system, *_turns(row, read["turns"], None)])
+        return check_messages(_turns_meaning(row, "system", "turns"))
     if "prompt" in read and "answer" in read:
         return check_messages([*prompt_turns(row), *answer_turns(row, read["answer"])])
     if "chosen" in row:
@@ -88,14 +86,16 @@ def any_conversation(row: dict) -> list[Message]:
 def prompt_turns(row: dict) -> list[Message]:
     """The turns before the answer: system, history, prompt and context, as far as the row has them. Raises RowError:
     there is no prompt."""
-    read = columns_read(row)
-    if "prompt" not in read:
+    if "prompt" not in columns_read(row):
         raise no_column(row, f"no {' or '.join(map(repr, COLUMNS['prompt']))} column")
-    turns = []
-    for meaning, role in (("system", "system"), ("history", None), ("prompt", "user"), ("context", "context")):
-        if meaning in read and (meaning == "prompt" or not is_blank(row[read[meaning]])):
-            turns += _turns(row, read[meaning], role)
-    return turns
+    return _turns_meaning(row, "system", "history", "prompt", "context")
+
+
+def _turns_meaning(row: dict, *meanings: str) -> list[Message]:
+    """The turns of the columns with these meanings; "turns" and "prompt" have to be filled."""
+    read = columns_read(row)
+    filled = [name for name in meanings if name in ("turns", "prompt") or not is_blank(row.get(read.get(name)))]
+    return [turn for name in filled for turn in _turns(row, read[name], SPEAKERS.get(name))]
 
 
 def answer_turns(row: dict, column: str) -> list[Message]:
@@ -114,7 +114,7 @@ def whole_conversation(row: dict, column: str) -> list[Message]:
     if before.strip():
         raise RowError(f"{column!r} has to begin with a turn of Human or Assistant")
     turns = zip(parts[0::2], parts[1::2], strict=True)
-    return check_messages([{"role": HH_ROLES[speaker], "content": content.strip()} for speaker, content in turns])
+    return check_messages([{"role": speaker.lower(), "content": content.strip()} for speaker, content in turns])
 
 
 def _turns(row: dict, column: str, role: str | None) -> list[Message]:
@@ -145,37 +145,34 @@ def check_messages(messages: list) -> list[Message]:
     more than MOST_TURNS, or no answer to learn."""
     if len(messages) > MOST_TURNS:
         raise RowError(f"{len(messages):,} turns are more than the {MOST_TURNS:,} that are read; part the conversation")
-    joined: list[tuple[str, bool, list[str]]] = []  # role, supervised, parts
+    checked: list[tuple[int, Message]] = []
     for number, message in enumerate(messages, start=1):
         try:
-            role, content, is_supervised = _checked_turn(message)
+            turn = _checked_turn(message)
         except RowError as error:
             raise RowError(f"turn {number}{error}") from error
-        if content is None:
-            continue
-        if role == "system" and joined and joined[-1][0] != "system":
+        if turn is not None:
+            checked.append((number, turn))
+    joined: list[Message] = []
+    for role, turns in itertools.groupby(checked, key=lambda item: item[1]["role"]):
+        (number, first), *others = turns
+        if role == "system" and joined:
             raise RowError(f"turn {number}: a system turn has to be the first")
-        if not joined or joined[-1][0] != role:
-            joined.append((role, is_supervised, [content]))
-        elif joined[-1][1] == is_supervised:
-            joined[-1][2].append(content)
-        else:
-            raise RowError(f"turn {number}: of two answers in a row, one is not to be learned; leave it out")
-    has_context = any(not is_supervised for _, is_supervised, _ in joined)
-    while joined and not (joined[-1][0] == "assistant" and joined[-1][1]):
+        if differing := [other for other, turn in others if turn.keys() != first.keys()]:
+            raise RowError(f"turn {differing[0]}: of two answers in a row, one is not to be learned; leave it out")
+        joined.append(first | {"content": "\n\n".join([first["content"], *(turn["content"] for _, turn in others)])})
+    has_context = any("train" in turn for turn in joined)
+    while joined and (joined[-1]["role"] != "assistant" or "train" in joined[-1]):
         joined.pop()
     if not joined:
         why = "; calls of tools and turns of weight 0 are not learned" if has_context else ""
         raise RowError(f"there is no assistant turn to learn from{why}")
-    return [
-        {"role": role, "content": "\n\n".join(parts)} | ({} if is_supervised else {"train": False})
-        for role, is_supervised, parts in joined
-    ]
+    return joined
 
 
-def _checked_turn(message: object) -> tuple[str, str | None, bool]:
-    """(role, content, whether it is supervised if it is an answer) of a turn; content is None if it only calls a tool.
-    The message of a RowError goes on after "turn N"."""
+def _checked_turn(message: object) -> Message | None:
+    """A turn, with "train": False if it is an answer that is not supervised; None if it only calls a tool. The message
+    of a RowError goes on after "turn N"."""
     if not isinstance(message, dict):
         raise RowError(NO_TURN)
     name, content = message.get("role"), message.get("content")
@@ -189,25 +186,20 @@ def _checked_turn(message: object) -> tuple[str, str | None, bool]:
     if role is None:
         raise RowError(f": role has to be one of {', '.join(ROLE_NAMES)}, got {str(name)[:40]!r}")
     if has_call and is_blank(content):
-        return role, None, False
+        return None
     if isinstance(content, list):
         content = "".join(map(_text_of_part, content))
-    content = "" if is_missing(content) else content
-    if not isinstance(content, str):
-        raise RowError(f": content has to be a string, got {type(content).__name__}")
-    if not content.strip():
-        raise RowError(f" ({role}) is empty")
-    if not is_unicode(content):
-        raise RowError(f" ({role}) holds half a character (a lone surrogate)")
+    content = checked_text(None if is_blank(content) else content, f" ({role})")
     if role != "assistant":
-        return role, content.strip(), True
+        return {"role": role, "content": content.strip()}
     for key in ("weight", "train") if has_marks else ():
         mark = message.get(key)
         if not has_call and not is_missing(mark) and mark not in (0, 1):
             raise RowError(f": {key} has to be 0 or 1, got {str(mark)[:40]!r}")
     is_supervised = not has_call and message.get("weight") != 0 and message.get("train") != 0
     first_line = content.rfind("\n", 0, len(content) - len(content.lstrip())) + 1
-    return role, content[first_line:].rstrip(), is_supervised
+    answer = {"role": role, "content": content[first_line:].rstrip()}
+    return answer if is_supervised else {**answer, "train": False}
 
 
 def _text_of_part(part: object) -> str:

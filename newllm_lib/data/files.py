@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import os
-import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -33,11 +33,7 @@ def is_missing(value: object) -> bool:
 
 def is_unicode(text: str) -> bool:
     """False for text with half of a surrogate pair, which JSON can spell and no tokenizer reads."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text.encode("utf-8", "ignore").decode("utf-8") == text
 
 
 def checked_row(row: object) -> dict:
@@ -60,13 +56,17 @@ def text_of(row: dict, column: str) -> str:
     """The text in a column. Raises RowError: it is not there, empty, no string, or no Unicode."""
     if column not in row:
         raise no_column(row, f"no {column!r} column")
-    value = row[column]
+    return checked_text(row[column], repr(column))
+
+
+def checked_text(value: object, name: str) -> str:
+    """The value, if it is a text. Raises RowError: it is empty, no string, or no Unicode."""
     if is_missing(value) or value == "":
-        raise RowError(f"{column!r} is empty")
+        raise RowError(f"{name} is empty")
     if not isinstance(value, str):
-        raise RowError(f"{column!r} has to be a string, got {type(value).__name__}")
+        raise RowError(f"{name} has to be a string, got {type(value).__name__}")
     if not is_unicode(value):
-        raise RowError(f"{column!r} holds half a character (a lone surrogate)")
+        raise RowError(f"{name} holds half a character (a lone surrogate)")
     return value
 
 
@@ -79,18 +79,17 @@ def check_file(path: str | Path, field: str, rows_of: str | None = None) -> Path
     as "conversations": running text has none. Raises InputError: it is no such file."""
     try:
         path = Path(path).expanduser()
-        status = path.stat()
+        size = path.stat().st_size
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _refusal(path, field, "does not exist; check the path") from error
     except (OSError, ValueError, RuntimeError) as error:  # a name too long, with a zero byte, of an unknown user's home
         raise _refusal(path, field, f"cannot be read ({error}); check the path") from error
-    is_file = stat.S_ISREG(status.st_mode)
     kind = path.suffix.lower()
     for is_wrong, what in (
-        (stat.S_ISDIR(status.st_mode), "is a folder; name one file in it"),
+        (path.is_dir(), "is a folder; name one file in it"),
         (kind not in SUFFIXES, f"has to end in one of {', '.join(SUFFIXES)}"),
-        (not is_file or not os.access(path, os.R_OK), "cannot be read; name a file that you may open"),
-        (status.st_size == 0, "is empty; name a file with text in it"),
+        (not path.is_file() or not os.access(path, os.R_OK), "cannot be read; name a file that you may open"),
+        (size == 0, "is empty; name a file with text in it"),
         (rows_of and kind == ".txt", f"is running text; {rows_of} come as .jsonl, .json, .csv or .parquet"),
     ):
         if is_wrong:
@@ -130,18 +129,16 @@ def read_rows(path: Path, field: str) -> Iterator[PlacedRow]:
 def _json_rows(path: Path, field: str) -> Iterator[PlacedRow]:
     """Rows of a list, or of a line each: the content decides, not the name."""
     is_json = path.suffix.lower() == ".json"
-    numbered = enumerate(read_lines(path, field), start=1)
-    lines = list(itertools.islice(itertools.dropwhile(lambda item: not item[1].strip(), numbered), 1))
-    if lines and (is_json or lines[0][1].lstrip().startswith("[")):
-        lines += numbered
-        whole = _parse_json("".join(line for _, line in lines))
+    first = next(filter(str.strip, read_lines(path, field)), "")
+    if is_json or first.lstrip().startswith("["):
+        whole = _parse_json("".join(read_lines(path, field)))
         if isinstance(whole, list):
             yield from ((f"row {number}", row) for number, row in enumerate(whole, start=1))
             return
-        if is_json and isinstance(_parse_json(lines[0][1]), RowError):
+        if is_json and isinstance(_parse_json(first), RowError):
             what = whole if isinstance(whole, RowError) else "one JSON object"
             raise _refusal(path, field, f"is {what}; give a JSON list of rows, or a row a line")
-    for number, line in itertools.chain(lines, numbered):
+    for number, line in enumerate(read_lines(path, field), start=1):
         if line.strip():
             yield f"line {number}", _parse_json(line)
 
@@ -164,8 +161,7 @@ def _parse_json(text: str) -> object:
 
 
 def _first_double(names: Iterable[str]) -> str | None:
-    seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _check_columns(names: Iterable[str], path: Path, field: str) -> None:
@@ -181,24 +177,23 @@ def _csv_rows(path: Path, field: str) -> Iterator[PlacedRow]:
     csv.field_size_limit(2**31 - 1)  # a column may hold a whole document; the default is 128 KiB
     reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     columns: list[str] | None = None
-    while True:
-        place = f"line {reader.line_num + 1}"
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            remedy = "close its quotes, and write a quote within quotes twice"
-            what = f"{field} {str(path)!r}: the row that begins in {place} is not CSV ({error}); {remedy}."
-            raise InputError(what, "NL-402") from error
-        if cells is None:
-            return
-        if columns is None:
-            columns = [name.strip() for name in cells]
-            _check_columns(filter(None, columns), path, field)
-        elif any(map(str.strip, cells[len(columns) :])):
-            complaint = f"{len(cells)} cells under {len(columns)} names; write a text with {delimiter!r} between quotes"
-            yield place, RowError(complaint)
-        elif any(map(str.strip, cells)):
-            yield place, {name: cell for name, cell in itertools.zip_longest(columns, cells[: len(columns)]) if name}
+    place = "line 1"
+    try:
+        for cells in reader:
+            if columns is None:
+                columns = [name.strip() for name in cells]
+                _check_columns(filter(None, columns), path, field)
+            elif any(map(str.strip, cells[len(columns) :])):
+                remedy = f"write a text with {delimiter!r} between quotes"
+                yield place, RowError(f"{len(cells)} cells under {len(columns)} names; {remedy}")
+            elif any(map(str.strip, cells)):
+                row = itertools.zip_longest(columns, cells[: len(columns)])
+                yield place, {name: cell for name, cell in row if name}
+            place = f"line {reader.line_num + 1}"
+    except csv.Error as error:
+        remedy = "close its quotes, and write a quote within quotes twice"
+        what = f"{field} {str(path)!r}: the row that begins in {place} is not CSV ({error}); {remedy}."
+        raise InputError(what, "NL-402") from error
 
 
 def _parquet_rows(path: Path, field: str) -> Iterator[PlacedRow]:

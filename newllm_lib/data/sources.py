@@ -115,6 +115,10 @@ class Origin:
     licence: str  # theirs, or how the user can know
     identity: str  # changes when the data do
 
+    def part(self: Side, name: str, key: str, read: Callable[..., Iterable]) -> Side:
+        """A part of the data, which `read` reads; `key` tells it from other parts."""
+        return replace(self, origin=f"{self.origin}, {name}", identity=f"{self.identity}/{key}", read=read)
+
 
 @dataclass(frozen=True)
 class Examples(Origin):
@@ -172,11 +176,12 @@ def problem_of(error: Exception, hub_id: str, kind: str) -> HubProblem:
     if isinstance(error, HFValidationError):
         return HubProblem("other", f"{hub_id!r} cannot be the id of a {kind}, which reads owner/name")
     if isinstance(error, HfHubHTTPError):
-        status = getattr(error.response, "status_code", None)  # None: older hub clients raise it without an answer
-        if status in (401, 403):
-            words = f"it answered {status}: not there, or gated: accept its licence on its page and set HF_TOKEN"
-            return HubProblem("gated", words)
-        return HubProblem("other", "it did not answer" if status is None else f"it answered {status}")
+        answer = f"it answered {error.response.status_code}"
+        if error.response.status_code in (401, 403):
+            return HubProblem(
+                "gated", f"{answer}: not there, or gated: accept its licence on its page and set HF_TOKEN"
+            )
+        return HubProblem("other", answer)
     return HubProblem("unreachable", f"no connection: {type(error).__name__}")  # all failures to connect mean the same
 
 
@@ -201,17 +206,15 @@ def first_answering(
             break  # the next one would wait as long for the same
     if value is None and refused is not None:
         raise refused
-    kinds = {problem.kind for problem in problems}
-    worst = next((kind for kind in ("gated", "unreachable", "other") if kind in kinds), None)
-    return value, HubProblem(worst, "; ".join(map(str, problems))) if worst else None
+    worst = [kind for kind in ("gated", "unreachable", "other") if kind in {problem.kind for problem in problems}]
+    return value, HubProblem(worst[0], "; ".join(map(str, problems))) if worst else None
 
 
 def first_opened(entry: Dataset) -> tuple[dict[str, Examples] | None, HubProblem | None]:
     """As `first_answering`: the splits for training and evaluation of a source that is what the catalogue says."""
 
     def opened(source: HubSource) -> dict[str, Examples]:
-        wanted = [name for name in ("train", "validation") if name in source.splits]
-        return {name: open_hub_split(entry, source, name) for name in wanted}
+        return {name: open_hub_split(entry, source, name) for name in ("train", "validation") if name in source.splits}
 
     return first_answering(entry, opened)
 
@@ -235,11 +238,8 @@ def find_data(
 ) -> Found:
     """Settle a data source: "auto" is `data` if given, else the hub if it answers, else what stands in for the dataset
     `name` with this `entry`; neither is needed with `data`. `reach` asks the hub for splits, or only whether it
-    answers; None: `first_opened`.
-
-    Raises:
-        InputError: unknown source, one that does not go with `data`, or data out of reach.
-    """
+    answers; None: `first_opened`. Raises InputError: unknown source, one that does not go with `data`, or data out of
+    reach."""
     if data_source not in DATA_SOURCES:
         raise InputError(f"data_source has to be one of {', '.join(DATA_SOURCES)}, got {data_source!r}.")
     if data is not None and data_source not in ("auto", "file"):

@@ -26,16 +26,16 @@ HELD_OUT_EVERY = 20  # of the conversations
 def stand_in(name: str) -> dict[str, tuple[str, str, str, Callable[[int], Iterable[dict]]]]:
     """Split -> what `Examples` takes. "chitchat": rows of DailyDialog, in English, in two splits. "documentation": rows
     of Dolly, in English, in one."""
+    identity = identity_of(name)
     if name == "documentation":
         origin = "questions about the Python standard library, from its documentation"
-        return {"train": (origin, "PSF-2.0", identity_of(name), lambda first: documentation_rows()[first:])}
-
-    def split(name: str) -> tuple:
-        origin = f"ChitChat conversations, {name} (package chitchat-dataset {version('chitchat-dataset')})"
-        read = functools.partial(_chitchat, name == "validation")
-        return origin, "MIT", f"{identity_of('chitchat')}/{name}", read
-
-    return {name: split(name) for name in ("train", "validation")}
+        return {"train": (origin, "PSF-2.0", identity, lambda first: documentation_rows()[first:])}
+    origin = f"ChitChat conversations, {{}} (package {identity.replace('/', ' ')})"
+    splits = {"train": False, "validation": True}
+    return {
+        split: (origin.format(split), "MIT", f"{identity}/{split}", functools.partial(_chitchat, held_out))
+        for split, held_out in splits.items()
+    }
 
 
 def identity_of(name: str) -> str:
@@ -52,8 +52,7 @@ def _chitchat(held_out: bool, first: int) -> Iterator[dict]:
     conversations = [list(turns) for turns in ConversationDataset()]
     random.Random(0).shuffle(conversations)
     side = [turns for index, turns in enumerate(conversations) if (index % HELD_OUT_EVERY == 0) == held_out]
-    rows = ({"dialog": turns} for turns in side if any(turn.strip() for turn in turns))
-    return itertools.islice(rows, first, None)
+    return itertools.islice(({"dialog": turns} for turns in side if any(map(str.strip, turns))), first, None)
 
 
 @functools.lru_cache(maxsize=1)

@@ -5,17 +5,18 @@ Dimensions: B rows, T = max_length tokens.
 """
 
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import datasets
 import numpy as np
 import torch
-from datasets.arrow_writer import ArrowWriter
+from numpy.lib.stride_tricks import sliding_window_view
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import InputError
@@ -28,9 +29,8 @@ from .tokenizer import text_backend
 WIKITEXT_TITLE = re.compile(r" = [^=\s](.*[^=\s])? = \n?")
 DOCUMENT_MARK = "<|endoftext|>"  # separates documents in GPT-2's corpora
 PIECE_CHARACTERS = 1 << 16
-PIECES_PER_CALL = 1000
-CHARACTERS_PER_CALL = 1 << 21  # their tokens take some hundred times as many bytes
-FORMAT_VERSION = 3  # part of the cache key: raise it when rows are laid out otherwise
+PIECES_PER_CALL = 32  # of 65,536 characters: their tokens take some hundred times as many bytes
+FORMAT_VERSION = 4  # part of the cache key: raise it when rows are laid out otherwise
 
 
 class TextPiece(NamedTuple):
@@ -160,11 +160,8 @@ def _hold_out(whole: Text, boundary: int) -> tuple[Text, Text]:
                 yield TextPiece(piece.text[:cut], piece.starts_document)
             position += len(piece.text)
 
-    def part(name: str, after: bool) -> Text:
-        origin = f"{whole.origin}, {'last' if after else 'first'} part ({name})"
-        return replace(whole, origin=origin, identity=f"{whole.identity}/{name}", read=lambda: pieces(after))
-
-    return part("train", False), part("validation", True)
+    train = whole.part("first part (train)", "train", lambda: pieces(after=False))
+    return train, whole.part("last part (validation)", "validation", lambda: pieces(after=True))
 
 
 def _file_text(path: str, name: str, skip_bad_rows: bool) -> tuple[Text, int, int]:
@@ -240,8 +237,9 @@ def tokenized_pieces(
     pieces: Iterable[TextPiece], tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[tuple[np.ndarray, bool, TextCounts]]:
     """(token ids, starts a document, counts) for every piece; encoded many at a time, in parallel."""
-    for block in _blocks(pieces):
-        encodings = text_backend(tokenizer).encode_batch_fast([piece.text for piece in block], add_special_tokens=False)
+    pieces, backend = iter(pieces), text_backend(tokenizer)
+    while block := list(itertools.islice(pieces, PIECES_PER_CALL)):
+        encodings = backend.encode_batch_fast([piece.text for piece in block], add_special_tokens=False)
         for piece, encoding in zip(block, encodings, strict=True):
             token_ids = np.asarray(encoding.ids, dtype=np.int32)
             counts = count_text([piece.text], token_ids, tokenizer, documents=int(piece.starts_document))
@@ -257,20 +255,6 @@ def count_text(
     return TextCounts(documents, len(token_ids), num_bytes, words, unknown)
 
 
-def _blocks(pieces: Iterable[TextPiece]) -> Iterator[list[TextPiece]]:
-    """The pieces in blocks that are encoded together."""
-    block: list[TextPiece] = []
-    characters = 0
-    for piece in pieces:
-        block.append(piece)
-        characters += len(piece.text)
-        if len(block) == PIECES_PER_CALL or characters >= CHARACTERS_PER_CALL:
-            yield block
-            block, characters = [], 0
-    if block:
-        yield block
-
-
 def evaluation_documents(text: Text, tokenizer: PreTrainedTokenizerFast) -> EvaluationDocuments:
     """The text as whole documents in memory: evaluation sets are small, training sets are not."""
     parts: list[tuple[list[np.ndarray], TextCounts]] = []  # of a document each
@@ -283,64 +267,74 @@ def evaluation_documents(text: Text, tokenizer: PreTrainedTokenizerFast) -> Eval
     return EvaluationDocuments([document for document in documents if len(document.token_ids)], text.origin)
 
 
-def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int) -> tuple[datasets.Dataset, TextCounts]:
-    """Training rows on disk, in the order of the text, every one full but for the last. Raises InputError: the text is
-    shorter than one row.
+class PackedRows(Dataset):
+    """Training rows of T tokens, one after the other in files of `token_bytes` that are mapped into memory; every file
+    ends with one token more, which is only a target. Columns, [T] each: `input_ids`; `labels`, already shifted
+    (labels[t] follows input_ids[t]), IGNORED where they are not supervised; `position_ids`, the position in the
+    document, 0 where one begins (in the row: one that began before goes on with 1); and `row`, the row's number."""
 
-    Columns, [T] each: `input_ids`; `labels`, already shifted (labels[t] follows input_ids[t]); `position_ids`, the
-    position in the document, 0 at the end-of-text token that opens it; and `row`, the row's number. Written once per
-    text, tokenizer and length under the cache folder, and found there again.
-    """
+    def __init__(self, paths: Iterable[Path], tokenizer: PreTrainedTokenizerFast, max_length: int):
+        files = (np.memmap(path, token_type(tokenizer), "r") for path in paths)
+        self.files = [sliding_window_view(file, max_length + 1)[::max_length] for file in files if len(file) > 1]
+        self.ends = np.cumsum([len(rows) for rows in self.files])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {name: column[0] for name, column in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, np.ndarray]:
+        """Columns [B, T], and `row` [B], at once: one by one takes longer than an update on a GPU."""
+        places = zip(np.searchsorted(self.ends, indices, side="right"), indices, strict=True)
+        tokens = np.stack([self.files[file][index - self.ends[file]] for file, index in places])
+        token_ids = tokens["token"].astype(np.int32)
+        columns = np.arange(tokens.shape[1] - 1, dtype=np.int32)
+        begins = np.maximum.accumulate(np.where(tokens["starts"][:, :-1], columns, -1), axis=1)
+        labels = np.where(tokens["supervised"], token_ids, IGNORED)[:, 1:]
+        named = {"input_ids": token_ids[:, :-1], "labels": labels, "position_ids": columns - begins}
+        return named | {"row": np.asarray(indices)}
+
+
+def token_type(tokenizer: PreTrainedTokenizerFast) -> np.dtype:
+    """How a token is kept in a file."""
+    return np.dtype([("token", np.min_scalar_type(len(tokenizer))), ("supervised", bool), ("starts", bool)])
+
+
+def token_bytes(kind: np.dtype, token_ids: Sequence[int], supervised=True, starts_document: bool = False) -> bytes:
+    """Tokens [N] as they are kept; `supervised`: which of them are, [N] or for all."""
+    tokens = np.zeros(len(token_ids), kind)
+    tokens["token"], tokens["supervised"] = token_ids, supervised
+    tokens["starts"][:1] = starts_document
+    return tokens.tobytes()
+
+
+def packed_rows(text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int) -> tuple[PackedRows, TextCounts]:
+    """Training rows on disk, in the order of the text, every one full but for the last: the stream `<eot> document
+    <eot> document ... <eot>`. Written once per text, tokenizer and length under the cache folder, and found there
+    again. Raises InputError: the text is shorter than one row."""
     key = (FORMAT_VERSION, text.identity, tokenizer.backend_tokenizer.to_str(), max_length)
-    arrow_path = cache_path("rows", ".arrow", *key)
+    path = cache_path("rows", ".rows", *key)
 
-    def write(path: Path) -> dict[str, int]:
-        counts = TextCounts()
-        column = datasets.Sequence(datasets.Value("int32"), length=max_length)
-        features = dict.fromkeys(("input_ids", "labels", "position_ids"), column) | {"row": datasets.Value("int64")}
-        with ArrowWriter(path=str(path), features=datasets.Features(features)) as writer:
-            for number, row in enumerate(_rows(text, tokenizer, max_length, counts)):
-                writer.write({**row, "row": number})
-            writer.finalize()
+    def write(target: Path) -> dict[str, int]:
+        counts, kind, end_of_text = TextCounts(), token_type(tokenizer), [tokenizer.eos_token_id]
+        with target.open("wb") as stream:
+            for token_ids, starts_document, seen in tokenized_pieces(text.read(), tokenizer):
+                counts.add(seen)
+                if starts_document:
+                    stream.write(token_bytes(kind, end_of_text, starts_document=True))
+                stream.write(token_bytes(kind, token_ids))
+            stream.write(token_bytes(kind, end_of_text))
+            missing = -(counts.documents + counts.tokens) % max_length
+            stream.write(token_bytes(kind, [tokenizer.pad_token_id] * missing, supervised=False))
         return asdict(counts)
 
-    counts = TextCounts(**kept(arrow_path, write))
+    counts = TextCounts(**kept(path, write))
     if counts.tokens < max_length:
         what = f"{text.origin} gives {counts.tokens} tokens, fewer than one row of max_length {max_length}"
         most = max(counts.tokens, 2)
         raise InputError(f"{what}; give more text or a max_length of at most {most}.", "NL-403")
-    return datasets.Dataset.from_file(str(arrow_path)).with_format("numpy"), counts
-
-
-def _rows(
-    text: Text, tokenizer: PreTrainedTokenizerFast, max_length: int, counts: TextCounts
-) -> Iterator[dict[str, np.ndarray]]:
-    """Cut the stream `<eot> document <eot> document ... <eot>` into rows; the target of a token is the next one."""
-    end_of_text = np.asarray([tokenizer.eos_token_id], dtype=np.int32)
-    tokens, positions = np.empty((2, 0), dtype=np.int32)
-    next_position = 0
-    for token_ids, starts_document, seen in tokenized_pieces(text.read(), tokenizer):
-        counts.add(seen)
-        if starts_document:
-            next_position = 0
-            token_ids = np.concatenate([end_of_text, token_ids])
-        tokens = np.concatenate([tokens, token_ids])
-        positions = np.concatenate([positions, next_position + np.arange(len(token_ids), dtype=np.int32)])
-        next_position += len(token_ids)
-        full = (len(tokens) - 1) // max_length  # a row needs one token more, for its last target
-        for begin in range(0, full * max_length, max_length):
-            end = begin + max_length
-            inputs, labels = tokens[begin:end], tokens[begin + 1 : end + 1]
-            yield {"input_ids": inputs, "labels": labels, "position_ids": positions[begin:end]}
-        tokens, positions = tokens[full * max_length :], positions[full * max_length :]
-    if len(tokens):
-        missing = max_length - len(tokens)
-        yield {
-            "input_ids": np.pad(tokens, (0, missing), constant_values=tokenizer.pad_token_id),
-            "labels": np.pad(np.append(tokens[1:], end_of_text), (0, missing), constant_values=IGNORED),
-            # Positions run on over the padding: it is no new document, and nothing after it is scored.
-            "position_ids": np.append(positions, positions[-1] + 1 + np.arange(missing, dtype=np.int32)),
-        }
+    return PackedRows([path], tokenizer, max_length), counts
 
 
 def collate_rows(rows: list[dict[str, np.ndarray]] | dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

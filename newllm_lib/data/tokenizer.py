@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ..errors import InputError
 from .cache import cache_path, kept
 
-LONG_WORD = re.compile(r"\S{256}|\s{256}")
+LONG_WORD = re.compile(r"(\S{256}|\s{256})")
 TOKENIZERS = ("bpe", "byte", "word", "gpt2")
 DEFAULT_VOCAB_SIZE = {"bpe": 4096, "word": 1000}
 END_OF_TEXT = "<|endoftext|>"
@@ -117,20 +117,15 @@ def _learn_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     if vocab_size < smallest:
         what = f"vocab_size {vocab_size} is too small for the bpe tokenizer, which needs {smallest} types for all bytes"
         raise InputError(f"{what}; choose more, or the byte tokenizer.")
-    tokenizer, special = _byte_level(models.BPE()), list(SPECIAL_TOKENS)
-    how = {"vocab_size": vocab_size, "special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
-    tokenizer.train_from_iterator(short_words(texts), trainers.BpeTrainer(**how))
+    tokenizer, size = _byte_level(models.BPE()), {"vocab_size": vocab_size, "initial_alphabet": alphabet}
+    trainer = trainers.BpeTrainer(special_tokens=list(SPECIAL_TOKENS), show_progress=False, **size)
+    tokenizer.train_from_iterator(short_words(texts), trainer)
     return tokenizer
 
 
 def short_words(texts: Iterable[str]) -> Iterator[str]:
     """The texts with words cut that are too long to be words: learning byte pairs takes time with a word's square."""
-    for text in texts:
-        begin = 0
-        for word in LONG_WORD.finditer(text):
-            yield text[begin : word.end()]
-            begin = word.end()
-        yield text[begin:]
+    return (part for text in texts for part in LONG_WORD.split(text))
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -16,6 +16,7 @@ from ..data.chat_template import conversation_ids
 from ..data.files import is_unicode
 from ..data.tokenizer import end_token_ids, text_backend
 from ..errors import InputError
+from ..models.adjust import extend_positions
 from ..models.gpu import GraphedCall, can_be_captured
 from ..models.recurrent_model import ContextCache, RecurrentGenerationMixin, state_after
 
@@ -36,14 +37,15 @@ class NextToken:
         if self.graphed is not None and state is not None and input_ids.shape[1] == 1:
             logits, context = self.graphed(input_ids=input_ids, context=state.context)
             return logits.clone(), ContextCache(context.clone(), state.seen_tokens + 1)
+        return self._read(input_ids, state)
+
+    def _read(self, input_ids: torch.LongTensor, state: ContextCache | transformers.Cache | None) -> tuple:
         outputs = self.model(input_ids=input_ids, past_key_values=state, use_cache=True, logits_to_keep=1)
         return outputs.logits[:, -1].float(), state_after(outputs)
 
     def _graphed(self, input_ids: torch.LongTensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        outputs = self.model(
-            input_ids=input_ids, past_key_values=ContextCache(context), use_cache=True, logits_to_keep=1
-        )
-        return outputs.logits[:, -1].float(), state_after(outputs).context
+        logits, state = self._read(input_ids, ContextCache(context))
+        return logits, state.context
 
 
 class TokenStream:
@@ -207,7 +209,8 @@ def token_cost(model: PreTrainedModel, history_tokens: int, repeats: int = 20) -
     input_ids = torch.randint(0, model.config.vocab_size, (1, history_tokens), device=model.device)
     is_recurrent = isinstance(model, RecurrentGenerationMixin)
     if not is_recurrent:
-        model = _with_positions(model, history_tokens + repeats + 1)
+        model = copy.deepcopy(model)
+        extend_positions(model, history_tokens + repeats + 1)
     next_token = NextToken(model.eval())
     cache = next_token(input_ids, None)[1] if is_recurrent else _filled_key_value_cache(model, history_tokens)
     milliseconds = []
@@ -220,22 +223,31 @@ def token_cost(model: PreTrainedModel, history_tokens: int, repeats: int = 20) -
     return statistics.median(milliseconds[1:]), state_bytes(cache)
 
 
+@torch.no_grad()
+def trace_context(
+    model: PreTrainedModel, token_ids: Sequence[int], last: int, start: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[T + 1, N] fp32, on the CPU: the N numbers of the context vector before the last T = min(last, all) of
+    `token_ids`, at least one, and after each. `start` is the [1, S] state before the first of them; None is zero."""
+    token_ids = torch.tensor([list(token_ids)], device=model.device)
+    cache = ContextCache(None if start is None else start.to(model.device))
+
+    def read(begin: int, end: int) -> torch.Tensor:
+        model(input_ids=token_ids[:, begin:end], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return cache.context
+
+    earlier = max(token_ids.shape[1] - last, 0)
+    before = read(0, earlier) if earlier else cache.context
+    states = [read(position, position + 1) for position in range(earlier, token_ids.shape[1])]
+    states = torch.cat([torch.zeros_like(states[0]) if before is None else before, *states])
+    return states[:, : model.config.context_numbers].float().cpu()
+
+
 def state_bytes(cache: ContextCache | DynamicCache) -> int:
     """Bytes of a model's memory of the text."""
     if isinstance(cache, ContextCache):
         return cache.nbytes
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-
-
-def _with_positions(model: PreTrainedModel, positions: int) -> PreTrainedModel:
-    """The model, or a copy of it with more learned positions (their values do not matter for time)."""
-    if model.config.n_positions >= positions:
-        return model
-    longer = copy.deepcopy(model)
-    table = longer.transformer.wpe
-    longer.transformer.wpe = torch.nn.Embedding(positions, table.embedding_dim).to(table.weight)
-    longer.config.n_positions = positions
-    return longer
 
 
 def _filled_key_value_cache(model: PreTrainedModel, tokens: int) -> DynamicCache:

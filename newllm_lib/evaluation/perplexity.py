@@ -8,11 +8,12 @@ Dimensions: B rows, T tokens, V vocabulary.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from ..data.text import IGNORED, Document, EvaluationDocuments, TextCounts
@@ -129,26 +130,16 @@ def _carried_batches(sequences: list[tuple], max_length: int, batch_size: int) -
     length, and the lanes are read in chunks of T; B becomes less as lanes end, the last ones first."""
     lanes: list[list[tuple]] = [[] for _ in range(min(batch_size, len(sequences)))]
     lengths = [0] * len(lanes)
-    for sequence in sorted(sequences, key=lambda sequence: len(sequence[0]), reverse=True):
+    for ids, labels in sorted(sequences, key=lambda sequence: len(sequence[0]), reverse=True):
         shortest = lengths.index(min(lengths))
-        lanes[shortest].append(sequence)
-        lengths[shortest] += len(sequence[0])
-    total = max(lengths)
-    lanes = [lanes[lane] for lane in np.argsort(lengths)[::-1]]
+        lanes[shortest].append((ids, labels, np.arange(len(ids))))
+        lengths[shortest] += len(ids)
+    rows = [map(np.concatenate, zip(*lanes[lane], strict=True)) for lane in np.argsort(lengths)[::-1]]
     # Beyond a lane's end: token 0 with position 1, which has no effect.
-    fills = (0, IGNORED, 1)
-    input_ids, labels, position_ids = (np.full((len(lanes), total), fill, dtype=np.int64) for fill in fills)
-    for lane, documents in enumerate(lanes):
-        begin = 0
-        for document_ids, document_labels in documents:
-            end = begin + len(document_ids)
-            input_ids[lane, begin:end] = document_ids
-            labels[lane, begin:end] = document_labels
-            position_ids[lane, begin:end] = np.arange(end - begin)
-            begin = end
-    for begin in range(0, total, max_length):
+    parts = [padded(part, fill) for part, fill in zip(zip(*rows, strict=True), (0, IGNORED, 1), strict=True)]
+    for begin in range(0, max(lengths), max_length):
         chunk = slice(sum(length > begin for length in lengths)), slice(begin, begin + max_length)
-        yield *(torch.from_numpy(part[chunk]) for part in (input_ids, labels, position_ids)), begin > 0
+        yield *(part[chunk] for part in parts), begin > 0
 
 
 def _window_batches(sequences: list[tuple], max_length: int, batch_size: int) -> Iterator[tuple]:
@@ -166,7 +157,11 @@ def _window_batches(sequences: list[tuple], max_length: int, batch_size: int) ->
     windows.sort(key=lambda window: len(window[0]))  # alike beside alike: less padding
     for begin in range(0, len(windows), batch_size):
         block = windows[begin : begin + batch_size]
-        width = max(len(ids) for ids, _ in block)
-        input_ids = torch.from_numpy(np.stack([np.pad(ids, (0, width - len(ids))) for ids, _ in block]))
-        labels = np.stack([np.pad(row, (0, width - len(row)), constant_values=IGNORED) for _, row in block])
-        yield input_ids, torch.from_numpy(labels), torch.arange(width).expand(len(block), width), False
+        rows, labels = zip(*block, strict=True)
+        input_ids, labels = padded(rows, 0), padded(labels, IGNORED)
+        yield input_ids, labels, torch.arange(input_ids.shape[1]).expand_as(input_ids), False
+
+
+def padded(rows: Iterable[np.ndarray], fill: int) -> torch.Tensor:
+    """[B, T], T of the longest row."""
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=fill)

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from ..adapters.offline_gemma import LICENCE
 from ..errors import InputError
 from ..training.disk import PARTIAL, discard, saying, temporary
 from ..training.trained_model import open_model

@@ -20,8 +20,8 @@ from ..errors import InputError
 from ..evaluation.memory_file import header_of
 from ..models import NewLLMForCausalLM
 from ..training.disk import read_json, saying, write_text
-from ..training.run import read_card
 from ..training.trained_model import TrainedModel, open_model, weights_hash
+from .card import read_card
 
 HERE = Path(__file__).parent
 # Nothing from outside, and no script but the page's own, which it runs in a worker, too.

@@ -259,6 +259,10 @@ def tiles(x: torch.Tensor) -> tuple[int, dict[str, int]]:
 
 
 class ShiftedNorm(torch.autograd.Function):
+    """x [B, T, E], weight [E], mus [P, E], `last` u before the row [B, E], starts [B, T] bool or None, eps, dtype -> P
+    times u + mu * (u[t-1] - u) [B, T, E] in `dtype`, where u is the normalised x times `weight`; and the last u [B, E].
+    """
+
     @staticmethod
     def forward(ctx, x, weight, mus, last, starts, eps, dtype):
         x, mus, last = x.contiguous(), mus.contiguous(), last.contiguous()
@@ -293,6 +297,9 @@ class ShiftedNorm(torch.autograd.Function):
         return grad_x, sums[3], sums[:P], grad_last, None, None, None
 
 
+shifted_norm = ShiftedNorm.apply
+
+
 class Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx, c, weight, o, eps):
@@ -316,20 +323,6 @@ class Gated(torch.autograd.Function):
             grad.contiguous(), c, weight, o, grad_c, grad_o, sums, c.numel() // E, E, ctx.eps, **sizes
         )
         return grad_c, None if weight is None else sums.sum(dim=0)[:E], grad_o, None
-
-
-def shifted_norm(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    mus: torch.Tensor,
-    last: torch.Tensor,
-    starts: torch.Tensor | None,
-    eps: float,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, ...]:
-    """x [B, T, E], mus [P, E], `last` u before the row [B, E], starts [B, T] bool or None -> P times u + mu * (u[t-1] -
-    u) [B, T, E] in `dtype`, where u is the normalised x times `weight`; and the last u [B, E]."""
-    return ShiftedNorm.apply(x, weight, mus, last, starts, eps, dtype)
 
 
 def gated(c: torch.Tensor, o: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 0.0) -> torch.Tensor:

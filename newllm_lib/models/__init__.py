@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from .baselines import LSTMConfig, LSTMForCausalLM, LSTMModel, tiny_gpt2_config
+from .baselines import LSTMConfig, LSTMForCausalLM, LSTMModel
 from .configuration_newllm import NewLLMConfig
 from .modeling_newllm import NewLLMForCausalLM, NewLLMModel
 from .modeling_newllm_reference import NewLLMReferenceConfig, NewLLMReferenceForCausalLM, NewLLMReferenceModel
@@ -33,5 +33,4 @@ __all__ = [
     "build_config",
     "build_model",
     "count_parameters",
-    "tiny_gpt2_config",
 ]

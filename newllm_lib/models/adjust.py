@@ -79,8 +79,8 @@ def grow_context(model: NewLLMForCausalLM, context_size: int) -> None:
 
 
 def train_new_context_only(model: NewLLMForCausalLM, old: int) -> None:
-    """Freeze everything but what `grow_context` added beyond `old`. Of a weight that is old in part, the old part's
-    gradient is always zero, so that AdamW without weight decay leaves it as it is."""
+    """Freeze everything but what `grow_context` added beyond `old`. Where a weight is old in part, the gradient of
+    that part is always zero: AdamW without weight decay leaves it as it is."""
     is_new = torch.arange(model.config.context_size) >= old
     model.requires_grad_(False)
     for layer in model.model.layers:

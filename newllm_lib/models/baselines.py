@@ -1,4 +1,4 @@
-"""The models New-LLM is compared with: transformers' GPT-2, and torch's LSTM behind the same interface.
+"""A model that New-LLM is compared with: torch's LSTM behind the same interface.
 
 Dimensions: B rows, T tokens, E embedding, H hidden, L layers, V vocabulary.
 """
@@ -7,57 +7,25 @@ import itertools
 
 import torch
 from torch import nn
-from transformers import GPT2Config
 from transformers import initialization as init
 
 from .configuration_newllm import RecurrentConfig
-from .recurrent_model import CausalLMHeadMixin, RecurrentGenerationMixin, RecurrentPreTrainedModel, TimeLoopMixin
-
-
-def tiny_gpt2_config(hidden_size: int, **fields) -> GPT2Config:
-    """A small GPT-2: 4 heads, `hidden_size` a multiple of 4; learned positions cover `n_positions` tokens."""
-    return GPT2Config(n_embd=hidden_size, n_head=4, **fields)
+from .recurrent_model import RecurrentGenerationMixin, RecurrentPreTrainedModel, TimeLoopMixin
 
 
 class LSTMConfig(RecurrentConfig):
-    """Sizes of the LSTM language model: E embedding, H hidden, L layers, as in `torch.nn.LSTM`."""
+    """Sizes of the LSTM language model: E, H and L, as in `torch.nn.LSTM`."""
 
     model_type = "newllm_lstm"
+    sizes = {"vocab_size": 4096, "embedding_size": 256, "hidden_size": 400, "num_hidden_layers": 1}
 
-    def __init__(
-        self,
-        vocab_size: int = 4096,
-        embedding_size: int = 256,
-        hidden_size: int = 400,
-        num_hidden_layers: int = 1,
-        **kwargs,
-    ):
-        self.set_sizes(
-            vocab_size=vocab_size,
-            embedding_size=embedding_size,
-            hidden_size=hidden_size,
-            num_hidden_layers=num_hidden_layers,
-        )
-        super().__init__(**kwargs)
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)  # newer transformers give a class without __init__ a dataclass's
 
     @property
     def context_numbers(self) -> int:
         """How many numbers the state has: h and c of every layer."""
         return 2 * self.num_hidden_layers * self.hidden_size
-
-
-class TiedHead(nn.Module):
-    """norm(P h), [..., H] -> [..., E], whose product with the embedding table gives the logits, of unit variance at
-    first because embeddings start with variance 1 / E."""
-
-    def __init__(self, hidden_size: int, embedding_size: int, eps: float):
-        super().__init__()
-        self.projection = nn.Linear(hidden_size, embedding_size)
-        self.norm = nn.RMSNorm(embedding_size, eps=eps)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # The norm in fp32 also under autocast, as torch does for LayerNorm.
-        return self.norm(self.projection(hidden_states).to(self.norm.weight.dtype))
 
 
 class LSTMPreTrainedModel(RecurrentPreTrainedModel):
@@ -92,16 +60,14 @@ class LSTMModel(TimeLoopMixin, LSTMPreTrainedModel):
 
     def __init__(self, config: LSTMConfig):
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
-        self.lstm = nn.LSTM(
-            config.embedding_size,
-            config.hidden_size,
-            config.num_hidden_layers,
-            batch_first=True,
-            dropout=config.dropout if config.num_hidden_layers > 1 else 0.0,
-        )
+        E, H, L = config.embedding_size, config.hidden_size, config.num_hidden_layers
+        self.embed_tokens = nn.Embedding(config.vocab_size, E)
+        self.lstm = nn.LSTM(E, H, L, batch_first=True, dropout=config.dropout if L > 1 else 0.0)
         self.dropout = nn.Dropout(config.dropout)
-        self.head_transform = TiedHead(config.hidden_size, config.embedding_size, config.layer_norm_eps)
+        # norm(P h), whose product with the embedding table gives the logits, of unit variance at first because
+        # embeddings start with variance 1 / E.
+        norm = nn.RMSNorm(E, eps=config.layer_norm_eps)
+        self.head_transform = nn.ModuleDict({"projection": nn.Linear(H, E), "norm": norm})
         self.post_init()
 
     def read(self, x, context, mask, starts):
@@ -125,10 +91,12 @@ class LSTMModel(TimeLoopMixin, LSTMPreTrainedModel):
             after = torch.stack([h, c]).permute(2, 0, 1, 3).reshape(batch_size, -1)
             context = torch.where(mask[:, begin, None], after, context)
             hidden_states.append(output)
-        return self.head_transform(self.dropout(torch.cat(hidden_states, dim=1))), context
+        projection, norm = self.head_transform.values()
+        x = projection(self.dropout(torch.cat(hidden_states, dim=1)))  # [B, T, E]
+        return norm(x.to(norm.weight.dtype)), context  # in fp32 also under autocast, as torch does for LayerNorm
 
 
-class LSTMForCausalLM(CausalLMHeadMixin, LSTMPreTrainedModel, RecurrentGenerationMixin):
+class LSTMForCausalLM(RecurrentGenerationMixin, LSTMPreTrainedModel):
     """torch's LSTM between a tied embedding and New-LLM's own head, so that only the recurrence differs."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}

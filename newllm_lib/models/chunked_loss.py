@@ -19,28 +19,16 @@ SMALLEST = torch.finfo(torch.bfloat16).tiny  # probability of which a logarithm 
 
 
 def chunked_cross_entropy(
-    inputs: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    labels: torch.LongTensor,
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.LongTensor
 ) -> torch.Tensor:
-    """`functional.cross_entropy(functional.linear(inputs, weight, bias), labels, reduction="sum")`.
+    """`functional.cross_entropy(functional.linear(inputs, weight, bias), labels, reduction="sum")`, in nats: inputs
+    [N, E], weight [V, E], bias [V] or None, labels [N] (IGNORED is not scored) -> a scalar.
 
     Under autocast the matrix products run in its dtype, softmax and sums in fp32.
-
-    Args:
-        inputs: [N, E].
-        weight: [V, E].
-        bias: [V] or None.
-        labels: [N]; IGNORED is not scored.
-
-    Returns:
-        The sum of the losses in nats, a scalar.
     """
     dtype = working_dtype(inputs)
-    trains = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (inputs, weight, bias)
-    )
+    given = [tensor for tensor in (inputs, weight, bias) if tensor is not None]
+    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
     with torch.autocast(inputs.device.type, enabled=False):
         return ChunkedCrossEntropy.apply(trains, dtype, inputs, weight, bias, labels)
 

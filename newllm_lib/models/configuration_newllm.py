@@ -1,6 +1,8 @@
 """Configuration of New-LLM: a language model that carries contexts of fixed size from token to token and has no
 attention."""
 
+from typing import ClassVar
+
 from transformers import PreTrainedConfig
 
 # Fields of the model that the name `newllm` meant before its layers trained in parallel.
@@ -14,6 +16,7 @@ class RecurrentConfig(PreTrainedConfig):
 
     keys_to_ignore_at_inference = ["past_key_values", "cache"]  # the state, by both of transformers' names
     auto_map = {}  # TRL asks every model that is not of transformers' own package for it
+    sizes: ClassVar[dict[str, int]] = {}  # the fields of a model's own, with their defaults
 
     def __init__(self, dropout: float = 0.1, layer_norm_eps: float = 1e-5, use_cache: bool = True, **kwargs):
         if not 0.0 <= dropout < 1.0:
@@ -21,52 +24,32 @@ class RecurrentConfig(PreTrainedConfig):
         self.dropout = dropout
         self.layer_norm_eps = layer_norm_eps
         self.use_cache = use_cache
-        super().__init__(**{"tie_word_embeddings": True, **kwargs})
-
-    def set_sizes(self, **sizes: int) -> None:
-        for name, size in sizes.items():
+        for name, default in self.sizes.items():
+            size = kwargs.pop(name, default)
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} must be a positive integer, got {size!r}.")
             setattr(self, name, size)
+        super().__init__(**{"tie_word_embeddings": True, **kwargs})
 
 
 class NewLLMConfig(RecurrentConfig):
-    """Sizes of a New-LLM.
-
-    Args:
-        vocab_size: number of token types, V.
-        hidden_size: width of embeddings and of the residual stream, E.
-        context_size: channels of the context of one layer, C; the context vector has num_hidden_layers * C.
-        intermediate_size: width of the layers' MLPs, H.
-        num_hidden_layers: L >= 1.
-
-    Raises:
-        ValueError: the model was trained by an earlier version.
-    """
+    """Sizes of a New-LLM. Raises ValueError: the model was trained by an earlier version."""
 
     model_type = "newllm"
+    sizes = {
+        "vocab_size": 4096,  # token types, V
+        "hidden_size": 192,  # width of embeddings and of the residual stream, E
+        "context_size": 192,  # channels of the context of one layer, C; the context vector has L * C
+        "intermediate_size": 464,  # width of the layers' MLPs, H
+        "num_hidden_layers": 3,  # L
+    }
 
-    def __init__(
-        self,
-        vocab_size: int = 4096,
-        hidden_size: int = 192,
-        context_size: int = 192,
-        intermediate_size: int = 464,
-        num_hidden_layers: int = 3,
-        **kwargs,
-    ):
+    def __init__(self, **kwargs):
         if any(name in kwargs for name in EARLIER_FIELDS):
             raise ValueError(
                 "this New-LLM was trained by an earlier version, whose model read its tokens one by one; its weights "
                 "mean nothing to this version's model: train it again, or open it with the version that made it."
             )
-        self.set_sizes(
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            context_size=context_size,
-            intermediate_size=intermediate_size,
-            num_hidden_layers=num_hidden_layers,
-        )
         super().__init__(**kwargs)
 
     @property

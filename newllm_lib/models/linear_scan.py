@@ -17,11 +17,7 @@ WALKS_TIME = frozenset(["cpu"])  # devices on which an operation a token is the 
 
 
 def plain_scan(
-    z: torch.Tensor,
-    delta: torch.Tensor,
-    starts: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    c0: torch.Tensor,
+    z: torch.Tensor, delta: torch.Tensor, starts: torch.Tensor | None, mask: torch.Tensor | None, c0: torch.Tensor
 ) -> torch.Tensor:
     """c_t = sigmoid(z_t) * c_{t-1} + sigmoid(-z_t) * delta_t, one token after the other.
 
@@ -47,15 +43,19 @@ def plain_scan(
     return torch.stack(contexts, dim=1)
 
 
-@torch.library.custom_op("newllm::linear_scan", mutates_args=())
 def linear_scan(
-    z: torch.Tensor,
-    delta: torch.Tensor,
-    starts: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    c0: torch.Tensor,
+    z: torch.Tensor, delta: torch.Tensor, starts: torch.Tensor | None, mask: torch.Tensor | None, c0: torch.Tensor
 ) -> torch.Tensor:
-    """`plain_scan`, for training: arguments and result as there. Differentiable once, by z, delta and c0."""
+    """`plain_scan`, quickly: arguments and result as there. Differentiable once, by z, delta and c0. Without a gradient
+    it is an ordinary call: torch takes a tenth of a token's time to dispatch operations of ours."""
+    is_operation = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return (scan_operation if is_operation else scan)(z, delta, starts, mask, c0)
+
+
+def scan(
+    z: torch.Tensor, delta: torch.Tensor, starts: torch.Tensor | None, mask: torch.Tensor | None, c0: torch.Tensor
+) -> torch.Tensor:
+    """The contexts as this device computes them best."""
     dtype = scan_dtype(z, delta, c0)
     if kernels := kernels_for(z, c0):
         return kernels.scan(z, delta, starts, mask, c0)
@@ -72,7 +72,10 @@ def linear_scan(
     return contexts
 
 
-@linear_scan.register_fake
+scan_operation = torch.library.custom_op("newllm::linear_scan", scan, mutates_args=())
+
+
+@scan_operation.register_fake
 def _(z, delta, starts, mask, c0):
     return torch.empty_like(z, dtype=scan_dtype(z, delta, c0), memory_format=torch.contiguous_format)
 
@@ -118,17 +121,14 @@ def _(grad, z, delta, starts, mask, c0, contexts):
     return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (z, delta, c0))
 
 
-def _save_for_backward(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs, output)
-
-
 def _backward(ctx, grad):
-    z, delta, starts, mask, c0, contexts = ctx.saved_tensors
-    grad_z, grad_delta, grad_c0 = scan_backward(grad, z, delta, starts, mask, c0, contexts)
+    grad_z, grad_delta, grad_c0 = scan_backward(grad, *ctx.saved_tensors)
     return grad_z, grad_delta, None, None, grad_c0
 
 
-linear_scan.register_autograd(_backward, setup_context=_save_for_backward)
+scan_operation.register_autograd(
+    _backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs, output)
+)
 
 
 def write_and_keep(

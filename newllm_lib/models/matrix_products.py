@@ -10,8 +10,6 @@ from torch.nn import functional
 
 # linear(x, weight, bias, attr, scalars, algorithm); torch.compile's own fp32 linear layers run on it.
 ONEDNN_LINEAR = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
-
-
 # Without it oneDNN's products with a factor that is not transposed are up to 1.6 times as slow as MKL's.
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
@@ -23,12 +21,8 @@ def working_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 
 def runs_on_onednn(inputs: torch.Tensor) -> bool:
-    return (
-        ONEDNN_LINEAR is not None
-        and inputs.dtype == torch.float32
-        and inputs.device.type == "cpu"
-        and inputs.numel() > 0
-    )
+    is_fp32_on_cpu = inputs.dtype == torch.float32 and inputs.device.type == "cpu"
+    return ONEDNN_LINEAR is not None and is_fp32_on_cpu and inputs.numel() > 0
 
 
 def dense(matrix: torch.Tensor) -> torch.Tensor:

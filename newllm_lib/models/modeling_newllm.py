@@ -27,7 +27,7 @@ from .configuration_newllm import NewLLMConfig
 from .gpu import kernels_for
 from .linear_scan import linear_scan, scan_dtype
 from .matrix_products import working_dtype
-from .recurrent_model import CausalLMHeadMixin, RecurrentGenerationMixin, RecurrentModelMixin, RecurrentPreTrainedModel
+from .recurrent_model import RecurrentGenerationMixin, RecurrentModelMixin, RecurrentPreTrainedModel
 
 SHIFT_AT_FIRST = 0.3
 FORGET_BIAS_AT_FIRST = -1.0, 4.0  # of the first and the last channel: half-lives of half a token to 38 tokens
@@ -184,9 +184,8 @@ def state_parts(config: NewLLMConfig, state: torch.Tensor) -> tuple[tuple[torch.
     return tuple(kind.split(size, dim=1) for kind, size in zip(kinds, sizes, strict=True))
 
 
-class NewLLMForCausalLM(CausalLMHeadMixin, NewLLMPreTrainedModel, RecurrentGenerationMixin):
-    """New-LLM with its language-modelling head; `CausalLMHeadMixin` has the forward pass from hidden states to logits
-    and loss."""
+class NewLLMForCausalLM(RecurrentGenerationMixin, NewLLMPreTrainedModel):
+    """New-LLM with its language-modelling head; `RecurrentGenerationMixin` has the way to logits and loss."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 

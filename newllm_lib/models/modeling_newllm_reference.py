@@ -12,44 +12,22 @@ Dimensions: B rows, T tokens, E embedding, C context, H hidden, V vocabulary.
 
 import torch
 from torch import nn
-from transformers import initialization as init
 
 from .configuration_newllm import RecurrentConfig
 from .linear_scan import scan_dtype
-from .recurrent_model import CausalLMHeadMixin, RecurrentGenerationMixin, RecurrentPreTrainedModel, TimeLoopMixin
+from .recurrent_model import RecurrentGenerationMixin, RecurrentPreTrainedModel, TimeLoopMixin
 
 CONTEXT_CLAMP = 10.0
 
 
 class NewLLMReferenceConfig(RecurrentConfig):
-    """Sizes of the published model; the defaults are the published ones.
-
-    Args:
-        embedding_size, context_size, hidden_size: E, C and H.
-        num_hidden_layers: hidden layers between input and gates, L >= 1.
-    """
+    """Sizes of the published model: E, C, H and the hidden layers between input and gates, L >= 1."""
 
     model_type = "newllm_reference"
+    sizes = {"vocab_size": 1000, "embedding_size": 256, "context_size": 256, "hidden_size": 512, "num_hidden_layers": 1}
 
-    def __init__(
-        self,
-        vocab_size: int = 1000,
-        embedding_size: int = 256,
-        context_size: int = 256,
-        hidden_size: int = 512,
-        num_hidden_layers: int = 1,
-        initializer_range: float = 0.02,
-        **kwargs,
-    ):
-        self.set_sizes(
-            vocab_size=vocab_size,
-            embedding_size=embedding_size,
-            context_size=context_size,
-            hidden_size=hidden_size,
-            num_hidden_layers=num_hidden_layers,
-        )
-        self.initializer_range = initializer_range
-        super().__init__(**{"tie_word_embeddings": False, **kwargs})
+    def __init__(self, **kwargs):
+        super().__init__(**{"initializer_range": 0.02, "tie_word_embeddings": False, **kwargs})
 
     @property
     def context_numbers(self) -> int:
@@ -57,22 +35,10 @@ class NewLLMReferenceConfig(RecurrentConfig):
         return self.context_size
 
 
-class NewLLMReferencePreTrainedModel(RecurrentPreTrainedModel):
-    config_class = NewLLMReferenceConfig
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear | nn.Embedding):
-            init.normal_(module.weight, std=self.config.initializer_range)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
-
-
-class NewLLMReferenceModel(TimeLoopMixin, NewLLMReferencePreTrainedModel):
+class NewLLMReferenceModel(TimeLoopMixin, RecurrentPreTrainedModel):
     """The bare model: hidden states hL_t [B, T, H]."""
+
+    config_class = NewLLMReferenceConfig
 
     def __init__(self, config: NewLLMReferenceConfig):
         super().__init__(config)
@@ -111,9 +77,10 @@ class NewLLMReferenceModel(TimeLoopMixin, NewLLMReferencePreTrainedModel):
         return h, self.context_norm(mixed).clamp(-CONTEXT_CLAMP, CONTEXT_CLAMP).to(c.dtype)
 
 
-class NewLLMReferenceForCausalLM(CausalLMHeadMixin, NewLLMReferencePreTrainedModel, RecurrentGenerationMixin):
+class NewLLMReferenceForCausalLM(RecurrentGenerationMixin, RecurrentPreTrainedModel):
     """The published model with its head, a linear layer of its own."""
 
+    config_class = NewLLMReferenceConfig
     _tied_weights_keys = {}
 
     def __init__(self, config: NewLLMReferenceConfig):

@@ -39,11 +39,6 @@ class ContextCache:
         self.context = context
         self.seen_tokens = seen_tokens
 
-    def update(self, context: torch.Tensor, new_tokens: int) -> None:
-        """Replace the context after `new_tokens` more positions."""
-        self.context = context
-        self.seen_tokens += new_tokens
-
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen_tokens
 
@@ -69,30 +64,6 @@ def one_cache(past_key_values: ContextCache | None, cache: ContextCache | None) 
 def state_after(outputs: ModelOutput) -> ContextCache | Cache:
     """What a model of ours or of transformers carries on after a call."""
     return getattr(outputs, CACHE_NAME)
-
-
-class RecurrentGenerationMixin(GenerationMixin):
-    """transformers' `generate` with a `ContextCache` in the place of a key-value cache."""
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        cache = one_cache(model_kwargs.pop("past_key_values", None), model_kwargs.pop("cache", None))
-        if cache is not None:
-            model_kwargs[CACHE_NAME] = cache
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        if cache is None and generation_config.use_cache is not False:
-            model_kwargs[CACHE_NAME] = ContextCache()
-
-    def _prepare_position_ids_for_generation(self, *args, **kwargs) -> None:
-        """Only the caller knows where documents start: `generate` would start one after a given cache."""
-
-    @wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` reads from it which arguments exist
-    def prepare_inputs_for_generation(self, *args, **kwargs):
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-        # transformers 5.0 makes positions here, and has one more argument for them.
-        inputs.pop("cache_position", None)
-        if kwargs.get("position_ids") is None:
-            inputs.pop("position_ids", None)
-        return inputs
 
 
 CHECKPOINTED_TOKENS = 64  # a loop over time keeps its activations for so many tokens at a time
@@ -158,7 +129,8 @@ class RecurrentModelMixin:
         shown = [] if is_shown else None
         x, state = self.recur(x, None if cache is None else cache.context, mask, starts, shown)
         if cache is not None:
-            cache.update(state, num_tokens)
+            cache.context = state
+            cache.seen_tokens += num_tokens
         hidden_states = (*shown, x) if is_shown else None
         return BaseModelOutputWithPast(last_hidden_state=x, hidden_states=hidden_states, **{CACHE_NAME: cache})
 
@@ -195,9 +167,9 @@ class TimeLoopMixin(RecurrentModelMixin):
 LEFT_OUT_IN_STEPS_OF = 1 / 16
 
 
-class CausalLMHeadMixin:
-    """A causal language model: the network `model`, its state between calls, and `lm_head` on top of its last hidden
-    states."""
+class RecurrentGenerationMixin(GenerationMixin):
+    """A causal language model: the network `model`, `lm_head` on top of its last hidden states, and transformers'
+    `generate` with a `ContextCache` in the place of a key-value cache."""
 
     @can_return_tuple
     def forward(
@@ -237,14 +209,9 @@ class CausalLMHeadMixin:
                 logits_to_keep = slice(-logits_to_keep, None) if logits_to_keep else slice(None)
             logits = self.lm_head(hidden_states[:, logits_to_keep])
             if labels is not None:
-                loss = self.loss_function(
-                    logits,
-                    labels,
-                    vocab_size=self.config.vocab_size,
-                    shift_labels=shift_labels,
-                    num_items_in_batch=num_items_in_batch,
-                )
-        state = {CACHE_NAME: getattr(outputs, CACHE_NAME)}
+                options = {"shift_labels": shift_labels, "num_items_in_batch": num_items_in_batch}
+                loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **options)
+        state = {CACHE_NAME: state_after(outputs)}
         return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=outputs.hidden_states, **state)
 
     @torch.compiler.disable  # the number of rows depends on the labels, and Inductor knows no oneDNN operation of ours
@@ -263,7 +230,27 @@ class CausalLMHeadMixin:
         total = chunked_cross_entropy(hidden_states, self.lm_head.weight, self.lm_head.bias, shift_labels)
         return total / (count if num_items_in_batch is None else num_items_in_batch)
 
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        cache = one_cache(model_kwargs.pop("past_key_values", None), model_kwargs.pop("cache", None))
+        if cache is not None:
+            model_kwargs[CACHE_NAME] = cache
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if cache is None and generation_config.use_cache is not False:
+            model_kwargs[CACHE_NAME] = ContextCache()
+
+    def _prepare_position_ids_for_generation(self, *args, **kwargs) -> None:
+        """Only the caller knows where documents start: `generate` would start one after a given cache."""
+
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` reads from it which arguments exist
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        # transformers 5.0 makes positions here, and has one more argument for them.
+        inputs.pop("cache_position", None)
+        if kwargs.get("position_ids") is None:
+            inputs.pop("position_ids", None)
+        return inputs
+
 
 def loss_only(model: nn.Module) -> dict[str, bool]:
     """The argument that tells one of our models to leave its logits out; nothing for any other model."""
-    return {"skip_logits": True} if isinstance(model, CausalLMHeadMixin) else {}
+    return {"skip_logits": True} if isinstance(model, RecurrentGenerationMixin) else {}

@@ -1,16 +1,19 @@
 """Build any of our models by name, its width solved for a number of parameters, so that comparisons are fair."""
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, PreTrainedModel
 
-from .baselines import LSTMConfig, tiny_gpt2_config
+from .baselines import LSTMConfig
 from .configuration_newllm import NewLLMConfig
 from .modeling_newllm_reference import NewLLMReferenceConfig
 
 MODEL_TYPES = ("newllm", "newllm-reference", "tiny-gpt2", "lstm")
 TOLERANCE = 0.02  # relative difference in parameters that still counts as equal size
+WIDEST = 2**16
 
 # New-LLM's layers and width, from small to large; the width of its MLPs is solved for. A model takes the largest of
 # which its number of parameters leaves the MLPs LEAST_MLP times the width.
@@ -61,35 +64,31 @@ def build_config(
         if name not in (known := SIZES.get(model_type, ())):
             instead = f"; it has {', '.join(known)}" if known else ", whose width is solved for num_parameters"
             raise ValueError(f"{name} {fields[name]} is no size of {model_type}{instead}.")
-    common = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None, **fields}
-
+    fields = {"vocab_size": vocab_size, "bos_token_id": None, "eos_token_id": None, **fields}
     if num_parameters is None and model_type in ("tiny-gpt2", "lstm"):
         num_parameters = count_parameters(NewLLMConfig(vocab_size=vocab_size))
 
-    if model_type == "newllm":
-        common["dropout"] = dropout
-        if num_parameters is None:
-            return NewLLMConfig(**common, **({"num_hidden_layers": num_layers} if num_layers else {}))
-        config = _newllm_config(num_parameters, num_layers, common)
-    elif model_type == "newllm-reference":
-        common |= {"num_hidden_layers": num_layers or 1, "dropout": dropout}
-        if num_parameters is None:
-            return NewLLMReferenceConfig(**common)
-
-        def at_width(width: int) -> PreTrainedConfig:
-            solved = {"embedding_size": width, "context_size": width, "hidden_size": 2 * width}
-            return NewLLMReferenceConfig(**{**solved, **common})
-
-        config = _aligned_config(at_width, num_parameters)
-    elif model_type == "lstm":
-        common |= {"num_hidden_layers": num_layers or 1, "dropout": dropout}
-        config = _aligned_config(lambda width: LSTMConfig(**{**common, "hidden_size": width}), num_parameters)
-    else:
-        common |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-        common |= {"n_layer": num_layers or 3, "n_positions": max_length}
-        width = _nearest_config(lambda width: tiny_gpt2_config(width, **common), 4, num_parameters).n_embd
+    if model_type == "tiny-gpt2":
+        fields |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+        gpt2 = partial(GPT2Config, n_layer=num_layers or 3, n_head=4, n_positions=max_length, **fields)
+        width = _solved(lambda width: gpt2(n_embd=width), num_parameters, steps=(4,)).n_embd
         # Widths come in steps of four heads; the feed-forward width makes up the difference.
-        config = _nearest_config(lambda inner: tiny_gpt2_config(width, n_inner=inner, **common), 4, num_parameters)
+        config = _solved(lambda inner: gpt2(n_embd=width, n_inner=inner), num_parameters, steps=(4,))
+    else:
+        fields |= {"dropout": dropout} | ({"num_hidden_layers": num_layers} if num_layers else {})
+        if num_parameters is None:
+            return (NewLLMConfig if model_type == "newllm" else NewLLMReferenceConfig)(**fields)
+        if model_type == "newllm":
+            config = _newllm_config(num_parameters, fields)
+        elif model_type == "lstm":
+            config = _solved(lambda width: LSTMConfig(hidden_size=width, **fields), num_parameters)
+        else:
+
+            def at_width(width: int) -> PreTrainedConfig:
+                solved = {"embedding_size": width, "context_size": width, "hidden_size": 2 * width}
+                return NewLLMReferenceConfig(**{**solved, **fields})
+
+            config = _solved(at_width, num_parameters)
 
     found = count_parameters(config)
     if abs(found - num_parameters) > TOLERANCE * num_parameters:
@@ -100,11 +99,11 @@ def build_config(
     return config
 
 
-def _newllm_config(num_parameters: int, num_layers: int | None, fields: dict) -> NewLLMConfig:
+def _newllm_config(num_parameters: int, fields: dict) -> NewLLMConfig:
     """The New-LLM of the largest layers and width whose MLPs are then wide enough, or as `fields` say."""
     candidates = []
     for layers, width in LAYERS_AND_WIDTHS:
-        sizes = {"hidden_size": width, "num_hidden_layers": num_layers or layers, **fields}
+        sizes = {"hidden_size": width, "num_hidden_layers": layers, **fields}
         sizes.setdefault("context_size", sizes["hidden_size"])
         config = NewLLMConfig(**{"intermediate_size": ALIGNED_TO, **sizes})
         missing = num_parameters - count_parameters(config)
@@ -119,28 +118,22 @@ def _newllm_config(num_parameters: int, num_layers: int | None, fields: dict) ->
     return max(candidates, key=lambda candidate: candidate[:3])[3]
 
 
-def _aligned_config(at_width: Callable[[int], PreTrainedConfig], num_parameters: int) -> PreTrainedConfig:
-    """As `_nearest_config`, with the roundest width that comes within the tolerance: matrix products run in blocks, and
-    a width that fills them is up to a third faster than its neighbours."""
-    for step in (32, 16, 8, 2):
-        config = _nearest_config(at_width, step, num_parameters)
-        if abs(count_parameters(config) - num_parameters) <= TOLERANCE * num_parameters:
+def _solved(
+    at_width: Callable[[int], PreTrainedConfig], num_parameters: int, steps: Sequence[int] = (32, 16, 8, 2)
+) -> PreTrainedConfig:
+    """The config nearest in size whose width is a multiple of the first step that comes within the tolerance, or of the
+    last: matrix products run in blocks, and a width that fills them is up to a third faster than its neighbours."""
+
+    def excess(width: int) -> int:
+        return count_parameters(at_width(width)) - num_parameters
+
+    for step in steps:
+        widths = range(step, WIDEST, step)
+        next_one = max(bisect_left(widths, 0, key=excess), 1)
+        width = min(widths[next_one - 1 : next_one + 1], key=lambda width: abs(excess(width)))
+        if abs(excess(width)) <= TOLERANCE * num_parameters:
             break
-    return config
-
-
-def _nearest_config(at_width: Callable[[int], PreTrainedConfig], step: int, num_parameters: int) -> PreTrainedConfig:
-    """Of the configs at widths that are multiples of `step`, the one nearest in size, by bisection."""
-    low, high = 1, 2
-    while count_parameters(at_width(high * step)) < num_parameters:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if count_parameters(at_width(middle * step)) < num_parameters:
-            low = middle
-        else:
-            high = middle
-    return min((at_width(low * step), at_width(high * step)), key=lambda c: abs(count_parameters(c) - num_parameters))
+    return at_width(width)
 
 
 def build_model(config: PreTrainedConfig) -> PreTrainedModel:

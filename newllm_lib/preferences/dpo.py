@@ -43,10 +43,10 @@ def prepare(args: DpoArguments) -> PreparedRun:
     check_trl()
     splits = args.load_preferences()
     if args.model is None and args.data_source == "offline":
-        remedy = (
-            "name the folder of a chat model with --model, such as the TinyGPT2 of newllm sft --model_type tiny-gpt2"
+        raise InputError(
+            f"model: {DIALOGPT} is on the hub only; name the folder of a chat model with --model, such as the TinyGPT2 "
+            "of newllm sft --model_type tiny-gpt2."
         )
-        raise InputError(f"model: {DIALOGPT} is on the hub only; {remedy}.")
     base = find_base_model(args.model or DIALOGPT)
     tokenizer = open_tokenizer(base)
     remarks = [base.note]
@@ -64,14 +64,13 @@ def prepare(args: DpoArguments) -> PreparedRun:
         grow(model, len(tokenizer), args.seed)
     check_tokens_fit(model, tokenizer, base.path)
     pairs = len(train.pairs)
+    counts = TextCounts(documents=2 * pairs)
     extent = (
         f"{base.name}, adapters of rank {args.lora_r}: {pairs:,} pairs, {args.updates(pairs)} updates of "
         f"{args.effective_batch_size} pairs, beta {args.beta:g}, on {args.device}."
     )
     remarks = tuple(filter(None, [*remarks, *train.remarks, *held_out.remarks]))
-    return PreparedRun(
-        splits, tokenizer, train, TextCounts(documents=2 * pairs), held_out, model, remarks, extent, base
-    )
+    return PreparedRun(splits, tokenizer, train, counts, held_out, model, remarks, extent, base)
 
 
 def check_trl() -> None:

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from ..data.chat_template import conversation_ids, plain_messages
 from ..data.conversations import conversation_hash, unread_note
 from ..data.examples import Message, answer_turns, check_messages, columns_read, prompt_turns, whole_conversation
-from ..data.files import RowError, check_file, checked_row, content_hash, is_unicode, read_rows, refuser
-from ..data.sources import HELD_OUT_SHARE, Examples, Splits, find_data, find_dataset
+from ..data.files import PlacedRow, RowError, check_file, checked_row, content_hash, is_unicode, read_rows, refuser
+from ..data.sources import HELD_OUT_SHARE, Origin, Splits, find_data, find_dataset
 from ..data.text import same_file_note
 from ..errors import InputError
 from .generator import PreferencePair, generator_identity, preference_pairs
@@ -30,22 +30,15 @@ class Preference:
     rejected: str
     kind: str = ""  # the flaw of the rejected answer, where it is known
     place: str = ""  # where it stands in its file, for the user who has to mend it
-    encoded: "EncodedPreference | None" = field(default=None, repr=False, compare=False)  # after `drop_too_long`
 
 
 @dataclass(frozen=True)
-class Preferences:
-    """Pairs in memory; origin, licence and identity as of `Conversations`."""
+class Preferences(Origin):
+    """Pairs in memory."""
 
-    origin: str
-    licence: str
-    identity: str
     pairs: list[Preference] = field(repr=False)
     remarks: tuple[str, ...] = ()  # sentences on what was left out or cut
-
-    @property
-    def encoded(self) -> list["EncodedPreference"]:
-        return [pair.encoded for pair in self.pairs]
+    encoded: list["EncodedPreference"] = field(default_factory=list, repr=False)  # by `drop_too_long`
 
 
 @dataclass(frozen=True)
@@ -148,7 +141,7 @@ def load_preferences(
         notes.append(unread_note(read_rows(check_file(data, "data"), "data"), preference_columns))
     else:
         most = {"train": max_samples}
-        sides = {name: _of_hub(split, entry.licence, most.get(name)) for name, split in found.splits.items()}
+        sides = {name: _read(split, split.read(0), most.get(name)) for name, split in found.splits.items()}
     if eval_data is not None:
         sides["validation"] = _of_file(eval_data, "eval_data", skip_bad_rows)
         notes.append(same_file_note(sides["train"].identity, sides["validation"].identity))
@@ -178,22 +171,18 @@ def _generated(count: int, seed: int, share: float, max_samples: int | None) -> 
 
 def _of_file(path: str, name: str, skip_bad_rows: bool, max_samples: int | None = None) -> Preferences:
     file = check_file(path, name, rows_of="pairs")
-    names = f"file {file.name}", "as the file's owner says", f"file/{content_hash(file)}"
-    return _read(names, read_rows(file, name), refuser(file, name, skip_bad_rows), max_samples)
-
-
-def _of_hub(split: Examples, licence: str, max_samples: int | None) -> Preferences:
-    # The user cannot mend rows of the hub: a bad one is left out, with its complaint.
-    return _read((split.origin, licence, split.identity), split.read(0), lambda place, error: None, max_samples)
+    source = Origin(f"file {file.name}", "as the file's owner says", f"file/{content_hash(file)}")
+    return _read(source, read_rows(file, name), max_samples, refuser(file, name, skip_bad_rows))
 
 
 def _read(
-    names: tuple[str, str, str],
-    rows: Iterable[tuple[str, object]],
-    refuse: Callable[[str, RowError], None],
+    source: Origin,
+    rows: Iterable[PlacedRow],
     max_samples: int | None,
+    refuse: Callable[[str, RowError], None] = lambda place, error: None,
 ) -> Preferences:
-    """The first pairs of (place, row)s; `names`: origin, licence and identity of the rows; `refuse` may raise."""
+    """The first pairs of the rows. `refuse` may raise; without it, a bad row is left out, with its complaint: on the
+    hub, where the user cannot mend it."""
     pairs, complaints = [], []
     for place, row in itertools.islice(rows, max_samples):
         try:
@@ -202,8 +191,8 @@ def _read(
             refuse(place, error)
             complaints.append(f"{place}: {error}")
     remarks = (f"{len(complaints):,} rows do not fit and were left out ({complaints[0]}).",) if complaints else ()
-    origin, licence, identity = names
-    return Preferences(origin, licence, f"{identity}/{max_samples}" if max_samples else identity, pairs, remarks)
+    identity = f"{source.identity}/{max_samples}" if max_samples else source.identity
+    return Preferences(source.origin, source.licence, identity, pairs, remarks)
 
 
 def _hold_out(whole: Preferences, share: float) -> dict[str, Preferences]:
@@ -228,9 +217,8 @@ def encode_preferences(
         answers = ((), (pair.chosen,), (pair.rejected,))
         prompt, chosen, rejected = (_token_ids(pair, tokenizer, *answer) for answer in answers)
         # The answers begin where one of them first differs from the prompt.
-        start = len(prompt)
-        while prompt[:start] != chosen[:start] or prompt[:start] != rejected[:start]:
-            start -= 1
+        at_each_place = zip(prompt, chosen, rejected, strict=False)
+        start = sum(1 for _ in itertools.takewhile(lambda ids: len(set(ids)) == 1, at_each_place))
         is_cut = max(len(chosen), len(rejected)) > max_length
         yield EncodedPreference(prompt[:start], chosen[start:max_length], rejected[start:max_length], pair.kind, is_cut)
 
@@ -263,7 +251,7 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
         elif encoded.chosen == encoded.rejected:
             equal.append(pair.place)
         else:
-            kept.append(replace(pair, encoded=encoded))
+            kept.append((pair, encoded))
     if not kept:
         why = f"{side.origin} has no prompt shorter than max_length {max_length}"
         if equal:
@@ -273,11 +261,9 @@ def drop_too_long(side: Preferences, tokenizer: PreTrainedTokenizerFast, max_len
     if long:
         remarks.append(f"{len(long):,} rows do not fit and were left out ({long[0]}: {complaint}).")
     if equal:
-        remarks.append(f"{len(equal):,} pairs are equal within {max_length} tokens and were left out ({_some(equal)}).")
-    if cut := sum(pair.encoded.is_cut for pair in kept):
+        places = ", ".join([*equal[:PLACES_SHOWN], *(["..."] if len(equal) > PLACES_SHOWN else [])])
+        remarks.append(f"{len(equal):,} pairs are equal within {max_length} tokens and were left out ({places}).")
+    pairs, encoded = map(list, zip(*kept, strict=True))
+    if cut := sum(pair.is_cut for pair in encoded):
         remarks.append(f"{cut:,} pairs have an answer that is cut at {max_length} tokens.")
-    return replace(side, pairs=kept, remarks=tuple(remarks))
-
-
-def _some(places: Sequence[str]) -> str:
-    return ", ".join(places[:PLACES_SHOWN]) + (", ..." if len(places) > PLACES_SHOWN else "")
+    return replace(side, pairs=pairs, remarks=tuple(remarks), encoded=encoded)

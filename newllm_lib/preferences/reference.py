@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -16,11 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallba
 from ..data.chat_template import ConversationFormat
 from ..data.conversations import Conversations, NumberedConversation, conversation_documents, conversation_rows
 from ..data.sources import Splits
-from ..training.arguments import StageArguments, values_for
+from ..training.arguments import StageArguments
 from ..training.checkpoint import REFERENCE_FOLDER
 from ..training.run import PreparedRun, opened_run
 from ..training.trainer import LanguageModelTrainer
-from .arguments import DpoArguments
+from .arguments import DpoArguments, values_for
 from .pairs import Preferences
 
 SMALL = 10_000_000  # parameters; larger models learn at a smaller rate
@@ -36,12 +37,8 @@ STEP = 0.9  # share of the pieces that is kept at least when rare ones go, for t
 class ReferenceArguments(StageArguments):
     """Settings of this first part of stage 6."""
 
+    model_type: ClassVar[str] = "reference"  # what the run's curves and tables call the model
     model: str | None = None
-
-    @property
-    def model_type(self) -> str:
-        """What the run's curves and tables call the model."""
-        return "reference"
 
 
 def reference_arguments(args: DpoArguments, parameters: int, max_length: int) -> ReferenceArguments:

@@ -4,15 +4,14 @@ Dimensions: B rows (two per pair), T tokens, N scored tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from ..data.text import IGNORED
+from ..adapters.mixture import collate_examples
+from ..adapters.trainer import rows_of
 from ..errors import InputError
 from ..models.frozen_head import adapters_off, split_head, token_scores
 from ..training.trained_model import TrainedModel
@@ -22,10 +21,9 @@ NOTABLE_FALL = 1.0  # nats of a whole answer
 ROUNDING = 1e-3  # nats of a whole answer in fp32
 
 
-@dataclass(frozen=True)
-class PairScores:
-    """Of every pair [P]: log-probabilities of its answers under model and reference; sums of KL, and tokens, of the
-    chosen answers."""
+class PairScores(NamedTuple):
+    """For every pair [P]: log-probabilities of its answers under model and reference; the KL of the chosen answer,
+    summed over its tokens, and how many these are."""
 
     chosen: torch.Tensor
     rejected: torch.Tensor
@@ -40,43 +38,35 @@ class PairScores:
 
 
 @torch.no_grad()
-def score_pairs(
-    model: PreTrainedModel, pairs: Sequence[EncodedPreference], pad_token_id: int, batch_size: int
-) -> PairScores:
+def score_pairs(model: PreTrainedModel, pairs: Sequence[EncodedPreference], batch_size: int) -> PairScores:
     """Both answers of every pair under the model and under the model without its adapters."""
     was_training = model.training
     model.eval()
     batches = [pairs[first : first + batch_size] for first in range(0, len(pairs), batch_size)]
     try:
-        parts = [_score_batch(model, batch, pad_token_id) for batch in batches]
+        parts = [_score_batch(model, batch) for batch in batches]
     finally:
         model.train(was_training)
     return PairScores(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _score_batch(model: PreTrainedModel, pairs: Sequence[EncodedPreference], pad_token_id: int) -> list[torch.Tensor]:
+def _score_batch(model: PreTrainedModel, pairs: Sequence[EncodedPreference]) -> list[torch.Tensor]:
     decoder, head = split_head(model)
     rows = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
-
-    def padded(rows: list[list[int]], value: int) -> torch.Tensor:  # behind the answers, where nothing scored looks
-        rows = [torch.tensor(row) for row in rows]
-        return pad_sequence(rows, batch_first=True, padding_value=value).to(head.weight.device)
-
-    input_ids = padded([prompt + answer for prompt, answer in rows], pad_token_id)
-    attention_mask = padded([[1] * len(prompt + answer) for prompt, answer in rows], 0)
-    labels = padded([[IGNORED] * len(prompt) + answer for prompt, answer in rows], IGNORED)[:, 1:]
-    scored = labels != IGNORED
-
-    def hidden_states() -> torch.Tensor:
-        read = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return read.last_hidden_state[:, :-1][scored]
-
-    hidden = hidden_states()
+    examples = [
+        {"input_ids": prompt + answer, "supervised": [False] * len(prompt) + [True] * len(answer)}
+        for prompt, answer in rows
+    ]
+    batch = {name: tensor.to(head.weight.device) for name, tensor in collate_examples(examples).items()}
+    input_ids, scored = batch["input_ids"], batch["supervised"]
+    labels = batch["labels"].flatten()[scored]
+    read = decoder, input_ids, scored, torch.ones_like(input_ids)  # GPT-2 warns without a mask, which none needs
+    hidden = rows_of(*read)
     with adapters_off(model):
-        of_reference = hidden_states()
-    nats, _, _ = token_scores(hidden, head, labels[scored])
-    reference_nats, _, divergence = token_scores(of_reference, head, labels[scored], hidden)
-    row = scored.nonzero()[:, 0].cpu()
+        of_reference = rows_of(*read)
+    nats, _, _ = token_scores(hidden, head, labels)
+    reference_nats, _, divergence = token_scores(of_reference, head, labels, hidden)
+    row = scored.cpu() // input_ids.shape[1]
     sums = [
         torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row, values.double().cpu())
         for values in (-nats, -reference_nats, divergence, torch.ones_like(nats))
@@ -153,6 +143,6 @@ def evaluate_preferences(
         raise InputError(f"the pairs held out of {str(trained.folder)!r} have changed since; name some with --data.")
     pairs = drop_too_long(held_out, trained.tokenizer, length, skips=True).encoded
     rows = batch_size or trained.session["per_device_eval_batch_size"]
-    scores = score_pairs(trained.model, pairs, trained.tokenizer.pad_token_id, rows)
+    scores = score_pairs(trained.model, pairs, rows)
     kinds = accuracy_by_kind(scores, pairs, run["beta"])
     return {**preference_metrics(scores, run["beta"]), "accuracy_by_kind": kinds, "text": held_out.origin}

@@ -14,11 +14,11 @@ from typing import Any, Literal
 from transformers import TrainerCallback
 
 from ..errors import InputError
-from ..training.arguments import setting, values_for
+from ..training.arguments import setting
 from ..training.callbacks import TrainingInterrupted, read_history
 from ..training.checkpoint import open_run, read_results
 from ..training.disk import in_use, write_json, write_text
-from .arguments import LOSS_TYPES, PRESETS, DpoArguments
+from .arguments import LOSS_TYPES, PRESETS, DpoArguments, values_for
 from .dpo import dpo, prepare
 from .reference import learn_answers
 
@@ -37,11 +37,11 @@ class SweepArguments(DpoArguments):
     """Settings of a sweep: those of every trial, and where to look."""
 
     stage: Literal["dpo"] = setting("dpo", "The stage whose settings are looked for.")
-    trials: int = setting(12, "Runs in all, finished ones included.", group="Search", low=2, high=100, session=True)
-    search_beta: str = setting("0.02,0.5", "Smallest and largest beta; one number: keep it.", group="Search")
-    search_learning_rate: str = setting("1e-4,5e-3", "Smallest and largest; one number: keep it.", group="Search")
-    search_lora_r: str = setting("4,8,16,32", "Ranks to choose from.", group="Search")
-    search_loss_type: str = setting("sigmoid,hinge,ipo", "Losses to choose from.", group="Search")
+    trials: int = setting(12, "Runs in all, finished ones included.", "Search", low=2, high=100, session=True)
+    search_beta: str = setting("0.02,0.5", "Smallest and largest beta; one number: keep it.", "Search")
+    search_learning_rate: str = setting("1e-4,5e-3", "Smallest and largest; one number: keep it.", "Search")
+    search_lora_r: str = setting("4,8,16,32", "Ranks to choose from.", "Search")
+    search_loss_type: str = setting("sigmoid,hinge,ipo", "Losses to choose from.", "Search")
     output_dir: str = setting("runs/sweep", "Folder of the sweep: a table, plots, and a folder per trial.")
     save_merged: bool = setting(False, "Write every trial's model with its adapters merged into it, too.")
 
@@ -209,12 +209,9 @@ def verdict(rows: Sequence[dict[str, Any]], folder: Path) -> str:
 
 def margin_histories(folder: Path, rows: Sequence[dict[str, Any]]) -> dict[int, list[tuple[int, float]]]:
     """trial -> (update, held-out margin) of its evaluations in order, for the trials that have some."""
-    found = {}
-    for row in rows:
-        entries = [entry for entry in read_history(trial_folder(folder, row["trial"])) if "eval_margin" in entry]
-        if entries:
-            found[row["trial"]] = [(entry["step"], entry["eval_margin"]) for entry in entries]
-    return found
+    logs = {row["trial"]: read_history(trial_folder(folder, row["trial"])) for row in rows}
+    found = {n: [(it["step"], it["eval_margin"]) for it in log if "eval_margin" in it] for n, log in logs.items()}
+    return {trial: margins for trial, margins in found.items() if margins}
 
 
 def sweep_settings(folder: str | Path) -> dict[str, Any]:

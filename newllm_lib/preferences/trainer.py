@@ -14,9 +14,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_group
 from trl import DPOConfig, DPOTrainer
 
 from ..adapters.lora import allow_old_torchao, lora_config
-from ..training.arguments import values_for
 from ..training.run_trainer import RunTrainerMixin
-from .arguments import DpoArguments
+from .arguments import DpoArguments, values_for
 from .pairs import EncodedPreference, Preferences, sample_pairs
 from .scores import PairScores, chosen_falls, preference_metrics, score_pairs
 
@@ -25,11 +24,10 @@ logger = logging.getLogger(__name__)
 
 def dpo_config(args: DpoArguments) -> DPOConfig:
     """Our settings for TRL, whose other fields keep their defaults."""
-    losses, weights = [args.loss_type], None
-    if args.sft_weight > 0:
-        losses, weights = [args.loss_type, "sft"], [1.0, args.sft_weight]
-    ours = {"beta": args.beta, "loss_type": losses, "loss_weights": weights, "label_smoothing": args.label_smoothing}
-    fixed = {"max_length": args.max_length, "remove_unused_columns": False, "disable_dropout": True}
+    weights = {args.loss_type: 1.0} | ({"sft": args.sft_weight} if args.sft_weight > 0 else {})
+    ours = {"beta": args.beta, "label_smoothing": args.label_smoothing, "max_length": args.max_length}
+    ours |= {"loss_type": list(weights), "loss_weights": list(weights.values())}
+    fixed = {"remove_unused_columns": False, "disable_dropout": True}
     return DPOConfig(**{**values_for(TrainingArguments, args), **ours, **fixed})
 
 
@@ -68,12 +66,8 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
         self.train_sample, self.held_out_sample = (
             sample_pairs(side.encoded, args.max_eval_tokens) for side in (train_pairs, held_out)
         )
-        sides = {
-            "prompt_ids": "prompt",
-            "chosen_ids": "chosen",
-            "rejected_ids": "rejected",
-        }  # as TRL's collator has them
-        rows = [{name: getattr(pair, side) for name, side in sides.items()} for pair in train_pairs.encoded]
+        sides = ("prompt", "chosen", "rejected")
+        rows = [{f"{side}_ids": getattr(pair, side) for side in sides} for pair in train_pairs.encoded]
         set_seed(args.seed)  # TRL 0.29 draws the adapters before it seeds, newer ones after
         super().__init__(
             model=model,
@@ -112,8 +106,7 @@ class PreferenceTrainer(RunTrainerMixin, DPOTrainer):
 
     def score_pairs(self, pairs: Sequence[EncodedPreference]) -> PairScores:
         """Every pair under the model as it is now, and under its reference."""
-        model = self.accelerator.unwrap_model(self.model)
-        return score_pairs(model, pairs, self.processing_class.pad_token_id, self.settings.per_device_eval_batch_size)
+        return score_pairs(self.accelerator.unwrap_model(self.model), pairs, self.settings.per_device_eval_batch_size)
 
     def scores(self, held_out: Any) -> dict[str, Any]:
         on_held_out, on_train = (

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..data.conversations import Conversations
@@ -53,14 +52,13 @@ def compare(
         seconds = time.perf_counter() - started
         metrics = final_metrics(trained, text, documents) or score(trained, documents)
         costs = {str(history): token_cost(trained.model, history) for history in HISTORIES}
-        spoken = {prompt: answer(trained.model, trained.tokenizer, prompt, max_new_tokens) for prompt in prompts}
         rows.append({
             "name": name, "folder": str(trained.folder), "text": text.origin,
             "parameters": trained.model.num_parameters(), **metrics,
             "tokens_per_second": sample.counts.tokens / seconds,
             "ms_per_token": {history: milliseconds for history, (milliseconds, _) in costs.items()},
             "state_bytes": {history: size for history, (_, size) in costs.items()},
-            "samples": spoken,
+            "samples": {prompt: answer(trained.model, trained.tokenizer, prompt, max_new_tokens) for prompt in prompts},
         })  # fmt: skip
     return rows
 
@@ -91,10 +89,8 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
     cells = comparison_cells(rows)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [f"Held-out text: {rows[0]['text']}", ""]
-    lines += [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in cells
-    ]
+    for title, *values in cells:
+        lines.append("  ".join([title.ljust(widths[0]), *map(str.rjust, values, widths[1:])]))
     for prompt in rows[0]["samples"]:
         lines += ["", f"» {prompt}"]
         lines += [f"  [{row['name']}]{row['samples'][prompt]}" for row in rows]
@@ -104,33 +100,30 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
 def comparison_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     """Three panels: quality, time per generated token and bytes of state against the length of the history."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
     quality, speed, state = figure.subplots(1, 3)
-    colours = [COLOURS[index % len(COLOURS)] for index in range(len(rows))]
     metric, label = "bits_per_byte", "bits per byte"
     if any(row[metric] is None for row in rows):
         metric, label = "perplexity", "perplexity per token"
     # Beside three others a long name has no room: it is broken at its hyphens.
     break_at = "-\n" if len(rows) > 3 else "-"
     names = [f"{as_label(row['name']).replace('-', break_at)}\n{row['parameters'] / 1e6:.2f} M" for row in rows]
-    bars = quality.bar(names, [row[metric] for row in rows], color=colours, width=0.55)
+    bars = quality.bar(names, [row[metric] for row in rows], color=COLOURS, width=0.55)
     quality.bar_label(bars, fmt="%.3f", padding=2, fontsize=9)
     quality.set(ylabel=f"{label}, lower is better", title="Quality on held-out text")
-    for colour, row in zip(colours, rows, strict=True):
-        look = {"marker": "o", "color": colour, "label": as_label(row["name"])}
-        histories = [int(history) for history in row["ms_per_token"]]
-        speed.plot(histories, row["ms_per_token"].values(), **look)
-        state.plot(histories, [size / 1024 for size in row["state_bytes"].values()], **look)
-    speed.set(xlabel="tokens of history", ylabel="ms per generated token", title="Time")
-    speed.set_ylim(0, 1.1 * max(max(row["ms_per_token"].values()) for row in rows))
-    state.set(xlabel="tokens of history", ylabel="KiB of state", title="Memory of the text", yscale="log")
-    for axes in (speed, state):
+    quality.margins(y=0.15)
+    speed.set(ylabel="ms per generated token", title="Time")
+    state.set(ylabel="KiB of state", title="Memory of the text", yscale="log")
+    for axes, key, unit in ((speed, "ms_per_token", 1), (state, "state_bytes", 1024)):
+        for colour, row in zip(itertools.cycle(COLOURS), rows, strict=False):
+            values = {int(history): value / unit for history, value in row[key].items()}
+            axes.plot(values.keys(), values.values(), marker="o", color=colour, label=as_label(row["name"]))
+        axes.set_xlabel("tokens of history")
         axes.set_xscale("log", base=2)
         axes.set_xticks(HISTORIES, [f"{history:,}" for history in HISTORIES])
         axes.legend(frameon=False, fontsize=9)
+    speed.set_ylim(bottom=0)
     for axes in (quality, speed, state):
         axes.grid(alpha=0.25, axis="y")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    quality.margins(y=0.15)
     return figure

@@ -1,23 +1,23 @@
 """Look at a data set before training on it: its examples, how they read as tokens, how long they are, what is wrong
 with them, and which come twice."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerFast
 
 from ..data.chat_template import ConversationFormat, EncodedConversation, render, template_for
 from ..data.conversations import (
     ConversationCounts,
-    NumberedConversation,
     conversation_hash,
     encoded_blocks,
     first_rows,
     learned_tokenizer,
     load_conversations,
-)  # fmt: skip
+)
 from ..data.sources import CONVERSATION_DATASETS, DATASETS
 from ..errors import InputError
 from ..training.checkpoint import check_model_folder
@@ -29,27 +29,6 @@ TOKENS_SHOWN, CHARACTERS_SHOWN, LINES_SHOWN = 160, 1_000, 20  # of one conversat
 WHOLE = 1 << 40  # a length that no conversation has
 
 
-@dataclass
-class DatasetReport(ConversationCounts):
-    """What `newllm data` says about a dataset. Counts are of the rows of the training split that were looked at."""
-
-    origin: str = ""
-    licence: str = ""
-    note: str = ""
-    tokenizer: str = ""
-    chat_template: str = ""
-    max_length: int = 0
-    sampled: bool = False  # there are more rows than were looked at
-    examples: list[str] = field(default_factory=list)  # the first ones, rendered
-    spelled: list[tuple[str, bool]] = field(default_factory=list)  # (token, supervised) of one of them
-    not_spelled: int = 0  # tokens of it that are not in `spelled`
-    lengths: Counter[int] = field(default_factory=Counter)  # upper end of a bucket -> conversations
-    longest: int = 0
-    duplicates: int = 0  # conversations that were there before, word for word
-    held_out: int = 0  # conversations of the held-out split that were looked at
-    overlap: int = 0  # of these, in the training split too
-
-
 def inspect_dataset(
     dataset: str | None = None,
     data_source: str = "auto",
@@ -58,126 +37,120 @@ def inspect_dataset(
     max_length: int = 256,
     max_samples: int | None = None,
     skip_bad_rows: bool = False,
-) -> DatasetReport:
-    """Read at most MAX_ROWS rows of a dataset, each as `newllm sft` would. The tokenizer and chat template are those of
-    `model`, the folder of a finished run; None learns a tokenizer of up to 4,096 types from the rows. The other
-    settings are those of `load_conversations`. Raises InputError: unknown dataset, data out of reach, a bad file or
-    row, no conversation at all, or a bad model."""
+) -> str:
+    """What `newllm data` says of a dataset, after at most MAX_ROWS rows, each read as `newllm sft` would. The tokenizer
+    and chat template are those of `model`, the folder of a finished run; None learns a tokenizer of up to 4,096 types
+    from the rows. The other settings are those of `load_conversations`. Raises InputError: unknown dataset, data out of
+    reach, a bad file or row, no conversation at all, or a bad model."""
     for name, value, least in (("max_length", max_length, 2), ("max_samples", max_samples, 1)):
         if value is not None and value < least:
             raise InputError(f"{name} has to be at least {least}, got {value}.")
     if dataset in DATASETS and dataset not in CONVERSATION_DATASETS:
         raise InputError(f"{dataset} is running text without conversations; newllm pretrain trains on it.")
     splits = load_conversations(dataset, data_source, data, skip_bad_rows=skip_bad_rows)
-    limit = min(max_samples or MAX_ROWS, MAX_ROWS)
-    if model is None:
-        what = "bpe learned from these conversations"
-        tokenizer = learned_tokenizer(first_rows(splits.train, limit), splits.template, "bpe", None)
-    else:
-        what, tokenizer = f"the tokenizer of {model}", read_tokenizer(check_model_folder(model))
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = template_for(tokenizer, splits.template)
-    train, seen = splits.train, set()
-    report = DatasetReport(origin=train.origin, licence=train.licence, note=splits.note, max_length=max_length)
-    report.tokenizer, report.chat_template = f"{what}, {len(tokenizer):,} types", tokenizer.chat_template
+    train, limit = splits.train, min(max_samples or MAX_ROWS, MAX_ROWS)
+    tokenizer, what = None, "bpe learned from these conversations"
+    if model is not None:
+        tokenizer, what = read_tokenizer(check_model_folder(model)), f"the tokenizer of {model}"
+    rows, are_all = [], True
+    for row in train.read(0):  # once: they may come over the network
+        if row[0] >= limit:
+            are_all = False
+            break
+        rows.append(row)
+    looked_at = replace(first_rows(train, limit), read=lambda first: iter(rows))
+    if tokenizer is None:
+        tokenizer = learned_tokenizer(looked_at, splits.template, "bpe", None)
+    elif tokenizer.chat_template is None:
+        tokenizer.chat_template = template_for(tokenizer, splits.template)
 
-    def looked_at(first_row: int) -> Iterator[NumberedConversation]:
-        for number, messages, complaint in train.read(first_row):
-            if number >= limit:
-                report.sampled = True
-                return
-            if messages is not None:
-                digest = conversation_hash(messages)
-                report.duplicates += digest in seen
-                seen.add(digest)
-                if len(report.examples) < ROWS_SHOWN:
-                    report.examples += render([messages], tokenizer)[0]
-            yield number, messages, complaint
-
-    for _, block, found in encoded_blocks(replace(train, read=looked_at), tokenizer, ConversationFormat(WHOLE), 0):
-        report.add(found)
-        for item in block:
-            _add(report, item, tokenizer)
-    if not report.documents:
-        complaint = f" ({report.complaints[0]})" if report.complaints else ""
-        raise InputError(f"{report.origin} holds no conversation{complaint}.")
-    for messages in first_rows(splits.validation, limit):
-        report.held_out += 1
-        report.overlap += conversation_hash(messages) in seen
-    return report
-
-
-def _add(report: DatasetReport, item: EncodedConversation, tokenizer: PreTrainedTokenizerFast) -> None:
-    length = len(item.token_ids)
-    report.lengths[bucket(length)] += 1
-    report.longest = max(report.longest, length)
-    if length > report.max_length:  # it ends with an answer, which is lost at least
-        first = item.supervised.argmax()
-        fits = not item.supervised[first : report.max_length + 1].all()  # the first answer
-        report.shortened += fits
-        report.too_long += not fits
-    if not report.spelled or (report.not_spelled and length <= TOKENS_SHOWN):
-        spelled = [_spelled(tokenizer, int(token)) for token in item.token_ids[:TOKENS_SHOWN]]
-        report.spelled = list(zip(spelled, item.supervised[:TOKENS_SHOWN].tolist(), strict=True))
-        report.not_spelled = length - len(spelled)
-
-
-def bucket(length: int) -> int:
-    """The upper end of the bucket of a length: 16, 32, 64, ..."""
-    return max(16, 1 << (length - 1).bit_length())
-
-
-def _spelled(tokenizer: PreTrainedTokenizerFast, token_id: int) -> str:
-    """A token for the eye: spaces and ends of line visible, part of a character as the vocabulary spells it."""
-    text = tokenizer.decode([token_id])
-    if "\ufffd" in text or not text:
-        text = tokenizer.convert_ids_to_tokens(token_id)
-    text = text if len(text) <= 40 else f"{text[:40]}..."  # a row of one sign can become one token
-    return text.replace(" ", "␣").replace("\n", "⏎")
-
-
-def report_text(report: DatasetReport) -> str:
-    """The report for a terminal."""
-
-    def share(count: int, whole: int) -> str:
-        return f"{count:,} ({count / whole:.1%})" if whole else f"{count:,}"
-
-    lines = [
-        f"Data       {report.origin}",
-        f"Licence    {report.licence}",
-        *([f"Note       {report.note}"] if report.note else []),
-        f"Looked at  {report.rows_read:,} rows of the training split, "
-        f"{'the first ones: there are more' if report.sampled else 'all of them'}",
-        f"Tokenizer  {report.tokenizer}",
-    ]
-    for number, example in enumerate(report.examples, start=1):
-        shown = "".join(example[:CHARACTERS_SHOWN].splitlines(keepends=True)[:LINES_SHOWN])
-        shown += "" if shown == example else f" ... ({len(example):,} characters)"
-        lines += ["", f"Conversation {number}", *(f"  {line}" for line in shown.splitlines())]
-    tokens = " ".join(f"[{token}]" if supervised else token for token, supervised in report.spelled)
-    more = f" ... and {report.not_spelled:,} more" if report.not_spelled else ""
-    lines += ["", "Chat template", f"  {report.chat_template}", "", "Tokens ([supervised])", f"  {tokens}{more}"]
-    lines += ["", "Tokens per conversation"]
-    end, most = min(report.lengths), max(report.lengths.values())
-    while end <= max(report.lengths):
-        count = report.lengths[end]
-        begin, bar = 1 if end == 16 else end // 2 + 1, "█" * -(-40 * count // most)
-        lines.append(f"  {begin:>7,} - {end:>7,}  {bar:<40} {count:>8,}  {count / report.documents:>6.1%}")
-        end *= 2
-    mean, supervised = report.all_tokens / report.documents, report.tokens / report.all_tokens
+    counts, lengths, lost, shown = ConversationCounts(), [], Counter(), []
+    for _, block, found in encoded_blocks(looked_at, tokenizer, ConversationFormat(WHOLE), 0):
+        counts.add(found)
+        lengths += [len(item.token_ids) for item in block]
+        lost.update(_lost(item, max_length) for item in block)
+        shown += block[: ROWS_SHOWN - len(shown)]
+    if not lengths:
+        complaint = f" ({counts.complaints[0]})" if counts.complaints else ""
+        raise InputError(f"{train.origin} holds no conversation{complaint}.")
+    hashes, held_out = (
+        [conversation_hash(messages) for messages in side] for side in (looked_at, first_rows(splits.validation, limit))
+    )
+    known = set(hashes)
+    overlap = sum(digest in known for digest in held_out)
     return "\n".join([
-        *lines,
+        f"Data       {train.origin}",
+        f"Licence    {train.licence}",
+        *([f"Note       {splits.note}"] if splits.note else []),
+        f"Looked at  {counts.rows_read:,} rows of the training split, "
+        f"{'all of them' if are_all else 'the first ones: there are more'}",
+        f"Tokenizer  {what}, {len(tokenizer):,} types",
+        *_conversation_lines(render(list(itertools.islice(looked_at, ROWS_SHOWN)), tokenizer)[0]),
         "",
-        f"Conversations    {report.documents:,}; {mean:,.0f} tokens on average, {report.longest:,} at most; "
-        f"{supervised:.0%} of the tokens are supervised",
-        f"At {report.max_length} tokens    {share(report.shortened, report.documents)} lose their last turns, "
-        f"{share(report.too_long, report.documents)} are left out: not even the first answer fits",
-        f"Bad rows         {share(report.bad_rows, report.rows_read)}",
-        *(f"                 {complaint}" for complaint in report.complaints),
-        f"Duplicates       {share(report.duplicates, report.documents)} were there before, word for word",
-        f"In both splits   {share(report.overlap, report.held_out)} of {report.held_out:,} held-out conversations "
+        "Chat template",
+        f"  {tokenizer.chat_template}",
+        "",
+        "Tokens ([supervised])",
+        f"  {_spelled(min(shown, key=lambda item: len(item.token_ids)), tokenizer)}",
+        "",
+        "Tokens per conversation",
+        *length_lines(lengths),
+        "",
+        f"Conversations    {len(lengths):,}; {counts.all_tokens / len(lengths):,.0f} tokens on average, "
+        f"{max(lengths):,} at most; {counts.tokens / counts.all_tokens:.0%} of the tokens are supervised",
+        f"At {max_length} tokens    {_share(lost['last turns'], len(lengths))} lose their last turns, "
+        f"{_share(lost['all'] + counts.too_long, len(lengths))} are left out: not even the first answer fits",
+        f"Bad rows         {_share(counts.bad_rows, counts.rows_read)}",
+        *(f"                 {complaint}" for complaint in counts.complaints),
+        f"Duplicates       {_share(len(hashes) - len(known), len(lengths))} were there before, word for word",
+        f"In both splits   {_share(overlap, len(held_out))} of {len(held_out):,} held-out conversations "
         "are in the training split too",
     ])  # fmt: skip
+
+
+def _share(count: int, whole: int) -> str:
+    return f"{count:,} ({count / whole:.1%})" if whole else f"{count:,}"
+
+
+def _lost(item: EncodedConversation, max_length: int) -> str:
+    """What of a whole conversation a row of `max_length` tokens has no room for: "", "last turns" or "all"."""
+    if len(item.token_ids) <= max_length:
+        return ""
+    # It ends with an answer, which is lost at least. All is, if the first answer goes on to the end of the row.
+    return "all" if item.supervised[item.supervised.argmax() : max_length + 1].all() else "last turns"
+
+
+def _conversation_lines(texts: list[str]) -> Iterator[str]:
+    """The first conversations as they are rendered, long ones by their beginning."""
+    for number, text in enumerate(texts, start=1):
+        shown = "".join(text[:CHARACTERS_SHOWN].splitlines(keepends=True)[:LINES_SHOWN])
+        shown += "" if shown == text else f" ... ({len(text):,} characters)"
+        yield from ["", f"Conversation {number}", *(f"  {line}" for line in shown.splitlines())]
+
+
+def _spelled(item: EncodedConversation, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The tokens of a conversation for the eye: spaces and ends of line visible, part of a character as the vocabulary
+    spells it, supervised ones in brackets."""
+    spelled = []
+    for token_id, supervised in zip(item.token_ids[:TOKENS_SHOWN].tolist(), item.supervised, strict=False):
+        text = tokenizer.decode([token_id])
+        if "\ufffd" in text or not text:
+            text = tokenizer.convert_ids_to_tokens(token_id)
+        text = text if len(text) <= 40 else f"{text[:40]}..."  # a row of one sign can become one token
+        text = text.replace(" ", "␣").replace("\n", "⏎")
+        spelled.append(f"[{text}]" if supervised else text)
+    left_out = len(item.token_ids) - len(spelled)
+    return " ".join(spelled) + (f" ... and {left_out:,} more" if left_out else "")
+
+
+def length_lines(lengths: list[int]) -> Iterator[str]:
+    """How many conversations have up to 16 tokens, up to 32, 64, ..."""
+    counts = Counter(max(16, 1 << (length - 1).bit_length()) for length in lengths)
+    end = min(counts)
+    while end <= max(counts):
+        begin, bar = 1 if end == 16 else end // 2 + 1, "█" * -(-40 * counts[end] // max(counts.values()))
+        yield f"  {begin:>7,} - {end:>7,}  {bar:<40} {counts[end]:>8,}  {counts[end] / len(lengths):>6.1%}"
+        end *= 2
 
 
 def catalogue_text() -> str:

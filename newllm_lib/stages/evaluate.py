@@ -1,6 +1,5 @@
 """Metrics of one trained model on held-out text, or on public benchmarks such as winogrande and mmlu."""
 
-import contextlib
 import copy
 import dataclasses
 from collections.abc import Sequence
@@ -117,11 +116,10 @@ def evaluate_tasks(
     trained = open_model(path, base)
     model = HFLM(pretrained=trained.model, tokenizer=trained.tokenizer, batch_size=batch_size)
     problem = None if all(Path(task).exists() for task in tasks) else hub_problem(DATASETS["wikitext"].sources[0])
+    # Out of reach of the hub, what was fetched before is found, and nothing waits a minute for the rest.
+    offline = {"HF_HUB_OFFLINE": problem is not None or huggingface_hub.constants.HF_HUB_OFFLINE}
     try:
-        with contextlib.ExitStack() as stack:
-            if problem:  # what was fetched before is found, and nothing waits a minute for the rest
-                for module in (huggingface_hub.constants, datasets.config):
-                    stack.enter_context(mock.patch.object(module, "HF_HUB_OFFLINE", True))
+        with mock.patch.multiple(huggingface_hub.constants, **offline), mock.patch.multiple(datasets.config, **offline):
             return simple_evaluate(model, tasks=list(tasks), limit=limit, task_manager=manager)["results"]
     except OSError as error:  # all that the loaders of data raise when they cannot reach them
         why = problem or " ".join(str(error).split())[:200]

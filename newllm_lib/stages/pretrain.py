@@ -23,22 +23,15 @@ class PretrainArguments(ModelArguments):
     """Settings of stage 1."""
 
     carry_context: bool = setting(
-        True, "Hand the context from batch to batch over contiguous text (recurrent models).", group="Model"
+        True, "Hand the context from batch to batch over contiguous text (recurrent models).", "Model"
     )
     learning_rate: float | None = setting(
-        None,
-        "Peak learning rate of AdamW; none: what suits the model.",
-        group="Training",
-        low=1e-5,
-        high=1e-2,
-        log=True,
+        None, "Peak learning rate of AdamW; none: what suits the model.", "Training", low=1e-5, high=1e-2, log=True
     )
     dropout: float = setting(
-        0.0, "Share of hidden units dropped in training; more for many epochs.", group="Model", low=0.0, high=0.5
+        0.0, "Share of hidden units dropped in training; more for many epochs.", "Model", low=0.0, high=0.5
     )
-    weight_decay: float = setting(
-        0.4, "AdamW's weight decay; 0.1 for a single pass.", group="Training", low=0, high=1.0
-    )
+    weight_decay: float = setting(0.4, "AdamW's weight decay; 0.1 for a single pass.", "Training", low=0, high=1.0)
 
     def __post_init__(self):
         if self.learning_rate is None:

@@ -18,6 +18,7 @@ from ..data.sources import HELD_OUT_SHARE, Splits
 from ..errors import InputError
 from ..models.adjust import extend_positions, grow_context, set_dropout, train_new_context_only
 from ..models.modeling_newllm import NewLLMForCausalLM
+from ..models.sizing import ALL_SIZES
 from ..training.arguments import ModelArguments, StageArguments, setting
 from ..training.checkpoint import has_adapters
 from ..training.run import PreparedRun, check_metric_of, check_size, new_model, opened_run, prepare_once
@@ -25,9 +26,7 @@ from ..training.trained_model import open_model, open_teacher, weights_hash
 from ..training.trainer import LanguageModelTrainer
 
 # What a finished model brings along, so that it cannot be set beside `model`.
-OF_THE_MODEL = (
-    "num_parameters", "num_layers", "embedding_size", "context_size", "hidden_size", "intermediate_size", "vocab_size"
-)  # fmt: skip
+OF_THE_MODEL = ("num_parameters", "num_layers", *sorted(ALL_SIZES), "vocab_size")
 
 
 @dataclass
@@ -35,17 +34,17 @@ class ConversationArguments(StageArguments):
     """What a stage that learns from conversations takes of them."""
 
     dataset: str | None = setting(
-        None, "dailydialog, dolly, ultrachat, ... (newllm data lists them), or an id on the hub.", group="Data"
+        None, "dailydialog, dolly, ultrachat, ... (newllm data lists them), or an id on the hub.", "Data"
     )
     max_samples: int | None = setting(
-        None, "Rows of the data to take, the first ones.", group="Data", low=1_000, high=1_500_000, log=True
+        None, "Rows of the data to take, the first ones.", "Data", low=1_000, high=1_500_000, log=True
     )
     held_out: Literal["hash", "random"] = setting(
         "hash", "Held out by what a conversation says, or drawn at random as in the published runs."
     )
     held_out_share: float = setting(HELD_OUT_SHARE, "Share held out where the data have no validation split.")
     loss_on: Literal["assistant", "all"] = setting(
-        "assistant", "Learn the assistant's words only, or every token.", group="Training"
+        "assistant", "Learn the assistant's words only, or every token.", "Training"
     )
     too_long: Literal["turns", "cut"] = setting("turns", "Keep whole turns of a long conversation, or cut it.")
 
@@ -61,16 +60,16 @@ class SftArguments(ConversationArguments, ModelArguments):
     """Settings of stages 2 to 4."""
 
     model: str | None = setting(
-        None, "Folder of a finished run to start from; none: a new model.", group="Model", session=True
+        None, "Folder of a finished run to start from; none: a new model.", "Model", session=True
     )
     grow_context: int | None = setting(None, "Enlarge the context_size of New-LLM to this, a multiple of it.")
     train_only_new_context: bool = setting(False, "After growing: train nothing but the new part.")
 
     max_length: int = setting(
-        256, "Tokens per row; longer conversations lose their last turns.", group="Data", low=64, high=1024, log=True
+        256, "Tokens per row; longer conversations lose their last turns.", "Data", low=64, high=1024, log=True
     )
     output_dir: str = setting("runs/sft", "Folder of the run: settings, model, checkpoints, curves.")
-    learning_rate: float = setting(2e-3, "Peak learning rate.", group="Training", low=1e-5, high=1e-2, log=True)
+    learning_rate: float = setting(2e-3, "Peak learning rate.", "Training", low=1e-5, high=1e-2, log=True)
 
     def __post_init__(self):
         super().__post_init__()

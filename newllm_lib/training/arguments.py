@@ -74,18 +74,19 @@ SESSION_FIELDS = frozenset((
     "project", "trackio_space_id",
 ))  # fmt: skip
 
-LEAST = {  # of the others 0, but for those that have to be more
+MORE_THAN_ZERO = math.ulp(0.0)
+LEAST = {  # of the others 0
     "max_length": 2, "max_steps": -1, "local_rank": -1,
     **dict.fromkeys((
         "max_eval_tokens", "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size",
         "save_total_limit", "ddp_timeout", "num_parameters", "num_layers", "embedding_size", "context_size",
         "hidden_size", "intermediate_size", "vocab_size", "max_samples", "max_test_tokens", "pairs", "trials",
     ), 1),
+    **dict.fromkeys((
+        "learning_rate", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "adam_epsilon",
+        "teacher_temperature", "temperature", "temperature_end",
+    ), MORE_THAN_ZERO),
 }  # fmt: skip
-MORE_THAN_ZERO = (
-    "learning_rate", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "adam_epsilon",
-    "teacher_temperature", "temperature", "temperature_end",
-)  # fmt: skip
 LESS_THAN = {"adam_beta1": 1, "adam_beta2": 1, "dropout": 1, "lora_dropout": 1, "seed": 2**32, "num_layers": 1001}
 
 SETTING_KEYS = ("group", "low", "high", "log", "session")  # of a setting's metadata, beside its help text
@@ -122,9 +123,7 @@ class StageArguments(TrainingArguments):
         64, "Tokens per row: how far gradients reach back, and the window of a model with attention.", "Data",
         low=16, high=1024, log=True,
     )  # fmt: skip
-    max_eval_tokens: int = setting(
-        50_000, "Held-out tokens (whole documents) scored at each evaluation; the final score takes all.", "Data"
-    )
+    max_eval_tokens: int = setting(50_000, "Held-out tokens scored at each evaluation; at the end all are.", "Data")
     early_stopping_patience: int = setting(
         0, "Stop after this many evaluations without a better one; 0: never.", "Training", low=0, high=20
     )
@@ -146,11 +145,9 @@ class StageArguments(TrainingArguments):
         0.05, "Updates (or, below 1, share of them) to raise the learning rate.", "Training", low=0, high=0.5
     )
     weight_decay: float = setting(0.1, "AdamW's weight decay.", "Training", low=0, high=1.0)
-    max_grad_norm: float = setting(1.0, "Gradients are clipped to this norm.")
     seed: int = setting(42, "Seed of initialisation, data order and dropout.", "Training", low=0, high=999)
     eval_strategy: str = setting("steps", "When to evaluate: no, steps or epoch.")
     eval_steps: float = setting(0.1, "Updates (or, below 1, share of the run) between evaluations.")
-    save_strategy: str = setting("steps", "When to save a checkpoint: no, steps, epoch or best.")
     save_steps: float = setting(0.1, "Updates (or, below 1, share of the run) between checkpoints.")
     save_minutes: float = setting(10.0, "Minutes without a save until the next one; 0: by steps alone.", session=True)
     save_total_limit: int | None = setting(3, "Checkpoints kept: the best and the newest.")
@@ -269,12 +266,6 @@ class ModelArguments(StageArguments):
         check_intervals(self, [("teacher_weight", 0, 1)])
 
 
-def values_for(kind: type, args: TrainingArguments) -> dict[str, Any]:
-    """The fields of the dataclass `kind` as `args` has them, but for those that cannot be set."""
-    names = [it.name for it in fields(kind) if it.init and it.name not in {*REFUSED, *NO_EFFECT}]
-    return {name: getattr(args, name) for name in names}
-
-
 def check_intervals(args: StageArguments, intervals: Iterable[tuple[str, float, float]]) -> None:
     """Raise InputError for a field outside of its (name, lowest, highest) value."""
     for name, low, high in intervals:
@@ -308,13 +299,11 @@ def check_values(args: TrainingArguments) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         least, most = LEAST.get(name, 0), LESS_THAN.get(name, 2**63)  # what is larger, torch cannot count
-        if not math.isfinite(value):
-            raise InputError(f"{name} has to be a finite number, got {value}.")
-        if value < least or (value == 0 and name in MORE_THAN_ZERO):
-            than = f"more than {least}" if name in MORE_THAN_ZERO else f"at least {least}"
-            raise InputError(f"{name} has to be {than}, got {value}.")
-        if value >= most:
-            raise InputError(f"{name} has to be less than {most}, got {value}.")
+        than = "more than 0" if least == MORE_THAN_ZERO else f"at least {least}"
+        bounds = (math.isfinite(value), "a finite number"), (value >= least, than), (value < most, f"less than {most}")
+        for is_kept, bound in bounds:
+            if not is_kept:
+                raise InputError(f"{name} has to be {bound}, got {value}.")
     if args.max_steps == 0:
         raise InputError("max_steps has to be at least 1, or -1 for as many as num_train_epochs gives, got 0.")
 

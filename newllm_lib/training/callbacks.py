@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
+from accelerate.utils import gather
 from transformers import TrainerCallback, TrainingArguments
 
-from .device import true_for_any_process
 from .disk import refusal
 
 RETRY_SECONDS = 60.0  # after a save that failed
@@ -33,12 +34,14 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 def any_process(flag: bool, args: TrainingArguments) -> bool:
     """True if the flag is true for any process; all have to ask."""
-    return bool(flag) if args.world_size == 1 else true_for_any_process(bool(flag), args.device)
+    if args.world_size == 1:  # a GPU is not asked, for the host would wait for it
+        return bool(flag)
+    return bool(gather(torch.tensor([bool(flag)], device=args.device)).any())
 
 
 class RunLog(TrainerCallback):
-    """Writes metrics.jsonl and curves.png, and logs one line per evaluation. What the disk does not take is written
-    when it does; training goes on. The line shows those of `metrics` that have a column."""
+    """Writes metrics.jsonl and curves.png, and logs one line per evaluation; for the first process alone. What the disk
+    does not take is written when it does; training goes on. The line shows those of `metrics` that have a column."""
 
     def __init__(self, folder: Path, name: str, metrics: Iterable[str]):
         self.folder, self.path, self.name = folder, folder / METRICS_FILE, name
@@ -48,8 +51,6 @@ class RunLog(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.first_step = time.perf_counter(), state.global_step
-        if not state.is_world_process_zero:
-            return
         self._write(state.log_history)  # after a resume: what was logged beyond the checkpoint will be logged again
         if self.first_step:
             logger.info("Continuing at update %d of %d.", self.first_step, state.max_steps)
@@ -60,20 +61,16 @@ class RunLog(TrainerCallback):
         # What transformers and TRL count from the start of the process would be wrong after a resume.
         if "train_loss" in logs:
             state.log_history.pop()
-            return
-        state.log_history[-1].pop("num_tokens", None)
-        if state.is_world_process_zero:
+        else:
+            state.log_history[-1].pop("num_tokens", None)
             self._write(state.log_history)
 
     def write_all(self, state) -> None:
         """Write the whole log: the file of a run that had nothing left to train may be damaged."""
         self.is_behind = True
-        if state.is_world_process_zero:
-            self._write(state.log_history)
+        self._write(state.log_history)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if not state.is_world_process_zero:
-            return
         value, best = metrics[f"eval_{args.metric_for_best_model}"], state.best_metric
         is_best = best is None or (value > best if args.greater_is_better else value < best)
         done = state.global_step - self.first_step
@@ -136,9 +133,6 @@ class SaveOnInterrupt(TrainerCallback):
         if self.interrupted:
             control.should_save = control.should_training_stop = True
         return control
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.restore()
 
     def restore(self) -> None:
         """Give the signals back to their earlier handlers."""

@@ -1,7 +1,7 @@
 """The run folder: settings, checkpoints that are known to be complete, results. A machine may vanish at any moment.
 
-A checkpoint is removed when a newer one is sealed, and never before. One that is damaged, or was cut off, is set aside
-until then, under another name: nothing that may be good is removed at the start.
+A checkpoint is written in a hidden folder, and stands among the others when it is sealed. One is removed when a newer
+one stands there, and never before: one that is damaged stays until then, for it may be good after all.
 """
 
 import functools
@@ -28,7 +28,8 @@ MODEL_FILES = ("config.json", "model.safetensors")
 REFERENCE_FOLDER = "reference"  # in a run of adapters: the model they are trained on, where the run has made it
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
-ASIDE = ".aside-"
+SAVING = ".saving"  # holds the checkpoint that is being written
+PASSED_OVER = ".passed-over"  # in a checkpoint that could not be gone on with
 
 logger = logging.getLogger(__name__)
 
@@ -113,13 +114,12 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     return results if isinstance(results, dict) and "loss" in results and has_weights else None
 
 
-def seal_checkpoint(checkpoint: Path) -> None:
-    """State of every file of a checkpoint what it holds, after all of them are written, and the run's settings, which
-    everything else depends on. A file whose name begins with a dot is none of ours."""
+def seal_checkpoint(checkpoint: Path, run: Path) -> None:
+    """State of every file of a checkpoint what it holds, after all of them are written, and the settings of its run,
+    which everything else depends on. A file whose name begins with a dot is none of ours."""
     names = (str(path.relative_to(checkpoint)) for path in sorted(checkpoint.rglob("*")) if path.is_file())
     files = {name: _content_of(checkpoint / name) for name in names if name != COMPLETE_FILE and name[0] != "."}
-    seal = {"files": files, "settings": read_json(checkpoint.parent / SETTINGS_FILE)}
-    write_json(checkpoint / COMPLETE_FILE, seal)
+    write_json(checkpoint / COMPLETE_FILE, {"files": files, "settings": read_json(run / SETTINGS_FILE)})
 
 
 def _content_of(path: Path) -> dict[str, Any]:
@@ -174,8 +174,14 @@ def check_version(folder: Path) -> None:
 
 def check_model_folder(path: str | Path) -> Path:
     """The folder of one of our trained models, or of adapters that were trained on a model. Raises InputError: it does
-    not exist, holds no model with a tokenizer, or one that this version cannot open."""
+    not exist, is a checkpoint, holds no model with a tokenizer, or one that this version cannot open."""
     folder = Path(path).expanduser()
+    if CHECKPOINT_NAME.fullmatch(folder.name) and (folder.parent / SETTINGS_FILE).exists():
+        raise InputError(
+            f"{str(path)!r} is a checkpoint, which its run goes on from; name the run, {str(folder.parent)!r}, after "
+            "it has come to its end.",
+            "NL-404",
+        )
     if not folder.is_dir():
         raise InputError(
             f"model folder {str(path)!r} does not exist; name the --output_dir of a finished run.", "NL-404"
@@ -201,13 +207,21 @@ def best_beside(checkpoint: Path) -> Path | None:
     return checkpoint.with_name(name) if CHECKPOINT_NAME.fullmatch(name) else None
 
 
+def settle(run: Path, sizes_only: bool = False) -> None:
+    """Let a sealed checkpoint under SAVING stand in its run folder, where an older one of its update gives way. What is
+    not sealed is removed. Cut off anywhere, this can be done again."""
+    for checkpoint in (run / SAVING).glob("checkpoint-*"):
+        if is_complete(checkpoint, sizes_only):
+            if (run / checkpoint.name).exists():
+                os.replace(run / checkpoint.name, run / SAVING / "replaced")
+            os.replace(checkpoint, run / checkpoint.name)
+    shutil.rmtree(run / SAVING, ignore_errors=True)
+
+
 def resume_point(folder: Path, needs_best: bool) -> Path | None:
-    """The checkpoint to go on from: the newest complete one; those beyond it are set aside. With `needs_best` rather an
-    older one than one whose best checkpoint, which becomes the result, is not complete."""
-    for _, aside in _set_aside(folder):
-        checkpoint = aside.with_name(aside.name.removeprefix(ASIDE))
-        if is_complete(aside) and not is_complete(checkpoint):
-            take_back(checkpoint)
+    """The checkpoint to go on from: the newest complete one. With `needs_best` rather an older one than one whose best
+    checkpoint, which becomes the result, is not complete."""
+    settle(folder)
     is_whole = functools.cache(is_complete)
 
     def lost_best(path: Path) -> str:
@@ -219,54 +233,28 @@ def resume_point(folder: Path, needs_best: bool) -> Path | None:
     chosen = chosen or next(filter(is_whole, found), None)
     goes_on = "begins anew" if chosen is None else f"goes on from {chosen.name}"
     for path in found[: None if chosen is None else found.index(chosen)]:
-        why = "is damaged" if (path / COMPLETE_FILE).exists() else "was not written to its end"
+        why = "is damaged"
         if is_whole(path):
             why = f"needs {lost_best(path)}, the best one so far, which is lost or damaged"
-        logger.warning("%s %s: training %s. Until it has passed that update again,", path.name, why, goes_on)
-        logger.warning("what there is of it is kept as %s.", ASIDE + path.name)
-        set_aside(path)
+        logger.warning("%s %s: training %s.", path.name, why, goes_on)
+        logger.warning("What there is of it is kept until training has passed that update again.")
+        (path / PASSED_OVER).touch()
+    if chosen is not None:
+        (chosen / PASSED_OVER).unlink(missing_ok=True)
     return chosen
 
 
-def set_aside(checkpoint: Path) -> None:
-    """Give a checkpoint a name that is not a checkpoint's. If one of that name is there, the sealed one stays."""
-    aside = checkpoint.with_name(ASIDE + checkpoint.name)
-    if aside.exists():
-        shutil.rmtree(aside if (checkpoint / COMPLETE_FILE).exists() else checkpoint)
-    if checkpoint.exists():
-        os.rename(checkpoint, aside)
-
-
-def take_back(checkpoint: Path) -> None:
-    """Remove what there is of a checkpoint that could not be written; one that was set aside for it stands again."""
-    if checkpoint.exists():
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    aside = checkpoint.with_name(ASIDE + checkpoint.name)
-    if aside.exists() and not checkpoint.exists():
-        os.rename(aside, checkpoint)
-
-
-def rotate(folder: Path, newest: int, limit: int | None, best: str | None) -> None:
+def rotate(folder: Path, newest: int, limit: int | None, best: str | None, is_over: bool = False) -> None:
     """Remove what the sealed checkpoint of update `newest` makes superfluous: complete ones beyond the limit (with None
-    or 0 there is none), the oldest first, and what is cut off or was set aside. It and the one named `best` stay."""
-    older = [path for step, path in numbered_checkpoints(folder) if step < newest]
-    removable = [path for path in older if path.name != best]
-    complete = [path for path in removable if is_complete(path, sizes_only=True)]
-    room = max(limit - 1 - (len(older) - len(removable)), 0) if limit else len(complete)
-    for path in removable:
-        if path not in complete[max(len(complete) - room, 0) :]:
-            set_aside(path)  # half removed it must not be taken for one that is damaged
-    remove_aside(folder, newest)
-
-
-def remove_aside(folder: Path, passed: float) -> None:
-    """Remove what was set aside of updates up to `passed`."""
-    for step, path in _set_aside(folder):
-        if step <= passed:
+    or 0 there is none), the oldest first, and those that are cut off or were passed over; beyond it only when the run
+    is over. It and the `best` one stay, wherever that was when it was noted."""
+    best = best and Path(best).name
+    numbered = numbered_checkpoints(folder)
+    older = [path for step, path in numbered if step < newest]
+    complete = [path for path in older if is_complete(path, sizes_only=True) and not (path / PASSED_OVER).exists()]
+    complete.sort(key=lambda path: path.name == best)  # so that it counts as the newest
+    beyond = max(len(complete) - limit + 1, 0) if limit else 0
+    stay = {best, *(path.name for path in complete[beyond:])}
+    for step, path in numbered:
+        if (step < newest and path.name not in stay) or (step > newest and is_over):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _set_aside(folder: Path) -> Iterator[tuple[int, Path]]:
-    for path in sorted(folder.glob(f"{ASIDE}*")):
-        if match := CHECKPOINT_NAME.fullmatch(path.name.removeprefix(ASIDE)):
-            yield int(match[1]), path

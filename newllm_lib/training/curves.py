@@ -35,64 +35,48 @@ def _characters() -> frozenset[int]:
     return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
 
 
-class Curve(NamedTuple):
-    """One curve of every run."""
-
-    key: str  # of transformers' `log_history`
-    label: str = ""  # none: the run's name
-    colour: int = 0  # of the run's two
-    style: str = "-"
-
-
 class Panel(NamedTuple):
     """Curves in one pair of axes."""
 
     ylabel: str
-    curves: tuple[Curve, ...]
+    curves: Mapping[str, str]  # key of transformers' `log_history` -> label; none: the run's name
     says: str = ""  # what the legend says of a curve's values: "best", "last" or "first → last"
     form: str = ".3f"  # of these values
+    is_dashed: bool = False  # the second curve is, in the colour of the first
 
 
-TRAINING = Panel("training loss (nats per token)", (Curve("loss"),))
-BITS = Panel("held-out bits per byte", (Curve("eval_bits_per_byte"),), "best")
-LOSS = Panel("held-out loss (nats)", (Curve("eval_loss"),), "best")
+TRAINING = Panel("training loss (nats per token)", {"loss": ""})
+BITS = Panel("held-out bits per byte", {"eval_bits_per_byte": ""}, "best")
+LOSS = Panel("held-out loss (nats)", {"eval_loss": ""}, "best")
 FORGETTING = (
-    Panel("task loss (nats per token)", (Curve("task_loss"),)),
-    Panel("KL to the base (nats per token)", (
-        Curve("kl_to_teacher", "what is trained on"), Curve("eval_general_kl_to_base", "general text, held out", 1)
-    )),
-    Panel("held-out bits per byte", (
-        Curve("eval_bits_per_byte", "new task"), Curve("eval_general_bits_per_byte", "general text", 1)
-    ), "first → last"),
+    Panel("task loss (nats per token)", {"task_loss": ""}),
+    Panel("KL to the base (nats per token)",
+        {"kl_to_teacher": "what is trained on", "eval_general_kl_to_base": "general text, held out"}),
+    Panel("held-out bits per byte",
+        {"eval_bits_per_byte": "new task", "eval_general_bits_per_byte": "general text"}, "first → last"),
 )  # fmt: skip
 PREFERENCES = (
-    Panel("pairs with the chosen answer ahead", (
-        Curve("eval_accuracy", "held-out pairs"), Curve("eval_train_accuracy", "training pairs", 1)
-    ), "last", ".0%"),
-    Panel("reward margin, chosen - rejected", (
-        Curve("eval_margin", "held-out pairs"), Curve("eval_train_margin", "training pairs", 1)
-    ), "last", ".1f"),
-    Panel("held-out log-probability (nats)", (
-        Curve("eval_chosen_logp", "chosen"), Curve("eval_rejected_logp", "rejected", style="--")
-    ), "last", ".1f"),
+    Panel("pairs with the chosen answer ahead",
+        {"eval_accuracy": "held-out pairs", "eval_train_accuracy": "training pairs"}, "last", ".0%"),
+    Panel("reward margin, chosen - rejected",
+        {"eval_margin": "held-out pairs", "eval_train_margin": "training pairs"}, "last", ".1f"),
+    Panel("held-out log-probability (nats)",
+        {"eval_chosen_logp": "chosen", "eval_rejected_logp": "rejected"}, "last", ".1f", is_dashed=True),
 )  # fmt: skip
 
 
 def curves_figure(histories: Mapping[str, Sequence[dict]]) -> Figure:
     """Left: training loss of every run; right: its held-out bits per byte (or loss, where bytes are not counted). A run
     that is held to its base has other panels: the loss of its task, its distance from the base, and bits per byte of
-    both kinds of text. So has a run of preferences: accuracy, margin, and how likely either answer is.
-
-    Args:
-        histories: name of the run -> transformers' `log_history`.
-    """
+    both kinds of text. So has a run of preferences: accuracy, margin, and how likely either answer is. `histories` is
+    transformers' `log_history` by the name of the run."""
     keys = {key for history in histories.values() for entry in history for key in entry}
-    if "eval_margin" in keys:
-        panels, colours_of_a_run = PREFERENCES, 2
-    elif keys & {"task_loss", "eval_general_bits_per_byte"}:
-        panels, colours_of_a_run = FORGETTING, 2
-    else:
-        panels, colours_of_a_run = (TRAINING, BITS if "eval_bits_per_byte" in keys else LOSS), 1
+    panels = TRAINING, BITS if "eval_bits_per_byte" in keys else LOSS
+    if keys & {"task_loss", "eval_general_bits_per_byte"}:
+        panels = FORGETTING
+    elif "eval_margin" in keys:
+        panels = PREFERENCES
+    colours_of_a_run = max(len(panel.curves) for panel in panels)
     width = 4 * len(panels) + (2 if len(panels) < 3 else 0)
     figure = Figure(figsize=(width, 3.6))
     FigureCanvasAgg(figure)
@@ -100,17 +84,19 @@ def curves_figure(histories: Mapping[str, Sequence[dict]]) -> Figure:
     figure.subplots_adjust(0.7 / width, 0.15, 1 - 0.15 / width, 0.97, wspace=0.22)
     for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for run, (name, history) in enumerate(histories.items()):
-            for curve in panel.curves:
-                points = [(entry["step"], entry[curve.key]) for entry in history if curve.key in entry]
+            for number, (key, name_of_curve) in enumerate(panel.curves.items()):
+                points = [(entry["step"], entry[key]) for entry in history if key in entry]
                 values = [value for _, value in points]
-                if any(values) or (points and curve.key != "kl_to_teacher"):  # 0: no teacher
+                if any(values) or (points and key != "kl_to_teacher"):  # 0: no teacher
                     # A value beside its point would collide with other curves.
                     said = {"best": [min(values)], "last": values[-1:], "first → last": [values[0], values[-1]]}
                     shown = " → ".join(format(value, panel.form) for value in said.get(panel.says, ()))
-                    label = (curve.label or as_label(name)) + (f": {shown}" if shown else "")
-                    marks = {"marker": "o", "markersize": 4} if curve.key.startswith("eval_") else {"linewidth": 1.4}
-                    colour = COLOURS[(colours_of_a_run * run + curve.colour) % len(COLOURS)]
-                    axes.plot(*zip(*points, strict=True), curve.style, color=colour, label=label, **marks)
+                    label = (name_of_curve or as_label(name)) + (f": {shown}" if shown else "")
+                    look = {"marker": "o", "markersize": 4} if key.startswith("eval_") else {"linewidth": 1.4}
+                    look["linestyle"] = "--" if panel.is_dashed and number else "-"
+                    of_run = 0 if panel.is_dashed else number
+                    colour = COLOURS[(colours_of_a_run * run + of_run) % len(COLOURS)]
+                    axes.plot(*zip(*points, strict=True), color=colour, label=label, **look)
         axes.set(xlabel="update", ylabel=panel.ylabel)
         if panel.form.endswith("%"):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

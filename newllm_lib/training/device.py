@@ -6,12 +6,10 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 BF16_CAPABILITY = (8, 0)  # torch says yes to bf16 on a T4 (7.5) too, through a slow emulation
 KB, MB, GB = 2**10, 2**20, 2**30  # as torch, nvidia-smi and Colab count
-
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 GLIBC_TRIM_THRESHOLD, GLIBC_MMAP_MAX = 128 * 1024, 65536  # what glibc starts with
 
@@ -62,11 +60,6 @@ def cpu_multiplies_bf16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def has_glibc() -> bool:
-    """True if the C library is glibc, whose heap can be set to keep freed memory."""
-    return platform.libc_ver()[0] == "glibc"
-
-
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """Let glibc keep what training frees: every update needs the same memory again, and getting it anew from the
@@ -76,7 +69,7 @@ def freed_memory_kept() -> Iterator[None]:
 
     Source: mallopt(3), malloc_trim(3).
     """
-    if not has_glibc():
+    if platform.libc_ver()[0] != "glibc":
         yield
         return
     libc = ctypes.CDLL(None)
@@ -91,22 +84,7 @@ def freed_memory_kept() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-def memory_in_use(device: Device) -> int | None:
-    """Bytes: the most that torch's tensors have taken on an NVIDIA GPU; on a CPU what this process has resident, freed
-    memory that it keeps included; None on an Apple GPU, where it is not measured."""
-    if device.kind == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return psutil.Process().memory_info().rss if device.kind == "cpu" else None
-
-
 def size(count: float) -> str:
     """Bytes as people read them: "1.5 GB"."""
     unit, name = next((pair for pair in ((GB, "GB"), (MB, "MB")) if count >= pair[0]), (KB, "kB"))
     return f"{count / unit:,.1f} {name}"
-
-
-def true_for_any_process(flag: bool, device: torch.device) -> bool:
-    """True if it is for any process; every process has to ask."""
-    tensor = torch.tensor(int(flag), device=device)
-    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
-    return bool(tensor)

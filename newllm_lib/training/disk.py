@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import socket
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -54,19 +53,6 @@ def saying(problem: str, remedy: str) -> Iterator[None]:
 def temporary(path: Path, ending: str) -> Path:
     """The hidden name beside `path` under which a file is written (PARTIAL) or what it replaces waits (OLD)."""
     return path.with_name(f".{path.name}{ending}")
-
-
-def discard(path: Path) -> None:
-    """Remove a file or a folder; of a link the link alone. Google Drive moves what is removed into its bin, where it
-    goes on taking room: files are emptied first. An error is no matter: what is left is hidden."""
-    for file in sorted(path.rglob("*")) if path.is_dir() and not path.is_symlink() else [path]:
-        with suppress(OSError):
-            status = file.lstat()
-            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:  # the other name of a link keeps its content
-                os.truncate(file, 0)
-            if not stat.S_ISDIR(status.st_mode):
-                file.unlink()
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,9 +2,7 @@
 card that says what was trained."""
 
 import logging
-import math
 import platform
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -41,7 +39,7 @@ from .callbacks import (
     SaveOnInterrupt,
     TrainingInterrupted,
 )
-from .checkpoint import RESULTS_FILE, SETTINGS_FILE, check_place, open_run, read_results, remove_aside, rotate
+from .checkpoint import RESULTS_FILE, SETTINGS_FILE, check_place, open_run, read_results, rotate
 from .device import GB, find_device
 from .disk import in_use, saying, write_json, write_text
 from .run_trainer import RunTrainerMixin
@@ -49,8 +47,7 @@ from .trained_model import BaseModel
 from .trainer import count_training_tokens
 
 BYTES_PER_PARAMETER = 16  # in fp32: weight, gradient, and two moments of AdamW
-BYTES_AND_SPECIAL = 256 + len(SPECIAL_TOKENS)
-FEWEST_TYPES = {"byte": BYTES_AND_SPECIAL, "bpe": BYTES_AND_SPECIAL, "word": 4, "gpt2": 50_257}
+FEWEST_TYPES = {**dict.fromkeys(("byte", "bpe"), 256 + len(SPECIAL_TOKENS)), "word": 4, "gpt2": 50_257}
 CARD_FILE = "README.md"
 
 logger = logging.getLogger(__name__)
@@ -172,7 +169,8 @@ class Run:
         self._log, self._interrupt = RunLog(self.folder, args.model_type, args.metrics), SaveOnInterrupt()
         stop_early = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
         by_minutes = [SaveByMinutes(args.save_minutes)] if args.save_minutes and args.save_strategy != "no" else []
-        return [*stop_early, EvaluateAtEnd(), self._log, self._interrupt, *by_minutes, *callbacks]
+        log = [self._log] if self.is_main else []
+        return [*stop_early, EvaluateAtEnd(), *log, self._interrupt, *by_minutes, *callbacks]
 
     def train(self, trainer: RunTrainerMixin) -> None:
         """Train, or go on from the newest checkpoint, and save the model that is the result; `trainer` is made with
@@ -181,7 +179,8 @@ class Run:
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.resume_or_start()
-            self._log.write_all(trainer.state)
+            if self.is_main:
+                self._log.write_all(trainer.state)
         finally:
             self._interrupt.restore()
         state, saved = trainer.state, trainer.saved_step
@@ -206,9 +205,8 @@ class Run:
         size = {"parameters": prepared.model.num_parameters(), "updates": state.global_step}
         write_json(self.folder / RESULTS_FILE, {**metrics, **(more or {}), **size})
         # A process that was killed while it did so has left some.
-        best = state.best_model_checkpoint
-        rotate(self.folder, self.trainer.saved_step, self.args.save_total_limit, best and Path(best).name)
-        remove_aside(self.folder, math.inf)
+        limit, best = self.args.save_total_limit, state.best_model_checkpoint
+        rotate(self.folder, self.trainer.saved_step, limit, best, is_over=True)
         self._say(advice)
         self._say(f"Finished: everything is in {self.folder}.")
 
@@ -246,29 +244,43 @@ def claim_folder(args: ModelArguments, prepared: PreparedRun, identity: dict[str
         open_run(Path(args.output_dir), run, args.session_settings())
 
 
-CARD = """---
+def model_card(args: ModelArguments, prepared: PreparedRun, metrics: dict[str, Any], updates: int) -> str:
+    """What was trained, on what, with which result, and how to do it again. A model whose tokenizer has a chat template
+    is one to talk to; the licence of a base binds its adapters, too."""
+    train, held_out = prepared.splits.train, prepared.splits.validation
+    model, base, start = prepared.model, prepared.base, getattr(args, "model", None)
+    unknown = "not stated: the tokenizer has unknown words"
+    shown = {name: unknown if it is None else f"{it:,.4f}".rstrip("0").rstrip(".") for name, it in metrics.items()}
+    table = "\n".join(f"| {name} | {value} |" for name, value in shown.items())
+    talks = prepared.tokenizer.chat_template is not None
+    purpose = "It answers as the conversations it has seen" if talks else "It continues text; it is no assistant"
+    prompt = '[{"role": "user", "content": "Hello"}]' if talks else '"The "'
+    begun = "from scratch" if start is None else f"from another one (`{Path(start).name}`)"
+    if base is not None:
+        begun = f"as adapters on {base.name} (licence: {base.licence})"
+    return f"""---
 library_name: transformers
 pipeline_tag: text-generation
 license: other
 ---
-# {model_type}, {parameters:,} parameters
+# {args.model_type}, {model.num_parameters():,} parameters
 
-A small language model trained {start} with New-LLM {version}. {purpose}, and what it says is not to be relied on.
+A small language model trained {begun} with New-LLM {__version__}. {purpose}, and what it says is not to be relied on.
 
 | | |
 |---|---|
-| trained on | {train_origin} (licence: {train_licence}) |
-| held out | {validation_origin} (licence: {validation_licence}) |
-| updates | {updates:,}, {rows} |
-| tokenizer | {tokenizer}, {vocab_size:,} types |
+| trained on | {train.origin} (licence: {train.licence}) |
+| held out | {held_out.origin} (licence: {held_out.licence}) |
+| updates | {updates:,}, {args.effective_batch_size} rows of {"at most " if base else ""}{args.max_length} tokens each |
+| tokenizer | {getattr(args, "tokenizer", "the base model's")}, {model.config.vocab_size:,} types |
 
 ## Metrics on the held-out text
 
 | metric | value |
 |---|---|
-{metrics}
+{table}
 
-![learning curves]({curves})
+![learning curves]({CURVES_FILE})
 
 ## Use
 
@@ -280,48 +292,6 @@ generator = pipeline("text-generation", model="path/to/this/folder")
 print(generator({prompt}, max_new_tokens=40)[0]["generated_text"])
 ```
 
-All settings are in `{settings}`, the log of the run in `{log}`. Trained with Python {python}, torch {torch} and
-transformers {transformers}.
+All settings are in `{SETTINGS_FILE}`, the log of the run in `{METRICS_FILE}`. Trained with Python
+{platform.python_version()}, torch {torch.__version__} and transformers {transformers.__version__}.
 """
-
-
-def model_card(args: ModelArguments, prepared: PreparedRun, metrics: dict[str, Any], updates: int) -> str:
-    """What was trained, on what, with which result, and how to do it again. A model whose tokenizer has a chat template
-    is one to talk to; the licence of a base binds its adapters, too."""
-    splits, base, start = prepared.splits, prepared.base, getattr(args, "model", None)
-    unknown = "not stated: the tokenizer has unknown words"
-    shown = {name: unknown if it is None else f"{it:,.4f}".rstrip("0").rstrip(".") for name, it in metrics.items()}
-    talks = prepared.tokenizer.chat_template is not None
-    begun = "from scratch" if start is None else f"from another one (`{Path(start).name}`)"
-    if base is not None:
-        begun = f"as adapters on {base.name} (licence: {base.licence})"
-    return CARD.format(
-        start=begun, version=__version__, model_type=args.model_type, parameters=prepared.model.num_parameters(),
-        purpose="It answers as the conversations it has seen" if talks else "It continues text; it is no assistant",
-        prompt='[{"role": "user", "content": "Hello"}]' if talks else '"The "',
-        train_origin=splits.train.origin, train_licence=splits.train.licence,
-        validation_origin=splits.validation.origin, validation_licence=splits.validation.licence, updates=updates,
-        rows=f"{args.effective_batch_size} rows of {'at most ' if base else ''}{args.max_length} tokens each",
-        tokenizer=getattr(args, "tokenizer", "the base model's"), vocab_size=prepared.model.config.vocab_size,
-        metrics="\n".join(f"| {name} | {value} |" for name, value in shown.items()),
-        curves=CURVES_FILE, settings=SETTINGS_FILE, log=METRICS_FILE,
-        python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__,
-    )  # fmt: skip
-
-
-def read_card(folder: Path) -> dict[str, str]:
-    """What the card of a finished run says: text -> where it is from and its licence, metric -> its value. Raises
-    InputError: there is no card, or it leaves out a licence or the metrics of the run."""
-    path = folder / CARD_FILE
-    card = path.read_text(encoding="utf-8") if path.is_file() else ""
-    rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", card, re.MULTILINE))
-    texts = {name: rows[name] for name in ("trained on", "held out") if "(licence: " in rows.get(name, "")}
-    metrics = {name: rows[name] for name in read_results(folder) or () if name in rows}
-    missing = [name for name in ("trained on", "held out") if name not in texts] + ["metrics"] * (not metrics)
-    if missing:
-        raise InputError(
-            f"{str(path)!r} does not say everything that a user of the model has to know ({', '.join(missing)}); "
-            "delete results.json beside it and run the training again, which then only scores the model.",
-            "NL-404",
-        )
-    return texts | metrics

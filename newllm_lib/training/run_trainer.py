@@ -2,10 +2,11 @@
 folder, seals every checkpoint before older ones are removed, goes on when the disk takes none, and is evaluated by
 scores of its own."""
 
+import copy
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from ..errors import InputError, TrainingDiverged
 from .callbacks import any_process
-from .checkpoint import (
-    SETTINGS_FILE,
-    best_beside,
-    is_complete,
-    resume_point,
-    rotate,
-    seal_checkpoint,
-    set_aside,
-    take_back,
-)
+from .checkpoint import SAVING, SETTINGS_FILE, best_beside, is_complete, resume_point, rotate, seal_checkpoint, settle
 from .device import freed_memory_kept
 from .disk import read_json, refusal, write_json
 
@@ -58,28 +50,23 @@ class RunTrainerMixin:
         with self.args.main_process_first(desc="choosing the checkpoint"):
             checkpoint = resume_point(folder, self.args.load_best_model_at_end)
         if checkpoint is not None:
-            self._check_tokenizer(checkpoint)
+            # To an earlier version's model token ids mean something else: its tokenizer had no role tokens.
+            tokenizer = checkpoint / "tokenizer.json"
+            vocabulary = self.processing_class.get_vocab()
+            if tokenizer.exists() and Tokenizer.from_file(str(tokenizer)).get_vocab() != vocabulary:
+                raise InputError(
+                    f"output_dir {str(self.args.output_dir)!r} holds a run of an earlier version, with another "
+                    "tokenizer; choose another --output_dir.",
+                    "NL-404",
+                )
             if self.is_trained(checkpoint):
                 return
             self.before_resume(checkpoint)
         self.run_settings = read_json(folder / SETTINGS_FILE)
-        eval_on_start = self.args.eval_on_start
+        self.args = copy.copy(self.args)
         self.args.eval_on_start &= checkpoint is None  # else it was made, and is in the log
-        try:
-            with freed_memory_kept() if self.args.device.type == "cpu" else nullcontext():
-                self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        finally:
-            self.args.eval_on_start = eval_on_start
-
-    def _check_tokenizer(self, checkpoint: Path) -> None:
-        """Token ids mean something else to a model of an earlier version, whose tokenizer had no role tokens."""
-        path = checkpoint / "tokenizer.json"
-        if path.exists() and Tokenizer.from_file(str(path)).get_vocab() != self.processing_class.get_vocab():
-            raise InputError(
-                f"output_dir {str(self.args.output_dir)!r} holds a run of an earlier version, with another tokenizer; "
-                "choose another --output_dir.",
-                "NL-404",
-            )
+        with freed_memory_kept() if self.args.device.type == "cpu" else nullcontext():
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def is_trained(self, checkpoint: Path) -> bool:
         """True, with the run's result in the model, if there is nothing left to train: the run was cut off between its
@@ -156,43 +143,44 @@ class RunTrainerMixin:
         super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
-        """transformers' own, then the seal; only then are older ones removed. If the disk does not take it, it is as
-        if it had not been asked for: training goes on in memory, and the next one is the next try."""
-        step, is_main = self.state.global_step, self.args.process_index == 0
-        folder = Path(self.args.output_dir)
-        checkpoint = folder / f"checkpoint-{step}"
+        """transformers' own, in a hidden folder; sealed, it stands among the others, and only then are older ones
+        removed. If the disk does not take it, it is as if it had not been asked for: training goes on in memory, and
+        the next one is the next try."""
+        step, is_main, state = self.state.global_step, self.args.process_index == 0, self.state
+        output_dir, folder = self.args.output_dir, Path(self.args.output_dir)
+        hidden, checkpoint = folder / SAVING / f"checkpoint-{step}", folder / f"checkpoint-{step}"
         self.refused = ""
-        if is_main:
+        if is_main and self.run_settings is not None and not (folder / SETTINGS_FILE).exists():  # the folder is gone
             with self._unless_refused():
-                if checkpoint.exists():  # some save at the end of an epoch once more: what is there stays until then
-                    set_aside(checkpoint)
-                if self.run_settings is not None and not (folder / SETTINGS_FILE).exists():  # the folder has vanished
-                    folder.mkdir(parents=True, exist_ok=True)
-                    write_json(folder / SETTINGS_FILE, self.run_settings)
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / SETTINGS_FILE, self.run_settings)
         self.accelerator.wait_for_everyone()  # each process writes a file of its own
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # `rotate` removes what is beyond it
+        self.args.output_dir = str(folder / SAVING)
         try:
             with self._unless_refused():
                 super()._save_checkpoint(*args, **kwargs)
         finally:
-            self.args.save_total_limit = limit
+            self.args.output_dir = output_dir
         with self._unless_refused():
-            self.before_seal(checkpoint)
+            self.before_seal(hidden)
         if not any_process(self.refused, self.args) and is_main:
             with self._unless_refused():
-                seal_checkpoint(checkpoint)
+                seal_checkpoint(hidden, folder)
+                settle(folder, sizes_only=True)
         is_refused, why, self.refused = any_process(self.refused, self.args), self.refused, None
         if is_refused:
-            self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self.saved_best
+            state.best_metric, state.best_global_step, state.best_model_checkpoint = self.saved_best
         else:
+            if state.best_model_checkpoint == str(hidden):
+                state.best_model_checkpoint = str(checkpoint)
             self.keep_best()
         if is_main and is_refused:
-            take_back(checkpoint)
+            with suppress(OSError):
+                settle(folder)
             logger.warning("%s could not be saved (%s): training goes on", checkpoint, why or "by another process")
             logger.warning("in memory and saves when it can. What is safe: update %d.", self.saved_step)
         elif is_main:
-            best = self.state.best_model_checkpoint
-            rotate(folder, step, limit, best and Path(best).name)
+            rotate(folder, step, self.args.save_total_limit, state.best_model_checkpoint)
 
     def keep_best(self) -> None:
         """What is known of the best checkpoint is so of one that is sealed."""

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 
-import datasets
 import numpy as np
-import pyarrow
 from torch.utils.data import Dataset, Sampler
 
-from ..data.text import IGNORED
+from ..data.text import IGNORED, PackedRows
 
 NO_ROW = -2  # number of a blank row: no row follows it, and it follows none
 
@@ -39,44 +37,21 @@ class LaneSampler(Sampler[int]):
                 yield (first + lane * self.rows_per_lane + step) % self.num_rows
 
 
-class RowsOnDisk(Dataset):
-    """Rows of `packed_rows`; a batch is read at once, for one by one takes longer than an update on a GPU."""
+class RowsAndBlank(Dataset):
+    """The rows, and after the last of them a blank one, without a supervised token."""
 
-    def __init__(self, rows: datasets.Dataset):
-        self.rows, self.table = rows, rows.with_format("arrow")
-        self.transform = rows.format["format_kwargs"].get("transform", lambda columns: columns)
+    def __init__(self, rows: PackedRows):
+        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.rows[index]
-
     def __getitems__(self, indices: list[int]) -> dict[str, np.ndarray]:
-        """Columns of tokens [B, T], of numbers [B]."""
-        table, batch = self.table[indices], {}
-        for name in table.column_names:
-            column = table[name].combine_chunks()
-            is_row = pyarrow.types.is_fixed_size_list(column.type)
-            values = (column.flatten() if is_row else column).to_numpy(zero_copy_only=False)  # bools are packed bits
-            batch[name] = values.reshape(len(indices), -1) if is_row else values
-        return self.transform(batch)
-
-
-class RowsAndBlank(Dataset):
-    """The rows, and after the last of them one without a supervised token."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows) + 1
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if index < len(self.rows):
-            return self.rows[index]
-        row = self.rows[0]
-        return {**row, "labels": np.full_like(row["labels"], IGNORED), "row": np.int64(NO_ROW)}
+        """As `PackedRows.__getitems__`."""
+        is_blank = np.asarray(indices) == len(self)
+        batch = self.rows.__getitems__(np.where(is_blank, 0, indices))
+        batch["labels"] = np.where(is_blank[:, None], IGNORED, batch["labels"])
+        return batch | {"row": np.where(is_blank, NO_ROW, batch["row"])}
 
 
 class EvenSampler(Sampler[int]):

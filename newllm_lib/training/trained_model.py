@@ -36,15 +36,7 @@ from ..models.recurrent_model import state_after
 from ..models.sizing import name_loss
 from ..wings import wing
 from .arguments import ModelArguments
-from .checkpoint import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    CHECKPOINT_NAME,
-    SETTINGS_FILE,
-    check_model_folder,
-    has_adapters,
-    read_settings,
-)
+from .checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SETTINGS_FILE, check_model_folder, has_adapters, read_settings
 from .device import find_device
 
 # The settings that are read again when a run's model is opened.
@@ -64,9 +56,9 @@ class RunSettings(dict[str, Any]):
     def __init__(self, settings: dict[str, Any]):
         super().__init__(settings)
         for name, value in settings.items():
-            for kind in (kind for kind, names in SETTING_KINDS.items() if name in names):
-                if not isinstance(value, kind) or (kind is int and value < 1):
-                    raise InputError(f"{SETTINGS_FILE} of this run is damaged: {name} is {value!r}.", "NL-404")
+            kind = next((kind for kind, names in SETTING_KINDS.items() if name in names), object)
+            if not isinstance(value, kind) or (kind is int and value < 1):
+                raise InputError(f"{SETTINGS_FILE} of this run is damaged: {name} is {value!r}.", "NL-404")
 
     def __missing__(self, name: str):
         raise InputError(f"{SETTINGS_FILE} of this run lacks {name!r}: it cannot do that, or is damaged.", "NL-404")
@@ -100,16 +92,10 @@ class TrainedModel:
 
 
 def open_model(path: str | Path, base: str | None = None, unpack: bool = False) -> TrainedModel:
-    """Load a finished run onto the device that is there.
-
-    Args:
-        base: where the model is now that adapters were trained on; None: where it was.
-        unpack: its 4-bit weights as the plain numbers they stand for.
-
-    Raises:
-        InputError: the folder is not one of our trained models, or damaged.
-    """
-    folder = run_folder(path)
+    """Load a finished run onto the device that is there. `base` is where the model is now that adapters were trained
+    on, None: where it was; with `unpack` its 4-bit weights are the plain numbers they stand for. Raises InputError: the
+    folder is not one of our trained models, or damaged."""
+    folder = check_model_folder(path)
     settings = read_settings(folder)
     run, session = (RunSettings(settings[part]) for part in ("run", "session"))
     tokenizer = read_tokenizer(folder)
@@ -119,19 +105,6 @@ def open_model(path: str | Path, base: str | None = None, unpack: bool = False) 
         model = read_weights(folder, dtype=torch.float32).to(find_device().kind)
     check_tokens_fit(model, tokenizer, folder)
     return TrainedModel(folder, model, tokenizer, run, session)
-
-
-def run_folder(path: str | Path) -> Path:
-    """The folder of one of our trained models. Raises InputError: it is none; if it is a checkpoint, the sentence names
-    its run."""
-    folder = Path(path).expanduser()
-    if CHECKPOINT_NAME.fullmatch(folder.name) and (folder.parent / SETTINGS_FILE).exists():
-        raise InputError(
-            f"{str(path)!r} is a checkpoint, which its run goes on from; name the run, {str(folder.parent)!r}, after "
-            "it has come to its end.",
-            "NL-404",
-        )
-    return check_model_folder(folder)
 
 
 def is_chat(trained: TrainedModel) -> bool:

@@ -8,20 +8,19 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 
-from ..data.text import IGNORED, EvaluationDocuments, collate_rows, positions_within_row
+from ..data.text import IGNORED, EvaluationDocuments, PackedRows, collate_rows, positions_within_row
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..models.gpu import GraphedBackward, can_be_captured
 from ..models.recurrent_model import ContextCache, RecurrentGenerationMixin, loss_only, state_after
 from .arguments import StageArguments
 from .run_trainer import RunTrainerMixin
-from .samplers import NO_ROW, EvenSampler, LaneSampler, RowsAndBlank, RowsOnDisk
+from .samplers import NO_ROW, EvenSampler, LaneSampler, RowsAndBlank
 
 CONTEXT_FILE = "carried_context.safetensors"
 
@@ -47,62 +46,45 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
     Args:
         carry_context: hand the context from row to row (recurrent models only); otherwise rows are shuffled and each
             starts afresh.
-        teacher: a model with the same tokenizer; the loss is then (1 - args.teacher_weight) times the cross-entropy
-            plus args.teacher_weight times the KL divergence from it, see `distillation_loss`.
+        teacher: a model with the same tokenizer; the loss is then `distillation_loss`.
     """
 
-    def __init__(
-        self,
-        model,
-        args: StageArguments,
-        train_rows,
-        documents: EvaluationDocuments,
-        tokenizer,
-        carry_context: bool,
-        teacher: PreTrainedModel | None = None,
-        **kwargs,
-    ):
+    def __init__(self, model, args: StageArguments, rows, documents, tokenizer, carry_context, teacher=None, **kwargs):
         self.teacher = None if teacher is None else teacher.to(args.device).requires_grad_(False).eval()
         self.carries_context = carry_context and isinstance(model, RecurrentGenerationMixin)
-        # The rows of one update that this process sees.
-        self.carrier = ContextCarrier(args.effective_batch_size // args.world_size)
-        rows = train_rows if args.world_size == 1 else RowsAndBlank(train_rows)
-        if isinstance(rows, datasets.Dataset):
-            rows = RowsOnDisk(rows)
+        self.carrier = ContextCarrier(args.effective_batch_size)
+        if isinstance(rows, PackedRows):
+            rows = RowsAndBlank(rows)
         args.accelerator_config.non_blocking = args.dataloader_pin_memory  # or each batch waits for the one before
         sets = {"train_dataset": rows, "eval_dataset": documents.sample(args.max_eval_tokens)}
         super().__init__(model, args, collate_rows, processing_class=tokenizer, **sets, **kwargs)
-        self.num_rows = len(train_rows)
         is_plain = not (args.torch_compile or args.gradient_checkpointing or args.torch_empty_cache_steps)
         # The thread that pins what worker processes load would disturb a capture.
-        is_alone = args.world_size == args.n_gpu == 1 and not (self.is_deepspeed_enabled or args.dataloader_num_workers)
+        is_alone = args.world_size == args.n_gpu == 1 and not args.dataloader_num_workers
         self.is_graphed = is_alone and is_plain and teacher is None and can_be_captured(model)
 
     def before_resume(self, checkpoint: Path) -> None:
         super().before_resume(checkpoint)
-        self.carrier.load(checkpoint, self.args)
+        self.carrier.load(checkpoint, self.args.device)
 
     def before_seal(self, checkpoint: Path) -> None:
         super().before_seal(checkpoint)
-        held = self.carrier.gathered(self.accelerator, self.args)
         if self.args.process_index == 0:
-            held.save(checkpoint)
+            self.carrier.save(checkpoint)
 
     def _get_train_sampler(self, train_dataset=None):
-        args = self.args
+        args, num_rows = self.args, len(self.train_dataset)
         if self.carries_context:
-            order = LaneSampler(self.num_rows, args.effective_batch_size, args.seed)
-        elif args.world_size == 1:
-            return super()._get_train_sampler(train_dataset)
-        else:  # in the order that one process has
-            order = SeedableRandomSampler(range(self.num_rows), data_seed=args.seed)
+            order = LaneSampler(num_rows, args.effective_batch_size, args.seed)
+        else:
+            order = SeedableRandomSampler(range(num_rows), data_seed=args.seed)
         if args.world_size == 1:
             return order
-        return EvenSampler(order, self.num_rows, args.per_device_train_batch_size * args.world_size)
+        return EvenSampler(order, num_rows, args.per_device_train_batch_size * args.world_size)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a batch. Without a teacher the model computes it itself: transformers calls
-        `CausalLMHeadMixin.forward` (models/recurrent_model.py)."""
+        `RecurrentGenerationMixin.forward` (models/recurrent_model.py)."""
         inputs = dict(inputs)
         rows = inputs.pop("row")
         if self.carries_context:
@@ -115,7 +97,8 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
             inputs |= loss_only(self.accelerator.unwrap_model(model))
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.carries_context:
-            self.carrier.keep(rows, state_after(outputs).context)
+            # Processes take batches in turn, and each holds the contexts of all: as one process alone would.
+            self.carrier.keep(*self.accelerator.gather((rows, state_after(outputs).context.detach())))
         return (loss, outputs) if return_outputs else loss
 
     def _loss_with_teacher(self, model, inputs, num_items_in_batch):
@@ -126,10 +109,9 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
             position_ids = positions_within_row(inputs["position_ids"])
             read = {"input_ids": inputs["input_ids"], "position_ids": position_ids, "use_cache": False}
             teacher_logits = self.teacher(**read).logits
-        weight, temperature = self.args.teacher_weight, self.args.teacher_temperature
-        total = distillation_loss(outputs.logits, teacher_logits, labels, weight, temperature, task_weight=1 - weight)
-        if num_items_in_batch is None:
-            return total / (labels != IGNORED).sum(), outputs
+        total = distillation_loss(
+            outputs.logits, teacher_logits, labels, self.args.teacher_weight, self.args.teacher_temperature
+        )
         # Gradients are averaged over the processes, which together have `num_items_in_batch` supervised tokens.
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return total / num_items_in_batch * processes, outputs
@@ -182,45 +164,19 @@ class ContextCarrier:
         for held, new in ((self.rows, rows), (self.contexts, contexts.detach())):
             held.copy_(torch.cat([held, new])[-self.lanes :])
 
-    def gathered(self, accelerator, args) -> "ContextCarrier":
-        """What all processes hold, in the order in which one process would: they take batches in turn."""
-        if args.world_size == 1 or self.contexts is None:
-            return self
-        whole = ContextCarrier(self.lanes * args.world_size)
-        shape = (args.world_size, -1, args.per_device_train_batch_size)
-        whole.rows = accelerator.gather(self.rows).view(shape).transpose(0, 1).flatten()
-        contexts = accelerator.gather(self.contexts).view(*shape, self.contexts.shape[1])
-        whole.contexts = contexts.transpose(0, 1).flatten(0, 2)
-        return whole
-
     def save(self, checkpoint: Path) -> None:
         if self.contexts is not None:
             tensors = {"rows": self.rows, "contexts": self.contexts}
             save_file({name: tensor.cpu() for name, tensor in tensors.items()}, checkpoint / CONTEXT_FILE)
 
-    def load(self, checkpoint: Path, args) -> None:
-        """Take up this process's part of what all of them held."""
-        if not (checkpoint / CONTEXT_FILE).exists():
-            return
-        tensors = load_file(checkpoint / CONTEXT_FILE)
-        rows, contexts = (tensors[name].to(args.device) for name in ("rows", "contexts"))
-        if args.world_size > 1:
-            # With another number of rows it is unknown whose they are, and contexts begin at zero.
-            if len(rows) != self.lanes * args.world_size:
-                return
-            shape = (-1, args.world_size, args.per_device_train_batch_size)
-            rows = rows.view(shape)[:, args.process_index].flatten()
-            contexts = contexts.view(*shape, contexts.shape[1])[:, args.process_index].flatten(0, 1)
-        self.keep(rows, contexts)
+    def load(self, checkpoint: Path, device: torch.device) -> None:
+        if (checkpoint / CONTEXT_FILE).exists():
+            tensors = load_file(checkpoint / CONTEXT_FILE)
+            self.keep(tensors["rows"].to(device), tensors["contexts"].to(device))
 
 
 def distillation_loss(
-    student_logits: torch.Tensor,
-    teacher_logits: torch.Tensor,
-    labels: torch.LongTensor,
-    distill_weight: float,
-    temperature: float,
-    task_weight: float = 1.0,
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor, weight: float, temperature: float
 ) -> torch.Tensor:
     """Learn from a larger model beside the data (Hinton et al. 2015, https://arxiv.org/abs/1503.02531): its whole
     distribution over the next token says more than the token that came.
@@ -232,8 +188,8 @@ def distillation_loss(
 
     Returns:
         Nats: the sum over the supervised tokens of
-        task_weight * cross-entropy + distill_weight * temperature² * KL(teacher ‖ student).
-        `adapters.lwf_loss` is the same formula through a frozen head, which holds no logits of a whole batch.
+        (1 - weight) * cross-entropy + weight * temperature² * KL(teacher ‖ student).
+        `adapters.lwf_loss` is such a loss through a frozen head, which holds no logits of a whole batch.
     """
     supervised = labels != IGNORED
     precision = torch.promote_types(student_logits.dtype, torch.float32)  # fp32 at least
@@ -241,4 +197,4 @@ def distillation_loss(
     task = functional.cross_entropy(student, labels[supervised], reduction="sum")
     softened = (functional.log_softmax(logits / temperature, dim=-1) for logits in (student, teacher))
     divergence = functional.kl_div(*softened, reduction="sum", log_target=True)
-    return task_weight * task + distill_weight * temperature**2 * divergence
+    return (1 - weight) * task + weight * temperature**2 * divergence

@@ -15,7 +15,6 @@ from newllm_lib.adapters.lora import (
     add_adapters,
     allow_old_torchao,
     four_bit_config,
-    rank_at,
     save_generation_settings,
     set_compute_dtype,
 )
@@ -108,7 +107,9 @@ def test_lora_works_beside_colabs_torchao(monkeypatch):
 
 @pytest.mark.parametrize(("update", "rank"), [(0, 4), (3, 4), (4, 8), (7, 8), (8, 16), (11, 16), (12, 16), (99, 16)])
 def test_the_run_spends_equally_long_at_every_rank(update, rank):
-    assert rank_at([4, 8, 16], update, 12) == rank
+    schedule = RankSchedule(add_adapters(tiny_gemma(), 16, 8.0, 0.0, "all-linear"), [4, 8, 16])
+    schedule.on_step_begin(None, types.SimpleNamespace(global_step=update, max_steps=12), None)
+    assert schedule.rank == rank
 
 
 def test_the_rank_grows_without_a_jump():

@@ -18,15 +18,8 @@ from newllm_lib.data.text import IGNORED
 def trainer_of(args, teacher=None, moved: bool = True):
     """A trainer at its first update; `moved`: with adapters that do something."""
     prepared = prepare(args)
-    trainer = LwfTrainer(
-        prepared.model,
-        args,
-        prepared.train_rows,
-        prepared.held_out,
-        prepared.tokenizer,
-        general=prepared.general,
-        separate_teacher=teacher,
-    )
+    parts = prepared.model, args, prepared.train_rows, prepared.held_out, prepared.tokenizer, prepared.general
+    trainer = LwfTrainer(*parts, teacher)
     if moved:
         torch.manual_seed(1)
         for name, parameter in trainable(prepared.model).items():
@@ -78,20 +71,11 @@ def test_loss_and_gradients_are_those_of_the_full_logits(tmp_path, kind, weight,
     from tiny_gemma import tiny_gemma_folder
 
     tiny_gemma_folder(tmp_path / "gemma", kind)
-    args = lwf_arguments(
-        tmp_path,
-        distill_weight=weight,
-        temperature=temperature,
-        label_smoothing_factor=smoothing,
-        lora_dropout=0.0,
-        rehearsal_ratio=0.5,
-    )
-    trainer = trainer_of(args)
+    loss = {"distill_weight": weight, "temperature": temperature, "label_smoothing_factor": smoothing}
+    trainer = trainer_of(lwf_arguments(tmp_path, **loss, lora_dropout=0.0, rehearsal_ratio=0.5))
     batch = a_batch(trainer)
-    ours, expected = (
-        trainer.compute_loss(trainer.model, batch),
-        full_logits_loss(trainer, batch, weight, temperature, smoothing),
-    )
+    ours = trainer.compute_loss(trainer.model, batch)
+    expected = full_logits_loss(trainer, batch, weight, temperature, smoothing)
     assert float(ours) == pytest.approx(float(expected), rel=1e-5)
     found, wanted = gradients(trainer, ours), gradients(trainer, expected)
     assert len(found) == 28

@@ -1,7 +1,7 @@
 """The budget against what a small 4-bit Gemma really keeps and allocates on a CPU, and what is made of it."""
 
 import re
-from functools import partial
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,33 +10,34 @@ from peft import LoraConfig, get_peft_model
 from tiny_gemma import GEMMA_2B
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GemmaConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig
 
-from newllm_lib.adapters.memory_budget import GB, USABLE_SHARE, check_fits, memory_budget, model_sizes
+from newllm_lib.adapters import memory_budget as module
+from newllm_lib.adapters.arguments import QloraLwfArguments
+from newllm_lib.adapters.lora import four_bit_config
+from newllm_lib.adapters.memory_budget import GB, USABLE_SHARE, check_memory, memory_budget, model_sizes
 from newllm_lib.errors import InputError
 from newllm_lib.models import LSTMConfig, NewLLMConfig, NewLLMReferenceConfig
+from newllm_lib.training.device import Device
 
 SMALL = {
-    "hidden_size": 256,
-    "num_hidden_layers": 2,
-    "intermediate_size": 1024,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "vocab_size": 512,
-}
-ROWS, TOKENS, RANK = 2, 96, 8  # few: most CPUs multiply bf16 slowly
-QLORA = {
-    "target_modules": "all-linear", "quantized": True, "distills": True, "gradient_checkpointing": True,
-    "compute_bytes": 2,
+    "hidden_size": 256, "num_hidden_layers": 2, "intermediate_size": 1024, "num_attention_heads": 4,
+    "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 512,
 }  # fmt: skip
-gemma_2b = partial(memory_budget, model_sizes(GemmaConfig(**GEMMA_2B)), **QLORA | {"rank": 8})
+ROWS, TOKENS, RANK = 2, 96, 8  # few: most CPUs multiply bf16 slowly
 
 
-def small_budget(**changes) -> dict[str, int]:
-    layers = changes.pop("num_hidden_layers", SMALL["num_hidden_layers"])
-    settings = {**QLORA, "rank": RANK, "micro_batch": ROWS, "max_length": TOKENS, **changes}
-    return memory_budget(model_sizes(GemmaConfig(**{**SMALL, "num_hidden_layers": layers})), **settings)
+def budget(config, rows: int = ROWS, length: int = TOKENS, **settings) -> dict[str, int]:
+    args = QloraLwfArguments(**{"bf16": True, "use_cpu": True, "lora_r": RANK, **settings})
+    return memory_budget(args, model_sizes(config), rows, length)
+
+
+def small_budget(layers: int = 2, **settings) -> dict[str, int]:
+    return budget(GemmaConfig(**{**SMALL, "num_hidden_layers": layers}), **settings)
+
+
+def gemma_2b(rows: int = 4, length: int = 512, **settings) -> dict[str, int]:
+    return budget(GemmaConfig(**GEMMA_2B), rows, length, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +46,8 @@ def qlora(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("gemma")
     AutoModelForCausalLM.from_config(GemmaConfig(**SMALL), dtype=torch.bfloat16).save_pretrained(folder)
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-    options = {"dtype": torch.bfloat16, "quantization_config": quantization, "device_map": {"": "cpu"}}
-    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    options = {"quantization_config": four_bit_config(torch.bfloat16), "device_map": {"": "cpu"}}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options)
     model = get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear")).train()
     model.enable_input_require_grads()
     return model
@@ -133,7 +128,7 @@ def test_weights_equal_bitsandbytes(qlora):
 
 def test_activations_are_what_autograd_keeps(qlora, autocast_seen):
     qlora.gradient_checkpointing_disable()
-    budget = small_budget(gradient_checkpointing=False)
+    budget = small_budget(activation_checkpointing=False)
     last_norm = 4 * ROWS * TOKENS * SMALL["hidden_size"]  # counted with the hidden states
     cast = budget["adapters"] // 9  # 2 of 18 bytes
     measured = kept_for_backward(qlora) - cast - last_norm
@@ -162,7 +157,7 @@ def test_peak_of_an_update_is_within_the_budget(qlora, autocast_seen):
 
 
 def test_gemma_2b_is_counted_whole():
-    parts = gemma_2b(micro_batch=4, max_length=512)
+    parts = gemma_2b()
     sizes = model_sizes(GemmaConfig(**GEMMA_2B))
     assert sum(layer.weights for layer in sizes.linear) + sizes.other_parameters == 2_506_172_416  # published
     assert parts["embeddings, norms, biases"] == 2 * (256_000 * 2048 + 37 * 2048)
@@ -173,37 +168,34 @@ def test_gemma_2b_is_counted_whole():
 @pytest.mark.parametrize(("max_length", "measured"), [(512, 3.02), (1024, 4.09)])
 def test_the_budget_is_an_upper_bound_within_15_percent(max_length, measured):
     """Measured: the most that torch had allocated on an H100 that worked in fp16 like a T4, 4 rows."""
-    total = sum(gemma_2b(micro_batch=4, max_length=max_length).values()) / GB
+    total = sum(gemma_2b(length=max_length).values()) / GB
     assert measured <= total <= 1.15 * measured
 
 
 def test_more_is_never_less():
-    for name, values in {"max_length": (64, 500, 512, 4096), "micro_batch": (1, 3, 8), "rank": (1, 8, 64)}.items():
-        budgets = [gemma_2b(**{"rank": 8, "micro_batch": 2, "max_length": 512, name: value}) for value in values]
+    for name, values in {"length": (64, 500, 512, 4096), "rows": (1, 3, 8), "lora_r": (1, 8, 64)}.items():
+        budgets = [gemma_2b(**{"rows": 2, name: value}) for value in values]
         for less, more in pairwise(budgets):
             assert all(less[part] <= more[part] for part in less)
             assert sum(less.values()) < sum(more.values())
 
 
 def test_what_each_option_saves():
-    tokens = {"micro_batch": 4, "max_length": 512}
-    whole = sum(gemma_2b(**tokens).values())
-    for option in ("quantized", "gradient_checkpointing"):
-        assert sum(gemma_2b(**tokens, **{option: False}).values()) > 1.5 * whole
-    assert sum(gemma_2b(**tokens, distills=False).values()) < whole
-    assert gemma_2b(**tokens, compute_bytes=4)["linear layers"] == gemma_2b(**tokens)["linear layers"]
-    two = gemma_2b(**tokens, target_modules=["q_proj", "v_proj"])
-    assert two == gemma_2b(**tokens, target_modules=r".*\.(q|v)_proj")
-    assert two["adapters"] == 18 * 18 * 8 * (2048 + 2048 + 2048 + 256)
+    whole = gemma_2b()
+    for option in ("load_in_4bit", "activation_checkpointing"):
+        assert sum(gemma_2b(**{option: False}).values()) > 1.5 * sum(whole.values())
+    assert sum(gemma_2b(distill_weight=0.0).values()) < sum(whole.values())
+    assert gemma_2b(bf16=False)["linear layers"] == whole["linear layers"]
+    assert gemma_2b(lora_target_modules="q_proj,v_proj")["adapters"] == 18 * 18 * 8 * (2048 + 2048 + 2048 + 256)
 
 
 def test_layers_count_in_proportion():
     """Twice the layers: twice of what each has, and no more of what one at a time has."""
-    few, many = (small_budget(num_hidden_layers=layers) for layers in (2, 4))
+    few, many = (small_budget(layers) for layers in (2, 4))
     assert all(many[name] == 2 * few[name] for name in ("linear layers", "adapters", "layer inputs"))
     once = ("layers' activations", "gradients in flight", "a dequantised weight")
     assert all(many[name] == few[name] for name in once)
-    stored = small_budget(gradient_checkpointing=False)
+    stored = small_budget(activation_checkpointing=False)
     assert stored["layers' activations"] == 2 * few["layers' activations"] and stored["layer inputs"] == 0
 
 
@@ -214,6 +206,24 @@ def test_head_of_its_own_is_not_quantised():
     sizes = model_sizes(config)
     assert len(sizes.linear) == 14
     assert sizes.other_parameters == 2 * 100 * 64 + 5 * 64  # embeddings, head, norms
+
+
+@pytest.fixture
+def refused_of(monkeypatch):
+    """What `check_memory` says of (rows, accumulation, length) on a GPU of so many bytes, each for a token; None if it
+    is content."""
+
+    def refused(usable: float, rows: int, accumulation: int, length: int) -> str | None:
+        gpu = Device("cuda", "small", usable / USABLE_SHARE / GB, (7, 5), 2)
+        monkeypatch.setattr(module, "find_device", lambda use_cpu: gpu)
+        monkeypatch.setattr(module, "memory_budget", lambda args, sizes, rows, length: {"tokens": rows * length})
+        batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
+        try:
+            check_memory(QloraLwfArguments(**batch, max_length=length), None)
+        except InputError as error:
+            return str(error)
+
+    return refused
 
 
 @pytest.mark.parametrize(
@@ -230,45 +240,41 @@ def test_head_of_its_own_is_not_quantised():
         (64, (1, 1, 100), (1, 1, 64)),
     ],
 )
-def test_the_refusal_names_the_nearest_setting_that_fits(available, asked, nearest):
-    def check(rows, accumulation, length):
-        check_fits(available / USABLE_SHARE + 0.01, lambda rows, length: rows * length, rows, accumulation, length)
-
+def test_the_refusal_names_the_nearest_setting_that_fits(refused_of, available, asked, nearest):
+    refusal = refused_of(available + 0.01, *asked)
     if nearest is None:
-        check(*asked)
+        assert refusal is None
         return
-    with pytest.raises(InputError) as refusal:
-        check(*asked)
     flags = r"--per_device_train_batch_size (\d+) --gradient_accumulation_steps (\d+) --max_length (\d+)\.$"
-    assert tuple(map(int, re.search(flags, str(refusal.value)).groups())) == nearest
-    check(*nearest)
-
-
-def test_a_refusal_says_what_is_needed_and_what_there_is():
-    def needed(rows, length):
-        return sum(gemma_2b(micro_batch=rows, max_length=length).values())
-
-    check_fits(14.56 * GB, needed, 4, 4, 1024)
-    with pytest.raises(InputError) as refusal:
-        check_fits(14.56 * GB, needed, 64, 1, 2048)
-    message = str(refusal.value)
-    assert message.startswith(
-        "per_device_train_batch_size 64 with gradient_accumulation_steps 1 and max_length 2048 needs about "
-    )
-    assert f"{needed(64, 2048) / GB:.1f} GB, but 13.1 of the device's 14.6 GB may be used" in message
+    assert tuple(map(int, re.search(flags, refusal).groups())) == nearest
+    assert refused_of(available + 0.01, *nearest) is None
 
 
 @pytest.mark.parametrize(("rows", "length", "shortest"), [(8, 1024, 64), (1, 32, 32)])  # never longer than asked for
-def test_refusal_when_nothing_fits(rows, length, shortest):
-    words = rf"may be used: not even one row of {shortest} tokens fits; choose a smaller --model\.$"
-    with pytest.raises(InputError, match=words):
-        check_fits(31, lambda rows, length: rows * length, rows, 1, length)
+def test_refusal_when_nothing_fits(refused_of, rows, length, shortest):
+    refusal = refused_of(28, rows, 1, length)
+    assert refusal.endswith(f"may be used: not even one row of {shortest} tokens fits; choose a smaller --model.")
+
+
+def test_a_refusal_says_what_is_needed_and_what_there_is(monkeypatch):
+    monkeypatch.setattr(module, "find_device", lambda use_cpu: Device("cuda", "T4", 14.56, (7, 5), 2))
+    sizes = model_sizes(GemmaConfig(**GEMMA_2B))
+    fits = QloraLwfArguments(bf16=True, use_cpu=True, max_length=1024)
+    check_memory(fits, sizes)
+    needed = sum(gemma_2b(64, 2048).values()) / GB
+    with pytest.raises(InputError) as refusal:
+        check_memory(
+            replace(fits, per_device_train_batch_size=64, gradient_accumulation_steps=1, max_length=2048), sizes
+        )
+    assert str(refusal.value).startswith(
+        "per_device_train_batch_size 64 with gradient_accumulation_steps 1 and max_length 2048 needs about "
+        f"{needed:.1f} GB, but 13.1 of the device's 14.6 GB may be used"
+    )
 
 
 def test_a_model_without_attention_has_a_budget():
     config = NewLLMConfig()
-    parts = memory_budget(model_sizes(config), **QLORA, rank=RANK, micro_batch=ROWS, max_length=TOKENS)
-    targets = model_sizes(config).linear
+    parts, targets = budget(config), model_sizes(config).linear
     # Three into the context, one out of it, the MLP's; the projection.
     assert len(targets) == 7 * config.num_hidden_layers + 1
     assert parts["adapters"] == 18 * RANK * sum(layer.inputs + layer.outputs for layer in targets)
@@ -277,5 +283,4 @@ def test_a_model_without_attention_has_a_budget():
 
 @pytest.mark.parametrize("config", [NewLLMReferenceConfig(num_hidden_layers=3), LSTMConfig()])
 def test_a_model_that_is_no_stack_of_blocks_has_a_budget(config):
-    parts = memory_budget(model_sizes(config), **QLORA, rank=RANK, micro_batch=ROWS, max_length=TOKENS)
-    assert min(parts.values()) > 0
+    assert min(budget(config).values()) > 0

@@ -16,7 +16,7 @@ from newllm_lib.adapters.qlora_lwf import FORGETTING_FILE, PRESETS, QloraLwfArgu
 from newllm_lib.chat import Chat
 from newllm_lib.errors import InputError
 from newllm_lib.stages.evaluate import evaluate
-from newllm_lib.training.callbacks import TrainingInterrupted
+from newllm_lib.training.callbacks import TrainingInterrupted, read_history
 from newllm_lib.training.checkpoint import read_results, read_settings
 from newllm_lib.training.device import Device
 from newllm_lib.training.trained_model import open_model
@@ -30,10 +30,6 @@ def finished(tmp_path_factory):
     pytest.importorskip("bitsandbytes")
     folder = tmp_path_factory.mktemp("lwf")
     return qlora_lwf(lwf_arguments(folder, load_in_4bit=True, max_steps=24, save_steps=12, eval_steps=12))
-
-
-def history(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def layers_in_four_bit(model) -> int:
@@ -62,7 +58,7 @@ def test_the_new_task_is_learned_and_both_kinds_of_text_are_measured(finished):
     assert results["bits_per_byte"] == new["bits_per_byte_after"]
     assert measured["general_text"]["before"]["tokens"] > 100
     assert len(measured["answers"]) == 5 and {"prompt", "before", "after"} == measured["answers"][0].keys()
-    log = history(finished)
+    log = read_history(finished)
     assert {"task_loss", "kl_to_teacher"} <= next(entry for entry in log if "loss" in entry).keys()
     first = next(entry for entry in log if "eval_loss" in entry)
     assert first["step"] == 0 and first["eval_general_kl_to_base"] == pytest.approx(0.0, abs=1e-6)
@@ -119,18 +115,14 @@ def test_without_distillation_it_is_plain_fine_tuning(tmp_path):
     """λ = 0: the same adapters as transformers' own loss gives, update by update."""
     from transformers import Trainer
 
-    args = lwf_arguments(
-        tmp_path, distill_weight=0.0, rehearsal_ratio=0.0, lora_dropout=0.0, eval_strategy="no", save_strategy="no",
-        load_best_model_at_end=False, eval_on_start=False,
-    )  # fmt: skip
-    ours = load_file(qlora_lwf(args) / ADAPTERS)
-
     from newllm_lib.adapters.mixture import MixSampler, collate_examples
 
-    plain = lwf_arguments(
-        tmp_path, "plain", distill_weight=0.0, rehearsal_ratio=0.0, lora_dropout=0.0, eval_strategy="no",
-        save_strategy="no", load_best_model_at_end=False, eval_on_start=False,
-    )  # fmt: skip
+    fields = {
+        "distill_weight": 0.0, "rehearsal_ratio": 0.0, "lora_dropout": 0.0, "eval_strategy": "no",
+        "save_strategy": "no", "load_best_model_at_end": False, "eval_on_start": False,
+    }  # fmt: skip
+    ours = load_file(qlora_lwf(lwf_arguments(tmp_path, **fields)) / ADAPTERS)
+    plain = lwf_arguments(tmp_path, "plain", **fields)
     prepared = prepare(plain)
 
     def collate(rows):
@@ -234,9 +226,10 @@ def test_a_row_that_does_not_fit_is_named_with_its_line(tmp_path):
 
 
 def test_what_does_not_fit_on_the_gpu_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    from newllm_lib.adapters import memory_budget
     from newllm_lib.adapters import qlora_lwf as stage
 
-    monkeypatch.setattr(stage, "find_device", lambda use_cpu=False: Device("cuda", "small", 2.0, (7, 5), 2))
+    monkeypatch.setattr(memory_budget, "find_device", lambda use_cpu: Device("cuda", "small", 2.0, (7, 5), 2))
     monkeypatch.setattr(stage, "open_to_tune", lambda *args: pytest.fail("it was loaded"))
     with pytest.raises(InputError, match=r"needs about .* the nearest setting that fits is --per_device_train_batch_s"):
         qlora_lwf(lwf_arguments(tmp_path, per_device_train_batch_size=4096))
@@ -263,7 +256,7 @@ def test_other_families_can_be_tuned_too(tmp_path):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
     folder = qlora_lwf(lwf_arguments(tmp_path, model=str(tmp_path / "gpt2")))
-    first = next(entry for entry in history(folder) if "loss" in entry)
+    first = next(entry for entry in read_history(folder) if "loss" in entry)
     assert first["kl_to_teacher"] == pytest.approx(0.0, abs=1e-6)  # its dropout is off
 
 

@@ -256,4 +256,4 @@ def test_what_a_page_cannot_run_is_refused(tmp_path, model_type, tokenizer, sent
     folder = untrained_chat(tmp_path / "model", model_type, tokenizer=built)
     with pytest.raises(InputError, match=sentence):
         export_html(folder)
-    assert ROLE_TEMPLATE != open_model(folder).tokenizer.chat_template or tokenizer == "byte"
+    assert open_model(folder).tokenizer.chat_template != ROLE_TEMPLATE or tokenizer == "byte"

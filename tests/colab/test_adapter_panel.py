@@ -1,15 +1,15 @@
 """Notebook 5: a panel that names the base, the adapters and the GPU's memory without opening a model; the terms."""
 
 import re
-from html import unescape
 
 import pytest
 from chats import write_conversations
+from panel_page import plain, set_to
 from sample_text import make_text
 from tiny_gemma import GEMMA_2B, tiny_gemma_folder, trainable
 from transformers import GemmaConfig
 
-from newllm_lib.adapters import offline_gemma, qlora_lwf
+from newllm_lib.adapters import memory_budget, offline_gemma, qlora_lwf
 from newllm_lib.adapters.qlora_lwf import prepare
 from newllm_lib.colab import preview
 from newllm_lib.colab.panel import estimate, lookups
@@ -25,10 +25,6 @@ SLIDERS = {
     "rehearsal_ratio", "rehearsal_data", "rehearsal_eval_data", "repetition_penalty", "max_steps", "learning_rate",
     "max_length", "max_samples", "per_device_train_batch_size", "gradient_accumulation_steps",
 }  # fmt: skip
-
-
-def plain(html):
-    return unescape(re.sub("<[^>]*>", "", html))
 
 
 @pytest.fixture
@@ -61,16 +57,11 @@ def t4(monkeypatch):
     """A GPU of 15 GB, and Gemma-2B's config: nothing of either is there."""
     device = Device("cuda", "Tesla T4", 14.7, (7, 5), 2)
     base = BaseModel("gemma-2b", "unsloth/gemma-2b", f"unsloth/gemma-2b@{'0' * 40}", "Gemma", "0" * 40)
-    for module in (lookups, estimate, qlora_lwf):
+    for module in (estimate, memory_budget):
         monkeypatch.setattr(module, "find_device", lambda use_cpu: device)
     for module in (lookups, estimate):
         monkeypatch.setattr(module, "base_of", lambda args: base)
         monkeypatch.setattr(module, "config_of", lambda base: GemmaConfig(**GEMMA_2B))
-
-
-def set_to(panel, name, value):
-    panel.controls[name].set(value)
-    panel.refresh()
 
 
 def test_the_panel_offers_the_settings_of_adapters(make_panel):
@@ -88,7 +79,7 @@ def test_the_panel_offers_the_settings_of_adapters(make_panel):
 @pytest.fixture
 def no_gpu(monkeypatch):
     """The panel of a machine without one, which says nothing of its memory and reads no config for it."""
-    for module in (lookups, estimate):
+    for module in (estimate, qlora_lwf):
         monkeypatch.setattr(module, "find_device", lambda use_cpu: find_device(use_cpu=True))
 
 

@@ -58,7 +58,7 @@ class Talker:
 def make_box(monkeypatch):
     monkeypatch.setattr(chat_box, "Chat", Talker)
     monkeypatch.setattr(chat_box, "INTERVAL_SECONDS", 0.0)
-    return ChatBox
+    return lambda folders: ChatBox({chat_box.Path(folder).name: folder for folder in folders})
 
 
 def say(box, text):
@@ -265,7 +265,7 @@ def test_bubbles_keep_the_words_and_hide_no_markup():
 
 @pytest.fixture
 def runs(small_chats):
-    return [small_chats["newllm"], small_chats["tiny-gpt2"]]
+    return {name: small_chats[name] for name in ("newllm", "tiny-gpt2")}
 
 
 def test_real_models_reply_and_only_one_memory_grows(runs):
@@ -287,13 +287,13 @@ def test_real_models_reply_and_only_one_memory_grows(runs):
 
 
 def test_a_conversation_is_saved_and_gone_on_from_in_another_session(runs):
-    box = ChatBox(runs[:1], seed=0)
+    box = ChatBox({"newllm": runs["newllm"]}, seed=0)
     box.sampling.length.value = 10
     say(box, "Hello")
     box.memory.save_button.click()
     assert "✓" in box.memory.notice.value and "bytes" in box.memory.notice.value
 
-    later = ChatBox(runs[:1], seed=0)
+    later = ChatBox({"newllm": runs["newllm"]}, seed=0)
     later.sampling.length.value = 10
     later.memory.resume_button.click()
     chat = later.chats["newllm"]
@@ -307,7 +307,7 @@ def test_a_conversation_is_saved_and_gone_on_from_in_another_session(runs):
 
 
 def test_base_and_tuned_hear_the_same_and_share_one_model(adapter_run):
-    box = SideBySide([adapter_run], seed=0)
+    box = SideBySide(adapter_run, seed=0)
     box.sampling.length.value = 12
     assert "Nothing has been said" in box.output.value and box.choice.layout.display == "none"
     say(box, "Hello")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from newllm_lib.chat import Chat
-from newllm_lib.colab.chat_controls import MemoryControls, memory_html, memory_note, memory_sentence, spoken_name
+from newllm_lib.colab.chat_controls import MemoryControls, memory_html, memory_note, spoken_name
 from newllm_lib.errors import InputError
 
 
@@ -16,13 +16,12 @@ def held(count, is_recurrent=False, dropped=0, memory=None):
 
 def test_the_sentence_names_who_holds_what():
     chats = {"newllm": held(1024, True), "tiny-gpt2": held(412_672)}
-    assert memory_sentence(chats) == (
-        "New-LLM remembers this conversation in 1,024 bytes; TinyGPT2 in 412,672 bytes and growing."
-    )
-    alone = memory_sentence({"newllm": held(1024, True)})
-    assert alone == "New-LLM remembers this conversation in 1,024 bytes, however long it gets."
-    assert "without its first 130 tokens" in memory_sentence({"tiny-gpt2": held(9, dropped=130)})
-    assert memory_sentence({"newllm": held(0, True)}) == "" == memory_html({"newllm": held(0, True)}, {})
+    both = memory_html(chats, {})
+    assert ">New-LLM remembers this conversation in 1,024 bytes; TinyGPT2 in 412,672 bytes and growing.<" in both
+    alone = memory_html({"newllm": held(1024, True)}, {})
+    assert ">New-LLM remembers this conversation in 1,024 bytes, however long it gets.<" in alone
+    assert "without its first 130 tokens" in memory_html({"tiny-gpt2": held(9, dropped=130)}, {})
+    assert memory_html({"newllm": held(0, True)}, {}) == ""
     assert spoken_name("newllm before") == "New-LLM before" and spoken_name("base") == "base"
 
 
@@ -61,13 +60,13 @@ def test_saved_and_gone_on_from(make_controls):
     list(chat.reply("Hello"))
     first.controls.name.value = "../a name/of: mine"
     first.controls.with_words.value = True
-    first.controls.save()
+    first.controls.save_button.click()
     assert [path.name for path in first.folder.iterdir()] == ["a-name-of-mine.safetensors"]
     assert "memory is saved as a-name-of-mine" in first.controls.notice.value
 
     later = make_controls("tiny-gpt2", "newllm")
     assert [name for name, _ in later.controls.saved.options] == ["a-name-of-mine"]
-    later.controls.resume()
+    later.controls.resume_button.click()
     assert later.changes == ["newllm"], "it goes to the model whose it is"
     assert later.chats["newllm"].messages == chat.messages
     assert "goes on from a-name-of-mine" in later.controls.notice.value
@@ -77,7 +76,7 @@ def test_nothing_is_written_over(make_controls):
     session = make_controls("newllm")
     list(session.chats["newllm"].reply("Hello"))
     for _ in range(3):
-        session.controls.save()
+        session.controls.save_button.click()
     names = {path.stem for path in session.folder.iterdir()}
     assert names == {"conversation", "conversation-2", "conversation-3"}
     assert session.controls.saved.value.endswith("conversation-3.safetensors")
@@ -86,18 +85,18 @@ def test_nothing_is_written_over(make_controls):
 def test_another_model_is_refused_in_one_sentence(make_controls):
     first = make_controls("newllm")
     list(first.chats["newllm"].reply("Hello"))
-    first.controls.save()
+    first.controls.save_button.click()
     other = make_controls("other newllm")
-    other.controls.resume()
+    other.controls.resume_button.click()
     assert "made by another model" in other.controls.notice.value and "NL-405" in other.controls.notice.value
     assert other.changes == [] and other.chats["other newllm"].memory is None
 
 
 def test_without_a_memory_nothing_is_saved_or_resumed(make_controls):
     session = make_controls("tiny-gpt2")
-    session.controls.resume()
+    session.controls.resume_button.click()
     assert "No memory is saved yet" in session.controls.notice.value
-    session.controls.save()
+    session.controls.save_button.click()
     assert "talk to a New-LLM" in session.controls.notice.value and not session.folder.exists()
 
 
@@ -105,14 +104,14 @@ def test_without_a_memory_nothing_is_saved_or_resumed(make_controls):
 def test_an_uploaded_memory_is_kept_and_gone_on_from(make_controls, version):
     first = make_controls("newllm")
     list(first.chats["newllm"].reply("Hello"))
-    content = first.chats["newllm"].memory_file(with_words=True)
+    content = first.chats["newllm"].save_memory(first.folder / "first.safetensors", with_words=True).read_bytes()
     later = make_controls("newllm")
     files = {
         7: {"mine.safetensors": {"metadata": {"name": "mine.safetensors"}, "content": content}},
         8: ({"name": "mine.safetensors", "content": memoryview(content)},),
     }
     later.controls.upload = SimpleNamespace(value=files[version])
-    later.controls.take_upload()
+    later.controls._in_notice(later.controls.take_upload)
     assert (later.folder / "mine.safetensors").read_bytes() == content
     assert later.chats["newllm"].messages == first.chats["newllm"].messages
 
@@ -120,7 +119,7 @@ def test_an_uploaded_memory_is_kept_and_gone_on_from(make_controls, version):
 def test_an_upload_that_is_no_memory_leaves_nothing_behind(make_controls):
     session = make_controls("newllm")
     session.controls.upload = SimpleNamespace(value=({"name": "../x.safetensors", "content": b"junk"},))
-    session.controls.take_upload()
+    session.controls._in_notice(session.controls.take_upload)
     assert "not a memory" in session.controls.notice.value and not list(session.folder.parent.rglob("*x*.safetensors"))
 
 
@@ -132,7 +131,7 @@ def test_a_full_disk_is_one_sentence(make_controls, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("newllm_lib.chat.write_bytes", full)
-    session.controls.save()
+    session.controls.save_button.click()
     assert "NL-104" in session.controls.notice.value and "✗" in session.controls.notice.value
 
 
@@ -141,5 +140,5 @@ def test_a_model_that_cannot_be_opened_is_one_sentence(tmp_path):
         raise InputError("model folder 'x' does not exist.", "NL-404")
 
     controls = MemoryControls(tmp_path, gone, print)
-    controls.save()
+    controls.save_button.click()
     assert "NL-404" in controls.notice.value

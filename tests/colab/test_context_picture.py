@@ -1,16 +1,33 @@
-"""The picture of the context vector: one column a token, one row a dimension, legible whatever the text is."""
+"""The pictures of what is remembered: of the context vector one column a token, one row a dimension, legible whatever
+the text is; of half-lives a plot for each layer, before beside after. Half-lives by hand, and as the gates are."""
 
+import math
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from sample_text import make_text
 
 from newllm_lib.colab import context_picture
-from newllm_lib.colab.context_picture import MOST_ROWS, MOST_TOKENS, context_figure, label, show_context
+from newllm_lib.colab.context_picture import (
+    MOST_ROWS,
+    MOST_TOKENS,
+    context_figure,
+    half_life_figure,
+    half_lives_of_biases,
+    label,
+    measured_half_lives,
+    show_context,
+    show_half_lives,
+)
 from newllm_lib.colab.page.notices import CellStopped
+from newllm_lib.models import ContextCache, NewLLMConfig, NewLLMForCausalLM
+from newllm_lib.models.modeling_newllm import FORGET_BIAS_AT_FIRST
+from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 
 TOKENS = ["User", ":", " $1$", "日本", "\n"]
+TOKEN_IDS = [5, 9, 20, 3, 7, 8]
 
 
 @pytest.fixture
@@ -78,3 +95,82 @@ def test_the_cell_lets_a_model_read(small_chats, monkeypatch):
         show_context(small_chats["tiny-gpt2"], "It was")
     with pytest.raises(CellStopped, match="text is empty"):
         show_context(small_chats["newllm"], "")
+
+
+@pytest.fixture
+def model():
+    config = NewLLMConfig(
+        vocab_size=29, hidden_size=6, context_size=5, intermediate_size=9, num_hidden_layers=2, dropout=0.5
+    )
+    return NewLLMForCausalLM(config)
+
+
+def test_a_new_model_has_the_half_lives_of_its_biases(model):
+    expected = [math.log(2) / math.log1p(math.exp(-bias)) for bias in torch.linspace(*FORGET_BIAS_AT_FIRST, 5).tolist()]
+    torch.testing.assert_close(half_lives_of_biases(model), torch.tensor([expected, expected]))
+    for layer in model.model.layers:
+        layer.forget_gate.weight.data.zero_()
+    torch.testing.assert_close(measured_half_lives(model, TOKEN_IDS), half_lives_of_biases(model))
+
+
+def test_after_its_half_life_half_of_a_channel_is_left(model):
+    """With gates that no token moves, and nothing written."""
+    forget = 0.5 ** (1 / 4)
+    bias = math.log(forget / (1 - forget))
+    for layer in model.model.layers:
+        layer.forget_gate.weight.data.zero_()
+        layer.forget_gate.bias.data.fill_(bias)
+        layer.delta.weight.data.zero_()
+    model.eval()
+    cache = ContextCache(torch.ones(1, 2 * (5 + 2 * 6)))
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[3, 4, 5, 6]]), past_key_values=cache)
+    torch.testing.assert_close(cache.context[:, :10], torch.full((1, 10), 0.5))
+    torch.testing.assert_close(half_lives_of_biases(model), torch.full((2, 5), 4.0))
+
+
+def test_measuring_is_a_mean_over_tokens_and_leaves_no_trace(model):
+    seen = []
+    hook = model.model.layers[1].forget_gate.register_forward_hook(lambda gate, inputs, z: seen.append(z.detach()))
+    found = measured_half_lives(model.train(), TOKEN_IDS)
+    hook.remove()
+    assert model.training and not model.model.layers[0].forget_gate._forward_hooks
+    expected = math.log(2) / -seen[0].sigmoid().log().mean(dim=(0, 1))
+    torch.testing.assert_close(found[1], expected, rtol=1e-4, atol=0)
+
+
+def test_every_layer_has_a_plot_of_its_sorted_channels():
+    before, after = torch.rand(5, 7) + 0.1, torch.rand(5, 7) * 100 + 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = half_life_figure(before, after)
+        figure.canvas.draw()
+    assert [axes.get_title() for axes in figure.axes] == [f"layer {number}" for number in range(1, 6)]
+    for axes, *expected in zip(figure.axes, before, after, strict=True):
+        assert axes.get_yscale() == "log"
+        for line, half_lives in zip(axes.get_lines(), expected, strict=True):
+            np.testing.assert_allclose(line.get_ydata(), half_lives.sort().values)
+
+
+def test_the_cell_of_half_lives(tmp_path, small_chats, monkeypatch):
+    shown, said = [], []
+    monkeypatch.setattr(context_picture, "display", lambda content: shown.append(content.data))
+    monkeypatch.setattr(context_picture, "say", lambda sentence, status="ok": said.append((sentence, status)))
+    text = tmp_path / "text.txt"
+    text.write_text(make_text(240), encoding="utf-8")
+    folder = pretrain(
+        PretrainArguments(
+            data=str(text), tokenizer="byte", num_parameters=80_000, max_length=64, max_steps=2, eval_steps=0.5,
+            save_strategy="no", load_best_model_at_end=False, per_device_train_batch_size=4,
+            output_dir=str(tmp_path / "trained"),
+        )
+    )  # fmt: skip
+    drawn = torch.get_rng_state()
+    show_half_lives(folder)
+    assert torch.equal(torch.get_rng_state(), drawn), "what is drawn later does not depend on it"
+    assert "<img" in shown[0] and "held-out tokens" in said[0][0] and said[0][1] == "ok"
+    show_half_lives(small_chats["tiny-gpt2"])
+    assert len(shown) == 1 and said[1] == (
+        "tiny-gpt2 is no New-LLM: it has no channels with a half-life to show.",
+        "note",
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from chats import write_conversations
+from panel_page import plain
 from training_cell import train_models
 
 from newllm_lib.colab import live_plot, preview, results
@@ -23,10 +24,6 @@ from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.stages.sft import OF_THE_MODEL, sft
 
 STAGES = (stage.DIALOGUE, stage.INSTRUCTIONS, stage.CONVERSATION)
-
-
-def plain(html):
-    return unescape(re.sub("<[^>]*>", "", html))
 
 
 @pytest.fixture
@@ -208,11 +205,7 @@ def test_the_source_of_a_dataset(monkeypatch):
     assert lookups.resolve_source("dolly", "auto", None)[0] == "hub"
 
 
-def test_a_comparison_of_conversations_has_the_time_of_a_batch(make_panel, shown, monkeypatch):
-    from newllm_lib.colab import results
-
-    monkeypatch.setattr(results, "display", lambda content: shown.append(content.data))
-    monkeypatch.setattr(results, "say", lambda sentence, status="ok": shown.append(sentence))
+def test_a_comparison_of_conversations_has_the_time_of_a_batch(make_panel, shown):
     panel = make_panel()
     panel.controls["num_parameters"].widget.value = 500_000
     folders = train_models(panel, sft)

@@ -14,7 +14,6 @@ from run_folders import contents, make_checkpoint, make_run
 from newllm_lib.colab.drive import drive_copy, run_copy
 from newllm_lib.colab.drive.drive_copy import (
     STAGING,
-    CopyStatus,
     DriveCopier,
     callbacks_for,
     problem_of,
@@ -72,13 +71,12 @@ def failing(monkeypatch, error, times=1):
 
 
 def test_a_checkpoint_goes_to_drive(copier, run, clock):
-    assert copier.status(run) == CopyStatus()
+    assert copier.status(run) == ("not on Drive yet", False)
     checkpoint = save(copier, run, 10)
-    assert copier.status(run).sentence() == "not on Drive yet"
+    assert copier.status(run) == ("not on Drive yet", False)
     copier.work()
     clock.now += 38
-    status = copier.status(run)
-    assert status.is_current and status.sentence() == "saved to Drive 38 s ago ✓"
+    assert copier.status(run) == ("saved to Drive 38 s ago ✓", True)
     on_drive = contents(copier.copy_of(run) / "checkpoint-10")
     assert on_drive.pop(MANIFEST_FILE) and on_drive == contents(checkpoint)
     assert (copier.copy_of(run) / "settings.json").is_file()
@@ -132,14 +130,14 @@ def test_a_fault_is_told_and_tried_again(copier, run, clock, monkeypatch, error,
     with monkeypatch.context() as patch:
         failing(patch, error, times=100)
         copier.work()
-    assert copier.status(run).sentence().startswith(words)
-    assert copier.status(run).sentence().endswith("next try in 5 s")
+    assert copier.status(run)[0].startswith(words)
+    assert copier.status(run)[0].endswith("next try in 5 s")
     after = contents(copier.drive)
     assert {name: after.get(name) for name in before} == before, "nothing that was there is lost"
     assert not list(copier.copy_of(run).glob(".*")), "nor does half a copy take room"
     copier.work()
     assert checkpoints_on_drive(copier, run) == ["checkpoint-10", "checkpoint-20"]
-    assert copier.status(run).sentence() == "saved to Drive 0 s ago ✓"
+    assert copier.status(run)[0] == "saved to Drive 0 s ago ✓"
 
 
 def test_tries_become_rarer_and_the_newest_checkpoint_is_what_is_tried(copier, run, clock, monkeypatch):
@@ -152,7 +150,7 @@ def test_tries_become_rarer_and_the_newest_checkpoint_is_what_is_tried(copier, r
             pauses.append(copier.retry_at - clock())
     assert pauses == [5, 10, 20, 40, 80, 160, 300, 300, 300]
     copier.work()
-    assert checkpoints_on_drive(copier, run) == ["checkpoint-9"] and copier.failures == 0
+    assert checkpoints_on_drive(copier, run) == ["checkpoint-9"] and copier.problem == ""
 
 
 def test_a_full_disk_of_this_machine_does_not_end_the_training(copier, run, monkeypatch):
@@ -160,7 +158,7 @@ def test_a_full_disk_of_this_machine_does_not_end_the_training(copier, run, monk
         patch.setattr(drive_copy, "link", lambda *names: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
         save(copier, run, 10)
     assert not copier.jobs and not list((copier.local / STAGING).iterdir())
-    assert copier.status(run).sentence() == "not on Drive yet"
+    assert copier.status(run)[0] == "not on Drive yet"
     assert "The disk of this machine is full: the last copy is not" in wait_for_drive(copier, copier.work)
     save(copier, run, 20)
     assert wait_for_drive(copier, copier.work) == " It is on your Drive, too."
@@ -170,7 +168,7 @@ def test_without_drive_in_its_place_nothing_is_made_there(copier, run):
     copier.drive = copier.drive / "MyDrive" / "New-LLM"  # its parent is Drive's own folder, which has gone
     save(copier, run, 10)
     copier.work()
-    assert copier.status(run).sentence() == "Drive does not answer, next try in 5 s"
+    assert copier.status(run)[0] == "Drive does not answer, next try in 5 s"
     assert not copier.drive.parent.exists()
     copier.drive.parent.mkdir(parents=True)
     copier.work()
@@ -187,13 +185,13 @@ def test_a_run_under_way_is_copied_when_it_saves_and_everything_else_when_it_cha
     copier.work()
     assert (copier.copy_of(run) / "results.json").is_file() and (copier.copy_of(run) / "model.safetensors").is_file()
     assert (copier.copy_of(run.parent) / "comparison.json").read_text() == "[]"
-    assert copier.status(run).is_current
+    assert copier.status(run)[1]
 
 
 def test_what_has_not_changed_is_not_read_again(copier, run, monkeypatch):
     make_run(run, finished=True)
     copier.work()
-    monkeypatch.setattr(run_copy, "fingerprint", lambda path: pytest.fail(f"{path} is read"))
+    monkeypatch.setattr(run_copy, "copy_checked", lambda path, *rest: pytest.fail(f"{path} is read"))
     copier.work()
     assert copier.problem == ""
 
@@ -245,18 +243,20 @@ def test_waiting_may_be_stopped(copier, run):
     assert wait_for_drive(None, stop) == ""
 
 
-def test_the_callback_hands_over_what_is_complete(copier, run):
+def test_the_callback_hands_over_what_is_saved(copier, run):
     (callback,) = callbacks_for(copier)
     args, state = SimpleNamespace(output_dir=str(run)), SimpleNamespace(global_step=10, is_world_process_zero=True)
     make_checkpoint(run, 10, best=10)
     callback.on_save(args, state, None)
-    assert not copier.jobs, "others may still add to it"
-    callback.on_step_begin(args, state, None)
-    assert copier.jobs[run].checkpoints[-1].name == "checkpoint-10"
+    assert copier.jobs[run].name == "checkpoint-10"
+    state.global_step = 20  # which the disk has not taken
+    callback.on_save(args, state, None)
+    assert copier.jobs[run].name == "checkpoint-10" and copier.status(run) == ("not on Drive yet", False)
     copier.work()
-    callback.on_step_begin(args, state, None)
-    callback.on_train_end(args, state, None)
-    assert not copier.jobs, "each is handed over once"
+    assert copier.status(run) == ("not on Drive yet", False) and checkpoints_on_drive(copier, run) == ["checkpoint-10"]
+    state.is_world_process_zero = False
+    callback.on_save(args, state, None)
+    assert not copier.jobs
 
 
 def test_a_share_of_a_copy_is_told(copier, run, monkeypatch):
@@ -266,7 +266,7 @@ def test_a_share_of_a_copy_is_told(copier, run, monkeypatch):
 
     def count(size):
         plain(size)
-        shares.append(copier.status(run).sentence())
+        shares.append(copier.status(run)[0])
 
     monkeypatch.setattr(copier, "_count", count)
     copier.work()
@@ -311,8 +311,7 @@ def test_handing_over_takes_no_time(copier, run):
     started = time.perf_counter()
     copier.copy_later(run, checkpoint)
     assert time.perf_counter() - started < 0.1
-    (staged,) = copier.jobs[run].checkpoints
-    assert (staged / "optimizer.pt").samefile(checkpoint / "optimizer.pt")
+    assert (copier.jobs[run] / "optimizer.pt").samefile(checkpoint / "optimizer.pt")
 
 
 def test_times_are_told_in_the_unit_that_suits_them():
@@ -348,4 +347,4 @@ def test_a_folder_that_cannot_be_copied_keeps_no_other_from_it(copier, run, monk
     assert "Permission denied" in copier.problem and (copier.copy_of(run) / "results.json").is_file()
     (run.parent.parent / "bad").unlink()
     copier.work()
-    assert copier.problem == "" and copier.failures == 0
+    assert copier.problem == ""

@@ -35,9 +35,9 @@ def names(copier):
 
 def test_everything_comes_back_the_newest_first(copier):
     told = []
-    returned = bring_back_runs(copier, told.append)
+    models, damaged, failed = bring_back_runs(copier, told.append)
     assert told == ["02_dailydialog/c/newllm", "01_pretrain/b/newllm", "01_pretrain/a/newllm"]
-    assert names(copier) == sorted(told) and len(returned.models) == 3 and not copier.left
+    assert names(copier) == sorted(told) and len(models) == 3 and not damaged + failed and not copier.left
     assert (copier.local / "01_pretrain" / "a" / "comparison.json").read_text() == "01_pretrain/a/newllm"
     assert newest_run(copier.local) == copier.local / "02_dailydialog" / "c"
     assert run_sentence(newest_run(copier.local)) == "02_dailydialog/c: newllm is at update 10 of 300"
@@ -46,7 +46,7 @@ def test_everything_comes_back_the_newest_first(copier):
 def test_it_is_brought_back_once(copier):
     bring_back_runs(copier, lambda name: None)
     before = contents(copier.local)
-    assert bring_back_runs(copier, lambda name: pytest.fail(name)).models == []
+    assert bring_back_runs(copier, lambda name: pytest.fail(name)) == ([], [], [])
     assert contents(copier.local) == before
 
 
@@ -55,12 +55,12 @@ def test_what_would_take_long_waits_until_it_is_trained_on(copier):
     assert names(copier) == ["02_dailydialog/c/newllm"], "the newest always comes"
     a = copier.local / "01_pretrain" / "a" / "newllm"
     assert a in copier.left and len(copier.left) == 2
-    assert fetch_sentences(copier, [a]) == [
+    assert list(fetch_sentences(copier, [a])) == [
         ("01_pretrain/a/newllm is finished: brought back from your Drive and verified.", "ok")
     ]
     assert a.is_dir() and a not in copier.left
-    assert fetch_sentences(copier, [a, copier.local / "01_pretrain" / "new" / "newllm"]) == []
-    assert fetch_sentences(None, [a]) == []
+    assert list(fetch_sentences(copier, [a, copier.local / "01_pretrain" / "new" / "newllm"])) == []
+    assert list(fetch_sentences(None, [a])) == []
 
 
 def test_a_drive_that_fails_then_is_said_to(copier, monkeypatch):
@@ -110,8 +110,8 @@ SPOILED = {
 def test_each_copy_comes_back_on_its_own(copier, how):
     model = copier.drive / "02_dailydialog" / "c" / "newllm"  # the newest, which is brought back first
     SPOILED[how](model)
-    returned = bring_back_runs(copier, lambda name: None)
-    assert {"/".join(path.parts[-3:]) for path in returned.models} >= {"01_pretrain/a/newllm", "01_pretrain/b/newllm"}
+    models, _, _ = bring_back_runs(copier, lambda name: None)
+    assert {"/".join(path.parts[-3:]) for path in models} >= {"01_pretrain/a/newllm", "01_pretrain/b/newllm"}
     assert (copier.local / "01_pretrain" / "a" / "newllm" / "results.json").is_file()
     assert not list(copier.local.rglob("*.partial"))
     if newest := newest_run(copier.local):
@@ -127,7 +127,7 @@ def test_what_is_here_may_be_damaged_too(copier):
         (run / "results.json").write_text(content)
         (run.parent / "trials.jsonl").write_text(content)
         assert run_sentence(run.parent) and is_finished(run.parent) in (True, False)
-    assert len(bring_back_runs(copier, lambda name: None).models) == 3
+    assert len(bring_back_runs(copier, lambda name: None)[0]) == 3
     assert newest_run(copier.local) is not None
 
 
@@ -148,7 +148,7 @@ def test_leftovers_of_killed_sessions_are_removed_but_not_those_of_one_at_work(c
 
 def test_there_may_be_none(tmp_path):
     copier = DriveCopier(tmp_path / "here", tmp_path / "drive")
-    assert bring_back_runs(copier, lambda name: None).models == [] and newest_run(tmp_path / "here") is None
+    assert bring_back_runs(copier, lambda name: None) == ([], [], []) and newest_run(tmp_path / "here") is None
 
 
 def test_a_model_of_an_earlier_version_is_of_no_use(tmp_path):

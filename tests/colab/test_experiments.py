@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import re
-from html import unescape
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from panel_page import plain
 from preference_runs import make_pairs, tiny_chat_model, write_pairs
 from run_files import StopAt
 from run_folders import contents
@@ -31,27 +31,14 @@ FEW = {
 }  # fmt: skip
 
 
-def plain(html):
-    return unescape(re.sub("<[^>]*>", " ", html))
-
-
 @pytest.fixture
 def shown(monkeypatch):
     """All that is displayed: HTML, sentences, and what the live table has shown."""
     found = SimpleNamespace(contents=[], live=[])
-    monkeypatch.setattr(
-        experiments, "display", lambda content: found.contents.append(getattr(content, "data", content))
-    )
-    monkeypatch.setattr(
-        experiments, "say", lambda sentence, status="ok": found.contents.append(f"{status}: {sentence}")
-    )
-    monkeypatch.setattr(
-        experiments,
-        "LiveTrials",
-        lambda folder, trials: LiveTrials(
-            folder, trials, show=lambda content: SimpleNamespace(update=lambda c: found.live.append(c.data))
-        ),
-    )
+    put, handle = found.contents.append, SimpleNamespace(update=lambda content: found.live.append(content.data))
+    monkeypatch.setattr(experiments, "display", lambda content: put(getattr(content, "data", content)))
+    monkeypatch.setattr(experiments, "say", lambda sentence, status="ok": put(f"{status}: {sentence}"))
+    monkeypatch.setattr(experiments, "LiveTrials", partial(LiveTrials, show=lambda content: handle))
     return found
 
 
@@ -127,9 +114,9 @@ def comes_back_from_drive(folder, tmp_path):
     copier.work()
     assert not copier.problem
     elsewhere = DriveCopier(tmp_path / "new machine", tmp_path / "drive")
-    returned = bring_back_runs(elsewhere, lambda name: None)
+    models, damaged, _ = bring_back_runs(elsewhere, lambda name: None)
     there = elsewhere.local / folder.relative_to(copier.local)
-    assert len(returned.models) == 2 and not returned.damaged
+    assert len(models) == 2 and not damaged
     names = ("trials.jsonl", "best.json", "settings.json", "trial-002/adapter_model.safetensors")
     assert all(contents(there)[name] == contents(folder)[name] for name in names)
     assert run_sentence(there).endswith("2 of 2 trials are finished") and not is_finished(there)

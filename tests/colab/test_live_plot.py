@@ -9,7 +9,6 @@ import pytest
 from training_cell import train_models
 
 from newllm_lib.colab import live_plot
-from newllm_lib.colab.drive.drive_copy import CopyStatus
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.training.callbacks import TrainingInterrupted, read_history
@@ -46,8 +45,12 @@ def plot(page):
 ARGS = SimpleNamespace(effective_batch_size=4, max_length=16)
 
 
+STATE = SimpleNamespace()  # a trainer's state changes, and stays the same object
+
+
 def state(step, history=(), max_steps=100):
-    return SimpleNamespace(global_step=step, max_steps=max_steps, log_history=list(history))
+    STATE.global_step, STATE.max_steps, STATE.log_history = step, max_steps, list(history)
+    return STATE
 
 
 def test_a_line_tells_the_learning_rate_and_the_memory(plot, page):
@@ -154,7 +157,7 @@ def test_a_finished_run_is_read_from_its_log(plot, page, tmp_path):
     lines = [{"step": 10, "loss": 4.0}, {"step": 20, "eval_bits_per_byte": 2.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     plot.add_finished("newllm", tmp_path)
-    assert plot.models["newllm"].history == lines == read_history(tmp_path)
+    assert plot.models["newllm"].at.log_history == lines == read_history(tmp_path)
     assert "finished" in page.newest and "update 20 of 20" in page.newest and "✓" in page.newest
     assert read_history(tmp_path / "gone") == []
 
@@ -170,17 +173,9 @@ def test_the_last_save_is_told(plot, page):
     assert "saved" not in page.newest and "■" not in page.newest
 
 
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [
-        (CopyStatus(age=3.0), ["saved to Drive 3 s ago ✓"]),
-        (CopyStatus(is_waiting=True), ["saved 38 s ago ✓", "not on Drive yet"]),
-        (CopyStatus(age=300.0, is_waiting=True, share=0.4), ["saved 38 s ago ✓", "copying to Drive, 40%"]),
-        (CopyStatus(age=300.0, problem="Drive is full", retry_seconds=40), ["saved 38 s ago ✓", "Drive is full, next"]),
-    ],
-)
-def test_the_copy_on_drive_is_told(plot, page, status, words):
-    plot.models["newllm"].on_drive = lambda: status
+@pytest.mark.parametrize("is_newest", [True, False])
+def test_the_copy_on_drive_is_told(plot, page, is_newest):
+    plot.models["newllm"].on_drive = lambda: ("how it stands on Drive", is_newest)
     callback = plot.models["newllm"]
     callback.on_train_begin(ARGS, state(0), None)
     page.now += 4
@@ -189,18 +184,8 @@ def test_the_copy_on_drive_is_told(plot, page, status, words):
     callback.on_save(ARGS, state(1), None)
     page.now += 38
     callback.on_step_end(ARGS, state(2), None)
-    assert all(part in page.newest for part in words)
-    assert ("saved 38 s" in page.newest) == (len(words) == 2)
-
-
-def test_a_wait_for_drive_is_told_and_leaves_no_trace(plot, page):
-    plot.set_state("newllm", "finished")
-    plot.tell_of_drive("newllm")
-    plot.models["newllm"].on_drive = lambda: CopyStatus(is_waiting=True, share=0.4)
-    plot.tell_of_drive("newllm")
-    assert "finished, copying to Drive, 40%" in page.newest
-    plot.update()
-    assert "Drive" not in page.newest
+    assert "how it stands on Drive" in page.newest
+    assert ("saved 38 s ago ✓" in page.newest) != is_newest
 
 
 @pytest.fixture
@@ -226,6 +211,16 @@ def test_the_models_train_in_turn_and_finished_ones_are_left_alone(cell, page):
     assert trained == ["newllm", "tiny-gpt2"] == [folder.name for folder in folders]
     assert train_models(cell.panel, pretrain) == folders and len(trained) == 2
     assert cell.sentences[0].startswith("Trained") and "finished before" in cell.sentences[1]
+
+
+def test_a_wait_for_drive_is_told_and_leaves_no_trace(cell, page):
+    copier = SimpleNamespace(status=lambda run: (f"copying {run.name} to Drive, 40%", False), problem="")
+    copier.finish = lambda tell: tell() or True
+    cell.monkeypatch.setattr(live_plot, "drive_copier", lambda folder: copier)
+    cell.monkeypatch.setattr(live_plot, "fetch_sentences", lambda copier, models: [])
+    train_models(cell.panel, lambda args, callbacks: None)
+    assert "finished, copying tiny-gpt2 to Drive, 40%" in page.updates[-2] and "Drive" not in page.newest
+    assert cell.sentences[-1].endswith("It is on your Drive, too.")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
-"""Notebooks 6 and 7: what their panels offer, which pairs and which model they come to, and what is one and the same
-run."""
+"""Notebooks 6 and 7: what their panels offer, which pairs and which model they come to, what is one and the same run,
+and what they say of minutes and disk."""
 
 import json
 import re
-from html import unescape
 from pathlib import Path
 
 import pytest
 from chats import write_conversations
+from panel_page import plain, set_to
 from preference_runs import make_pairs, tiny_chat_model, write_pairs
 
 pytest.importorskip("trl")
@@ -17,20 +17,18 @@ from tiny_gemma import trainable
 from newllm_lib.adapters.lora import add_adapters
 from newllm_lib.colab import preview
 from newllm_lib.colab.panel import lookups
-from newllm_lib.colab.panel.controls import Ticks
-from newllm_lib.colab.panel.estimate import generated_for_training
+from newllm_lib.colab.panel.estimate import generated_for_training, sequence_tokens
 from newllm_lib.colab.panel.lookups import chat_models as found_models
 from newllm_lib.colab.panel.lookups import choose_model
 from newllm_lib.colab.panel.preference_panel import PreferencePanel, SweepPanel
 from newllm_lib.colab.panel.stage import EXPERIMENTS, PREFERENCES
 from newllm_lib.errors import InputError
-from newllm_lib.preferences.dpo import prepare
+from newllm_lib.preferences.dpo import dpo, prepare
+from newllm_lib.preferences.pairs import encode_preferences
+from newllm_lib.preferences.sweep import sweep
 from newllm_lib.stages.sft import SftArguments
+from newllm_lib.training.device import MB
 from newllm_lib.training.trained_model import BaseModel
-
-
-def plain(html):
-    return unescape(re.sub("<[^>]*>", "", html))
 
 
 def finish_chat_model(runs: Path, name: str, model_type: str = "tiny-gpt2") -> Path:
@@ -51,11 +49,6 @@ def runs(tmp_path, monkeypatch):
 @pytest.fixture
 def chat_model(runs):
     return finish_chat_model(runs, "02_dailydialog/quick-1")
-
-
-def set_to(panel, name, value):
-    panel.controls[name].set(value)
-    panel.refresh()
 
 
 def is_shown(panel, name):
@@ -156,28 +149,28 @@ def test_what_the_model_cannot_do_is_said_in_the_panels_words(runs, chat_model):
 
 
 def test_which_chat_model_is_taken(runs, monkeypatch):
-    assert choose_model("some/where", "hub", runs).model == "some/where", "what is named is not doubted here"
-    assert choose_model(None, "offline", runs).model is None
+    assert choose_model("some/where", "hub", runs)[0] == "some/where", "what is named is not doubted here"
+    assert choose_model(None, "offline", runs)[0] is None
     made = finish_chat_model(runs, "06_chat_model/smoke")
-    assert choose_model(None, "offline", runs).model == str(made)
+    assert choose_model(None, "offline", runs)[0] == str(made)
     finish_chat_model(runs, "01_pretrain/quick-1")
     instructed = finish_chat_model(runs, "03_dolly/quick-1", "newllm")
     assert found_models(runs) == [instructed, made], "a model of notebook 1 is no chat model"
     talks = finish_chat_model(runs, "02_dailydialog/quick-1")
-    choice = choose_model(None, "offline", runs)
-    assert choice.model == str(talks) and "02_dailydialog/quick-1/tiny-gpt2" in choice.note
+    chosen, how = choose_model(None, "offline", runs)
+    assert chosen == str(talks) and "02_dailydialog/quick-1/tiny-gpt2" in how
 
     def unreachable(model, offline=False):
         raise InputError(f"model {model!r} could not be had from the hub (no connection); check the network.")
 
     monkeypatch.setattr(lookups, "base_named", unreachable)
-    choice = choose_model(None, "auto", runs)
-    assert choice.model == str(talks) and "no connection" in choice.note and "check" not in choice.note
+    chosen, how = choose_model(None, "auto", runs)
+    assert chosen == str(talks) and "no connection" in how and "check" not in how
     with pytest.raises(InputError, match="could not be had from the hub"):
         choose_model(None, "hub", runs)
     dialogpt = BaseModel("DialoGPT-small", "microsoft/DialoGPT-small", "x@0", "MIT")
     monkeypatch.setattr(lookups, "base_named", lambda model: dialogpt)
-    assert choose_model(None, "auto", runs).model == choose_model(None, "file", runs).model == dialogpt.path
+    assert choose_model(None, "auto", runs)[0] == choose_model(None, "file", runs)[0] == dialogpt.path
 
 
 def test_without_any_chat_model_one_is_trained_and_said_to_be_small(runs, monkeypatch):
@@ -221,7 +214,7 @@ def test_ranges_and_ticks_are_the_texts_of_the_sweep(runs, chat_model):
     assert "3 trials of tiny-gpt2" in plain(panel.line.value) and "each 6 updates of" in plain(panel.line.value)
 
     panel.controls["search_beta"].widget.value = (0.1, 0.1)
-    panel.controls["search_lora_r"].widget.boxes["8"].value = False
+    next(box for box in panel.controls["search_lora_r"].widget.children if box.description == "8").value = False
     args = panel.arguments("trials")
     assert args.search_beta == "0.1" and args.search_lora_r == "4,16,32"
     assert args.ranges()["beta"] == (0.1, 0.1)
@@ -253,4 +246,62 @@ def test_more_trials_are_the_same_sweep_and_other_ranges_another(runs, chat_mode
 def test_a_box_of_ticks_has_no_tooltip(runs, chat_model):
     """JupyterLab 4 cannot show a box that has one."""
     box = SweepPanel(EXPERIMENTS, runs).controls["search_lora_r"].widget
-    assert isinstance(box, Ticks) and not (box.has_trait("tooltip") and box.tooltip)
+    assert len(box.children) == 6 and not (box.has_trait("tooltip") and box.tooltip)
+
+
+@pytest.mark.parametrize(
+    ("make", "stage", "run"), [(PreferencePanel, PREFERENCES, dpo), (SweepPanel, EXPERIMENTS, sweep)]
+)
+def test_the_disk_that_it_takes_is_not_less_than_said(runs, chat_model, make, stage, run):
+    panel = make(stage, runs)
+    if make is SweepPanel:
+        set_to(panel, "trials", 2)
+        set_to(panel, "search_lora_r", "16")
+    (said,) = re.findall(r"at least ([\d.]+) MB on disk", plain(panel.line.value))
+    folder = run(panel.arguments("tuned"))
+    taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert 0.6 * taken < float(said) * MB <= taken
+
+
+@pytest.mark.parametrize(("make", "stage"), [(PreferencePanel, PREFERENCES), (SweepPanel, EXPERIMENTS)])
+def test_minutes_are_told_once_updates_are_measured(runs, chat_model, make, stage):
+    panel = make(stage, runs)
+    assert "was measured" not in panel.line.value
+    panel.show()
+    assert "here for all updates (one was measured)" in panel.line.value
+    assert panel.measured.keys() == {"answers", "pairs"}
+    length = round(sequence_tokens(panel.arguments("tuned")))
+    assert panel.measured["pairs"].tokens == 8 * length, "four pairs"
+    slow = panel.measured["pairs"]._replace(seconds=60.0)
+    panel.measured = panel.measured | {"pairs": slow}
+    set_to(panel, "max_steps", 50)
+    trials = panel.controls["trials"].value if make is SweepPanel else 1
+    (said,) = re.findall(r"about ([\d.]+) (?:minutes|hours) here for all updates", plain(panel.line.value))
+    assert float(said) == pytest.approx(50 * trials if trials == 1 else 50 * trials / 60, rel=0.15)
+
+
+def test_answers_have_more_tokens_without_new_ones(runs, chat_model):
+    panel = PreferencePanel(PREFERENCES, runs)
+    tokens = sequence_tokens(panel.arguments("tuned"))
+    set_to(panel, "sft_epochs", 0.0)
+    assert sequence_tokens(panel.arguments("tuned")) > 1.2 * tokens
+
+
+def test_the_tokens_of_a_pair_are_counted_by_its_tokenizer(runs, chat_model):
+    args = PreferencePanel(PREFERENCES, runs).arguments("tuned")
+    prepared = prepare(args)
+    encoded = list(encode_preferences(prepared.train_rows.pairs, prepared.tokenizer, args.max_length))
+    lengths = [2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in encoded]
+    assert 2 * sequence_tokens(args) == pytest.approx(sum(lengths) / len(lengths), rel=0.15)
+
+
+def test_for_pairs_that_are_not_counted_there_are_no_minutes(runs, chat_model, tmp_path):
+    panel = PreferencePanel(PREFERENCES, runs)
+    panel.show()
+    set_to(panel, "data", str(write_pairs(tmp_path / "pairs.jsonl", make_pairs(20))))
+    set_to(panel, "data_source", "file")
+    assert "was measured" not in panel.line.value and "on disk" in panel.line.value
+    set_to(panel, "max_steps", -1)
+    assert "on disk" not in panel.line.value
+    panel.show()
+    assert "✗" not in panel.line.value

@@ -1,10 +1,10 @@
 """Notebook 6: the pairs before training, the plot while it lasts, and what the figures afterwards are worth."""
 
 import re
-from html import unescape
 from types import SimpleNamespace
 
 import pytest
+from panel_page import plain
 from preference_runs import dpo_arguments, make_pairs
 
 pytest.importorskip("trl")
@@ -16,10 +16,6 @@ from newllm_lib.colab.preferences import BAG, pairs_to_show, shortcut_accuracies
 from newllm_lib.preferences.dpo import dpo
 from newllm_lib.preferences.generator import KINDS
 from newllm_lib.preferences.pairs import Preferences, any_preference, load_preferences
-
-
-def plain(html):
-    return unescape(re.sub("<[^>]*>", " ", html))
 
 
 @pytest.fixture
@@ -108,7 +104,7 @@ def test_a_chosen_answer_that_becomes_less_likely_is_told_in_the_plot(monkeypatc
     plot = LivePlot(["tuned"], show=page.show)
     first = {"step": 0, "eval_chosen_logp": -50.0, "eval_margin": 0.0}
     for later, is_told in ((-50.2, False), (-60.0, True)):
-        plot.models["tuned"].history = [first, {"step": 5, "eval_chosen_logp": later, "eval_margin": 2.0}]
+        plot.models["tuned"].at.log_history = [first, {"step": 5, "eval_chosen_logp": later, "eval_margin": 2.0}]
         plot.update()
         assert ("have become less likely" in page.contents[-1]) == is_told
     text = plain(page.contents[-1])

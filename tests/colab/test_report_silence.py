@@ -1,7 +1,10 @@
-"""The report against errors of all kinds that were provoked by somebody's own text: none of it is in it."""
+"""The report: useful to us, shown before it can be downloaded, and silent about its user: errors of all kinds that were
+provoked by the user's own text, and none of it is in it."""
 
+import base64
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,12 +23,13 @@ from newllm_lib.chat import Chat
 from newllm_lib.cli import main, parse_stage
 from newllm_lib.colab import problem_report as report
 from newllm_lib.colab.page.notices import causes, in_one_sentence
-from newllm_lib.colab.problem_report import kind_of, report_text
+from newllm_lib.colab.problem_report import kind_of, report_text, show_report
 from newllm_lib.data.conversations import load_conversations
 from newllm_lib.data.files import check_file
 from newllm_lib.data.sources import find_dataset
 from newllm_lib.data.text import load_text
-from newllm_lib.errors import InputError
+from newllm_lib.doctor import Finding
+from newllm_lib.errors import CODES, InputError
 from newllm_lib.evaluation.memory_file import read_memory
 from newllm_lib.models import NewLLMConfig
 from newllm_lib.preferences.pairs import load_preferences
@@ -38,7 +42,8 @@ WORDS = f'My dear {SECRET}, it\'s "over" - ring {SECRET}@example.org, \\( {SECRE
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(report, "doctor", list)
+    finding = Finding("GPU", "none", "note", "Small presets run on the CPU.", "NL-101")
+    monkeypatch.setattr(report, "doctor", lambda: [finding])
     monkeypatch.delattr(sys, "last_value", raising=False)
     monkeypatch.setenv("HF_TOKEN", f"hf_{SECRET}abcdefgh")
 
@@ -175,10 +180,10 @@ def test_what_helps_is_told(provoked, tmp_path):
 
     told = report_on(provoked["a name"])
     assert "InputError [NL-402] A file cannot be read as what it should be. Setting: data.\n" in told
-    assert "  newllm_lib/data/files.py:" in told and " in check_file\n" in told
+    assert "  newllm_lib.data.files:" in told and " in check_file\n" in told
     assert "FileNotFoundError [NL-901] A fault of ours. System error: ENOENT.\n" in report_on(provoked["an open file"])
-    assert "  json/decoder.py:" in report_on(provoked["json"])
-    assert "  torch/nn/modules/module.py:" in report_on(provoked["names of weights"])
+    assert "  json.decoder:" in report_on(provoked["json"])
+    assert "  torch.nn.modules.module:" in report_on(provoked["names of weights"])
     assert kind_of(provoked["a class of the user's"]) == "KeyError"
     assert "RuntimeError [NL-901]" in report_on(provoked["one error for another"])
     assert "KeyError [NL-901]" in report_text()
@@ -199,3 +204,59 @@ def test_a_log_and_settings_tell_no_words(make_panel):
 def test_the_command_line_still_says_the_whole_sentence(capsys):
     assert main(["chat", f"/{SECRET}"]) == 2
     assert SECRET in capsys.readouterr().err
+
+
+def error_of(function):
+    """What IPython would have as the newest error."""
+    with pytest.raises(BaseException) as caught:
+        function()
+    return caught.value
+
+
+def test_it_says_what_is_needed(make_panel):
+    panel = make_panel()
+    folder = Path(panel.arguments("newllm").output_dir)
+    folder.mkdir(parents=True)
+    log = [{"step": 10 * n, "loss": 5.0 - n, "note": "words"} for n in range(20)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log) + '{"step": 2')
+    sys.last_value = error_of(in_one_sentence()(lambda: 1 / 0))
+    text = report_text(panel)
+    for part in ("newllm 0.", "Python 3.", "torch ", "note  GPU: none", "NL-101", "preset smoke", "max_length = "):
+        assert part in text
+    assert "data = [left out]" in text and "data_source = file" in text
+    assert '"step": 190' in text and '"step": 10,' not in text and "words" not in text
+    assert "tiny-gpt2: there is no log" in text
+    assert "ZeroDivisionError [NL-901] A fault of ours.\n" in text and "  [a cell or file of yours]\n" in text
+
+
+def test_it_is_made_whatever_is_missing(make_panel):
+    assert "There is no settings panel" in report_text(None) and "None." in report_text(None)
+    panel = make_panel()
+    panel.controls["data"].widget.value = "/gone/far/away.txt"
+    text = report_text(panel)
+    assert "there is no log (InputError)" in text and "away" not in text and "gone" not in text
+
+
+def test_it_is_shown_before_it_can_be_downloaded(make_panel, monkeypatch):
+    shown, said = [], []
+    monkeypatch.setattr(report, "display", shown.append)
+    monkeypatch.setattr(report, "say", said.append)
+    box = show_report(make_panel())
+    button, output = box.children
+    assert shown[1] is box and output.value == "" and "make a report" in said[0]
+    states = []
+    output.observe(lambda change: states.append(change["new"]), names="value")
+    button.click()
+    assert "Looking at this machine" in states[0]
+    link = re.search(r'download="newllm-report.txt" href="data:text/plain;base64,([^"]+)"', states[1])
+    text = base64.b64decode(link[1]).decode()
+    assert text.startswith("New-LLM report") and states[1].index("== Versions") < link.start()
+    assert "sent nowhere" in states[1]
+
+
+def test_all_codes_are_in_the_cell(monkeypatch):
+    shown = []
+    monkeypatch.setattr(report, "display", lambda content: shown.append(getattr(content, "data", "")))
+    show_report()
+    html = shown[0]
+    assert html.startswith("<details ") and all(f"<b>{code}</b>" in html for code in CODES)

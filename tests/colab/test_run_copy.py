@@ -14,10 +14,9 @@ from newllm_lib.colab.drive.run_copy import (
     NOTHING,
     bring_back,
     bring_missing_files,
-    copy_checkpoints,
+    copy_checkpoint,
     progress_here,
     progress_of_copy,
-    size_of_copy,
     update_files,
 )
 from newllm_lib.training.checkpoint import newest_checkpoint
@@ -36,8 +35,7 @@ def copy(tmp_path):
 def save(run, copy, step, best):
     """Train up to `step`, and copy what was saved there."""
     make_checkpoint(run, step, best=best)
-    names = dict.fromkeys([best, step])
-    copy_checkpoints(run, copy, [run / f"checkpoint-{name}" for name in names], f"checkpoint-{best}")
+    copy_checkpoint(run, copy, run / f"checkpoint-{step}")
 
 
 def names(folder):
@@ -142,7 +140,6 @@ def test_a_finished_run_comes_back_without_checkpoints(run, copy, tmp_path):
     make_run(run, finished=True)
     update_files(run, copy, [name for name in names(run) if (run / name).is_file()])
     assert progress_of_copy(copy) == FINISHED > progress_here(tmp_path / "back")
-    assert size_of_copy(copy) < sum(map(len, contents(copy).values()))
     assert bring_back(copy, tmp_path / "back").progress == FINISHED
     assert contents(tmp_path / "back") == {
         name: content for name, content in contents(run).items() if not name.startswith("checkpoint")
@@ -170,6 +167,15 @@ def test_a_damaged_checkpoint_is_copied_again_when_it_is_passed(run, copy):
     save(run, copy, 30, 30)
     assert names(copy)[:2] == ["checkpoint-25", "checkpoint-30"]
     assert bring_back(copy, run.parent / "back").progress == 30
+
+
+def test_a_damaged_checkpoint_is_mended_by_the_same_one_learned_again(run, copy):
+    """On a CPU what is learned again is the same to the bit: its time tells that it has yet to be copied."""
+    save(run, copy, 10, 10)
+    damage(copy / "checkpoint-10" / "optimizer.pt")
+    (run / "checkpoint-10" / "optimizer.pt").touch()
+    copy_checkpoint(run, copy, run / "checkpoint-10")
+    assert bring_back(copy, run.parent / "back").progress == 10
 
 
 def test_leftovers_of_a_killed_session_are_removed(run, copy):

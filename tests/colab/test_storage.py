@@ -18,7 +18,7 @@ from newllm_lib.colab.drive.drive_copy import DriveCopier
 @pytest.fixture(autouse=True)
 def by_hand(monkeypatch):
     """Copies are made when a test asks for them, not by a thread."""
-    monkeypatch.setattr(DriveCopier, "start", lambda self: self)
+    monkeypatch.setattr(DriveCopier, "_run", lambda self: None)
 
 
 @pytest.fixture

@@ -17,14 +17,14 @@ from newllm_lib.colab.drive.run_copy import (
     MANIFEST_FILE,
     DamagedCopy,
     bring_folder,
+    changed_files,
     copy_folder,
-    holds_copy_of,
+    names_in,
     read_manifest,
     replace_folder,
     tidy,
     update_files,
 )
-from newllm_lib.training.checkpoint import seal_checkpoint
 from newllm_lib.training.disk import temporary
 
 
@@ -55,16 +55,18 @@ def test_a_folder_comes_back_as_it_was(source, tmp_path, small_chunks):
 
 
 def test_the_same_copy_is_known_again(source, tmp_path):
-    seal_checkpoint(source)
-    copy_folder(source, tmp_path / "copy")
-    assert holds_copy_of(source, tmp_path / "copy")
-    os.truncate(tmp_path / "copy" / "weights", 9_999)
-    assert not holds_copy_of(source, tmp_path / "copy")
-    copy_folder(source, tmp_path / "copy")
+    copy, names = tmp_path / "copy", names_in(source)
+    assert names == ["below/empty", "weights"] == changed_files(source, copy, names)
+    copy_folder(source, copy)
+    assert changed_files(source, copy, names) == []
+    os.truncate(copy / "weights", 9_999)
+    assert changed_files(source, copy, names) == ["weights"]
+    copy_folder(source, copy)
     (source / "weights").write_bytes(os.urandom(10_000))
-    seal_checkpoint(source)
-    assert not holds_copy_of(source, tmp_path / "copy")
-    assert not holds_copy_of(source, tmp_path / "nowhere")
+    assert changed_files(source, copy, names) == ["weights"]
+    copy_folder(source, copy)
+    bring_folder(copy, tmp_path / "back")
+    assert changed_files(tmp_path / "back", copy, names) == [], "what came back need not be copied again"
 
 
 def full_disk_after(monkeypatch, chunks: int):
@@ -151,8 +153,8 @@ def test_a_copy_that_has_changed_is_not_brought_back(source, tmp_path, damage):
 def test_a_manifest_reaches_no_other_folder(tmp_path):
     state = {"bytes": 1, "sha256": "0", "modified": 1}
     files = {"../outside": [state], "/outside": [state], "inside": [state], "never": []}
-    (tmp_path / MANIFEST_FILE).write_text(json.dumps({"saved_at": 1.0, "files": files}))
-    assert read_manifest(tmp_path).files.keys() == {"inside"}
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps({"files": files}))
+    assert read_manifest(tmp_path).keys() == {"inside"}
 
 
 KILLED = """
@@ -238,7 +240,7 @@ def test_single_files_verify_at_any_moment(source, tmp_path, monkeypatch, killed
     assert {name: content for name, content in contents(copy).items() if name != MANIFEST_FILE} == {
         name: (source / name).read_bytes() for name in names
     }
-    assert all(len(states) == 1 for states in read_manifest(copy).files.values())
+    assert all(len(states) == 1 for states in read_manifest(copy).values())
 
 
 def test_files_that_are_there_are_not_copied_again(source, tmp_path, monkeypatch):

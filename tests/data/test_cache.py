@@ -10,11 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from datasets.arrow_writer import ArrowWriter
 
 from newllm_lib.cli import main
 from newllm_lib.data import cache as module
-from newllm_lib.data.cache import cache_folder, cache_path, kept, known, seal, writing
+from newllm_lib.data.cache import cache_folder, cache_path, kept, known, made
 from newllm_lib.data.text import load_text, packed_rows
 from newllm_lib.data.tokenizer import build_tokenizer
 from newllm_lib.errors import InputError
@@ -41,7 +40,7 @@ def prepare(text):
 
 def entry(name: str, size: int, used: float) -> Path:
     """A sealed file of the cache that was used at a time."""
-    path = cache_path("rows", ".arrow", name)
+    path = cache_path("rows", ".rows", name)
     kept(path, lambda target: target.write_bytes(b"x" * size))
     os.utime(path, (used, used))
     os.utime(path.with_suffix(".json"), (used, used))
@@ -62,7 +61,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("pattern", ["rows-*.arrow", "rows-*.json", "tokenizer-*.tokenizer", "tokenizer-*.json"])
+@pytest.mark.parametrize("pattern", ["rows-*.rows", "rows-*.json", "tokenizer-*.tokenizer", "tokenizer-*.json"])
 def test_what_is_damaged_is_made_anew(cache, text, pattern, damage):
     right = prepare(text)
     names = sorted(path.name for path in cache.iterdir())
@@ -108,8 +107,12 @@ def test_a_full_disk_is_said_in_one_sentence(cache, text, monkeypatch):
     """The file that would be written is the device that is always full."""
     cache.mkdir()
     tokenizer = build_tokenizer("byte", [])
-    plain = ArrowWriter.__init__
-    monkeypatch.setattr(ArrowWriter, "__init__", lambda self, path, **more: plain(self, path="/dev/full", **more))
+    plain, full = Path.open, Path("/dev/full")
+
+    def opened(path, *how, **more):
+        return plain(full if path.suffix == ".tmp" else path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", opened)
     with pytest.raises(InputError, match="No space left on device") as caught:
         packed_rows(text, tokenizer, 16)
     assert caught.value.code == "NL-104" and str(cache) in str(caught.value) and not list(cache.iterdir())
@@ -125,14 +128,14 @@ def test_no_other_error_is_blamed_on_the_cache(cache, tmp_path):
     makers = {reads_elsewhere: FileNotFoundError, network: ConnectionError, lambda target: 1 / 0: ArithmeticError}
     for make, kind in makers.items():
         with pytest.raises(kind):
-            kept(cache_path("rows", ".arrow", "x"), make)
+            kept(cache_path("rows", ".rows", "x"), make)
     assert not list(cache.iterdir())
 
 
 KILLED = """
 import sys, time
 from newllm_lib.data.cache import cache_path, writing
-with writing(cache_path("rows", ".arrow", sys.argv[1])) as path, path.open("wb") as stream:
+with writing(cache_path("rows", ".rows", sys.argv[1])) as path, path.open("wb") as stream:
     stream.write(b"half"), stream.flush(), print("half", flush=True)
     time.sleep(600)
 """
@@ -169,16 +172,14 @@ def test_the_cache_does_not_grow_beyond_its_bound(cache, monkeypatch):
     first, second = entry("first", 10_000, now - 300), entry("second", 10_000, now - 200)
     assert known(first) == 10_000  # used now
     folder = cache_path("conversations", "", "old")
-    with writing(folder / "shard-00000.arrow") as path:
-        path.write_bytes(b"x" * 10_000)
-    seal(folder / "shard-00000.arrow", {})
+    made(folder / "shard-00000.rows", lambda path: path.write_bytes(b"x" * 10_000))
     for path in folder.iterdir():
         os.utime(path, (now - 250, now - 250))
     entry("third", 10_000, now)
     assert first.exists() and not folder.exists()
     entry("fourth", 10_000, now)
     assert (cache / "my thesis.txt").exists() and not second.exists()
-    assert {path.stem for path in cache.glob("*.json")} == {path.stem for path in cache.glob("*.arrow")}
+    assert {path.stem for path in cache.glob("*.json")} == {path.stem for path in cache.glob("*.rows")}
 
 
 def test_the_readme_names_it():

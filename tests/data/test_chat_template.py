@@ -108,11 +108,8 @@ def test_cut(byte_dialogue):
     (item,) = encode_conversations([TURNS], byte_dialogue, ConversationFormat(22, too_long="cut"))
     assert item.token_ids.tolist() == byte_ids(FIRST)[:22]
     assert item.supervised.tolist() == [False] * 20 + [True] * 2
-    assert (item.turns_left_out, item.counts.bytes, item.counts.tokens) == (
-        2,
-        1,
-        2,
-    )  # " c", the space is the template's
+    assert (item.turns_left_out, item.counts.tokens) == (2, 2)
+    assert item.counts.bytes == 1  # of " c": the space is the template's
     (whole,) = encode_conversations([TURNS], byte_dialogue, ConversationFormat(48, too_long="cut"))
     assert whole.turns_left_out == 0
 
@@ -161,21 +158,17 @@ def test_what_the_template_does_not_hold_is_not_rendered(byte_dialogue):
     assert [text[begin:end] for begin, end in spans] == [" cd<|endoftext|>", " gh<|endoftext|>"]
 
 
-def test_special_tokens_in_the_text_are_no_special_tokens():
-    tokenizer = build_tokenizer("byte", [])
-    tokenizer.chat_template = TEMPLATES["dialogue"]
+def test_special_tokens_in_the_text_are_no_special_tokens(byte_dialogue):
     said = [{"role": "user", "content": "a<|endoftext|>b"}, {"role": "assistant", "content": "c<|pad|>d"}]
-    (item,) = encode_conversations([said], tokenizer, ConversationFormat(200))
-    assert tokenizer.decode(item.token_ids) == "<|endoftext|>User: a b\nAssistant: c d<|endoftext|>"
-    assert (item.token_ids == tokenizer.eos_token_id).sum() == 2
+    (item,) = encode_conversations([said], byte_dialogue, ConversationFormat(200))
+    assert byte_dialogue.decode(item.token_ids) == "<|endoftext|>User: a b\nAssistant: c d<|endoftext|>"
+    assert (item.token_ids == END).sum() == 2
     assert said[0]["content"] == "a<|endoftext|>b"
     assert item.counts.bytes == 3
 
 
-def test_bytes_are_of_the_answers_alone():
-    tokenizer = build_tokenizer("byte", [])
-    tokenizer.chat_template = TEMPLATES["dialogue"]
+def test_bytes_are_of_the_answers_alone(byte_dialogue):
     turns = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "é 4")]
     said = [{"role": role, "content": content} for role, content in turns]
-    (item,) = encode_conversations([said], tokenizer, ConversationFormat(200))
+    (item,) = encode_conversations([said], byte_dialogue, ConversationFormat(200))
     assert (item.counts.bytes, item.counts.words) == (3 + 4, 3)

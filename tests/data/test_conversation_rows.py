@@ -59,7 +59,7 @@ def test_a_row_exactly(cache, tokenizer):
     assert rows[0]["labels"].tolist() == labels
     assert rows[0]["position_ids"].tolist() == [*range(24), *range(26)]
     assert int(rows[0]["row"]) == 0
-    assert (counts.documents, counts.all_tokens, counts.tokens, counts.bytes, counts.packed_rows) == (2, 46, 7, 3, 1)
+    assert (counts.documents, counts.all_tokens, counts.tokens, counts.bytes) == (2, 46, 7, 3)
 
 
 def test_a_row_of_role_tokens_exactly(cache, tokenizer):
@@ -76,7 +76,7 @@ def test_a_row_of_role_tokens_exactly(cache, tokenizer):
     labels[20:23] = [*text_ids(" f"), END_OF_TURN]
     assert rows[0]["labels"].tolist() == labels
     assert rows[0]["position_ids"].tolist() == [*range(10), *range(22)]
-    assert (counts.documents, counts.all_tokens, counts.tokens, counts.bytes, counts.packed_rows) == (2, 24, 7, 3, 1)
+    assert (counts.documents, counts.all_tokens, counts.tokens, counts.bytes) == (2, 24, 7, 3)
     documents = conversation_documents(data, tokenizer, ConversationFormat(32))
     assert [document.token_ids.tolist() for document in documents.documents] == [first[1:], second[1:]]
 
@@ -106,12 +106,12 @@ def test_every_conversation_is_there_once(cache, tokenizer, monkeypatch):
     expected = [item.token_ids.tolist() for item in items if item is not None]
     found = contents_of(rows, tokenizer)
     assert sorted(found) == sorted(expected)
-    assert len(list(cache.glob("conversations-*/shard-*.arrow"))) == 3
+    assert len(list(cache.glob("conversations-*/shard-*.rows"))) == 3
     assert [int(row["row"]) for row in rows] == list(range(len(rows)))
     assert counts.documents == len(expected)
     assert counts.all_tokens == sum(map(len, expected))
     assert counts.tokens == sum(int((row["labels"] != IGNORED).sum()) for row in rows)
-    assert (counts.rows_read, counts.bad_rows, counts.packed_rows) == (2_300, 2_300 - len(told), len(rows))
+    assert (counts.rows_read, counts.bad_rows) == (2_300, 2_300 - len(told))
     assert counts.complaints == [f"row {number}: bad" for number in (6, 103, 200, 297, 394)]
     assert counts.shortened == sum(item.turns_left_out > 0 for item in items if item is not None) > 0
     assert counts.too_long == sum(item is None for item in items) > 0
@@ -156,7 +156,6 @@ def test_a_preparation_that_was_killed_goes_on_at_the_row(cache, tokenizer, monk
     finally:
         process.kill()
         process.wait()
-    assert not list(cache.glob("conversations-*/complete.json"))
     monkeypatch.setattr(module, "ROWS_PER_SHARD", 1_000)
     reads: list[int] = []
     resumed, counts = conversation_rows(synthetic(4_000, reads), tokenizer, FORM)
@@ -167,7 +166,7 @@ def test_a_preparation_that_was_killed_goes_on_at_the_row(cache, tokenizer, monk
     assert same_rows(resumed, unbroken)
 
 
-@pytest.mark.parametrize("name", ["shard-00001.arrow", "shard-00000.json", "shard-00002.json", "complete.json"])
+@pytest.mark.parametrize("name", ["shard-00001.rows", "shard-00000.json", "shard-00002.json"])
 def test_a_damaged_shard_is_made_anew(cache, tokenizer, monkeypatch, name):
     monkeypatch.setattr(module, "ROWS_PER_SHARD", 500)
     whole, counts = conversation_rows(synthetic(1_500), tokenizer, FORM)
@@ -177,9 +176,10 @@ def test_a_damaged_shard_is_made_anew(cache, tokenizer, monkeypatch, name):
     reads: list[int] = []
     again, counts_again = conversation_rows(synthetic(1_500, reads), tokenizer, FORM)
     assert same_rows(whole, again) and counts == counts_again
-    first = 1_500 if name == "complete.json" else 500 * int(name[6:11])
-    assert reads == list(range(first, 1_500))
-    assert conversation_rows(synthetic(1_500, reads), tokenizer, FORM)[1] == counts and len(reads) == 1_500 - first
+    first = 500 * int(name[6:11])
+    assert reads[:500] == list(range(first, first + 500))
+    reads.clear()
+    assert conversation_rows(synthetic(1_500, reads), tokenizer, FORM)[1] == counts and not reads
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path):

@@ -85,7 +85,7 @@ def test_what_is_not_read_is_named(tmp_path):
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text((json.dumps(row) + "\n") * 30)
-    assert "not read: 'tools', 'id', 'reasoning_content' of the turns in 'messages'." in inspect_dataset(data=file).note
+    assert "not read: 'tools', 'id', 'reasoning_content' of the turns in 'messages'." in inspect_dataset(data=file)
     pair = {"question": "Why?", "chosen": "Because.", "rejected": "No.", "score": 3, "kind": "vague"}
     file.write_text((json.dumps(pair) + "\n") * 30)
     assert "not read: 'score'." in load_preferences(data=str(file), eval_data=str(file)).note

@@ -1,5 +1,7 @@
 """Every dataset of the catalogue by a literal row: its messages, its text, its tokens and which of them are learned."""
 
+import re
+
 import pytest
 from byte_ids import byte_ids
 
@@ -23,56 +25,43 @@ def assistant(content: str) -> dict:
     return {"role": "assistant", "content": content}
 
 
-# (dataset, row, messages, [(text, learned), ...]); after the last end of turn nothing is kept.
+# (dataset, row, messages, text with what is learned between « and »); after the last end of turn nothing is kept.
 LITERAL_ROWS = [
     (
         "dailydialog",
         {"dialog": [" Hi , Bob . ", "Hello !", "Bye .", "See you . "], "act": [1, 1, 1, 1], "emotion": [0, 0, 0, 0]},
         [user("Hi , Bob ."), assistant("Hello !"), user("Bye ."), assistant("See you .")],
-        [
-            ("<|endoftext|>User: Hi , Bob .\nAssistant:", False),
-            (" Hello !<|endoftext|>", True),
-            ("\nUser: Bye .\nAssistant:", False),
-            (" See you .<|endoftext|>", True),
-        ],
+        "User: Hi , Bob .\nAssistant:« Hello !<|endoftext|>»\nUser: Bye .\nAssistant:« See you .<|endoftext|>»",
     ),
     (
         "dolly",
         {"instruction": "Who runs it?", "context": "Ann runs it.", "response": "Ann.", "category": "closed_qa"},
         [user("Who runs it?"), context("Ann runs it."), assistant("Ann.")],
-        [
-            ("<|endoftext|>Instruction: Who runs it?\nContext: Ann runs it.\nResponse:", False),
-            (" Ann.<|endoftext|>", True),
-        ],
+        "Instruction: Who runs it?\nContext: Ann runs it.\nResponse:« Ann.<|endoftext|>»",
     ),
     (
         "dolly",
         {"instruction": "Name a colour.", "context": "", "response": "Blue.\nOr red.", "category": "open_qa"},
         [user("Name a colour."), assistant("Blue.\nOr red.")],
-        [("<|endoftext|>Instruction: Name a colour.\nResponse:", False), (" Blue.\nOr red.<|endoftext|>", True)],
+        "Instruction: Name a colour.\nResponse:« Blue.\nOr red.<|endoftext|>»",
     ),
     (
         "dolly-ja",
         {"instruction": "訳して", "input": "cat", "output": "猫", "category": "qa", "index": "7"},
         [user("訳して"), context("cat"), assistant("猫")],
-        [("<|endoftext|>Instruction: 訳して\nContext: cat\nResponse:", False), (" 猫<|endoftext|>", True)],
+        "Instruction: 訳して\nContext: cat\nResponse:« 猫<|endoftext|>»",
     ),
     (
         "ultrachat",
         {"prompt": "Q", "prompt_id": "x", "messages": [user("Q"), assistant("A"), user("More"), assistant("B")]},
         [user("Q"), assistant("A"), user("More"), assistant("B")],
-        [
-            ("<|endoftext|>User: Q\nAssistant:", False),
-            (" A<|endoftext|>", True),
-            ("\nUser: More\nAssistant:", False),
-            (" B<|endoftext|>", True),
-        ],
+        "User: Q\nAssistant:« A<|endoftext|>»\nUser: More\nAssistant:« B<|endoftext|>»",
     ),
     (
         "ultrachat-full",
         {"id": "0", "data": ["Q", "A", "left over"]},
         [user("Q"), assistant("A")],
-        [("<|endoftext|>User: Q\nAssistant:", False), (" A<|endoftext|>", True)],
+        "User: Q\nAssistant:« A<|endoftext|>»",
     ),
     (
         "hh-rlhf",
@@ -81,46 +70,42 @@ LITERAL_ROWS = [
             "rejected": "\n\nHuman: Hi\n\nAssistant: No.",
         },
         [user("Hi"), assistant("Yes?"), user("Two\n\nlines"), assistant("Fine.")],
-        [
-            ("<|endoftext|>User: Hi\nAssistant:", False),
-            (" Yes?<|endoftext|>", True),
-            ("\nUser: Two\n\nlines\nAssistant:", False),
-            (" Fine.<|endoftext|>", True),
-        ],
+        "User: Hi\nAssistant:« Yes?<|endoftext|>»\nUser: Two\n\nlines\nAssistant:« Fine.<|endoftext|>»",
     ),
     (
         "alpaca",
         {"instruction": "Add.", "input": "1 2", "output": "3"},
         [user("Add."), context("1 2"), assistant("3")],
-        [("<|endoftext|>Instruction: Add.\nContext: 1 2\nResponse:", False), (" 3<|endoftext|>", True)],
+        "Instruction: Add.\nContext: 1 2\nResponse:« 3<|endoftext|>»",
     ),
     (
         "alpaca-ja",
         {"instruction": "挨拶を", "input": None, "output": "こんにちは🙂"},
         [user("挨拶を"), assistant("こんにちは🙂")],
-        [("<|endoftext|>Instruction: 挨拶を\nResponse:", False), (" こんにちは🙂<|endoftext|>", True)],
+        "Instruction: 挨拶を\nResponse:« こんにちは🙂<|endoftext|>»",
     ),
     (
         "codealpaca",
         {"instruction": "Print 1.", "input": "", "output": "for x in [1]:\n    print(x)\n"},
         [user("Print 1."), assistant("for x in [1]:\n    print(x)")],
-        [("<|endoftext|>Instruction: Print 1.\nResponse:", False), (" for x in [1]:\n    print(x)<|endoftext|>", True)],
+        "Instruction: Print 1.\nResponse:« for x in [1]:\n    print(x)<|endoftext|>»",
     ),
 ]
 
 
-@pytest.mark.parametrize(("name", "row", "messages", "parts"), LITERAL_ROWS, ids=[row[0] for row in LITERAL_ROWS])
-def test_a_literal_row(name, row, messages, parts):
+@pytest.mark.parametrize(("name", "row", "messages", "marked"), LITERAL_ROWS, ids=[row[0] for row in LITERAL_ROWS])
+def test_a_literal_row(name, row, messages, marked):
     entry = DATASETS[name]
     assert set(entry.columns) <= row.keys()
     assert examples.any_conversation(row) == messages
     tokenizer = build_tokenizer("byte", [])
     tokenizer.chat_template = TEMPLATES[entry.template]
+    parts = re.split("[«»]", f"<|endoftext|>{marked}")  # every other one is learned
     (text,), _ = render([messages], tokenizer)
-    assert text == "".join(part for part, _ in parts)
+    assert text == "".join(parts)
     (item,) = encode_conversations([messages], tokenizer, ConversationFormat(1024))
-    assert item.token_ids.tolist() == [token for part, _ in parts for token in byte_ids(part)]
-    assert item.supervised.tolist() == [learned for part, learned in parts for _ in byte_ids(part)]
+    assert item.token_ids.tolist() == byte_ids(text)
+    assert item.supervised.tolist() == [number % 2 == 1 for number, part in enumerate(parts) for _ in byte_ids(part)]
 
 
 def test_every_dataset_has_a_literal_row():
@@ -128,25 +113,16 @@ def test_every_dataset_has_a_literal_row():
 
 
 def test_mirrors_are_regrouped():
-    utterances = [
-        {"dialog_id": 0, "utterance": "Hi", "turn_type": "question", "emotion": "none"},
-        {"dialog_id": 0, "utterance": "Yo", "turn_type": "inform", "emotion": "none"},
-        {"dialog_id": 1, "utterance": "Bye", "turn_type": "inform", "emotion": "none"},
-        {"dialog_id": 1, "utterance": "Ciao", "turn_type": "inform", "emotion": "none"},
-    ]
-    assert list(sources.dialogues_of_utterances(utterances)) == [
-        {"dialog": ["Hi", "Yo"]},
-        {"dialog": ["Bye", "Ciao"]},
-    ]
+    said = [(0, "Hi"), (0, "Yo"), (1, "Bye"), (1, "Ciao")]
+    utterances = [{"dialog_id": number, "utterance": turn, "emotion": "none"} for number, turn in said]
+    assert list(sources.dialogues_of_utterances(utterances)) == [{"dialog": ["Hi", "Yo"]}, {"dialog": ["Bye", "Ciao"]}]
     regroup = DATASETS["dailydialog"].sources[2].regroup
     assert list(regroup([{"utterances": ["Hi", "Yo"], "acts": [1, 2]}])) == [{"dialog": ["Hi", "Yo"]}]
 
 
 def test_rows_of_the_users_own():
-    assert examples.any_conversation({"prompt": "Q", "completion": "A"}) == [user("Q"), assistant("A")]
     # pandas writes its index under an empty name
     assert examples.any_conversation({"": "0", "prompt": "Q", "completion": "A"}) == [user("Q"), assistant("A")]
-    assert examples.any_conversation({"messages": [user("Q"), assistant("A")]}) == [user("Q"), assistant("A")]
     with pytest.raises(RowError, match=r"neither a 'messages' column nor .* \(found: 'text'\)"):
         examples.any_conversation({"text": "Q"})
 
@@ -197,7 +173,7 @@ def test_what_is_no_conversation_says_why(messages, complaint):
     ("row", "complaint"),
     [
         ({"dialog": "Hi"}, "'dialog' has to be a list of turns, got str"),
-        ({"dialog": ["Hi", 5]}, "turn 2: content has to be a string, got int"),
+        ({"dialog": ["Hi", 5]}, r"turn 2 \(assistant\) has to be a string, got int"),
         ({"instruction": "a", "context": ""}, r"no 'completion' or 'response' .*\(found: 'instruction', 'context'\)"),
         ({"instruction": "a", "context": 1, "response": "b"}, "'context' has to be a string, got int"),
         ({"instruction": "a", "input": "", "output": " "}, "'output' is empty"),

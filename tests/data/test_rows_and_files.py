@@ -5,26 +5,13 @@ import pytest
 from newllm_lib.data import sources
 from newllm_lib.data import text as module
 from newllm_lib.data.files import check_file
-from newllm_lib.data.text import (
-    PIECE_CHARACTERS,
-    TextPiece,
-    load_text,
-    pieces_of_lines,
-    read_pieces,
-)
+from newllm_lib.data.text import PIECE_CHARACTERS, TextPiece, load_text, pieces_of_lines, read_pieces
 from newllm_lib.errors import InputError
 
 
 def test_wikitext_titles_start_documents_and_nothing_is_lost():
-    lines = [
-        "preface\n",
-        "\n",
-        " = Robert Boulter = \n",
-        " = = Career = = \n",
-        " text , with = signs = \n",
-        " = X = \n",
-        "end",
-    ]
+    lines = ["preface\n", "\n", " = Robert Boulter = \n", " = = Career = = \n", " text , with = signs = \n"]
+    lines += [" = X = \n", "end"]
     pieces = list(pieces_of_lines(lines))
     assert pieces == [
         TextPiece("preface\n\n", True),

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from newllm_lib.data import text as module
 from newllm_lib.data.text import (
     PIECE_CHARACTERS,
+    PIECES_PER_CALL,
     TextPiece,
     evaluation_documents,
     load_text,
@@ -84,12 +84,10 @@ def test_a_text_without_line_ends_comes_in_pieces(tmp_path):
         assert [piece.starts_document for piece in pieces] == [True] + [False] * (len(pieces) - 1)
 
 
-def test_no_more_text_than_a_bound_is_tokenized_at_a_time(monkeypatch):
-    monkeypatch.setattr(module, "CHARACTERS_PER_CALL", 50)
-    pieces = [TextPiece("x" * 30, number == 0) for number in range(7)]
-    assert [len(block) for block in module._blocks(pieces)] == [2, 2, 2, 1]
+def test_what_is_tokenized_together_comes_apart_again():
+    pieces = [TextPiece("x" * number, number % 3 == 0) for number in range(2 * PIECES_PER_CALL + 1)]
     tokenized = list(tokenized_pieces(pieces, build_tokenizer("byte", [])))
-    assert [(len(ids), starts) for ids, starts, _ in tokenized] == [(30, n == 0) for n in range(7)]
+    assert [(len(ids), starts) for ids, starts, _ in tokenized] == [(n, n % 3 == 0) for n in range(len(pieces))]
 
 
 def test_text_without_spaces_has_a_held_out_end(tmp_path):

@@ -25,12 +25,12 @@ def test_rows_exactly(byte_tokenizer):
     """`ab`+`c` (one document in two pieces) and `de`, in rows of 4: ids, shifted labels and positions, literally."""
     text = text_of(TextPiece("ab", True), TextPiece("c", False), TextPiece("de", True))
     rows, counts = packed_rows(text, byte_tokenizer, 4)
-    eot, pad = byte_tokenizer.eos_token_id, byte_tokenizer.pad_token_id
+    eot = byte_tokenizer.eos_token_id
     a, b, c, d, e = byte_tokenizer.encode("abcde")
     assert rows[0]["input_ids"].tolist() == [eot, a, b, c]
     assert rows[0]["labels"].tolist() == [a, b, c, eot]
     assert rows[0]["position_ids"].tolist() == [0, 1, 2, 3]
-    assert rows[1]["input_ids"].tolist() == [eot, d, e, pad]
+    assert rows[1]["input_ids"].tolist() == [eot, d, e, eot]
     assert rows[1]["labels"].tolist() == [d, e, eot, IGNORED]
     assert rows[1]["position_ids"].tolist() == [0, 1, 2, 3]
     assert [int(row["row"]) for row in rows] == [0, 1]
@@ -47,9 +47,9 @@ def test_rows_joined_are_the_text(byte_tokenizer, max_length):
     kept = (ids != byte_tokenizer.eos_token_id) & (ids != byte_tokenizer.pad_token_id)
     assert byte_tokenizer.decode(ids[kept]) == content
     assert counts.bytes == len(content.encode())
-    assert (positions == 0).sum() == counts.documents == (ids == byte_tokenizer.eos_token_id).sum()
     labels = np.concatenate([row["labels"] for row in rows])
     scored = labels != IGNORED
+    assert (positions == 0).sum() == counts.documents == (ids[scored] == byte_tokenizer.eos_token_id).sum()
     assert np.array_equal(labels[scored][:-1], ids[1 : scored.sum()])
 
 
@@ -78,13 +78,8 @@ def test_text_shorter_than_a_row_is_refused(byte_tokenizer):
 def test_collated_batch(byte_tokenizer):
     rows, _ = packed_rows(text_of(TextPiece("abcdefgh", True)), byte_tokenizer, 4)
     batch = collate_rows([rows[0], rows[1]])
-    assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == {
-        "input_ids": (2, 4),
-        "labels": (2, 4),
-        "position_ids": (2, 4),
-        "row": (2,),
-        "shift_labels": (2, 4),
-    }
+    shapes = dict.fromkeys(("input_ids", "labels", "position_ids", "shift_labels"), (2, 4)) | {"row": (2,)}
+    assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == shapes
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from newllm_lib.evaluation.context_trace import trace_context
+from newllm_lib.evaluation.generation import trace_context
 from newllm_lib.models import ContextCache, build_config, build_model
 
 TOKENS = [5, 9, 200, 31, 7, 8]

@@ -100,5 +100,5 @@ def test_half_precision_is_summed_in_fp32(dtype):
 
 def test_torch_checks_the_operation():
     """Schema, fake tensors and autograd registration, as torch.compile needs them."""
-    torch.library.opcheck(linear_scan, arguments(2, 5, 3, True, True))
-    torch.library.opcheck(linear_scan, arguments(2, 5, 3, False, False, torch.float32))
+    torch.library.opcheck(module.scan_operation, arguments(2, 5, 3, True, True))
+    torch.library.opcheck(module.scan_operation, arguments(2, 5, 3, False, False, torch.float32))

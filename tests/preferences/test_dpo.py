@@ -26,7 +26,7 @@ from newllm_lib.preferences.dpo import PREFERENCES_FILE, PRESETS, DpoArguments, 
 from newllm_lib.preferences.pairs import encode_preferences
 from newllm_lib.preferences.reference import reference_arguments, row_length
 from newllm_lib.stages.evaluate import evaluate
-from newllm_lib.training.callbacks import TrainingInterrupted
+from newllm_lib.training.callbacks import TrainingInterrupted, read_history
 from newllm_lib.training.checkpoint import read_results
 from newllm_lib.training.trained_model import open_model
 
@@ -36,10 +36,6 @@ ADAPTERS = "adapter_model.safetensors"
 @pytest.fixture(scope="module", params=["tiny-gpt2", "newllm"])
 def finished(request, tmp_path_factory):
     return dpo(dpo_arguments(tmp_path_factory.mktemp("dpo"), model_type=request.param, max_steps=20))
-
-
-def history(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_folder_holds_all_that_belongs_to_it(finished):
@@ -57,7 +53,7 @@ def test_a_run_folder_holds_all_that_belongs_to_it(finished):
 
 
 def test_every_evaluation_measures_both_kinds_of_pairs(finished):
-    evaluations = [entry for entry in history(finished) if "eval_loss" in entry]
+    evaluations = [entry for entry in read_history(finished) if "eval_loss" in entry]
     names = ("loss", "accuracy", "margin", "chosen_logp", "rejected_logp", "kl")
     assert all(f"eval_{side}{name}" in entry for entry in evaluations for side in ("", "train_") for name in names)
     assert evaluations[0]["step"] == 0 and evaluations[0]["eval_accuracy"] == 0.5
@@ -121,12 +117,10 @@ def test_first_the_answers_are_learned_and_what_comes_of_it_is_the_reference(tmp
     reference, start = opened(folder / "reference"), opened(tmp_path / model_type)
     moved = [not torch.equal(a, b) for a, b in zip(reference.parameters(), start.parameters(), strict=True)]
     assert all(moved)
-    log = [json.loads(line) for line in (folder / "reference" / "metrics.jsonl").read_text().splitlines()]
-    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    losses = [entry["eval_loss"] for entry in read_history(folder / "reference") if "eval_loss" in entry]
     assert losses[-1] < losses[0] < 5.6  # nats per token of held-out answers; 5.57 is one of 263 at random
-    assert next(entry["eval_loss"] for entry in history(folder) if "eval_loss" in entry) == pytest.approx(
-        0.693147, abs=1e-5
-    )
+    first = next(entry for entry in read_history(folder) if "eval_loss" in entry)
+    assert first["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
     with adapters_off(tuned := open_model(folder).model):
         ids = torch.arange(60, 90, device=tuned.device)[None]
         expected = reference.to(tuned.device)(input_ids=ids).logits
@@ -200,10 +194,7 @@ def test_every_loss_trains(tmp_path, loss_type):
     [
         ({"model": None, "data": None, "data_source": "offline"}, "DialoGPT-small is on the hub only; name the folder"),
         ({"model": "nowhere"}, "model 'nowhere' is neither a folder nor an id"),
-        (
-            {"max_length": 300},
-            "max_length 300 is more than the 128 tokens that tiny-gpt2 reads; choose --max_length 128",
-        ),
+        ({"max_length": 300}, "300 is more than the 128 tokens that tiny-gpt2 reads; choose --max_length 128"),
         ({"lora_target_modules": "q_proj"}, "names 'q_proj', which is no linear layer below this .*; choose of c_attn"),
         ({"beta": 0.0}, r"beta has to lie in \[0.0001, 100.0\], got 0.0"),
         ({"loss_type": "best"}, "loss_type has to be one of sigmoid, .*got 'best'"),

@@ -75,14 +75,12 @@ def test_kinds_and_coin_are_even_for_any_count(count, share, held_out):
 def test_questions_and_chosen_answers():
     longest = 0
     for pair in (pair for side in preference_pairs() for pair in side):
-        asked = [
-            aspect
-            for aspect, texts in PHRASES["questions"].items()
-            if pair.prompt in [text.format(name=pair.topic) for text in texts]
-        ]
-        assert len(asked) == 1 and len(pair.prompt) <= 32
+        questions = {text.format(name=pair.topic): key for key, texts in PHRASES["questions"].items() for text in texts}
+        assert len(pair.prompt) <= 32
         first, *rest = sentences(pair.chosen)
-        assert first == TOPICS[pair.topic][asked[0]] and all(told(pair.topic, sentence) for sentence in rest)
+        assert first == TOPICS[pair.topic][questions[pair.prompt]] and all(
+            told(pair.topic, sentence) for sentence in rest
+        )
         assert len(rest) <= 2 and pair.chosen.endswith("。") and len(pair.chosen) <= 90
         assert len(pair.rejected) <= (160 if pair.kind == "wrong_language" else 90)
         longest = max(longest, len(rest))
@@ -230,9 +228,7 @@ def test_no_answer_has_a_doubled_ending_or_mark():
     doubled = re.compile("ですです|ますます|ですだ|ますだ|。。|、、|、。|。、|(ただし|なお)、(ただし|なお)|[{}]")
     for seed in SEEDS:
         for side in preference_pairs(1800, seed):
-            assert not [
-                pair for pair in side if doubled.search(pair.prompt + "\n" + pair.chosen + "\n" + pair.rejected)
-            ]
+            assert not [it for it in side if doubled.search(f"{it.prompt}\n{it.chosen}\n{it.rejected}")]
 
 
 def test_the_identity_changes_with_arguments_and_tables(monkeypatch):

@@ -32,25 +32,17 @@ def test_rows_of_every_shape(row):
 def test_a_prompt_of_several_turns_a_context_and_a_kind():
     row = {"prompt": [USER, YES, {"role": "user", "content": "Really?"}], "chosen": "Yes.", "rejected": "Yes?"}
     assert [message["role"] for message in any_preference(row).prompt] == ["user", "assistant", "user"]
-    pair = any_preference(
-        {"instruction": "Sum up.", "input": "A b.", "chosen": "A.", "rejected": "B.", "kind": "vague"}
-    )
+    row = {"instruction": "Sum up.", "input": "A b.", "chosen": "A.", "rejected": "B.", "kind": "vague"}
+    pair = any_preference(row)
     assert [message["role"] for message in pair.prompt] == ["user", "context"] and pair.kind == "vague"
 
 
 def test_system_and_history_are_part_of_the_prompt():
     row = {"system": "S", "history": [["Hi", "Yes?"]], "question": "Why?", "chosen": "Because.", "rejected": "No idea."}
-    prompt = any_preference(row).prompt
-    assert [(turn["role"], turn["content"]) for turn in prompt] == [
-        ("system", "S"),
-        ("user", "Hi"),
-        ("assistant", "Yes?"),
-        ("user", "Why?"),
-    ]
-    assert (
-        any_preference({"system": "S", "prompt": "Why?", "chosen": [USER, YES], "rejected": [USER, NO]}).chosen
-        == "Because."
-    )
+    turns = [(turn["role"], turn["content"]) for turn in any_preference(row).prompt]
+    assert turns == [("system", "S"), ("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?")]
+    row = {"system": "S", "prompt": "Why?", "chosen": [USER, YES], "rejected": [USER, NO]}
+    assert any_preference(row).chosen == "Because."
 
 
 @pytest.mark.parametrize(
@@ -63,10 +55,7 @@ def test_system_and_history_are_part_of_the_prompt():
         ({"prompt": 3, "chosen": "b", "rejected": "c"}, r"'prompt' has to be a string or a list of messages, got int"),
         ({"prompt": "a", "chosen": None, "rejected": "c"}, r"'chosen' is empty"),
         ({"prompt": "a", "chosen": [{"role": "x"}], "rejected": "c"}, r"'chosen': turn 1 has to be an object"),
-        (
-            {"prompt": [USER, YES], "chosen": "b", "rejected": "c"},
-            r"'prompt' has to end with a turn that is to be answ",
-        ),
+        ({"prompt": [USER, YES], "chosen": "b", "rejected": "c"}, r"'prompt' has to end with a turn that is to be"),
         ({"prompt": [USER], "chosen": [NO, USER, YES], "rejected": "c"}, r"'chosen' begins with another conversation"),
         (
             {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"},

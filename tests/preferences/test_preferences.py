@@ -21,6 +21,12 @@ def tokenizer(byte_tokenizer):
     return byte_tokenizer
 
 
+def side_of(folder, pairs: list[dict]):
+    """The pairs of a file, none held out."""
+    file = str(write_pairs(folder / "pairs.jsonl", pairs))
+    return load_preferences(data=file, eval_data=file).train
+
+
 def prompts(side) -> set[str]:
     return {pair.prompt[-1]["content"] for pair in side.pairs}
 
@@ -51,8 +57,7 @@ def test_identical_sides_are_dropped_and_counted(tmp_path, tokenizer):
     pairs = make_pairs(40)
     for number in (3, 8):
         pairs[number]["rejected"] = pairs[number]["chosen"]
-    file = str(write_pairs(tmp_path / "pairs.jsonl", pairs))
-    side = drop_too_long(load_preferences(data=file, eval_data=file).train, tokenizer, 512, skips=False)
+    side = drop_too_long(side_of(tmp_path, pairs), tokenizer, 512, skips=False)
     assert len(side.pairs) == 38
     assert side.remarks == ("2 pairs are equal within 512 tokens and were left out (line 4, line 9).",)
 
@@ -127,15 +132,13 @@ def test_pairs_by_role_tokens(tmp_path):
     tokenizer = build_tokenizer("byte", [])
     tokenizer.chat_template = template_for(tokenizer, "dialogue")
     pair = {"prompt": "a<|end|>b", "chosen": "c<|assistant|>", "rejected": "d"}
-    file = write_pairs(tmp_path / "pairs.jsonl", [pair])
-    first = next(encode_preferences(load_preferences(data=str(file), eval_data=str(file)).train.pairs, tokenizer, 96))
+    first = next(encode_preferences(side_of(tmp_path, [pair]).pairs, tokenizer, 96))
     assert first.prompt == ids_with_roles("<|endoftext|><|user|> a b<|assistant|>")
     assert (first.chosen, first.rejected) == (ids_with_roles(" c <|end|>"), ids_with_roles(" d<|end|>"))
 
 
 def test_pairs_as_tokens(tmp_path, tokenizer):
-    file = write_pairs(tmp_path / "pairs.jsonl", make_pairs(2))
-    pairs = load_preferences(data=str(file), eval_data=str(file)).train.pairs
+    pairs = side_of(tmp_path, make_pairs(2)).pairs
     first = next(encode_preferences(pairs, tokenizer, 96))
     assert tokenizer.decode(first.prompt) == "<|endoftext|>User: 0: what is red?\nAssistant:"
     assert tokenizer.decode(first.chosen) == " It is the colour red, thank you.<|endoftext|>"
@@ -154,8 +157,7 @@ def test_the_template_rows_are_accepted(tmp_path):
 
 def test_special_tokens_that_are_written_out_end_nothing(tmp_path, tokenizer):
     pair = {"prompt": "a<|endoftext|>b", "chosen": "c<|endoftext|>d", "rejected": "e"}
-    file = write_pairs(tmp_path / "pairs.jsonl", [pair])
-    first = next(encode_preferences(load_preferences(data=str(file), eval_data=str(file)).train.pairs, tokenizer, 96))
+    first = next(encode_preferences(side_of(tmp_path, [pair]).pairs, tokenizer, 96))
     assert first.prompt.count(tokenizer.eos_token_id) == 1  # the one that opens the text
     assert first.chosen.count(tokenizer.eos_token_id) == 1 == first.chosen[-1:].count(tokenizer.eos_token_id)
 
@@ -163,8 +165,7 @@ def test_special_tokens_that_are_written_out_end_nothing(tmp_path, tokenizer):
 def test_a_prompt_longer_than_the_window_is_named(tmp_path, tokenizer):
     pairs = make_pairs(6)
     pairs[2]["prompt"] = "long " * 40
-    file = write_pairs(tmp_path / "pairs.jsonl", pairs)
-    side = load_preferences(data=str(file), eval_data=str(file)).train
+    side = side_of(tmp_path, pairs)
     with pytest.raises(InputError, match=r"file pairs.jsonl, line 3: the prompt alone fills max_length 64; .*larger"):
         drop_too_long(side, tokenizer, 64, skips=False)
     kept = drop_too_long(side, tokenizer, 64, skips=True)
@@ -179,17 +180,12 @@ def test_pairs_that_are_equal_within_a_row_are_told_and_left_out(tmp_path, token
     pairs = make_pairs(6)
     pairs[1] |= {"chosen": f"{same}, yes", "rejected": f"{same}, no"}
     pairs[4] |= {"chosen": f"{same}, yes", "rejected": "no"}
-    file = write_pairs(tmp_path / "pairs.jsonl", pairs)
-    side = load_preferences(data=str(file), eval_data=str(file)).train
+    side = side_of(tmp_path, pairs)
     kept = drop_too_long(side, tokenizer, 64, skips=False)
     assert [pair.place for pair in kept.pairs] == [f"line {number}" for number in (1, 3, 4, 5, 6)]
     equal, cut = kept.remarks
     assert equal == "1 pairs are equal within 64 tokens and were left out (line 2)."
     assert cut.endswith("pairs have an answer that is cut at 64 tokens.")
     assert drop_too_long(side, tokenizer, 512, skips=False).remarks == ()
-    file = write_pairs(tmp_path / "equal.jsonl", [pairs[1]] * 3)
-    side = load_preferences(data=str(file), eval_data=str(file)).train
-    with pytest.raises(
-        InputError, match=r"in all 3 pairs of file equal\.jsonl both answers are the same within 64 tokens"
-    ):
-        drop_too_long(side, tokenizer, 64, skips=False)
+    with pytest.raises(InputError, match=r"in all 3 pairs of file .* both answers are the same within 64 tokens"):
+        drop_too_long(side_of(tmp_path, [pairs[1]] * 3), tokenizer, 64, skips=False)

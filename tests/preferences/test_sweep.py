@@ -23,6 +23,7 @@ from newllm_lib.preferences.sweep import (
     read_trials,
     sweep,
     sweep_settings,
+    trial_folder,
 )
 from newllm_lib.training.callbacks import TrainingInterrupted
 
@@ -30,6 +31,10 @@ from newllm_lib.training.callbacks import TrainingInterrupted
 def sweep_arguments(folder, name="sweep", **fields):
     few = {"trials": 3, "search_loss_type": "sigmoid,ipo", "max_steps": 4, "logging_steps": 2}
     return SweepArguments(**dpo_fields(folder, name, **{**few, **fields}))
+
+
+def times_written(folder, rows) -> list[int]:
+    return [(trial_folder(folder, row["trial"]) / "results.json").stat().st_mtime_ns for row in rows]
 
 
 def test_every_trial_is_a_row_and_the_best_is_at_hand(tmp_path, caplog):
@@ -43,12 +48,10 @@ def test_every_trial_is_a_row_and_the_best_is_at_hand(tmp_path, caplog):
     assert sweep_settings(folder) == {name: best[name] for name in ("beta", "learning_rate", "lora_r", "loss_type")}
     assert "Best of 3" in caplog.text and margin_histories(folder, rows).keys() == {1, 2, 3}
     assert not list(folder.rglob("checkpoint-*")) and not list(folder.rglob("merged"))
-    written = {row["trial"]: (folder / f"trial-{row['trial']:03d}" / "results.json").stat().st_mtime_ns for row in rows}
+    written = times_written(folder, rows)
     sweep(sweep_arguments(tmp_path, trials=4))
     again = read_trials(folder)
-    assert again[:3] == rows and len(again) == 4
-    for trial, time_written in written.items():
-        assert (folder / f"trial-{trial:03d}" / "results.json").stat().st_mtime_ns == time_written
+    assert again[:3] == rows and len(again) == 4 and times_written(folder, rows) == written
 
 
 def test_an_interrupted_sweep_ends_like_an_unbroken_one(tmp_path):
@@ -90,15 +93,11 @@ def test_a_killed_sweep_repeats_no_finished_trial(tmp_path):
     before = read_trials(tmp_path / "killed")
     finished = [row for row in before if row["state"] == "finished"]
     assert 1 <= len(finished) < 3
-    times = {
-        row["trial"]: (tmp_path / "killed" / f"trial-{row['trial']:03d}/results.json").stat().st_mtime_ns
-        for row in finished
-    }
+    written = times_written(tmp_path / "killed", finished)
     assert subprocess.run(command, capture_output=True).returncode == 0
     after = read_trials(tmp_path / "killed")
     assert after[: len(finished)] == finished and [row["state"] for row in after] == ["finished"] * 3
-    for trial, written in times.items():
-        assert (tmp_path / "killed" / f"trial-{trial:03d}/results.json").stat().st_mtime_ns == written
+    assert times_written(tmp_path / "killed", finished) == written
 
 
 def test_a_trial_that_fails_is_a_row_and_the_sweep_goes_on(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What `newllm data` finds out, on rows whose every property is known."""
 
 import json
+import re
 
 import pytest
 
@@ -8,7 +9,7 @@ from newllm_lib.cli import main
 from newllm_lib.data.conversations import load_conversations
 from newllm_lib.errors import InputError
 from newllm_lib.stages import data
-from newllm_lib.stages.data import bucket, catalogue_text, inspect_dataset, report_text, template_rows
+from newllm_lib.stages.data import catalogue_text, inspect_dataset, length_lines, template_rows
 
 
 def rows_file(path, rows: list[dict]) -> str:
@@ -27,31 +28,36 @@ def known(tmp_path) -> str:
     return rows_file(tmp_path / "known.jsonl", [*rows, {"prompt": "a", "completion": ""}, row_of(500, 3_000)])
 
 
+def numbers(text: str, line: str) -> list[int]:
+    """The whole numbers in the line that begins so."""
+    (found,) = re.findall(rf"^{re.escape(line)} (.*)$", text, re.MULTILINE)
+    return [int(number.replace(",", "")) for number in re.findall(r"(?<![\d.])\d[\d,]*(?![\d.%])", found)]
+
+
 def test_what_is_found(known):
-    report = inspect_dataset(data=known, skip_bad_rows=True, max_length=64)
-    assert report.rows_read + report.held_out == 104
-    assert report.documents == report.rows_read - 1
-    assert (report.bad_rows, report.complaints) == (1, ["line 103: 'completion' is empty"])
+    text = inspect_dataset(data=known, skip_bad_rows=True, max_length=64)
     splits = load_conversations(data=known, skip_bad_rows=True)
     told = [json.dumps(messages) for messages in splits.train]
-    assert report.duplicates == len(told) - len(set(told)) > 0
-    assert report.overlap == 0
-    assert (report.too_long, report.shortened) == (1, 0)
-    assert sum(report.lengths.values()) == report.documents
-    assert report.lengths[bucket(report.longest)] == 1 and report.longest > 64
-    assert not report.sampled
-    assert report.examples[0] == "<|endoftext|><|user|> Question 0?<|assistant|> word 0.<|end|>"
-    assert report.tokenizer.startswith("bpe learned from these conversations")
+    held_out = len(list(splits.validation))
+    assert numbers(text, "Looked at") == [104 - held_out] and "all of them" in text
+    assert numbers(text, "Bad rows") == [1] and "\n                 line 103: 'completion' is empty\n" in text
+    count, _mean, longest = numbers(text, "Conversations")
+    assert count == len(told) == 103 - held_out and longest > 3_000
+    assert numbers(text, "At 64 tokens") == [0, 1]
+    assert numbers(text, "Duplicates") == [len(told) - len(set(told))] != [0]
+    assert numbers(text, "In both splits") == [0, held_out]
+    assert "Conversation 1\n  <|endoftext|><|user|> Question 0?<|assistant|> word 0.<|end|>\n" in text
+    assert "Tokenizer  bpe learned from these conversations, " in text
 
 
 def test_the_learned_tokens_are_marked(known):
-    report = inspect_dataset(data=known, skip_bad_rows=True)
-    assert report.not_spelled == 0
-    plain = "".join(token for token, _ in report.spelled)
-    learned = "".join(token for token, is_learned in report.spelled if is_learned)
-    assert plain == "<|endoftext|><|user|>␣Question␣0?<|assistant|>␣word␣0.<|end|>"
-    assert learned == "␣word␣0.<|end|>"
-    assert "[<|end|>]" in report_text(report)
+    text = inspect_dataset(data=known, skip_bad_rows=True)
+    tokens = text.split("Tokens ([supervised])\n  ")[1].splitlines()[0].split(" ")
+    assert (
+        "".join(token.strip("[]") for token in tokens)
+        == "<|endoftext|><|user|>␣Question␣0?<|assistant|>␣word␣0.<|end|>"
+    )
+    assert "".join(token.strip("[]") for token in tokens if token[0] == "[") == "␣word␣0.<|end|>"
 
 
 def test_overlap_between_the_users_own_splits_is_counted(tmp_path, monkeypatch):
@@ -59,27 +65,27 @@ def test_overlap_between_the_users_own_splits_is_counted(tmp_path, monkeypatch):
     path = rows_file(tmp_path / "twice.jsonl", [row_of(number % 50) for number in range(100)])
     load = load_conversations
     monkeypatch.setattr(data, "load_conversations", lambda *args, **more: load(*args, held_out="random", **more))
-    report = inspect_dataset(data=path)
-    assert report.held_out == 5 and 0 < report.overlap <= 5
-    assert f"{report.overlap} (" in report_text(report)
+    overlap, held_out = numbers(inspect_dataset(data=path), "In both splits")
+    assert 0 < overlap <= held_out == 5
 
 
 def test_turns_that_are_lost_are_counted(tmp_path):
     turns = [{"role": role, "content": "some words"} for role in ("user", "assistant") * 40]
     path = rows_file(tmp_path / "long.jsonl", [{"messages": turns[: 2 * number]} for number in range(1, 41)])
-    report = inspect_dataset(data=path, max_length=64)
-    assert report.too_long == 0
-    assert report.shortened == sum(count for end, count in report.lengths.items() if end > 64) > 20
+    text = inspect_dataset(data=path, max_length=64)
+    longer = sum(numbers(text, f"  {end // 2 + 1:>7} - {end:>7} ")[-1] for end in (128, 256, 512))
+    assert numbers(text, "At 64 tokens") == [longer, 0] and longer > 20
 
 
 def test_only_the_first_rows_are_looked_at(known, monkeypatch):
-    report = inspect_dataset(data=known, max_samples=30)
-    assert report.sampled and report.rows_read + report.held_out == 30
-    assert "the first ones: there are more" in report_text(report)
+    """Of the rows of the file, so that they are those that training with --max_samples takes."""
+    text = inspect_dataset(data=known, max_samples=30)
+    assert sum(numbers(text, "Looked at")) + numbers(text, "In both splits")[1] == 30
+    assert "the first ones: there are more" in text
     monkeypatch.setattr(data, "MAX_ROWS", 20)
-    assert inspect_dataset(data=known, max_samples=90).rows_read <= 20
-    whole = inspect_dataset(data=known, max_samples=20)
-    assert whole.sampled
+    for most in (20, 90):
+        text = inspect_dataset(data=known, max_samples=most)
+        assert numbers(text, "Looked at") <= [20] and "there are more" in text
 
 
 @pytest.mark.parametrize(
@@ -121,16 +127,19 @@ def test_the_template_rows_are_accepted(tmp_path):
         ["system", "user", "assistant"],
         ["user", "context", "assistant", "user", "assistant"],
     ]
-    assert inspect_dataset(data=str(path)).bad_rows == 0
+    assert numbers(inspect_dataset(data=str(path)), "Bad rows") == [0]
 
 
 @pytest.mark.parametrize("answer", ["x" * 50_000, "line\n" * 5_000])
 def test_a_long_conversation_is_shown_by_its_beginning(tmp_path, answer):
     path = rows_file(tmp_path / "long.jsonl", [{"prompt": "Go on.", "completion": answer}, row_of(1), row_of(2)])
-    shown = report_text(inspect_dataset(data=path))
+    shown = inspect_dataset(data=path)
     assert len(shown) < 6_000 and " characters)" in shown
     assert shown.count("line\n") < 25
 
 
-def test_buckets():
-    assert [bucket(length) for length in (1, 16, 17, 32, 33, 256, 257)] == [16, 16, 32, 32, 64, 256, 512]
+def test_lengths_are_counted_up_to_powers_of_two():
+    lines = [line.replace("█", "").split() for line in length_lines([1, 16, 17, 32, 33, 256, 257])]
+    assert [(int(begin), int(end), int(count)) for begin, _, end, count, _ in lines] == [
+        (1, 16, 2), (17, 32, 2), (33, 64, 1), (65, 128, 0), (129, 256, 1), (257, 512, 1),
+    ]  # fmt: skip

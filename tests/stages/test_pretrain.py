@@ -6,37 +6,24 @@ import shutil
 
 import pytest
 import torch
-from run_files import RUN_FILES, StopAt, log_without_clock
+from run_files import RUN_FILES, StopAt, assert_same_weights, log_without_clock
 from safetensors.torch import load_file
 from sample_text import make_text
 
 from newllm_lib.errors import InputError
 from newllm_lib.stages.evaluate import evaluate
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, prepare, pretrain
-from newllm_lib.training.callbacks import TrainingInterrupted
+from newllm_lib.training.callbacks import TrainingInterrupted, read_history
 from newllm_lib.training.checkpoint import read_results
 
 STEPS = 12
 
 
 def arguments(text_file, folder, **fields) -> PretrainArguments:
-    small = {
-        "data": str(text_file),
-        "output_dir": str(folder),
-        "tokenizer": "byte",
-        "max_length": 32,
-        "num_parameters": 120_000,
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 4,
-        "eval_steps": 4,
-        "save_steps": 4,
-        "logging_steps": 2,
-    }
+    small = {"tokenizer": "byte", "max_length": 32, "num_parameters": 120_000, "per_device_train_batch_size": 4}
+    small |= {"max_steps": STEPS, "eval_steps": 4, "save_steps": 4, "logging_steps": 2}
+    small |= {"data": str(text_file), "output_dir": str(folder)}
     return PretrainArguments(**{**small, **fields})
-
-
-def entries(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("model_type", ["newllm", "newllm-reference", "tiny-gpt2", "lstm"])
@@ -47,7 +34,7 @@ def test_a_finished_run_holds_everything(text_file, tmp_path, model_type):
     assert not list(folder.rglob("*.bin")), "no pickle of settings"
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     results = json.loads((folder / "results.json").read_text())
-    losses = [entry["eval_loss"] for entry in entries(folder) if "eval_loss" in entry]
+    losses = [entry["eval_loss"] for entry in read_history(folder) if "eval_loss" in entry]
     assert len(losses) == 3
     assert losses[-1] < losses[0]
     # The text held out is small enough to be scored whole each time: the result is the best of the evaluations.
@@ -87,10 +74,7 @@ def test_interrupted_and_run_again_gives_the_same_bits(text_file, tmp_path, stop
         pretrain(arguments(text_file, tmp_path / "broken", **fields), callbacks=(StopAt(stop_at),))
     assert not (tmp_path / "broken" / "results.json").exists()
     broken = pretrain(arguments(text_file, tmp_path / "broken", **fields))
-    expected, found = (load_file(folder / f"checkpoint-{STEPS}" / "model.safetensors") for folder in (unbroken, broken))
-    assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
+    assert_same_weights(unbroken / f"checkpoint-{STEPS}", broken / f"checkpoint-{STEPS}")
     assert log_without_clock(unbroken) == log_without_clock(broken)
 
 
@@ -100,12 +84,11 @@ def test_resume_in_a_later_epoch_gives_the_same_bits(tmp_path):
     short.write_text(make_text(24))
     fields = {"max_steps": 24, "eval_steps": 24, "save_steps": 24}
     unbroken = pretrain(arguments(short, tmp_path / "unbroken", **fields))
-    assert entries(unbroken)[-1]["epoch"] > 1.5
+    assert read_history(unbroken)[-1]["epoch"] > 1.5
     with pytest.raises(TrainingInterrupted):
         pretrain(arguments(short, tmp_path / "broken", **fields), callbacks=(StopAt(18),))
     broken = pretrain(arguments(short, tmp_path / "broken", **fields))
-    expected, found = (load_file(folder / "model.safetensors") for folder in (unbroken, broken))
-    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert_same_weights(unbroken, broken)
 
 
 def test_a_machine_that_vanishes_while_saving_loses_one_interval(text_file, tmp_path):
@@ -116,8 +99,7 @@ def test_a_machine_that_vanishes_while_saving_loses_one_interval(text_file, tmp_
     optimizer = tmp_path / "broken" / "checkpoint-10" / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:1000])
     broken = pretrain(arguments(text_file, tmp_path / "broken"))
-    expected, found = (load_file(folder / "model.safetensors") for folder in (unbroken, broken))
-    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert_same_weights(unbroken, broken)
 
 
 @pytest.mark.parametrize("keeps_best", [True, False])
@@ -130,8 +112,7 @@ def test_a_machine_that_vanishes_after_the_last_checkpoint_trains_nothing_more(t
         (broken / name).unlink()
     pretrain(arguments(text_file, broken, **fields))
     assert read_results(broken) == read_results(unbroken) and read_results(broken)["updates"] == STEPS
-    expected, found = (load_file(folder / "model.safetensors") for folder in (unbroken, broken))
-    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert_same_weights(unbroken, broken)
 
 
 def test_a_stop_in_the_last_update_stops_nothing(text_file, tmp_path):
@@ -160,25 +141,14 @@ def test_every_parameter_learns(text_file, tmp_path):
 
 
 def test_the_same_seed_gives_the_same_model(text_file, tmp_path):
-    folders = [pretrain(arguments(text_file, tmp_path / name, max_steps=2)) for name in "ab"]
-    first, second = (load_file(folder / "model.safetensors") for folder in folders)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_same_weights(*(pretrain(arguments(text_file, tmp_path / name, max_steps=2)) for name in "ab"))
 
 
 def test_accumulation_does_not_change_what_is_learned(text_file, tmp_path):
     """Micro-batch x accumulation is the device's affair: same rows, same gradients, up to rounding."""
-    whole = pretrain(arguments(text_file, tmp_path / "whole", max_steps=3, dropout=0.0, auto_precision=False))
-    halves = pretrain(
-        arguments(
-            text_file,
-            tmp_path / "halves",
-            max_steps=3,
-            dropout=0.0,
-            auto_precision=False,
-            per_device_train_batch_size=2,
-            gradient_accumulation_steps=2,
-        )
-    )
+    fields = {"max_steps": 3, "dropout": 0.0, "auto_precision": False}
+    whole = pretrain(arguments(text_file, tmp_path / "whole", **fields))
+    halves = pretrain(arguments(text_file, tmp_path / "halves", **fields, **ACCUMULATED))
     first, second = (load_file(folder / "model.safetensors") for folder in (whole, halves))
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], rtol=1e-3, atol=1e-4, msg=name)
@@ -195,19 +165,10 @@ def test_a_finished_run_says_so_and_trains_no_more(text_file, tmp_path, caplog):
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(text_file, tmp_path):
-    args = arguments(
-        text_file,
-        tmp_path / "run",
-        max_steps=200,
-        learning_rate=1.0,
-        max_grad_norm=0.0,
-        warmup_steps=0,
-        eval_steps=2,
-        save_steps=2,
-        early_stopping_patience=2,
-    )
-    folder = pretrain(args)
-    assert max(entry["step"] for entry in entries(folder)) < 200
+    wild = {"learning_rate": 1.0, "max_grad_norm": 0.0, "warmup_steps": 0}
+    often = {"max_steps": 200, "eval_steps": 2, "save_steps": 2, "early_stopping_patience": 2}
+    folder = pretrain(arguments(text_file, tmp_path / "run", **wild, **often))
+    assert max(entry["step"] for entry in read_history(folder)) < 200
 
 
 def test_other_settings_never_overwrite_a_run(text_file, tmp_path):
@@ -246,16 +207,7 @@ def test_one_line_per_evaluation(text_file, tmp_path, caplog):
         pretrain(arguments(text_file, tmp_path / "run"))
     lines = [record.getMessage() for record in caplog.records]
     header = next(index for index, line in enumerate(lines) if line.lstrip().startswith("epoch"))
-    assert lines[header].split() == [
-        "epoch",
-        "loss",
-        "perplexity",
-        "accuracy",
-        "bits/byte",
-        "best",
-        "minutes",
-        "left",
-    ]
+    assert lines[header].split() == ["epoch", "loss", "perplexity", "accuracy", "bits/byte", "best", "minutes", "left"]
     rows = lines[header + 1 : header + 4]
     assert len([line for line in rows if "✓" in line]) >= 1
     assert all("%" in line for line in rows)

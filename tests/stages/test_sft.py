@@ -8,7 +8,7 @@ import torch
 from chats import untrained_chat
 from conversations import make_conversations, sft_arguments, write_conversations
 from earlier_tokenizer import earlier_byte_tokenizer
-from run_files import RUN_FILES, StopAt, log_without_clock
+from run_files import RUN_FILES, StopAt, assert_same_weights, log_without_clock
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig, pipeline
 
@@ -23,7 +23,7 @@ from newllm_lib.stages.evaluate import evaluate
 from newllm_lib.stages.generate import generate
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.stages.sft import prepare, sft
-from newllm_lib.training.callbacks import TrainingInterrupted
+from newllm_lib.training.callbacks import TrainingInterrupted, read_history
 from newllm_lib.training.trained_model import open_model
 
 
@@ -55,10 +55,6 @@ def pretrained(tmp_path_factory):
     return of
 
 
-def entries(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("model_type", ["newllm", "tiny-gpt2"])
 def test_from_scratch_a_run_holds_everything(conversations, tmp_path, model_type, caplog):
     args = sft_arguments(conversations, tmp_path / "run", model_type=model_type, auto_precision=False)
@@ -66,7 +62,7 @@ def test_from_scratch_a_run_holds_everything(conversations, tmp_path, model_type
         folder = sft(args)
     assert {path.name for path in folder.iterdir()} >= RUN_FILES
     assert not list(folder.rglob("*.bin"))
-    losses = [entry["eval_loss"] for entry in entries(folder) if "eval_loss" in entry]
+    losses = [entry["eval_loss"] for entry in read_history(folder) if "eval_loss" in entry]
     assert len(losses) == 3
     assert losses[-1] < losses[0]
     results = json.loads((folder / "results.json").read_text())
@@ -166,13 +162,11 @@ def test_interrupted_and_run_again_gives_the_same_bits(conversations, tmp_path, 
     write_conversations(conversations, make_conversations(25))
     fields |= {"max_steps": 12, "per_device_train_batch_size": 2, "eval_steps": 6, "save_steps": 6, "logging_steps": 4}
     unbroken = sft(sft_arguments(conversations, tmp_path / "unbroken", **fields))
-    assert entries(unbroken)[-1]["epoch"] > 1
+    assert read_history(unbroken)[-1]["epoch"] > 1
     with pytest.raises(TrainingInterrupted, match="Stopped at update 10 of 12"):
         sft(sft_arguments(conversations, tmp_path / "broken", **fields), callbacks=(StopAt(9),))
     broken = sft(sft_arguments(conversations, tmp_path / "broken", **fields))
-    expected, found = (load_file(folder / "checkpoint-12" / "model.safetensors") for folder in (unbroken, broken))
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
+    assert_same_weights(unbroken / "checkpoint-12", broken / "checkpoint-12")
     assert log_without_clock(unbroken) == log_without_clock(broken)
 
 
@@ -254,17 +248,11 @@ def test_the_context_grows(conversations, tmp_path, pretrained, caplog):
     before, after = (load_file(path / "model.safetensors") for path in (start, folder))
     assert open_model(folder).model.config.context_size == 2 * old
     grown = {name for name in before if before[name].shape != after[name].shape}
+    parts = ("delta", "output_gate", "context_norm", "context_out")
     assert grown == {
         f"model.layers.{layer}.{name}"
         for layer in range(open_model(start).model.config.num_hidden_layers)
-        for name in (
-            "forget_gate.weight",
-            "forget_gate.bias",
-            "delta.weight",
-            "output_gate.weight",
-            "context_norm.weight",
-            "context_out.weight",
-        )
+        for name in ("forget_gate.weight", "forget_gate.bias", *(f"{part}.weight" for part in parts))
     }
     for name in before.keys() - grown:
         assert torch.equal(before[name], after[name]), name
@@ -275,12 +263,7 @@ def test_the_context_grows(conversations, tmp_path, pretrained, caplog):
     small = sft(sft_arguments(conversations, tmp_path / "small", model=str(start), max_steps=1, learning_rate=1e-9))
     large = sft(
         sft_arguments(
-            conversations,
-            tmp_path / "large",
-            model=str(start),
-            grow_context=3 * old,
-            max_steps=1,
-            learning_rate=1e-9,
+            conversations, tmp_path / "large", model=str(start), grow_context=3 * old, max_steps=1, learning_rate=1e-9
         )
     )
     assert evaluate(small)["loss"] == pytest.approx(evaluate(large)["loss"], rel=1e-5)
@@ -293,5 +276,4 @@ def test_growing_goes_on_after_an_interrupt(conversations, tmp_path, pretrained)
     with pytest.raises(TrainingInterrupted):
         sft(sft_arguments(conversations, tmp_path / "broken", **fields), callbacks=(StopAt(3),))
     broken = sft(sft_arguments(conversations, tmp_path / "broken", **fields))
-    expected, found = (load_file(folder / "model.safetensors") for folder in (unbroken, broken))
-    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert_same_weights(unbroken, broken)

@@ -16,18 +16,11 @@ def folders(tmp_path_factory):
     (place / "text.txt").write_text(make_text(60))
     made = {"talk": write_conversations(place / "talk.jsonl", make_conversations(30))}
     for model_type in ("newllm", "tiny-gpt2"):
-        made[model_type] = pretrain(
-            PretrainArguments(
-                data=str(place / "text.txt"),
-                output_dir=str(place / model_type),
-                model_type=model_type,
-                tokenizer="byte",
-                max_length=32,
-                num_parameters=120_000,
-                max_steps=1,
-                per_device_train_batch_size=4,
-            )
-        )
+        args = PretrainArguments(
+            data=str(place / "text.txt"), output_dir=str(place / model_type), model_type=model_type, tokenizer="byte",
+            max_length=32, num_parameters=120_000, max_steps=1, per_device_train_batch_size=4,
+        )  # fmt: skip
+        made[model_type] = pretrain(args)
     return made
 
 

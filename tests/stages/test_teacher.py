@@ -1,7 +1,5 @@
 """Training beside a larger model: one with the same tokenizer, whose loss is weighed as the data's."""
 
-import json
-
 import pytest
 import torch
 from conversations import make_conversations, sft_arguments, write_conversations
@@ -11,6 +9,7 @@ from sample_text import make_text
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.stages.sft import sft
+from newllm_lib.training.callbacks import read_history
 
 
 def pretrain_arguments(folder, data, **fields) -> PretrainArguments:
@@ -41,8 +40,7 @@ def run(stage: str, place, folder, **fields) -> dict[str, torch.Tensor]:
 
 
 def losses(folder) -> list[float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line["loss"] for line in read_history(folder) if "loss" in line]
 
 
 def assert_close(first, second) -> None:

@@ -57,7 +57,7 @@ def test_after_a_save_that_failed_the_next_try_is_a_minute_later(tmp_path):
 
 def test_processes_agree(monkeypatch):
     asked = []
-    monkeypatch.setattr(report, "true_for_any_process", lambda flag, device: asked.append(flag) or True)
+    monkeypatch.setattr(report, "any_process", lambda flag, args: asked.append(flag) or True)
     callback = SaveByMinutes(10, clock=lambda: 0.0)
     callback.on_train_begin(None, None, None)
     args = SimpleNamespace(world_size=2, device="cpu")
@@ -71,12 +71,12 @@ def of_two(monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda number, handler: handler)
     meanwhile = []
 
-    def agree(flag, device):
+    def agree(flag, args):
         for happens in meanwhile:
             happens(signal.SIGINT, None)
         return flag
 
-    monkeypatch.setattr(report, "true_for_any_process", agree)
+    monkeypatch.setattr(report, "any_process", agree)
     callback = SaveOnInterrupt()
     args = SimpleNamespace(world_size=2, device="cpu")
     callback.on_train_begin(args, None, None)

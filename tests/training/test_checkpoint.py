@@ -26,7 +26,7 @@ def make_checkpoint(folder, step, sealed=True):
     checkpoint.mkdir(parents=True)
     (checkpoint / "model.safetensors").write_bytes(b"x" * step)
     if sealed:
-        seal_checkpoint(checkpoint)
+        seal_checkpoint(checkpoint, folder)
     return checkpoint
 
 
@@ -99,11 +99,8 @@ def test_lost_settings_that_no_checkpoint_states_are_told(tmp_path):
 def test_an_output_dir_that_cannot_be_is_told_in_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for name, why in [
-        ("file/run", "Not a directory"),
-        ("link", "a link to nothing"),
-        ("n" * 300, "File name too long"),
-    ]:
+    reasons = {"file/run": "Not a directory", "link": "a link to nothing", "n" * 300: "File name too long"}
+    for name, why in reasons.items():
         with pytest.raises(InputError, match=f"output_dir .*{why}.*choose another --output_dir") as refusal:
             open_run(tmp_path / name, {"seed": 1}, {})
         assert "\n" not in str(refusal.value)
@@ -154,13 +151,7 @@ def earlier(tmp_path):
 
 @pytest.mark.parametrize(
     "open_it",
-    [
-        open_model,
-        Chat,
-        check_model_folder,
-        lambda folder: compare([folder]),
-        lambda folder: find_base_model(str(folder)),
-    ],
+    [open_model, Chat, check_model_folder, lambda folder: compare([folder]), lambda it: find_base_model(str(it))],
     ids=["open_model", "Chat", "check_model_folder", "compare", "find_base_model"],
 )
 def test_a_model_of_an_earlier_version_is_refused_in_a_sentence(earlier, open_it):

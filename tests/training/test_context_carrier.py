@@ -1,11 +1,10 @@
 import itertools
-from types import SimpleNamespace
 
 import torch
 
 from newllm_lib.data.text import collate_rows
 from newllm_lib.stages.pretrain import PretrainArguments, prepare
-from newllm_lib.training.samplers import LaneSampler, RowsOnDisk
+from newllm_lib.training.samplers import LaneSampler
 from newllm_lib.training.trainer import ContextCarrier
 
 
@@ -56,14 +55,14 @@ def test_saved_and_loaded(tmp_path):
     carrier.keep(torch.tensor([4, 9]), torch.tensor([[0.1], [0.2]]))
     carrier.save(tmp_path)
     other = ContextCarrier(lanes=2)
-    other.load(tmp_path, SimpleNamespace(device=torch.device("cpu"), world_size=1))
+    other.load(tmp_path, torch.device("cpu"))
     assert torch.equal(other.take(torch.tensor([10, 5])).context, torch.tensor([[0.2], [0.1]]))
 
 
 def test_a_batch_that_is_read_at_once_holds_its_rows_in_their_order(text_file):
     args = PretrainArguments(data=str(text_file), tokenizer="byte", max_length=8, num_parameters=60_000)
     rows, indices = prepare(args).train_rows, [5, 0, 17, 5]
-    batch, expected = collate_rows(RowsOnDisk(rows).__getitems__(indices)), collate_rows([rows[i] for i in indices])
+    batch, expected = collate_rows(rows.__getitems__(indices)), collate_rows([rows[i] for i in indices])
     assert batch.keys() == expected.keys() and batch["row"].tolist() == indices
     assert all(
         torch.equal(batch[name], tensor) and batch[name].dtype == tensor.dtype for name, tensor in expected.items()

@@ -18,15 +18,9 @@ from newllm_lib.stages.sft import SftArguments, sft
 SPLITS = ((4, 1), (2, 2), (1, 4))
 # Plain gradient descent: Adam would turn the rounding of a gradient near zero into a whole step.
 FIELDS = {
-    "optim": "sgd",
-    "learning_rate": 1e-2,
-    "max_steps": 6,
-    "save_steps": 3,
-    "eval_steps": 3,
-    "auto_precision": False,
-    "load_best_model_at_end": False,
-    "logging_steps": 1,
-}
+    "optim": "sgd", "learning_rate": 1e-2, "max_steps": 6, "save_steps": 3, "eval_steps": 3, "auto_precision": False,
+    "load_best_model_at_end": False, "logging_steps": 1,
+}  # fmt: skip
 SMALL = {"tokenizer": "byte", "num_parameters": 120_000, "dropout": 0.0}
 
 

@@ -63,19 +63,11 @@ def damage(content: bytes, dice: random.Random) -> bytes:
     until = min(len(content), at + dice.choice((1, 8, 200)))
     digits = [place for place, byte in enumerate(content[:4096]) if 48 <= byte < 58] or [at]
     number = dice.choice(digits)
-    return dice.choice(
-        (
-            content[:at],
-            b"",
-            content[:at] + bytes(dice.randrange(256) for _ in range(until - at)) + content[until:],
-            content[:at] + bytes(until - at) + content[until:],
-            content[:at] + content[at:until] * 2 + content[until:],
-            content[:at] + content[until:],
-            content[:number]
-            + dice.choice((b"0", b"-1", b"99999999999", b"null", b'"a"', b"[]"))
-            + content[number + 1 :],
-        )
-    )
+    noise = bytes(dice.randrange(256) for _ in range(until - at))
+    pieces = noise, bytes(until - at), content[at:until] * 2, b""
+    other = dice.choice((b"0", b"-1", b"99999999999", b"null", b'"a"', b"[]"))
+    ways = [content[:at], b"", content[:number] + other + content[number + 1 :]]
+    return dice.choice([*ways, *(content[:at] + piece + content[until:] for piece in pieces)])
 
 
 FILES = ["config.json", "generation_config.json", "model.safetensors", "settings.json", "tokenizer.json"]

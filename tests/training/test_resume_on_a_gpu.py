@@ -4,8 +4,7 @@ find the same bits."""
 
 import pytest
 import torch
-from run_files import StopAt
-from test_killed_trainings import log_of
+from run_files import StopAt, log_without_clock
 
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.training.callbacks import TrainingInterrupted
@@ -34,7 +33,7 @@ def test_a_resumed_run_learns_what_an_unbroken_one_does(text_file, tmp_path, mod
     with pytest.raises(TrainingInterrupted):
         train("broken", StopAt(5))
     losses = [
-        [(entry["step"], name, entry[name]) for entry in log_of(run) for name in ("loss", "eval_loss") if name in entry]
+        [(row["step"], key, row[key]) for row in log_without_clock(run) for key in ("loss", "eval_loss") if key in row]
         for run in (unbroken, train("broken"))
     ]
     assert len(losses[0]) == 12 + 3

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import pytest
@@ -9,6 +10,8 @@ from run_folders import contents, make_checkpoint
 
 from newllm_lib.training.checkpoint import (
     COMPLETE_FILE,
+    PASSED_OVER,
+    SAVING,
     best_beside,
     is_complete,
     numbered_checkpoints,
@@ -61,39 +64,50 @@ def test_a_damaged_file_costs_one_checkpoint(tmp_path, caplog, name, damage):
     found = contents(newest)
     assert resume_point(tmp_path, True) == older
     assert "checkpoint-20" in caplog.text and "goes on from checkpoint-8" in caplog.text
-    assert names(tmp_path) == [".aside-checkpoint-20", "checkpoint-8"]
-    assert contents(tmp_path / ".aside-checkpoint-20") == found, "it is kept as it was"
+    assert contents(newest) == {**found, PASSED_OVER: b""}, "it is kept as it was"
 
 
 def test_where_nothing_is_whole_training_begins_anew_and_nothing_is_removed(tmp_path, caplog):
     for step in (8, 20):
         flip(make_checkpoint(tmp_path, step) / "optimizer.pt")
     assert resume_point(tmp_path, True) is None
-    assert names(tmp_path) == [".aside-checkpoint-20", ".aside-checkpoint-8"]
+    assert names(tmp_path) == ["checkpoint-20", "checkpoint-8"]
     assert "begins anew" in caplog.text
     make_checkpoint(tmp_path, 10)
     rotate(tmp_path, 10, 3, None)
-    assert names(tmp_path) == [".aside-checkpoint-20", "checkpoint-10"], "update 20 is not passed yet"
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-20"], "update 20 is not passed yet"
 
 
-def test_what_was_set_aside_and_is_whole_stands_again(tmp_path):
-    whole = make_checkpoint(tmp_path, 8)
-    os.rename(whole, tmp_path / ".aside-checkpoint-8")
-    cut_off = make_checkpoint(tmp_path, 8)
-    (cut_off / COMPLETE_FILE).unlink()
-    assert resume_point(tmp_path, True) == whole and is_complete(whole)
-    assert names(tmp_path) == ["checkpoint-8"]
+def written(folder, step):
+    """A sealed checkpoint that does not stand among the others yet."""
+    (folder / SAVING).mkdir()
+    return make_checkpoint(folder, step).rename(folder / SAVING / f"checkpoint-{step}")
 
 
-def test_of_two_that_were_set_aside_the_sealed_one_stays(tmp_path):
-    for is_sealed in (False, True, False):
-        checkpoint = make_checkpoint(tmp_path, 8)
-        flip(checkpoint / "optimizer.pt")
-        if not is_sealed:
-            (checkpoint / COMPLETE_FILE).unlink()
-        assert resume_point(tmp_path, True) is None
-        assert names(tmp_path) == [".aside-checkpoint-8"]
-    assert (tmp_path / ".aside-checkpoint-8" / COMPLETE_FILE).exists()
+@pytest.mark.parametrize("there", ["nothing", "a whole one", "a damaged one", "it has given way already"])
+def test_what_was_sealed_when_a_process_died_is_gone_on_with(tmp_path, there):
+    make_checkpoint(tmp_path, 4)
+    new = contents(written(tmp_path, 8))
+    if there != "nothing":
+        old = make_checkpoint(tmp_path, 8)
+        if there == "a damaged one":
+            flip(old / "optimizer.pt")
+        if there == "it has given way already":
+            old.rename(tmp_path / SAVING / "replaced")
+    assert resume_point(tmp_path, True) == tmp_path / "checkpoint-8"
+    assert contents(tmp_path / "checkpoint-8") == new and names(tmp_path) == ["checkpoint-4", "checkpoint-8"]
+
+
+@pytest.mark.parametrize("harm", [flip, os.unlink])
+@pytest.mark.parametrize("file", ["optimizer.pt", COMPLETE_FILE])
+def test_what_was_not_written_to_its_end_leaves_the_one_that_is_there(tmp_path, file, harm):
+    old = make_checkpoint(tmp_path, 8)
+    (tmp_path / SAVING).mkdir()
+    cut_off = shutil.copytree(old, tmp_path / SAVING / "checkpoint-8")
+    harm(cut_off / file)
+    before = contents(old)
+    assert resume_point(tmp_path, True) == old
+    assert contents(old) == before and names(tmp_path) == ["checkpoint-8"]
 
 
 @pytest.mark.parametrize("needs_best", [True, False])
@@ -102,8 +116,17 @@ def test_the_best_one_has_to_be_whole_where_it_becomes_the_result(tmp_path, capl
         make_checkpoint(tmp_path, step, best=best)
     flip(tmp_path / "checkpoint-8" / "model.safetensors")
     assert resume_point(tmp_path, needs_best).name == ("checkpoint-4" if needs_best else "checkpoint-12")
-    assert is_complete(tmp_path / (".aside-checkpoint-12" if needs_best else "checkpoint-12"))
+    assert is_complete(tmp_path / "checkpoint-12")
     assert ("needs checkpoint-8, the best one so far" in caplog.text) == needs_best
+
+
+def test_what_was_passed_over_is_gone_on_with_when_it_is_whole_again(tmp_path):
+    make_checkpoint(tmp_path, 4)
+    newest = make_checkpoint(tmp_path, 12)
+    flip(newest / "model.safetensors")
+    assert resume_point(tmp_path, True).name == "checkpoint-4" and (newest / PASSED_OVER).exists()
+    flip(newest / "model.safetensors")
+    assert resume_point(tmp_path, True) == newest and not (newest / PASSED_OVER).exists()
 
 
 def test_without_its_best_one_a_run_goes_on_rather_than_begin_anew(tmp_path):

@@ -8,9 +8,8 @@ import pytest
 import torch
 from earlier_tokenizer import earlier_byte_tokenizer
 from preference_runs import dpo_arguments
-from run_files import StopAt
+from run_files import StopAt, log_without_clock
 from safetensors.torch import load_file
-from test_killed_trainings import log_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback
 
@@ -103,8 +102,8 @@ def test_going_on_repeats_no_evaluation(tmp_path, text_file, train):
     with pytest.raises(KeyboardInterrupt):  # at once: what a kill leaves
         train(tmp_path, "broken", text_file, (StopAt(5), StopAt(5)), **fields)
     again = train(tmp_path, "broken", text_file, **fields)
-    steps = [[entry["step"] for entry in log_of(run)] for run in (whole, again)]
-    evaluated = [[entry for entry in log_of(run) if "eval_loss" in entry] for run in (whole, again)]
+    steps = [[entry["step"] for entry in log_without_clock(run)] for run in (whole, again)]
+    evaluated = [[entry for entry in log_without_clock(run) if "eval_loss" in entry] for run in (whole, again)]
     assert steps[0] == steps[1] and evaluated[0] == evaluated[1]
 
 

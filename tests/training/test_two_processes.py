@@ -1,5 +1,6 @@
 """The same run on one process and on two: the same rows, the same losses."""
 
+import itertools
 import json
 import os
 import shlex
@@ -15,6 +16,7 @@ from accelerate.data_loader import BatchSamplerShard
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
+from newllm_lib.data.text import PackedRows, token_bytes, token_type
 from newllm_lib.models import build_config, build_model
 from newllm_lib.models.recurrent_model import loss_only
 from newllm_lib.training.checkpoint import newest_checkpoint
@@ -37,12 +39,12 @@ def test_every_row_is_seen_once_and_all_processes_have_as_many(num_rows, process
     assert len(seen) == len(order)
 
 
-def test_nothing_is_learned_from_a_blank_row():
-    rows = [{"input_ids": torch.arange(3).numpy(), "labels": torch.arange(3).numpy(), "row": 0}]
-    blank = RowsAndBlank(rows)[1]
-    assert blank["labels"].tolist() == [-100] * 3
-    assert blank["row"] == NO_ROW
-    assert RowsAndBlank(rows)[0] is rows[0]
+def test_nothing_is_learned_from_a_blank_row(tmp_path, byte_tokenizer):
+    path = tmp_path / "rows"
+    path.write_bytes(token_bytes(token_type(byte_tokenizer), [1, 2, 3, 4]))
+    batch = RowsAndBlank(PackedRows([path], byte_tokenizer, 3)).__getitems__([1, 0])
+    assert batch["labels"].tolist() == [[-100] * 3, [2, 3, 4]]
+    assert batch["row"].tolist() == [NO_ROW, 0]
 
 
 @pytest.mark.parametrize("model_type", ["newllm", "newllm-reference", "tiny-gpt2", "lstm"])
@@ -61,45 +63,26 @@ def test_a_batch_of_blank_rows_adds_nothing(model_type):
         assert not parameter.grad.any(), name
 
 
-class Processes:
-    """Stands in for what a run on `world` processes knows of itself, and gathers from all of them."""
-
-    def __init__(self, world: int, rank: int, rows: int, everyone: list[ContextCarrier]):
-        self.world_size, self.process_index, self.per_device_train_batch_size = world, rank, rows
-        self.device = torch.device("cpu")
-        self.everyone = everyone
-
-    def gather(self, tensor):
-        name = "rows" if tensor.dim() == 1 else "contexts"
-        return torch.cat([getattr(carrier, name) for carrier in self.everyone])
-
-
-def keep_updates(world: int, rows: int, accumulation: int, updates: int) -> list[ContextCarrier]:
-    """Carriers after some updates, the context of row r being [r]; batches are dealt out as accelerate does."""
+def contexts_after(world: int, rows: int, accumulation: int, updates: int, start: Path | None = None) -> ContextCarrier:
+    """What is held after some updates more, the context of row r being [r]: every call gets the batches of all
+    processes, which accelerate deals out in turn."""
     lanes = world * rows * accumulation
-    carriers = [ContextCarrier(lanes // world) for _ in range(world)]
-    batches = BatchSampler(LaneSampler(lanes * 5, lanes, seed=3), rows, False)
-    for number, batch in enumerate(batches):
-        if number == updates * world * accumulation:
-            break
-        carriers[number % world].keep(torch.tensor(batch), torch.tensor(batch)[:, None].float())
-    return carriers
+    carrier = ContextCarrier(lanes)
+    if start is not None:
+        carrier.load(start, torch.device("cpu"))
+    batches = BatchSampler(LaneSampler(lanes * 5, lanes, seed=3), rows * world, False)
+    done = 0 if start is None else 2 * accumulation
+    for batch in itertools.islice(batches, done, done + updates * accumulation):
+        carrier.keep(torch.tensor(batch), torch.tensor(batch)[:, None].float())
+    return carrier
 
 
 @pytest.mark.parametrize("target", [(1, 8, 1), (1, 2, 4), (2, 4, 1), (2, 2, 2), (4, 1, 2)])
 @pytest.mark.parametrize("source", [(1, 8, 1), (2, 2, 2), (4, 2, 1)])
 def test_the_context_goes_on_with_another_number_of_processes(tmp_path, source, target):
-    everyone = keep_updates(*source, updates=2)
-    world, rows, _ = source
-    gathering = Processes(world, 0, rows, everyone)
-    everyone[0].gathered(gathering, gathering).save(tmp_path)
-    world, rows, accumulation = target
-    expected = keep_updates(*target, updates=2)
-    for rank in range(world):
-        carrier = ContextCarrier(rows * accumulation)
-        carrier.load(tmp_path, Processes(world, rank, rows, []))
-        assert torch.equal(carrier.rows, expected[rank].rows)
-        assert torch.equal(carrier.contexts, expected[rank].contexts)
+    contexts_after(*source, updates=2).save(tmp_path)
+    found, unbroken = contexts_after(*target, updates=1, start=tmp_path), contexts_after(1, 8, 1, updates=3)
+    assert torch.equal(found.rows, unbroken.rows) and torch.equal(found.contexts, unbroken.contexts)
 
 
 def command(words: tuple[str, ...], processes: int) -> dict:
@@ -141,18 +124,8 @@ def test_sft_on_two_processes_is_sft_on_one(tmp_path):
     data = tmp_path / "talk.jsonl"
     talks = [[f"Question {n}?", f"{'Because ' * (n % 4)}answer {n * n}."] for n in range(50)]
     data.write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in talks))
-    fields = (
-        "sft",
-        "--data",
-        str(data),
-        "--max_length",
-        "64",
-        "--num_train_epochs",
-        "2",
-        "--held_out_share",
-        "0.2",
-        *SMALL,
-    )
+    fields = ("sft", "--data", str(data), "--max_length", "64", "--num_train_epochs", "2", "--held_out_share", "0.2")
+    fields += SMALL
     newllm(*fields, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one"))
     newllm(*fields, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two"), processes=2)
     assert_same_curve(tmp_path / "one", tmp_path / "two")

@@ -9,50 +9,27 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import TrainerCallback
 
 from ...errors import FULL
 from ...preferences.sweep import TRIALS_FILE
-from ...training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE, best_beside
+from ...training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE
 from ..page.notices import GONE
 from . import run_copy
-
-
-@dataclass(frozen=True)
-class CopyStatus:
-    age: float | None = None  # seconds since the newest copy was verified, None if there is none of this session
-    is_waiting: bool = False  # a newer checkpoint is on its way
-    share: float | None = None  # how much of it is there, from 0 to 1; None if it has not begun
-    problem: str = ""  # why the last try failed, "" if it did not
-    retry_seconds: float = 0.0  # until the next try
-
-    @property
-    def is_current(self) -> bool:
-        return self.age is not None and not self.is_waiting and not self.problem
-
-    def sentence(self) -> str:
-        """For the training panel, such as "saved to Drive 38 s ago ✓"."""
-        if self.problem:
-            return f"{self.problem}, next try in {span(self.retry_seconds)}"
-        if self.share is not None:
-            return f"copying to Drive, {self.share:.0%}"
-        if self.is_waiting or self.age is None:
-            return "not on Drive yet"
-        return f"saved to Drive {span(self.age)} ago ✓"
 
 
 def problem_of(error: Exception) -> str:
     if isinstance(error, run_copy.DamagedCopy):
         return f"Drive did not keep what was written ({error})"
-    if isinstance(error, OSError) and error.errno in FULL:
+    number = getattr(error, "errno", None)
+    if number in FULL:
         return "Drive is full"
-    if isinstance(error, OSError) and error.errno in GONE:
+    if number in GONE:
         return "Drive does not answer"
-    words = error.strerror if isinstance(error, OSError) else str(error)
-    return f"Drive cannot be written to ({words or type(error).__name__})"
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"Drive cannot be written to ({words})"
 
 
 def span(seconds: float) -> str:
@@ -65,74 +42,64 @@ RETRY_SECONDS = 5.0  # after the first failure; twice as long after each further
 LONGEST_RETRY_SECONDS = 300.0
 
 
-@dataclass(frozen=True)
-class CopyJob:
-    """One checkpoint that is to be copied, with the best one beside it."""
-
-    run: Path
-    staging: Path
-    checkpoints: tuple[Path, ...]
-    best: str | None
-    total_bytes: int
-
-
-class DriveCopier:
+class DriveCopier(TrainerCallback):
     """Keeps a copy of the runs in `local` on `drive`, in one daemon thread. A run that trains is copied when it saves,
     a checkpoint at a time; of several that wait only the newest is. Everything else is copied when it has changed."""
 
     def __init__(self, local: Path, drive: Path, clock: Callable[[], float] = time.monotonic):
         self.local, self.drive, self.clock = local, drive, clock
         self.condition = threading.Condition()
-        self.jobs: dict[Path, CopyJob] = {}  # run -> its newest checkpoint that waits
-        self.current: CopyJob | None = None
-        self.current_bytes = 0
-        self.saved_at: dict[Path, float] = {}
-        self.seen: dict[Path, tuple[int, int]] = {}  # file -> its size and time when it was copied
-        self.problem, self.failures, self.retry_at = "", 0, 0.0
+        self.jobs: dict[Path, Path] = {}  # run -> its newest checkpoint that waits, in STAGING
+        self.current: tuple[Path, Path] | None = None  # the one that is copied now
+        self.copied_bytes = self.total_bytes = 0  # of that
+        self.saved_at: dict[Path, float] = {}  # run -> when its newest copy of this session was verified
+        self.seen: dict[Path, dict[str, tuple[int, int]]] = {}  # folder -> size and time of its files when copied
+        self.problem, self.pause, self.retry_at = "", 0.0, 0.0
         self.asked = self.answered = 0  # requests for a round of work
         self.numbers = itertools.count(1)
         self.left: set[Path] = set()  # runs that are further on Drive than here and were not brought back yet
         self.missed: set[Path] = set()  # runs whose newest checkpoint could not be set aside
+        self.thread = threading.Thread(target=self._run, name="copy-to-drive", daemon=True)
         shutil.rmtree(local / STAGING, ignore_errors=True)
 
-    def start(self) -> "DriveCopier":
-        threading.Thread(target=self._run, name="copy-to-drive", daemon=True).start()
-        return self
+    def start(self) -> None:
+        """Begin to copy; if that has begun already, what failed is tried again."""
+        (self.thread.start if self.thread.ident is None else self.try_again)()
 
     def copy_of(self, folder: Path) -> Path:
         return self.drive / folder.relative_to(self.local)
 
+    def on_save(self, args, state, control, **kwargs):  # by now the checkpoint is sealed
+        if state.is_world_process_zero:
+            self.copy_later(Path(args.output_dir), Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
     def copy_later(self, run: Path, checkpoint: Path) -> None:
         """Copy a complete checkpoint as soon as Drive is free, in place of an older one of the run that still waits."""
-        staging = self.local / STAGING / str(next(self.numbers))
-        best = best_beside(checkpoint)
+        staged = self.local / STAGING / str(next(self.numbers)) / checkpoint.name
         try:
-            for path in dict.fromkeys(path for path in (best, checkpoint) if path and path.is_dir()):
-                shutil.copytree(path, staging / path.name, copy_function=link)
-            total = sum(path.stat().st_size for path in run_copy.files_of(staging))
-            staged = tuple(sorted(staging.iterdir(), key=lambda path: path.name == checkpoint.name))  # it comes last
+            for path in run_copy.with_best(checkpoint):
+                shutil.copytree(path, staged.with_name(path.name), copy_function=link)
         except OSError:  # the disk of this machine is full: the training goes on, and the next save is the next try
-            shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(staged.parent, ignore_errors=True)
             self.missed.add(run)
             return
         self.missed.discard(run)
         with self.condition:
-            replaced = self.jobs.get(run)
-            self.jobs[run] = CopyJob(run, staging, staged, best and best.name, total)
+            replaced, self.jobs[run] = self.jobs.get(run), staged
             self.condition.notify_all()
         if replaced is not None:
-            shutil.rmtree(replaced.staging, ignore_errors=True)
+            shutil.rmtree(replaced.parent, ignore_errors=True)
 
-    def status(self, run: Path) -> CopyStatus:
-        now, job = self.clock(), self.current
-        is_copied_now = job is not None and job.run == run
-        return CopyStatus(
-            age=now - self.saved_at[run] if run in self.saved_at else None,
-            is_waiting=is_copied_now or run in self.jobs or run in self.missed,
-            share=min(self.current_bytes / max(job.total_bytes, 1), 1.0) if is_copied_now else None,
-            problem=self.problem,
-            retry_seconds=max(self.retry_at - now, 0.0),
-        )
+    def status(self, run: Path) -> tuple[str, bool]:
+        """(how the copy of a run stands, such as "saved to Drive 38 s ago ✓"; True if that is the newest checkpoint)"""
+        now = self.clock()
+        if self.problem:
+            return f"{self.problem}, next try in {span(max(self.retry_at - now, 0.0))}", False
+        if self.current is not None and self.current[0] == run:
+            return f"copying to Drive, {min(self.copied_bytes / max(self.total_bytes, 1), 1.0):.0%}", False
+        if run in self.jobs or run in self.missed or run not in self.saved_at:
+            return "not on Drive yet", False
+        return f"saved to Drive {span(now - self.saved_at[run])} ago ✓", True
 
     def finish(self, tell: Callable[[], None] = lambda: None) -> bool:
         """Try again now, and wait for Drive, calling `tell` twice a second; False if it does not take everything."""
@@ -150,11 +117,11 @@ class DriveCopier:
             self.asked += 1
             self.condition.notify_all()
 
-    def fetch(self, run: Path) -> run_copy.BroughtBack | None:
-        """Bring a run back; None if its copy is not further. Raises OSError: nothing here has changed."""
+    def fetch(self, run: Path) -> run_copy.BroughtBack:
+        """Bring a run back, if its copy is further. Raises OSError: nothing here has changed."""
         here = run_copy.progress_here(run)
         if run_copy.progress_of_copy(self.copy_of(run)) <= here:
-            return None
+            return run_copy.BroughtBack()
         brought = run_copy.bring_back(self.copy_of(run), run, beyond=here)
         reference = run / REFERENCE_FOLDER  # the model that adapters are on, a run of its own inside theirs
         if brought.progress > here and self.copy_of(reference).is_dir():
@@ -179,78 +146,53 @@ class DriveCopier:
                     raise OSError(errno.ENOTCONN, "Drive is not mounted")
                 task()
             except Exception as error:  # no other code would see an error of this thread
-                with self.condition:  # a job that failed waits again, unless a newer one does
-                    job, self.current = self.current, None
-                    if job is not None and self.jobs.setdefault(job.run, job) is not job:
-                        shutil.rmtree(job.staging, ignore_errors=True)
+                with self.condition:  # a checkpoint that failed waits again, unless a newer one does
+                    failed, self.current = self.current, None
+                    if failed is not None and self.jobs.setdefault(*failed) != failed[1]:
+                        shutil.rmtree(failed[1].parent, ignore_errors=True)
                 problem = problem or problem_of(error)
                 if isinstance(error, OSError) and error.errno in FULL | GONE:
                     break  # so would all that follows
-        self.problem, self.failures = problem, self.failures + 1 if problem else 0
-        pause = min(RETRY_SECONDS * 2 ** max(self.failures - 1, 0), LONGEST_RETRY_SECONDS)
-        self.retry_at = self.clock() + pause
+        self.pause = min(2 * self.pause, LONGEST_RETRY_SECONDS) if self.problem else RETRY_SECONDS
+        self.problem, self.retry_at = problem, self.clock() + self.pause
         with self.condition:
             self.answered = answering
             self.condition.notify_all()
 
     def _copy_jobs(self) -> None:
-        while True:
+        while self.jobs:
+            self.copied_bytes = 0
             with self.condition:
-                run = next(iter(self.jobs), None)
-                self.current_bytes = 0
-                job = self.current = None if run is None else self.jobs.pop(run)
-            if job is None:
-                return
-            run_copy.copy_checkpoints(job.run, self.copy_of(job.run), job.checkpoints, job.best, self._count)
-            self.saved_at[job.run] = self.clock()
-            shutil.rmtree(job.staging, ignore_errors=True)
+                self.current = run, staged = self.jobs.popitem()
+            self.total_bytes = run_copy.bytes_in(staged.parent)
+            run_copy.copy_checkpoint(run, self.copy_of(run), staged, self._count)
+            self.saved_at[run], self.current = self.clock(), None
+            shutil.rmtree(staged.parent, ignore_errors=True)
 
     def _count(self, size: int) -> None:
-        self.current_bytes += size
+        self.copied_bytes += size
 
     def _copy_changed_files(self, folder: Path, names: list[str]) -> None:
-        now = {folder / name: (folder / name).stat() for name in names}
-        now = {path: (status.st_size, status.st_mtime_ns) for path, status in now.items()}
-        changed = [path.name for path in now if self.seen.get(path) != now[path]]
-        if changed:
-            self.copy_of(folder).mkdir(parents=True, exist_ok=True)
-            run_copy.update_files(folder, self.copy_of(folder), changed)
-            self.seen |= now
+        statuses = {name: (folder / name).stat() for name in names}
+        now = {name: (status.st_size, status.st_mtime_ns) for name, status in statuses.items()}
+        if now != self.seen.get(folder, {}):
+            run_copy.update_files(folder, self.copy_of(folder), names)
+            self.seen[folder] = now
             self.saved_at[folder] = self.clock()
             self.missed.discard(folder)
 
     def _settled_folders(self) -> Iterator[tuple[Path, list[str]]]:
         """(folder, names of its files, the results last), but for runs under way, whose files belong to their
-        checkpoints. A sweep is none, its trials are."""
+        checkpoints. A sweep is none, its trials are. A link that leads nowhere is no file."""
         for path, folders, names in os.walk(self.local):
             folders[:] = [f for f in sorted(folders) if not f.startswith(".") and not CHECKPOINT_NAME.fullmatch(f)]
             if SETTINGS_FILE not in names or {RESULTS_FILE, TRIALS_FILE} & set(names):
-                files = (name for name in names if not name.startswith(".") and name != run_copy.MANIFEST_FILE)
-                names = [name for name in files if (Path(path) / name).is_file()]  # no link that leads nowhere
-                yield Path(path), sorted(names, key=lambda name: (name == RESULTS_FILE, name))
-
-
-class CopyWhenSaved(TrainerCallback):
-    """Hands checkpoints to the copier, not at the save, when they are not complete yet, but at what comes next."""
-
-    def __init__(self, copier: DriveCopier):
-        self.copier = copier
-        self.saved: Path | None = None
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            self.saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        saved, self.saved = self.saved, None
-        if saved is not None:
-            self.copier.copy_later(saved.parent, saved)
-
-    on_train_end = on_step_begin
+                files = [n for n in names if n[0] != "." and n != run_copy.MANIFEST_FILE and (Path(path) / n).is_file()]
+                yield Path(path), sorted(files, key=lambda name: (name == RESULTS_FILE, name))
 
 
 def callbacks_for(copier: DriveCopier | None) -> tuple[TrainerCallback, ...]:
-    return () if copier is None else (CopyWhenSaved(copier),)
+    return () if copier is None else (copier,)
 
 
 def link(source: str, target: str) -> None:

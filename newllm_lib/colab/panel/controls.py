@@ -3,11 +3,10 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets as widgets
-import traitlets
 
 from ...errors import InputError
 from ...preferences.arguments import LOSS_TYPES
@@ -60,13 +59,14 @@ BY_EPOCHS = "by epochs"  # what max_steps shows when it does not decide
 
 @dataclasses.dataclass
 class Control:
-    name: str
-    widget: widgets.Widget
-    box: widgets.Widget
-    kind: type
-    optional: bool
     field: dataclasses.Field
+    widget: widgets.Widget
     placeholder: str = ""  # what an empty text field says, in English
+
+    def __post_init__(self):
+        self.name = self.field.name
+        self.kind, self.optional = _plain_type(self.field)
+        self.box = widgets.VBox([html_widget(), self.widget], layout=widgets.Layout(width="auto"))
 
     @property
     def value(self) -> Any:
@@ -82,30 +82,40 @@ class Control:
 
     def set(self, value: Any) -> None:
         """Show `value`; a slider of steps gets a step for it. Raises InputError: the setting cannot have that value."""
-        if value is None:
-            value = "" if isinstance(self.widget, widgets.Text) else UNSET
         try:
-            if isinstance(self.widget, widgets.SelectionSlider):
-                steps = [step for _, step in self.widget.options]
-                if value not in steps:
-                    self.widget.options = _labelled(self.name, sorted([*steps, self.kind(value)]))
-            self.widget.value = value
+            self._show(value)
         except Exception as error:  # the widget's own complaint comes in several types
             raise InputError(f"{self.name} cannot be {value!r}.") from error
+
+    def _show(self, value: Any) -> None:
+        if value is None:
+            value = "" if isinstance(self.widget, widgets.Text) else UNSET
+        if isinstance(self.widget, widgets.SelectionSlider):
+            self._offer(self.kind(value))
+        self.widget.value = value
+
+    def _offer(self, *values: float) -> None:
+        steps = {step for _, step in self.widget.options}
+        if not steps.issuperset(values):
+            self.widget.options = _labelled(self.name, sorted(steps.union(values)))
+
+    def observe(self, changed: Callable[[Any], Any]) -> None:
+        self.widget.observe(changed, names="value")
 
     def show_if(self, visible: bool) -> None:
         self.box.layout.display = None if visible else "none"
 
     def speak(self) -> None:
-        self.box.children[0].value = heading_html(self.field)
+        """Say everything in the session's language."""
+        label = f'<b title="--{self.name}">{escape(text(label_of(self.name)))}</b>'
+        label += small_html(escape(text(help_of(self.field))))
+        self.box.children[0].value = f'<div style="line-height:1.35;margin-top:8px">{label}</div>'
         if isinstance(self.widget, widgets.Checkbox):
             self.widget.description = text("yes")
         elif isinstance(self.widget, widgets.Text):
             self.widget.placeholder = text(self.placeholder)
         elif isinstance(self.widget, widgets.SelectionSlider | widgets.Dropdown):
-            value, choices = self.widget.value, [choice for _, choice in self.widget.options]
-            self.widget.options = _labelled(self.name, choices)
-            self.widget.value = value
+            relabel(self.widget, _labelled(self.name, [choice for _, choice in self.widget.options]))
 
 
 class RangeControl(Control):
@@ -115,113 +125,93 @@ class RangeControl(Control):
     def value(self) -> str:
         return ",".join(f"{number:g}" for number in dict.fromkeys(self.widget.value))
 
-    def set(self, value: Any) -> None:
-        """Show the range; it gets steps for its ends. Raises InputError: it is none."""
-        try:
-            numbers = sorted(float(part) for part in str(value).split(","))
-        except ValueError as error:
-            raise InputError(f"{self.name} cannot be {value!r}.") from error
-        steps = sorted({*(step for _, step in self.widget.options), *numbers})
-        if len(steps) > len(self.widget.options):
-            self.widget.options = [(f"{step:g}", step) for step in steps]
+    def _show(self, value: Any) -> None:
+        numbers = sorted(map(float, str(value).split(",")))
+        self._offer(*numbers)
         self.widget.value = (numbers[0], numbers[-1])
 
 
 class ChoicesControl(Control):
-    """Boxes to tick; the setting's text is what is ticked, with commas between."""
+    """A row of boxes to tick; the setting's text is what is ticked, with commas between."""
 
     @property
     def value(self) -> str:
-        return ",".join(self.widget.value)
+        return ",".join(box.description for box in self.widget.children if box.value)
 
-    def set(self, value: Any) -> None:
-        """Tick what the text names. Raises InputError: there is no box for it."""
-        names = [part.strip() for part in str(value).split(",") if part.strip()]
-        if unknown := [name for name in names if name not in self.widget.boxes]:
-            raise InputError(f"{self.name} cannot be {unknown[0]!r}.")
-        self.widget.tick(names)
+    def observe(self, changed: Callable[[Any], Any]) -> None:
+        for box in self.widget.children:
+            box.observe(changed, names="value")
 
-
-class Ticks(widgets.HBox):
-    """A row of check boxes that wraps; `value` is the names of those that are ticked."""
-
-    value = traitlets.Tuple()
-
-    def __init__(self, names: tuple[str, ...]):
-        layout = widgets.Layout(width="auto", margin="0 12px 0 0")
-        self.boxes = {name: widgets.Checkbox(description=name, indent=False, layout=layout) for name in names}
-        super().__init__(list(self.boxes.values()), layout=widgets.Layout(flex_flow="row wrap", width="auto"))
-        for box in self.boxes.values():
-            box.observe(lambda change: self._read(), names="value")
-
-    def tick(self, names: list[str]) -> None:
-        for name, box in self.boxes.items():
-            box.value = name in names
-
-    def _read(self) -> None:
-        self.value = tuple(name for name, box in self.boxes.items() if box.value)
+    def _show(self, value: Any) -> None:
+        names = {part.strip() for part in str(value).split(",")} - {""}
+        if not names <= {box.description for box in self.widget.children}:
+            raise ValueError("there is no box for it")
+        for box in self.widget.children:
+            box.value = box.description in names
 
 
 def settings_fields(arguments_class: type) -> list[dataclasses.Field]:
     """The fields that a panel offers, in its order: those with a range, choices, a yes or no, or a file."""
-    fields = [field for field in dataclasses.fields(arguments_class) if metadata_of(field).get("group")]
-    fields = [field for field in fields if field.name != "model_type" and _is_offered(field)]
+    fields = filter(_is_offered, dataclasses.fields(arguments_class))
     order = list(LABELS)
     return sorted(fields, key=lambda field: order.index(field.name) if field.name in order else len(order))
 
 
 def make_control(field: dataclasses.Field, extra_values: Iterable[Any] = ()) -> Control:
     """The control of one field. A slider of steps also has the `extra_values`, such as those of presets."""
-    metadata = metadata_of(field)
-    kind, optional = _plain_type(field)
-    control, placeholder, layout = Control, "", widgets.Layout(width="auto", min_width="0")
+    kind = _plain_type(field)[0]
+    control, layout = Control, widgets.Layout(width="auto", min_width="0")
     if field.name in RANGES:
-        control, steps = RangeControl, [(f"{step:g}", step) for step in log_steps(*RANGES[field.name], float)]
+        control, steps = RangeControl, _labelled(field.name, log_steps(*RANGES[field.name], float))
         widget = widgets.SelectionRangeSlider(options=steps, index=(0, len(steps) - 1), **slider_options())
     elif field.name in CHOICES:
-        control, widget = ChoicesControl, Ticks(CHOICES[field.name])
-    elif field.type is bool:
-        widget = widgets.Checkbox(value=field.default, indent=False, layout=layout, description=text("yes"))
-    elif kind is str and not get_args(kind) and "low" not in metadata and optional:
-        placeholder = PLACEHOLDERS.get(field.name, PATH)
-        widget = widgets.Combobox(placeholder=text(placeholder), continuous_update=False, layout=layout)
-    elif get_origin(field.type) is Literal:
+        apart = widgets.Layout(width="auto", margin="0 12px 0 0")
+        boxes = [widgets.Checkbox(description=name, indent=False, layout=apart) for name in CHOICES[field.name]]
+        row = widgets.Layout(flex_flow="row wrap", width="auto")
+        control, widget = ChoicesControl, widgets.HBox(boxes, layout=row)
+    elif kind is bool:
+        widget = widgets.Checkbox(value=field.default, indent=False, layout=layout)
+    elif kind is str:
+        widget = widgets.Combobox(continuous_update=False, layout=layout)
+    elif kind is Literal:
         options = _labelled(field.name, get_args(field.type))
         widget = widgets.Dropdown(options=options, value=field.default, layout=layout)
     else:
-        widget = _slider(field, metadata, kind, optional, extra_values)
+        widget = _slider(field, extra_values)
     # ipywidgets 7 knows tooltips of buttons only, and the page fails to show a box that has one.
-    if "tooltip" in widget.traits() and not isinstance(widget, widgets.Box):
+    if widget.has_trait("tooltip") and not isinstance(widget, widgets.Box):
         widget.tooltip = f"--{field.name}"
-    box = widgets.VBox([html_widget(heading_html(field)), widget], layout=widgets.Layout(width="auto"))
-    made = control(field.name, widget, box, kind, optional, field, placeholder)
+    made = control(field, widget, PLACEHOLDERS.get(field.name, PATH))
     if control is not Control:  # what is searched has no widget that can be made at its default
         made.set(field.default)
     return made
 
 
-def heading_html(field: dataclasses.Field) -> str:
-    label = f'<b title="--{field.name}">{escape(text(label_of(field.name)))}</b>'
-    return f'<div style="line-height:1.35;margin-top:8px">{label}{small_html(escape(text(help_of(field))))}</div>'
+def relabel(widget: widgets.Widget, options: Sequence[tuple[str, Any]]) -> None:
+    """Give a widget's choices other names; it would go back to the first one."""
+    value = widget.value
+    widget.options = options
+    widget.value = value
 
 
 def label_of(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 
-def _slider(field, metadata, kind, optional, extra_values) -> widgets.Widget:
-    low, high, common = metadata["low"], metadata["high"], slider_options()
+def _slider(field: dataclasses.Field, extra_values: Iterable[Any]) -> widgets.Widget:
+    (kind, optional), metadata, common = _plain_type(field), metadata_of(field), slider_options()
+    low, high = metadata["low"], metadata["high"]
     if metadata.get("log") or optional or "steps" in metadata:
-        steps = log_steps(low, high, kind) if metadata.get("log") else range(int(low), int(high) + 1)
-        steps = metadata.get("steps", steps)
+        usual = log_steps(low, high, kind) if metadata.get("log") else range(int(low), int(high) + 1)
         default = UNSET if field.default is None else field.default
-        options = _labelled(field.name, sorted({*steps, *extra_values, default, *([UNSET] if optional else [])}))
+        options = _labelled(
+            field.name, sorted({*metadata.get("steps", usual), *extra_values, default, *([UNSET] if optional else [])})
+        )
         return widgets.SelectionSlider(options=options, value=default, **common)
     if kind is int:
         return widgets.IntSlider(min=int(low), max=int(high), value=field.default, **common)
-    least = max((high - low) / 50, 1e-9)
-    power = 10 ** math.floor(math.log10(least))  # the step is the smallest of 1, 2, 5 times a power of ten above that
-    step = next(float(f"{m * power:.6g}") for m in (1, 2, 5, 10) if m * power >= least * (1 - 1e-9))
+    round_numbers = (float(f"{digit}e{power}") for power in range(-9, 9) for digit in (1, 2, 5))
+    step = next(number for number in round_numbers if number >= (high - low) / 50 * (1 - 1e-9))
     form = f".{max(-math.floor(math.log10(step)), 0)}f"
     return widgets.FloatSlider(min=low, max=high, step=step, value=field.default, readout_format=form, **common)
 
@@ -268,12 +258,10 @@ def metadata_of(field: dataclasses.Field) -> dict[str, Any]:
 def _plain_type(field: dataclasses.Field) -> tuple[type, bool]:
     """(type without None, whether None is allowed)."""
     choices = get_args(field.type)
-    if get_origin(field.type) is Literal:
-        return str, False
-    return (choices[0], True) if type(None) in choices else (field.type, False)
+    return (choices[0], True) if type(None) in choices else (get_origin(field.type) or field.type, False)
 
 
 def _is_offered(field: dataclasses.Field) -> bool:
-    kind, optional = _plain_type(field)
-    has_choices = get_origin(field.type) is Literal or kind is bool or field.name in {*RANGES, *CHOICES}
-    return has_choices or (kind is str and optional) or "low" in metadata_of(field)
+    metadata, has_choices = metadata_of(field), _plain_type(field) in ((Literal, False), (bool, False), (str, True))
+    can_be_chosen = has_choices or "low" in metadata or field.name in {*RANGES, *CHOICES}
+    return can_be_chosen and bool(metadata.get("group")) and field.name != "model_type"

@@ -7,16 +7,16 @@ import math
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...adapters.base_model import open_tokenizer
 from ...adapters.lora import add_adapters
-from ...adapters.qlora_lwf import QloraLwfArguments, gpu_bytes
+from ...adapters.memory_budget import memory_budget
+from ...adapters.qlora_lwf import QloraLwfArguments
 from ...data.sources import HELD_OUT_SHARE
 from ...data.tokenizer import DEFAULT_VOCAB_SIZE
 from ...errors import InputError
@@ -41,8 +41,7 @@ PROBE_TOKENS, PROBE_SECONDS = 128, 0.4  # what takes less is measured again, on 
 SAMPLED_PAIRS = 1000
 
 
-@dataclass(frozen=True)
-class DataSize:
+class DataSize(NamedTuple):
     """Bytes of a training split and, where examples are conversations, their number."""
 
     bytes: int
@@ -60,8 +59,7 @@ DATA_SIZES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class MeasuredUpdate:
+class MeasuredUpdate(NamedTuple):
     """One update on this machine."""
 
     seconds: float
@@ -221,8 +219,7 @@ _solved = functools.lru_cache(maxsize=256)(build_config)  # a slider asks for it
 def data_size(args: StageArguments) -> DataSize:
     if args.data is not None:
         return DataSize(int(Path(args.data).expanduser().stat().st_size * (1 - HELD_OUT_SHARE)))
-    name = getattr(args, "dataset", None) or "wikitext"
-    return DATA_SIZES[name, "hub" if args.data_source == "auto" else args.data_source]
+    return DATA_SIZES[getattr(args, "dataset", "wikitext"), args.data_source]
 
 
 def taken_conversations(args: StageArguments) -> int | None:
@@ -249,21 +246,20 @@ def lwf_phrases(arguments: dict[str, QloraLwfArguments], measured: dict[str, Mea
     count = f"{trained:,}" if trained < 100_000 else f"{trained / 1e6:.2f} M"
     parts = [f"<b>{escape(base.name)}</b> {bits}", text("<b>{count}</b> trainable parameters", count=count)]
     stretches = round(args.rehearsal_ratio * (conversations or 0))
-    updates = args.max_steps if args.max_steps > 0 else None
+    updates = args.updates((conversations or 0) + stretches)  # 0: the examples are not counted yet
     phrase = "<b>{updates}</b> updates of {rows} examples"
     if conversations is not None:
-        updates = args.updates(conversations + stretches)
         phrase = (
             "<b>{updates}</b> updates of {rows} examples, out of up to <b>{conversations}</b> conversations and "
             "{stretches} stretches of text to rehearse"
         )
-    elif updates is None:
+    elif not updates:
         phrase = "<b>{epochs}</b> epochs of your file, in updates of {rows} examples"
-    counts = {"updates": updates or 0, "conversations": conversations or 0, "stretches": stretches}
+    counts = {"updates": updates, "conversations": conversations or 0, "stretches": stretches}
     counted = {name: f"{count:,}" for name, count in counts.items()}
     rows, epochs = str(args.effective_batch_size), f"{args.num_train_epochs:g}"
     parts.append(text(phrase, **counted, rows=rows, epochs=epochs))
-    if updates is not None:
+    if updates:
         parts.append(disk_phrase(args, saved_bytes(args, trained, updates)))
     if measured and conversations is not None:
         of_task = min(data_size(args).bytes / data_size(args).conversations / BYTES_PER_TOKEN["gpt2"], args.max_length)
@@ -273,8 +269,8 @@ def lwf_phrases(arguments: dict[str, QloraLwfArguments], measured: dict[str, Mea
         parts.append(minutes_phrase(seconds))
     if find_device(args.use_cpu).memory_gb is None:
         return parts
-    needed = gpu_bytes(args, sizes_of(base), args.per_device_train_batch_size, args.max_length)
-    return [*parts, *gpu_phrase(args, [needed])]
+    needed = memory_budget(args, sizes_of(base), args.per_device_train_batch_size, args.max_length)
+    return [*parts, *gpu_phrase(args, [sum(needed.values())])]
 
 
 def lwf_measure(arguments: dict[str, QloraLwfArguments]) -> dict[str, MeasuredUpdate]:
@@ -293,53 +289,46 @@ def lwf_measure(arguments: dict[str, QloraLwfArguments]) -> dict[str, MeasuredUp
 def pair_phrases(arguments: dict[str, DpoArguments], measured: dict[str, MeasuredUpdate]) -> list[str]:
     """Notebooks 6 and 7. The reference of all trials is made once, and a trial keeps no checkpoints."""
     (args,) = arguments.values()
-    base, trials, updates = base_of(args), getattr(args, "trials", 1), _updates(args)
+    base, trials, pairs = base_of(args), getattr(args, "trials", 1), generated_for_training(args)
     trained, whole = count_trainable(args, base), count_parameters(config_of(base))
-    makes_reference = args.sft_epochs > 0
+    updates, makes_reference = args.updates(pairs), args.sft_epochs > 0  # no updates: the pairs are not counted yet
+    phrase = "<b>{epochs}</b> epochs in updates of {rows} pairs"
+    if pairs:
+        phrase = "<b>{updates}</b> updates of {rows} pairs, out of <b>{pairs}</b> generated ones"
+    elif updates:
+        phrase = "<b>{updates}</b> updates of {rows} pairs"
+    rows, epochs = str(args.effective_batch_size), f"{args.num_train_epochs:g}"
+    extent = [text(phrase, updates=f"{updates:,}", pairs=f"{pairs:,}", rows=rows, epochs=epochs)]
+    if makes_reference:
+        extent.append(text("after {epochs} passes over all answers", epochs=f"{args.sft_epochs:g}"))
     if isinstance(args, SweepArguments):
         ranks = args.choices()["lora_r"]
         trained = trained // args.lora_r * sum(ranks) // len(ranks)
         disk = trials * 4 * trained
         parts = [text("<b>{trials}</b> trials of <b>{model}</b>", trials=str(trials), model=escape(base.name))]
-        parts.append(text("each {extent}", extent=", ".join(_pairs(args))))
+        parts.append(text("each {extent}", extent=", ".join(extent)))
     else:
-        disk = saved_bytes(args, trained, updates or 0)
-        trainable = text("<b>{count}</b> trainable parameters", count=f"{trained:,}")
-        parts = [f"<b>{escape(base.name)}</b>", trainable, *_pairs(args)]
-    if updates is not None:
+        disk = saved_bytes(args, trained, updates)
+        parts = [f"<b>{escape(base.name)}</b>", text("<b>{count}</b> trainable parameters", count=f"{trained:,}")]
+        parts += extent
+    if updates:
         disk += trials * 4 * whole * args.save_merged
         if makes_reference:
             disk += saved_bytes(reference_arguments(args, whole, args.max_length), whole, updates)
         parts.append(disk_phrase(args, disk))
-    if measured and is_generated(args):
+    if measured and pairs:
         tokens = 2 * sequence_tokens(args)
         seconds = trials * measured["pairs"].seconds_of(whole, updates * args.effective_batch_size * tokens)
-        seconds += measured["answers"].seconds_of(whole, args.sft_epochs * generated_for_training(args) * tokens)
+        seconds += measured["answers"].seconds_of(whole, args.sft_epochs * pairs * tokens)
         parts.append(minutes_phrase(seconds))
     peaks = [update.gpu_bytes for name, update in measured.items() if makes_reference or name == "pairs"]
     return [*parts, *gpu_phrase(args, peaks)]
 
 
-def _pairs(args: DpoArguments) -> list[str]:
-    """Updates and pairs or, where the data are not counted yet, epochs; and what comes before them."""
-    updates = _updates(args)
-    phrase = "<b>{updates}</b> updates of {rows} pairs"
-    if updates is None:
-        phrase = "<b>{epochs}</b> epochs in updates of {rows} pairs"
-    elif is_generated(args):
-        phrase = "<b>{updates}</b> updates of {rows} pairs, out of <b>{pairs}</b> generated ones"
-    counted = {"updates": f"{updates or 0:,}", "pairs": f"{generated_for_training(args):,}"}
-    rows, epochs = str(args.effective_batch_size), f"{args.num_train_epochs:g}"
-    parts = [text(phrase, **counted, rows=rows, epochs=epochs)]
-    if args.sft_epochs > 0:
-        parts.append(text("after {epochs} passes over all answers", epochs=f"{args.sft_epochs:g}"))
-    return parts
-
-
 def pair_measure(arguments: dict[str, DpoArguments]) -> dict[str, MeasuredUpdate]:
     """An update on the answers as such, which trains the whole model, and one on pairs, which trains its adapters."""
     (args,) = arguments.values()
-    length = round(sequence_tokens(args)) if is_generated(args) else args.max_length
+    length = round(sequence_tokens(args)) if generated_for_training(args) else args.max_length
     model = build_model(config_of(base_of(args)))
     reference = reference_arguments(args, model.num_parameters(), args.max_length)
     answers = measured_update(model, reference, max(UPDATE_TOKENS // length, 1), length)
@@ -348,22 +337,12 @@ def pair_measure(arguments: dict[str, DpoArguments]) -> dict[str, MeasuredUpdate
     return {"answers": answers, "pairs": pairs}
 
 
-def is_generated(args: DpoArguments) -> bool:
-    """True if the pairs are neither a file's nor a dataset's of the hub."""
-    return args.data is None and args.dataset in (None, GENERATED)
-
-
 def generated_for_training(args: DpoArguments) -> int:
-    """How many of the generated pairs are not held out, without making them."""
+    """How many of the generated pairs are not held out, without making them; 0 where they are a file's or the hub's."""
+    if args.data is not None or args.dataset not in (None, GENERATED):
+        return 0
     share = GENERATED_SHARE if args.held_out_share is None else args.held_out_share
     return args.pairs - round(args.pairs * share)
-
-
-def _updates(args: DpoArguments) -> int | None:
-    """None for pairs that are not counted yet."""
-    if is_generated(args):
-        return args.updates(generated_for_training(args))
-    return args.max_steps if args.max_steps > 0 else None
 
 
 def sequence_tokens(args: DpoArguments) -> float:

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import Gemma3TextConfig, PreTrainedConfig
@@ -10,16 +9,17 @@ from transformers import Gemma3TextConfig, PreTrainedConfig
 from ...adapters import offline_gemma
 from ...adapters.arguments import AdapterArguments
 from ...adapters.base_model import base_config, find_base_model
-from ...adapters.memory_budget import ModelSizes, is_target, model_sizes
-from ...adapters.qlora_lwf import QloraLwfArguments, check_memory
+from ...adapters.memory_budget import ModelSizes, check_memory, is_target, model_sizes
+from ...adapters.qlora_lwf import QloraLwfArguments
 from ...data.files import check_file, content_hash, read_rows
-from ...data.sources import DATASETS, HubProblem, HubSource, find_data, first_answering
+from ...data.sources import DATASETS, HubProblem, HubSource, find_data, find_dataset, first_answering
 from ...data.stand_ins import identity_of
 from ...errors import InputError
 from ...preferences.arguments import DIALOGPT, DpoArguments
 from ...preferences.dpo import check_window
+from ...preferences.generator import generator_identity
+from ...preferences.pairs import GENERATED
 from ...training.checkpoint import RESULTS_FILE, is_of_earlier_version
-from ...training.device import find_device
 from ...training.trained_model import BaseModel
 from ..page.languages import text
 from ..storage import name_of
@@ -31,12 +31,6 @@ OFFLINE_CONFIG = {
     "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar": 256,
 }  # fmt: skip
 SMALL_FOLDER = "06_chat_model"
-# (notebooks, model): the preferred one first. Only notebook 2 makes a TinyGPT2, which DialoGPT resembles most.
-WHERE_THEY_ARE = (
-    (("02_dailydialog",), "tiny-gpt2"),
-    (("04_ultrachat", "03_dolly", "02_dailydialog"), "newllm"),
-    ((SMALL_FOLDER,), "tiny-gpt2"),
-)
 
 
 def resolve_source(dataset: str, data_source: str, data: str | None, eval_data: str | None = None) -> tuple[str, str]:
@@ -72,12 +66,16 @@ def _answering(dataset: str) -> tuple[HubSource | None, HubProblem | None]:
     return first_answering(DATASETS[dataset])
 
 
-def data_identity(args, dataset: str) -> str:
-    """Changes when the data do: the pinned revision, the package's release, or the files' content."""
+def data_identity(args) -> str:
+    """Changes when the data do: the files' content, what pairs are made from, the pinned revision, or the package's
+    release."""
     if args.data is not None:
         return " ".join(file_identity(path) for path in (args.data, args.eval_data) if path is not None)
+    dataset = getattr(args, "dataset", "wikitext")  # notebook 1's, which has no such setting
+    if dataset in (None, GENERATED):
+        return generator_identity(args.pairs, args.pairs_seed, args.held_out_share)
     if args.data_source == "hub":
-        return DATASETS[dataset].sources[0].revision
+        return (DATASETS.get(dataset) or find_dataset(dataset)).sources[0].revision
     return identity_of(DATASETS[dataset].offline)
 
 
@@ -113,45 +111,41 @@ def start_sentence(start: Path | None, folders: Sequence[str], models: Sequence[
     both = len(models) > 1
     if start is not None:
         run = f"{start.parent.name}/{start.name}"
-        if both:
-            return text("Both models go on from {run}.", run=run)
-        return text("{model} goes on from {run}.", model=models[0], run=run)
+        return text(
+            "Both models go on from {run}." if both else "{model} goes on from {run}.", model=models[0], run=run
+        )
     numbers = text(" or ").join(str(int(folder.split("_")[0])) for folder in folders)
     whole = "both models are" if both else "{model} is"
     unused = "No finished model of notebook {numbers} is used: " + whole + " trained from scratch."
     return text(unused, numbers=numbers, model=models[0])
 
 
-@dataclass(frozen=True)
-class ModelChoice:
-    """What is tuned: a folder, or an id on the hub; None: there is no chat model yet. `note`: how it was chosen."""
-
-    model: str | None
-    note: str = ""
-
-
 def chat_models(runs: str | Path) -> list[Path]:
     """The folders of the finished chat models in the storage, the preferred one first."""
-    return [run / model for folders, model in WHERE_THEY_ARE for run in finished_runs(runs, folders, [model])]
+    # Only notebook 2 makes a TinyGPT2, which DialoGPT resembles most.
+    order = ["02_dailydialog/tiny-gpt2", "04_ultrachat/newllm", "03_dolly/newllm", "02_dailydialog/newllm"]
+    places = [place.split("/") for place in (*order, f"{SMALL_FOLDER}/tiny-gpt2")]
+    return [run / model for folder, model in places for run in finished_runs(runs, [folder], [model])]
 
 
-def choose_model(model: str | None, data_source: str, runs: str | Path) -> ModelChoice:
-    """The model that is tuned: the named one; else with "offline" the newest here, with "hub" the hub's, otherwise the
-    hub's where it is reached. Raises InputError: it has to come from the hub, and cannot."""
+def choose_model(model: str | None, data_source: str, runs: str | Path) -> tuple[str | None, str]:
+    """(what is tuned: a folder, an id on the hub, or None where there is no chat model yet; how it was chosen): the
+    named one; else with "offline" the newest here, with "hub" the hub's, otherwise the hub's where it is reached.
+    Raises InputError: it has to come from the hub, and cannot."""
     if model is not None:
-        return ModelChoice(model)
+        return model, ""
     why = ""
     if data_source != "offline":
         try:
-            return ModelChoice(base_named(DIALOGPT).path)
+            return base_named(DIALOGPT).path, ""
         except InputError as error:
             if data_source == "hub":
                 raise
             why = f" ({str(error).split(';')[0]})"
     here = chat_models(runs)
     if not here:
-        return ModelChoice(None, f"No chat model is there yet{why}.")
-    return ModelChoice(str(here[0]), f"The newest chat model here is tuned: {name_of(here[0])}{why}.")
+        return None, f"No chat model is there yet{why}."
+    return str(here[0]), f"The newest chat model here is tuned: {name_of(here[0])}{why}."
 
 
 def base_of(args: AdapterArguments) -> BaseModel:
@@ -180,14 +174,10 @@ def _find(model: str | None, offline: bool, stamp: tuple) -> BaseModel | InputEr
 
 
 def config_of(base: BaseModel) -> PreTrainedConfig:
-    """The base's sizes; its weights are not downloaded for them. Raises InputError: transformers cannot read them."""
+    """The base's sizes; its weights are not downloaded for them. Raises InputError: they cannot be read."""
     if base.path == offline_gemma.NAME and not offline_gemma.converted_folder().exists():
         return Gemma3TextConfig(**OFFLINE_CONFIG)
-    try:
-        return base_config(base)
-    except (OSError, ValueError) as error:
-        sentence = " ".join(str(error).split())[:200]
-        raise InputError(f"the config of model {base.path!r} cannot be read ({sentence}).") from error
+    return base_config(base)
 
 
 @functools.lru_cache(maxsize=8)
@@ -208,11 +198,8 @@ def resolve_lwf(args: QloraLwfArguments) -> dict[str, str]:
     args.model, found = base.path, {"base": base.identity}
     for name in ("rehearsal_data", "rehearsal_eval_data"):
         if (path := getattr(args, name)) is not None:
-            if not Path(path).expanduser().is_file():
-                raise InputError(f"{name} {path!r} does not exist.")
-            found[name] = file_identity(path)
-    if find_device(args.use_cpu).memory_gb is not None:
-        check_memory(args, sizes_of(base))
+            found[name] = file_identity(str(check_file(path, name)))
+    check_memory(args, sizes_of(base))
     return found
 
 

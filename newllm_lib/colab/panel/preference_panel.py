@@ -6,13 +6,12 @@ from typing import Any
 from ...data.sources import find_dataset
 from ...errors import InputError
 from ...preferences.dpo import check_trl
-from ...preferences.generator import generator_identity
 from ...preferences.pairs import GENERATED
 from ...preferences.sweep import TRIALS_FILE, SweepArguments, check_optuna, read_trials
 from ..page.languages import text
 from ..page.notices import in_one_sentence
 from .controls import PRESET_TITLES
-from .lookups import ModelChoice, chat_models, choose_model, data_identity, resolve_source
+from .lookups import chat_models, choose_model, resolve_source
 from .settings_panel import SettingsPanel, live_line_html
 from .stage import NotebookStage
 
@@ -41,38 +40,28 @@ class PreferencePanel(SettingsPanel):
 
     def lacks_chat_model(self) -> bool:
         """True if there is no model to tune but one that is trained for it."""
+        values = self.values()
         try:
-            return self._choice(self.values()).model is None
+            return choose_model(values["model"], values["data_source"], self.runs)[0] is None
         except InputError:
             return False  # the hub's model was asked for; what is wrong with it is shown where it is needed
 
-    def _choice(self, values: dict[str, Any]) -> ModelChoice:
-        return choose_model(values["model"], values["data_source"], self.runs)
-
-    def _resolved(self, values: dict[str, Any]) -> dict[str, Any]:
+    def _settled(self, values: dict[str, Any]) -> tuple[dict[str, Any], str]:
         check_trl()
-        model = self._choice(values).model
+        source = values["data_source"]
+        model, note = choose_model(values["model"], source, self.runs)
         if model is None:
             raise InputError("no chat model is there yet: run the cell below the settings, which trains one.", "NL-404")
-        return {"data_source": self._source(values)[0], "model": model}
-
-    def _source(self, values: dict[str, Any]) -> tuple[str, str]:
-        note = self._choice(values).note
-        if values["data_source"] == "file":
-            return resolve_source("", "file", values["data"], values["eval_data"])[0], note
-        if _generates(values):
-            return "offline", note
-        if values["data_source"] == "offline":
+        if source == "file":
+            resolve_source("", source, values["data"], values["eval_data"])
+        elif _generates(values):
+            source = "offline"
+        elif source == "offline":
             raise InputError(f"dataset {values['dataset']!r} is on the hub only; leave it empty for generated pairs.")
-        find_dataset(values["dataset"])
-        return "hub", note
-
-    def _identity(self, args: Any) -> str:
-        if args.data is not None:
-            return data_identity(args, "")
-        if args.dataset in (None, GENERATED):
-            return generator_identity(args.pairs, args.pairs_seed, args.held_out_share)
-        return f"{args.dataset} {find_dataset(args.dataset).sources[0].revision}"
+        else:
+            find_dataset(values["dataset"])
+            source = "hub"
+        return {"data_source": source, "model": model}, note
 
     def refresh(self) -> None:
         super().refresh()
@@ -93,8 +82,6 @@ def _generates(values: dict[str, Any]) -> bool:
 
 class SweepPanel(PreferencePanel):
     """The panel of notebook 7: ranges and choices in the place of the settings that are searched."""
-
-    preset_titles = PRESET_TITLES
 
     def arguments(self, model_type: str) -> SweepArguments:
         """The settings of the sweep, whose trials have folders of their own in the sweep's."""

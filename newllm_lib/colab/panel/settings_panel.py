@@ -22,7 +22,7 @@ from ..page.languages import LANGUAGES, text, use_language
 from ..page.notices import error_html, in_one_sentence, say
 from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
 from ..storage import drive_copier
-from .controls import PRESET_TITLES, in_the_panels_words, make_control, metadata_of, settings_fields
+from .controls import PRESET_TITLES, in_the_panels_words, make_control, metadata_of, relabel, settings_fields
 from .estimate import MeasuredUpdate, count_model
 from .lookups import data_identity, dataset_of_file, file_identity, finished_runs, resolve_source, start_sentence
 from .stage import NotebookStage
@@ -57,8 +57,11 @@ class SettingsPanel:
         # The model to go on with is chosen among the finished runs.
         hidden = {*stage.fixed, *stage.hidden, *(["model"] if stage.continues else [])}
         fields = [field for field in settings_fields(stage.arguments) if field.name not in hidden]
-        presets = {f.name: [preset[f.name] for preset in self.presets.values() if f.name in preset] for f in fields}
-        self.controls = {field.name: make_control(field, presets[field.name]) for field in fields}
+        self.controls, boxes = {}, {}  # by field; their boxes by group
+        for field in fields:
+            of_presets = [preset[field.name] for preset in self.presets.values() if field.name in preset]
+            control = self.controls[field.name] = make_control(field, of_presets)
+            boxes.setdefault(metadata_of(field)["group"], [widgets.HTML()]).append(control.box)
         self.defaults = {name: control.value for name, control in self.controls.items()}
         self.starts = [*map(str, finished_runs(runs, stage.continues, self.models)), FROM_SCRATCH]
         wide = widgets.Layout(width="auto", flex="1 1 240px")
@@ -71,10 +74,6 @@ class SettingsPanel:
         self.line = html_widget()
         # Three columns where there is room.
         column = widgets.Layout(flex="1 1 290px", min_width="270px", margin="4px 16px 8px 0")
-        boxes: dict[str, list[widgets.Widget]] = {}
-        for field in fields:
-            group = boxes.setdefault(metadata_of(field)["group"], [widgets.HTML()])
-            group.append(self.controls[field.name].box)
         self.columns = {group: widgets.VBox(parts, layout=column) for group, parts in boxes.items()}
         self.titles = {name: widgets.HTML() for name in ("preset", "go on from")}
         lines = [[self.language], [self.titles["preset"], self.preset, self.reset]]
@@ -86,8 +85,9 @@ class SettingsPanel:
         self._restore()
         self.language.observe(lambda change: self._speak(), names="value")
         self.preset.observe(lambda change: self._filling or self._apply_preset(), names="value")
-        for control in (self.start, *(control.widget for control in self.controls.values())):
-            control.observe(lambda change: self.refresh(), names="value")
+        self.start.observe(lambda change: self.refresh(), names="value")
+        for control in self.controls.values():
+            control.observe(lambda change: self.refresh())
         self._speak()
 
     def show(self) -> None:
@@ -128,22 +128,22 @@ class SettingsPanel:
     def arguments(self, model_type: str) -> Any:
         """The settings of one model's run, and its folder. Raises InputError: as they stand they cannot be run."""
         values = self.values()
-        values |= self._resolved(values)
-        values["preset"] = self.preset.value
+        values |= {**self._settled(values)[0], "preset": self.preset.value, "output_dir": str(self.output_dir)}
         if "model_type" in {field.name for field in dataclasses.fields(self.stage.arguments)}:
             values["model_type"] = model_type
         if (start := self.start_model(model_type)) is not None:
             values["model"] = str(start)
         elif values.get("num_layers") is not None and values["num_parameters"] is None:
             # Given layers change the default New-LLM's size, which the library would not match with the others.
-            values["num_parameters"] = count_model(self._build({**values, "model_type": self.models[0]}))
-        args = self._build(values)
+            default = self.stage.arguments(**{**values, "model_type": self.models[0]})
+            values["num_parameters"] = count_model(default)
+        args = self.stage.arguments(**values)
         found = self.stage.resolve(args)
         # Only what the panel offers and presets set: another release of transformers brings other fields. What is left
         # to each model, such as its learning rate, does not part the models of a run.
         ran = args.run_settings()
         settings = {name: None if value is None else ran[name] for name, value in values.items() if name in ran}
-        settings |= {"batch": args.effective_batch_size, "model_type": None, "text": self._identity(args), **found}
+        settings |= {"batch": args.effective_batch_size, "model_type": None, "text": data_identity(args), **found}
         if self.start_run is not None:
             weights = [self.start_model(model) / "model.safetensors" for model in self.models]
             settings["starts"] = [file_identity(str(path)) for path in weights]
@@ -151,41 +151,23 @@ class SettingsPanel:
         args.output_dir = str(self.output_dir / f"{self.preset.value}-{digest}" / model_type)
         return args
 
-    def _resolved(self, values: dict[str, Any]) -> dict[str, Any]:
-        """What the settings that leave a choice come to."""
-        found = {"data_source": self._source(values)[0]}
+    def _settled(self, values: dict[str, Any]) -> tuple[dict[str, Any], str]:
+        """(what the settings that leave a choice come to, what the user should know about it)."""
+        source, note = resolve_source(self.stage.dataset, values["data_source"], values["data"], values["eval_data"])
+        found = {"data_source": source}
         if "dataset" in values and values["data"] is not None:
             found["dataset"] = dataset_of_file(self.stage.dataset, values["data"])
-        return found
-
-    def _identity(self, args: Any) -> str:
-        return data_identity(args, self.stage.dataset)
-
-    def _source(self, values: dict[str, Any]) -> tuple[str, str]:
-        return resolve_source(self.stage.dataset, values["data_source"], values["data"], values["eval_data"])
-
-    def _build(self, values: dict[str, Any]) -> Any:
-        try:
-            return self.stage.arguments(**values, output_dir=str(self.output_dir))
-        except InputError:
-            raise
-        except (ValueError, TypeError) as error:  # transformers' own checks
-            raise InputError(" ".join(str(error).split())) from error
+        return found, note
 
     def _speak(self) -> None:
         use_language(self.language.value)
-        preset, start = self.preset.value, self.start.value
         self._filling = True  # new names for the choices set them back for a moment
-        try:
-            for control in self.controls.values():
-                control.speak()
-            self.preset.options = [(text(self.preset_titles[name]), name) for name in self.presets]
-            self.preset.value = preset
-            new = text("nothing: train new models")
-            self.start.options = [("/".join(Path(run).parts[-2:]) if run else new, run) for run in self.starts]
-            self.start.value = start
-        finally:
-            self._filling = False
+        for control in self.controls.values():
+            control.speak()
+        relabel(self.preset, [(text(self.preset_titles[name]), name) for name in self.presets])
+        new = text("nothing: train new models")
+        relabel(self.start, [("/".join(Path(run).parts[-2:]) if run else new, run) for run in self.starts])
+        self._filling = False
         for group, column in self.columns.items():
             column.children[0].value = f'<div style="{GROUP_STYLE}">{escape(text(group))}</div>'
         for name, title in self.titles.items():
@@ -217,18 +199,16 @@ class SettingsPanel:
                 self._fill({name: os.environ[variable]})
 
     def _fill(self, values: dict[str, Any]) -> None:
-        self._filling = True
-        try:
-            for name, value in values.items():
-                if name in self.controls:
-                    self.controls[name].set(value)
-        finally:
-            self._filling = False
+        for name, value in values.items():
+            if name in self.controls:
+                self.controls[name].set(value)
 
     def _apply_preset(self) -> None:
         """The preset's values, but for where text and models come from."""
         values = {**self.defaults, **self.presets[self.preset.value]}
+        self._filling = True
         self._fill({name: value for name, value in values.items() if name not in NOT_OF_A_PRESET})
+        self._filling = False
         self.refresh()
 
     def refresh(self) -> None:
@@ -254,7 +234,7 @@ class SettingsPanel:
         try:
             arguments = {model: self.arguments(model) for model in self.models}
             parts = self.stage.phrases(arguments, self.measured)
-            _, note = self._source(self.values())
+            _, note = self._settled(self.values())
         except InputError as error:
             return error_html(error, in_the_panels_words)
         folder, state = self._state(Path(arguments[self.models[0]].output_dir))

@@ -12,20 +12,6 @@ from ...stages import pretrain, sft
 from ...training.run import PreparedRun
 from . import estimate, lookups
 
-DIALOGUE = (
-    "Hello! How are you?", "What did you do today?", "What is your name?", "Do you like music?",
-    "What are you going to do at the weekend?", "I am so tired.", "Can you help me, please?",
-    "What would you like to eat?", "It is raining again.", "Goodbye, see you tomorrow!",
-)  # fmt: skip
-INSTRUCTIONS = (
-    "What is the Python module json for?", "What does os.path.join do in Python?",
-    "Explain the Python class collections.Counter.", "Describe the Python module random.",
-    "Name three animals that live in the sea.", "What is the capital of France?", "Why is the sky blue?",
-    "Give me one tip for learning a language.", "Write a sentence about a cat.", "What is a computer?",
-)  # fmt: skip
-# For a model that has learned both to converse and to follow instructions.
-CONVERSATION = (*DIALOGUE[:5], *INSTRUCTIONS[5:])
-
 
 @dataclass(frozen=True)
 class NotebookStage:
@@ -64,16 +50,26 @@ CHAT_PRESETS = {
 }
 DIALOGUE = NotebookStage(
     "02_dailydialog", sft.SftArguments, CHAT_PRESETS, sft.prepare,
-    models=("newllm", "tiny-gpt2"), dataset="dailydialog", continues=("01_pretrain",), prompts=DIALOGUE,
+    models=("newllm", "tiny-gpt2"), dataset="dailydialog", continues=("01_pretrain",), prompts=(
+        "Hello! How are you?", "What did you do today?", "What is your name?", "Do you like music?",
+        "What are you going to do at the weekend?", "I am so tired.", "Can you help me, please?",
+        "What would you like to eat?", "It is raining again.", "Goodbye, see you tomorrow!",
+    ),
 )  # fmt: skip
 INSTRUCTIONS = dataclasses.replace(
     DIALOGUE, folder="03_dolly", models=("newllm",), dataset="dolly",
-    continues=("02_dailydialog", "01_pretrain"), prompts=INSTRUCTIONS,
+    continues=("02_dailydialog", "01_pretrain"), prompts=(
+        "What is the Python module json for?", "What does os.path.join do in Python?",
+        "Explain the Python class collections.Counter.", "Describe the Python module random.",
+        "Name three animals that live in the sea.", "What is the capital of France?", "Why is the sky blue?",
+        "Give me one tip for learning a language.", "Write a sentence about a cat.", "What is a computer?",
+    ),
 )  # fmt: skip
 # Its 208,000 conversations take minutes to turn into tokens: the shorter presets take the first ones.
 CONVERSATION = dataclasses.replace(
     INSTRUCTIONS, folder="04_ultrachat", dataset="ultrachat",
-    continues=("03_dolly", "02_dailydialog", "01_pretrain"), prompts=CONVERSATION,
+    continues=("03_dolly", "02_dailydialog", "01_pretrain"),
+    prompts=(*DIALOGUE.prompts[:5], *INSTRUCTIONS.prompts[5:]),  # it has learned both
     presets={
         **CHAT_PRESETS,
         "demo": {**CHAT_PRESETS["demo"], "max_samples": 5_000},
