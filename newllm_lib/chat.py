@@ -3,6 +3,7 @@ conversation can be written to a file and taken up again."""
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,7 +129,7 @@ class Chat:
         self.stream.catch_up(self._token_ids(is_turn_open=False))
         cache, messages = self.stream.cache, tuple(self.messages) if with_words else ()
         memory = Memory(cache.context, cache.seen_tokens, self.trained.name, self.weights, messages)
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, memory.file(self.model.config))
         return path

@@ -97,6 +97,11 @@ class SentenceParser(argparse.ArgumentParser):
     def error(self, message: str):
         raise InputError(f"{message}; {self.prog} --help lists the fields.")
 
+    def parse_known_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None):
+        if lost := [word for word in args if word.endswith("=--")]:  # argparse would set the flag to an empty list
+            self.error(f"argument {lost[0].removesuffix('=--')}: expected a value, got '--'")
+        return super().parse_known_args(args, namespace)
+
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse all of `argv`; an unknown flag is named with the nearest known one."""
         namespace, unknown = self.parse_known_args(argv)

@@ -1,5 +1,6 @@
 """The settings of stages that train adapters, and of stage 5; what they may be, and named sets of them."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,8 +34,8 @@ class AdapterArguments(StageArguments):
         check_intervals(self, [("lora_r", 1, 1024), ("lora_alpha", 0, 4096), ("repetition_penalty", 0.5, 10.0)])
         if self.world_size > 1:
             raise InputError("adapters are trained in one process; start it without accelerate launch or torchrun.")
-        if self.model is not None and Path(self.model).expanduser().is_dir():
-            self.model = str(Path(self.model).expanduser().absolute())  # the finished run is opened from elsewhere
+        if self.model is not None and Path(os.path.expanduser(self.model)).is_dir():
+            self.model = os.path.abspath(os.path.expanduser(self.model))  # the finished run is opened from elsewhere
 
     @property
     def targets(self) -> str | list[str]:

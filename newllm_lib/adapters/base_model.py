@@ -1,5 +1,6 @@
 """The pretrained model that an adapter is trained on: found by id, folder or package, opened in 4 bit or not."""
 
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,8 +45,8 @@ def find_base_model(model: str | None, offline: bool = False) -> BaseModel:
     InputError: there is no such model within reach."""
     if model == offline_gemma.NAME or (model is None and offline):
         return _from_package()
-    if model is not None and Path(model).expanduser().is_dir():
-        return _in_folder(Path(model).expanduser())
+    if model is not None and Path(os.path.expanduser(model)).is_dir():
+        return _in_folder(Path(os.path.expanduser(model)))
     if model is not None and not HUB_ID.fullmatch(model):
         raise InputError(
             f"model {model!r} is neither a folder nor an id on the hub (owner/name); name one, or {offline_gemma.NAME}."
@@ -70,7 +71,7 @@ def find_base_model(model: str | None, offline: bool = False) -> BaseModel:
 def base_of_run(identity: str, model: str | None) -> BaseModel:
     """The base model that a finished run was trained on: `identity` as the run's settings have it, `model` what the
     user had named, or where it lies now. Raises InputError: it is out of reach, or has changed since."""
-    if identity.startswith("folder ") and not Path(model or "").expanduser().is_dir():
+    if identity.startswith("folder ") and not Path(os.path.expanduser(model or "")).is_dir():
         raise InputError(
             f"base {model!r}, on which these adapters were trained, is not there; say with --base where it is now.",
             "NL-404",

@@ -25,7 +25,7 @@ def merge(path: str | Path, output_dir: str | Path, base: str | None = None) -> 
     Raises:
         InputError: `path` holds no adapters, or `output_dir` is in use or cannot be written to.
     """
-    folder, target = check_model_folder(path), Path(output_dir).expanduser()
+    folder, target = check_model_folder(path), Path(os.path.expanduser(output_dir))
     if not has_adapters(folder):
         raise InputError(f"{str(path)!r} holds a whole model, no adapters: there is nothing to merge.")
     partial = temporary(target, PARTIAL)

@@ -52,7 +52,7 @@ def on_colab() -> bool:
 def open_storage() -> Path:
     """Return the folder of runs (NEWLLM_RUNS names another, without Drive), after fetching what is further on Drive."""
     named = os.environ.get("NEWLLM_RUNS")
-    folder = Path(named or "runs").expanduser().absolute()
+    folder = Path(os.path.expanduser(named or "runs")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     place = f"Runs are kept on this machine in {folder} ({size(shutil.disk_usage(folder).free)} free)"
     returned = []

@@ -27,7 +27,7 @@ ENTRY = re.compile(r"\.?([\w-]+-[0-9a-f]{32})(\..*)?")  # only files with such n
 def cache_folder() -> Path:
     """Where prepared rows and tokenizers are kept: NEWLLM_CACHE, or newllm in the user's cache folder."""
     folder = Path(os.environ.get("NEWLLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "newllm")
-    return folder.expanduser()
+    return Path(os.path.expanduser(folder))
 
 
 def cache_path(kind: str, suffix: str, *contents: object) -> Path:

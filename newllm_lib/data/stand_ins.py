@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 
-MAX_ANSWER_CHARACTERS = 600
 QUESTIONS = {
     "module": ("What is the Python module {name} for?", "Describe the Python module {name}."),
     "class": ("What is {name} in Python?", "Explain the Python class {name}."),
@@ -20,7 +19,6 @@ QUESTIONS = {
 }
 # Importing these opens a window, a browser or a game, or prints something.
 NOT_IMPORTED = {"antigravity", "this", "idlelib", "turtledemo", "turtle", "tkinter", "lib2to3", "test"}
-HELD_OUT_EVERY = 20  # of the conversations
 
 
 def stand_in(name: str) -> dict[str, tuple[str, str, str, Callable[[int], Iterable[dict]]]]:
@@ -46,12 +44,12 @@ def identity_of(name: str) -> str:
 
 
 def _chitchat(held_out: bool, first: int) -> Iterator[dict]:
-    """The package's 7,168 conversations in an order of our own."""
+    """The package's 7,168 conversations in an order of our own; every twentieth is held out."""
     from chitchat_dataset import ConversationDataset
 
     conversations = [list(turns) for turns in ConversationDataset()]
     random.Random(0).shuffle(conversations)
-    side = [turns for index, turns in enumerate(conversations) if (index % HELD_OUT_EVERY == 0) == held_out]
+    side = [turns for index, turns in enumerate(conversations) if (index % 20 == 0) == held_out]
     return itertools.islice(({"dialog": turns} for turns in side if any(map(str.strip, turns))), first, None)
 
 
@@ -72,7 +70,7 @@ def documentation_rows() -> list[dict[str, str]]:
             for kind, full_name, thing in _documented(name, module):
                 text = inspect.getdoc(thing) or ""
                 answer = " ".join(text.split("\n\n")[0].split())
-                if text.isascii() and 20 <= len(answer) <= MAX_ANSWER_CHARACTERS and answer not in rows:
+                if text.isascii() and 20 <= len(answer) <= 600 and answer not in rows:
                     question = QUESTIONS[kind][len(rows) % 2].format(name=full_name)
                     context = "" if kind == "module" else _signature(full_name, thing)
                     rows[answer] = {"instruction": question, "context": context, "response": answer}

@@ -155,12 +155,12 @@ def check_prompt(text: str) -> None:
 def check_sampling(
     max_new_tokens: int, temperature: float, top_p: float, repetition_penalty: float = 1.0, seed: int | None = None
 ) -> None:
-    """Raises InputError for a value outside its range."""
+    """Raises InputError for a value outside its range: within it, no score of a token overflows."""
     for name, value, is_right, rule in (  # nan is never right
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "be at least 1"),
-        ("temperature", temperature, 0 <= temperature < math.inf, "be 0 (greedy) or more"),
+        ("temperature", temperature, temperature == 0 or 1e-3 <= temperature < math.inf, "be 0 (greedy) or >= 0.001"),
         ("top_p", top_p, 0 < top_p <= 1, "lie in (0, 1]"),
-        ("repetition_penalty", repetition_penalty, 0 < repetition_penalty < math.inf, "be above 0 (1 is none)"),
+        ("repetition_penalty", repetition_penalty, 0.01 <= repetition_penalty <= 100, "lie in [0.01, 100] (1 is none)"),
         ("seed", seed, seed is None or 0 <= seed < 2**32, f"lie in [0, {2**32 - 1}]"),
     ):
         if not is_right:

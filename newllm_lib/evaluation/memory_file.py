@@ -11,6 +11,7 @@ LAYOUT_FIELDS, as far as it has them; and, where the words are saved, too, `mess
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,6 @@ from ..errors import InputError
 
 FORMAT = "newllm memory 2"
 LAYOUT_FIELDS = ("model_type", "num_hidden_layers", "context_size", "hidden_size")
-LARGEST = 2**24  # bytes of a file; ours have some thousand
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ def header_of(config: PreTrainedConfig, model: str, weights: str) -> dict[str, s
 
 def read_memory(path: str | Path) -> Memory:
     """What `Memory.file` has written. Raises InputError: no such file, or not one of ours."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise InputError(f"memory {str(path)!r} does not exist; name a file that a chat has saved.", "NL-405")
     try:
-        if path.stat().st_size > LARGEST:
+        if path.stat().st_size > 2**24:  # ours have some thousand bytes
             raise ValueError("it is far too large")
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

@@ -16,9 +16,7 @@ from ..training.trained_model import open_model
 from .evaluate import final_metrics, held_out_documents, held_out_text, score
 
 HISTORIES = (128, 1024, 8192)  # tokens before the generated one that is timed
-SPEED_TOKENS = 20_000  # held-out tokens (whole documents) that the speed of scoring is measured on
 NUM_SAMPLES = 2
-PROMPT_WORDS = 8
 
 
 def compare(
@@ -42,11 +40,11 @@ def compare(
     if prompts is None and isinstance(text, Conversations):
         prompts = [messages[0]["content"] for messages in itertools.islice(text, NUM_SAMPLES)]
     elif prompts is None:
-        prompts = [" ".join(piece.text.split()[:PROMPT_WORDS]) for piece in itertools.islice(text.read(), NUM_SAMPLES)]
+        prompts = [" ".join(piece.text.split()[:8]) for piece in itertools.islice(text.read(), NUM_SAMPLES)]
     rows = []
     for trained, name in zip(models, names, strict=True):
         documents = held_out_documents(trained, text, models[0])
-        sample = documents.sample(SPEED_TOKENS)
+        sample = documents.sample(20_000)  # on which the speed of scoring is measured
         started = time.perf_counter()
         score(trained, sample)
         seconds = time.perf_counter() - started

@@ -175,7 +175,7 @@ def check_version(folder: Path) -> None:
 def check_model_folder(path: str | Path) -> Path:
     """The folder of one of our trained models, or of adapters that were trained on a model. Raises InputError: it does
     not exist, is a checkpoint, holds no model with a tokenizer, or one that this version cannot open."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if CHECKPOINT_NAME.fullmatch(folder.name) and (folder.parent / SETTINGS_FILE).exists():
         raise InputError(
             f"{str(path)!r} is a checkpoint, which its run goes on from; name the run, {str(folder.parent)!r}, after "
@@ -246,8 +246,8 @@ def resume_point(folder: Path, needs_best: bool) -> Path | None:
 
 def rotate(folder: Path, newest: int, limit: int | None, best: str | None, is_over: bool = False) -> None:
     """Remove what the sealed checkpoint of update `newest` makes superfluous: complete ones beyond the limit (with None
-    or 0 there is none), the oldest first, and those that are cut off or were passed over; beyond it only when the run
-    is over. It and the `best` one stay, wherever that was when it was noted."""
+    or 0 there is none), the oldest first, those that are cut off or were passed over, and what the disk has not let
+    `settle` remove; beyond it only when the run is over. It and the `best` one stay, wherever that was then."""
     best = best and Path(best).name
     numbered = numbered_checkpoints(folder)
     older = [path for step, path in numbered if step < newest]
@@ -255,6 +255,6 @@ def rotate(folder: Path, newest: int, limit: int | None, best: str | None, is_ov
     complete.sort(key=lambda path: path.name == best)  # so that it counts as the newest
     beyond = max(len(complete) - limit + 1, 0) if limit else 0
     stay = {best, *(path.name for path in complete[beyond:])}
-    for step, path in numbered:
-        if (step < newest and path.name not in stay) or (step > newest and is_over):
-            shutil.rmtree(path, ignore_errors=True)
+    gone = [it for step, it in numbered if (step < newest and it.name not in stay) or (step > newest and is_over)]
+    for path in (*gone, folder / SAVING):
+        shutil.rmtree(path, ignore_errors=True)

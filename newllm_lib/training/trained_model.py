@@ -137,7 +137,6 @@ def open_teacher(
 LARGEST_JSON = 2**24  # bytes; configs have some thousand
 COUNTED = re.compile("layer|label|head|expert")  # in a config, fields of as many modules or names
 MOST_COUNTED = 10_000
-SPARE_NUMBERS = 2**26  # beside the weights: masks and tables of positions
 
 
 @contextlib.contextmanager
@@ -270,7 +269,7 @@ def _check_size(folder: Path, config: PreTrainedConfig) -> None:
                     tensors += 1
                     numbers += math.prod(part.get_shape()) * (2 if part.get_dtype() == "U8" else 1)  # 4 bit: in pairs
     # Tied weights are one tensor of the file and two of the model; new and old names of a layer may differ in number.
-    seen, held, most = set(), 0, 2 * numbers + SPARE_NUMBERS
+    seen, held, most = set(), 0, 2 * numbers + 2**26  # beside the weights: masks, positions
 
     def count(module: torch.nn.Module, name: str, tensor: torch.Tensor | None) -> None:
         nonlocal held

@@ -104,6 +104,7 @@ def test_settings_open_a_run_or_are_refused(fuzz, tmp_path, monkeypatch, stage):
 
     found = [{"argv": ["--seed", "x" * 100_000]}, {"argv": ["--hub_model_id", "a\nb"]}]
     found += [{"argv": ["--output_dir", "\udc80"]}, {"argv": ["--data", "\udc80.txt"]}]
+    found += [{"argv": ["--preset=--"]}, {"argv": ["--seed=--"]}]
     found += [{"argv": [f"--{name}", "9" * 30]} for name in ("context_size", "max_eval_tokens") if name in flags]
     assert {"opened", "refused"} <= set(fuzz(start, 40, found, argv=command_lines(flags, 4)))
 
@@ -134,11 +135,16 @@ COMMANDS = {  # command -> what stands before the flags, and these
     "": ([], ["help", "version", "seed"]),
 }
 FOUND = {
-    "generate": [["--prompt", "a", "--seed", "-1"], ["--prompt", "a", "--temperature", "nan"]],
-    "chat": [["--seed", "9" * 30], ["--repetition_penalty", "inf"]],
+    "generate": [
+        ["--prompt", "a", "--seed", "-1"],
+        ["--prompt", "a", "--temperature", "nan"],
+        ["--prompt", "a", "--temperature", "2e-111"],
+    ],
+    "chat": [["--seed", "9" * 30], ["--repetition_penalty", "inf"], ["--repetition_penalty", "1e-320"]],
     "compare": [["--picture", "text.txt"], ["--picture", "no-folder/a.png"]],
-    "merge": [["--output_dir", "a", "9" * 5000]],
-    "doctor": [["--folder", "9" * 5000]],
+    "merge": [["--output_dir", "a", "9" * 5000], ["--output_dir", "~no such user/a"]],
+    "doctor": [["--folder", "9" * 5000], ["--folder=--"]],
+    "data": [["--data", "", "--max_samples=--"]],
 }
 FILES = st.sampled_from(["text.txt", "talk.jsonl", "{model}"])
 FEW_TOKENS = st.sampled_from(["1", "2", "0", "-1", "nan", "", "1.5", "x", "true"])

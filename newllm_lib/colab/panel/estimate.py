@@ -4,6 +4,7 @@ here, a GPU's memory, the disk. Nothing is loaded for it: data count by their si
 import copy
 import functools
 import math
+import os
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -218,7 +219,7 @@ _solved = functools.lru_cache(maxsize=256)(build_config)  # a slider asks for it
 
 def data_size(args: StageArguments) -> DataSize:
     if args.data is not None:
-        return DataSize(int(Path(args.data).expanduser().stat().st_size * (1 - HELD_OUT_SHARE)))
+        return DataSize(int(Path(os.path.expanduser(args.data)).stat().st_size * (1 - HELD_OUT_SHARE)))
     return DATA_SIZES[getattr(args, "dataset", "wikitext"), args.data_source]
 
 

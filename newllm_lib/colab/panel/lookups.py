@@ -1,6 +1,7 @@
 """What a panel's settings lead to: data, earlier models, a pretrained model; looked up once a session."""
 
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,14 +81,14 @@ def data_identity(args) -> str:
 
 
 def file_identity(path: str) -> str:
-    status = Path(path).expanduser().stat()
+    status = Path(os.path.expanduser(path)).stat()
     return _file_hash(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=32)
 def _file_hash(path: str, size: int, modified: int) -> str:
     """The hash of the file's content, taken anew when its size or time has changed."""
-    return content_hash(Path(path).expanduser())
+    return content_hash(Path(os.path.expanduser(path)))
 
 
 def finished_runs(runs: str | Path, folders: Sequence[str], models: Sequence[str]) -> list[Path]:
@@ -155,7 +156,7 @@ def base_of(args: AdapterArguments) -> BaseModel:
 
 def base_named(model: str | None, offline: bool = False) -> BaseModel:
     """`find_base_model`, asked once a session. Raises InputError: there is none within reach."""
-    folder = Path(model or "").expanduser()
+    folder = Path(os.path.expanduser(model or ""))
     weights = [path.stat() for path in sorted(folder.glob("*.safetensors"))] if model else []
     # It is found anew when its weights change.
     found = _find(model, offline, tuple((status.st_size, status.st_mtime_ns) for status in weights))
