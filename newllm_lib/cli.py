@@ -120,10 +120,13 @@ def run_stage(name: str, parser: SentenceParser, argv: Sequence[str]) -> None:
     stage(parse_stage(stage.__annotations__["args"], module.PRESETS, parser.prog, argv))
 
 
-def run_merge(parser: SentenceParser, argv: Sequence[str]) -> None:
+def run_export(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_model_field(parser)
-    parser.add_argument("--output_dir", required=True, help="folder for the merged model; must not exist yet")
-    wing("adapters.merge").merge(**vars(parser.parse(argv)))
+    forms = "html: a page that chats in any browser; gguf: for Ollama; merged: adapters and base as one plain model"
+    parser.add_argument("--format", required=True, help=forms)
+    parser.add_argument("--output", help="file or folder to write, a folder must not exist yet; else beside the model")
+    parser.add_argument("--int8", action="store_true", help="html, gguf: numbers of 8 bits, half the file")
+    wing("export.export").export(**vars(parser.parse(argv)))
 
 
 def run_data(parser: SentenceParser, argv: Sequence[str]) -> None:
@@ -287,7 +290,7 @@ COMMANDS: dict[str, tuple[Callable[[SentenceParser, Sequence[str]], None], str]]
                   "teach a large model in 4 bit a new task, keeping what it knew"),
     "dpo": (partial(run_stage, "preferences.dpo"), "teach a chat model which of two answers is wanted"),
     "sweep": (partial(run_stage, "preferences.sweep"), "look for good settings of dpo: many short runs, one table"),
-    "merge": (run_merge, "adapters and their base into one plain model"),
+    "export": (run_export, "a model to take with you: as a page for any browser, for Ollama, as one plain model"),
     "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates; without a name, list those we know"),
     "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),
     "compare": (run_compare, "several models side by side: quality, speed, state, samples"),

@@ -12,7 +12,7 @@ from conversations import make_conversations, write_conversations
 from sample_text import make_text
 
 ROOT = Path(__file__).parents[1]
-WINGS = ("kernels", "adapters", "preferences", "colab")
+WINGS = ("kernels", "adapters", "preferences", "export", "colab")
 # Of the core's tests those that train, score and read with nothing of a wing.
 CORE_TESTS = ("stages/test_pretrain.py", "stages/test_sft.py", "evaluation", "models/test_modeling_newllm.py")
 # An editable installation finds whatever the copy lacks.
@@ -39,11 +39,11 @@ def run(core: Path, module: str, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=core, env=environment, capture_output=True, text=True, input="Hello!\n")
 
 
-@pytest.mark.parametrize("command", ["qlora-lwf", "merge", "dpo", "sweep"])
+@pytest.mark.parametrize("command", ["qlora-lwf", "export", "dpo", "sweep"])
 def test_a_command_of_a_missing_wing_says_so(core, command):
-    done = run(core, "newllm_lib", command, *(["runs/x", "--output_dir", "runs/y"] if command == "merge" else []))
+    done = run(core, "newllm_lib", command, *(["runs/x", "--format", "html"] if command == "export" else []))
     assert done.returncode == 2
-    wing = "adapters" if command in ("qlora-lwf", "merge") else "preferences"
+    wing = {"qlora-lwf": "adapters", "export": "export"}.get(command, "preferences")
     assert done.stderr.startswith(f"newllm: this copy of newllm has no newllm_lib.{wing};")
 
 

@@ -17,22 +17,22 @@ KEPT_FILES = (SETTINGS_FILE, RESULTS_FILE, "README.md", "generation_config.json"
 logger = logging.getLogger(__name__)
 
 
-def merge(path: str | Path, output_dir: str | Path, base: str | None = None) -> Path:
-    """Write the tuned model in `path` into `output_dir` as a whole model with its tokenizer, in 16 bit, in fp32 where
+def merge(path: str | Path, output: str | Path, base: str | None = None) -> Path:
+    """Write the tuned model in `path` into `output` as a whole model with its tokenizer, in 16 bit, in fp32 where
     it was tuned by DPO, whose steps are smaller than 16 bit can tell. 4-bit weights are what the adapters were trained
     on: they are unpacked, and the adapters are added to them. `base` is where they are now, None where they were.
 
     Raises:
-        InputError: `path` holds no adapters, or `output_dir` is in use or cannot be written to.
+        InputError: `path` holds no adapters, or `output` is in use or cannot be written to.
     """
-    folder, target = check_model_folder(path), Path(os.path.expanduser(output_dir))
+    folder, target = check_model_folder(path), Path(os.path.expanduser(output))
     if not has_adapters(folder):
         raise InputError(f"{str(path)!r} holds a whole model, no adapters: there is nothing to merge.")
     partial = temporary(target, PARTIAL)
-    refused = f"output_dir {str(output_dir)!r} cannot be written to", "choose another --output_dir"
+    refused = f"output {str(output)!r} cannot be written to", "choose another --output"
     with saying(*refused):
         if target.exists():
-            raise InputError(f"output_dir {str(output_dir)!r} exists; choose another --output_dir.")
+            raise InputError(f"output {str(output)!r} exists; choose another --output.")
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         partial.mkdir(parents=True)
     try:

@@ -4,7 +4,6 @@
 // Dimensions: E hidden_size, C context_size, H intermediate_size, L layers, V vocabulary, S = L (C + 2 E) numbers of state.
 "use strict";
 
-const FORMAT = "newllm memory 2"; // of evaluation/memory_file.py
 // GPT-2's pieces of text, as tokenizers' ByteLevel cuts them.
 const PIECES = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
 
@@ -16,19 +15,24 @@ const SINGLES = Float32Array.from({ length: 65536 }, (_, h) => {
   return (h >> 15 ? -1 : 1) * (exponent ? 2 ** (exponent - 15) * (1 + fraction) : 2 ** -14 * fraction);
 });
 
-const bytesOf = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-
 class NewLLM {
-  /** config: model's; layout: [[name, shape], ...] in the order of `bytes`. */
+  /** config: model's; layout: [[name, shape, are they 8-bit], ...] in the order of `bytes`: halves, or of an 8-bit matrix
+   * a scale (a half) for each row, then its bytes, of an even number. */
   constructor(config, layout, bytes) {
     const { hidden_size: E, context_size: C, intermediate_size: H, num_hidden_layers: L, vocab_size: V } = config;
     Object.assign(this, { E, C, H, L, V, S: L * (C + 2 * E), eps: config.layer_norm_eps });
     this.layers = Array.from({ length: L }, () => ({})); // each by the names of its tensors
     let offset = 0;
-    for (const [name, shape] of layout) {
-      const [, layer, rest] = name.match(/^model\.(?:layers\.(\d+)\.)?(.+)$/), count = shape.reduce((a, b) => a * b, 1);
-      (layer ? this.layers[layer] : this)[rest] = Float32Array.from(new Uint16Array(bytes.buffer, offset, count), (half) => SINGLES[half]);
-      offset += 2 * count;
+    const halves = (count) => Float32Array.from(new Uint16Array(bytes.buffer, (offset += 2 * count) - 2 * count, count), (half) => SINGLES[half]);
+    const read = ([rows, width = 1], isSmall) => {
+      if (!isSmall) return halves(rows * width);
+      const scales = halves(rows), small = new Int8Array(bytes.buffer, offset, rows * width);
+      offset += small.length + (small.length % 2);
+      return Float32Array.from(small, (value, i) => value * scales[Math.floor(i / width)]);
+    };
+    for (const [name, shape, isSmall] of layout) {
+      const [, layer, rest] = name.match(/^model\.(?:layers\.(\d+)\.)?(.+)$/);
+      (layer ? this.layers[layer] : this)[rest] = read(shape, isSmall);
     }
     const [wide, widest] = [Math.max(E, C), Math.max(E, C, H)];
     this.room = Array.from({ length: 6 }, (_, i) => new Float32Array(i < 2 ? widest : wide));
@@ -137,13 +141,9 @@ class Tokenizer {
     return parts.map((part) => this.ids.get(part));
   }
 
-  bytesOf(id) {
-    if (this.isSpecial.has(id)) return new Uint8Array();
-    return Uint8Array.from(Array.from(this.tokens[id]), (letter) => this.bytes.get(letter));
-  }
-
   decode(ids) {
-    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(ids.flatMap((id) => [...this.bytesOf(id)])));
+    const letters = ids.flatMap((id) => (this.isSpecial.has(id) ? [] : Array.from(this.tokens[id])));
+    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(letters, (letter) => this.bytes.get(letter)));
   }
 }
 
@@ -161,18 +161,15 @@ function randomNumbers(seed) {
 function chosen(logits, history, { temperature, topP, penalty }, random) {
   const scores = Float64Array.from(logits);
   if (penalty !== 1) for (const id of new Set(history)) scores[id] *= scores[id] < 0 ? penalty : 1 / penalty;
-  let best = 0;
-  for (let id = 1; id < scores.length; id++) if (scores[id] > scores[best]) best = id;
-  if (temperature === 0) return best;
-  const highest = scores[best];
-  let whole = 0;
-  for (let id = 0; id < scores.length; id++) whole += scores[id] = Math.exp((scores[id] - highest) / temperature);
   const order = Array.from(scores.keys()).sort((one, other) => scores[other] - scores[one]);
+  if (temperature === 0) return order[0];
+  const shares = order.map((id) => Math.exp((scores[id] - scores[order[0]]) / temperature));
+  const whole = shares.reduce((a, b) => a + b);
   let kept = 0, count = 0;
-  do kept += scores[order[count++]] / whole;
-  while (count < order.length && kept < topP);
-  let left = random() * kept * whole;
-  return order.slice(0, count).find((id) => (left -= scores[id]) < 0) ?? order[0];
+  do kept += shares[count++];
+  while (count < order.length && kept < topP * whole);
+  let left = random() * kept;
+  return order[shares.slice(0, count).findIndex((share) => (left -= share) < 0)] ?? order[0];
 }
 
 /** Let what others have sent get through, such as "stop". */
@@ -180,27 +177,23 @@ const pause = () => new Promise((done) => setTimeout(done));
 
 /** A conversation, or a text that goes on: what `Chat` and `TokenStream` are in Python. */
 class Talk {
-  constructor({ config, layout, tokenizer, memory, chats, ends }, bytes) {
-    this.model = new NewLLM(config, layout, bytes);
+  constructor({ config, layout, tokenizer, memory, chats, ends }, weights) {
+    this.model = new NewLLM(config, layout, Uint8Array.from(atob(weights), (letter) => letter.charCodeAt(0)));
     this.tokenizer = new Tokenizer(tokenizer);
     Object.assign(this, { header: memory, chats, ends });
     this.reset();
   }
 
   reset(start = null, startTokens = 0) {
-    this.start = start;
-    this.startTokens = startTokens;
-    this.messages = [];
+    Object.assign(this, { start, startTokens });
     this.begin();
+    return (this.messages = []);
   }
 
   begin() {
     this.state = this.start ? this.start.slice() : new Float32Array(this.model.S);
     this.read = []; // the tokens that the state is of, after those of `start`
-  }
-
-  get tokens() {
-    return this.startTokens + this.read.length;
+    this.tokens = this.startTokens;
   }
 
   /** The conversation as it was in training; a memory holds the token that begins it already. */
@@ -216,8 +209,8 @@ class Talk {
 
   readOne(id, wantsLogits) {
     const logits = this.model.step(id, this.state, wantsLogits);
-    this.read.push(id);
-    this.seen?.(id);
+    this.tokens = this.startTokens + this.read.push(id);
+    this.seen?.();
     return logits;
   }
 
@@ -279,7 +272,7 @@ class Talk {
       const length = Number(new DataView(buffer).getBigUint64(0, true));
       header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length)));
       state = new Float32Array(buffer.slice(8 + length, 8 + length + 4 * this.model.S));
-      if (header.__metadata__.format !== FORMAT || header.state.shape[1] !== this.model.S) throw 0;
+      if (header.__metadata__.format !== this.header.format || header.state.shape[1] !== this.model.S) throw 0;
       if (state.length !== this.model.S || !state.every(Number.isFinite)) throw 0;
     } catch {
       throw new Error("no memory");
@@ -290,4 +283,4 @@ class Talk {
   }
 }
 
-globalThis.newllm = { Talk, NewLLM, Tokenizer, bytesOf, chosen, randomNumbers };
+globalThis.newllm = { Talk, NewLLM, Tokenizer, chosen, randomNumbers };

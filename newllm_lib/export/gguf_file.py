@@ -4,6 +4,8 @@ Names and values are those of llama.cpp's own converter, for which the file that
 carries is the measure. Source: the package `gguf`, and https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
+import json
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,56 +15,85 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from ..data.tokenizer import end_token_ids
 from ..errors import InputError
-from ..training.disk import PARTIAL, discard, saying, temporary
+from ..training.checkpoint import has_adapters
+from ..training.disk import PARTIAL, saying, temporary, write_text
 from ..training.trained_model import open_model
 
 ARCHITECTURES = {"gemma": "GEMMA", "gemma3_text": "GEMMA3"}  # transformers' model type -> gguf's MODEL_ARCH
-KINDS = {"f16": ("F16", "MOSTLY_F16"), "q8_0": ("Q8_0", "MOSTLY_Q8_0")}  # -> types of a matrix and of the file
+GENERATION_MARKS = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+# Ollama's file (https://docs.ollama.com/modelfile): what a user says, what a model says, how its turn begins at last.
 MODELFILE = '''FROM ./{file}
-TEMPLATE """{{{{- range .Messages }}}}{roles}{{{{ end }}}}{begin}"""
-{stops}'''
+TEMPLATE """{{{{ range $i, $_ := .Messages }}}}{{{{ if eq .Role "user" }}}}{user}{{{{ .Content }}}}\
+{{{{ if eq (len (slice $.Messages $i)) 1 }}}}{begin}{{{{ else }}}}{answer}{{{{ end }}}}\
+{{{{ else if eq .Role "assistant" }}}}{{{{ .Content }}}}{end}{{{{ end }}}}{{{{ end }}}}"""
+'''
 
 
-def export_gguf(path: str | Path, output: str | Path | None = None, kind: str = "q8_0", base: str | None = None) -> Path:
-    """Write the Gemma in `path`, its adapters merged, to `output`, by default `model-KIND.gguf` in its folder, and a
-    `Modelfile` beside it.
+def export_gguf(
+    path: str | Path, output: str | Path | None = None, int8: bool = False, base: str | None = None
+) -> Path:
+    """Write the Gemma in `path`, its adapters merged, to `output`, by default `model-f16.gguf` in its folder, and a
+    `Modelfile` beside it: `ollama create NAME -f Modelfile` makes a model of the two.
 
     Args:
-        kind: of the matrices, one of KINDS.
+        int8: matrices as Q8_0, blocks of 32 numbers of 8 bits with a scale each, in place of F16.
         base: where the model is now that adapters were trained on; None: where it was.
 
     Raises:
-        InputError: the package `gguf` is missing, `path` holds no Gemma, or `output` cannot be written to.
+        InputError: the package `gguf` is missing, `path` holds no Gemma, its chat template cannot be written as one of
+            Ollama's, or `output` cannot be written to.
     """
     if find_spec("gguf") is None:
-        raise InputError("gguf needs the package gguf; run pip install gguf.", "NL-102")
+        raise InputError("format gguf needs the package gguf; run pip install gguf.", "NL-102")
     trained = open_model(path, base, unpack=True)
-    model = trained.model.merge_and_unload() if hasattr(trained.model, "merge_and_unload") else trained.model
-    target = Path(output).expanduser() if output else trained.folder / f"model-{kind}.gguf"
+    model = trained.model.merge_and_unload() if has_adapters(trained.folder) else trained.model
+    target = Path(os.path.expanduser(output or trained.folder / f"model-{'q8_0' if int8 else 'f16'}.gguf"))
+    words = modelfile(target.name, trained.tokenizer)
     partial = temporary(target, PARTIAL)
     try:
         with saying(f"output {str(target)!r} cannot be written to", "name another one"):
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_gguf(model, trained.tokenizer, partial, kind, trained.run.get("base_name", trained.name))
+            write_gguf(model, trained.tokenizer, partial, int8, trained.folder.name)
             partial.replace(target)
-            target.with_name("Modelfile").write_text(modelfile(target.name, trained.tokenizer), encoding="utf-8")
+            write_text(target.with_name("Modelfile"), words)
     finally:
-        discard(partial)
+        partial.unlink(missing_ok=True)
     return target
 
 
-def write_gguf(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, path: Path, kind: str, name: str
-) -> None:
+def modelfile(file: str, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Ollama's Modelfile for `file`, with the tokenizer's chat template turned into one of Go and the words at which an
+    answer ends. Raises InputError: it does not write turn after turn."""
+    if tokenizer.chat_template is None:
+        return f"FROM ./{file}\n"
+    said = [f"\0{turn}\0" for turn in range(3)]
+    turns = [{"role": role, "content": words} for role, words in zip(("user", "assistant", "user"), said, strict=True)]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    parts = re.split("|".join(said), text.removeprefix(tokenizer.bos_token or ""))  # the program adds that itself
+    if len(parts) != 4 or not parts[2].endswith(parts[0]):
+        raise InputError("chat_template of this model cannot be written for Ollama; give it another one.")
+    user, answer, between, begin = parts
+    stops = dict.fromkeys(
+        [*tokenizer.convert_ids_to_tokens(end_token_ids(tokenizer)), user.strip(), between.removesuffix(user).strip()]
+    )
+    words = MODELFILE.format(file=file, user=user, answer=answer, begin=begin, end=between.removesuffix(user))
+    return words + "".join(f"PARAMETER stop {json.dumps(stop)}\n" for stop in stops if stop)
+
+
+def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, path: Path, int8: bool, name: str) -> None:
     """The model and its tokenizer as a GGUF file. Raises InputError: it is no Gemma."""
     import gguf
 
     config = model.config
-    if config.model_type not in ARCHITECTURES:
-        raise InputError(f"model of type {config.model_type} has no GGUF here; only Gemma and Gemma 3 have one.")
+    if config.model_type not in ARCHITECTURES or "<0x00>" not in tokenizer.get_vocab():
+        raise InputError(
+            f"model of type {config.model_type} has no GGUF here; a Gemma or Gemma 3 with its own tokenizer has one."
+        )
     arch = gguf.MODEL_ARCH[ARCHITECTURES[config.model_type]]
-    matrices, file_type = (kinds[part] for part, kinds in zip(KINDS[kind], (gguf.GGMLQuantizationType, gguf.LlamaFileType), strict=True))
+    matrices = gguf.GGMLQuantizationType.Q8_0 if int8 else gguf.GGMLQuantizationType.F16
+    file_type = gguf.LlamaFileType.MOSTLY_Q8_0 if int8 else gguf.LlamaFileType.MOSTLY_F16
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
     _add_facts(writer, model, name, file_type)
     _add_tokenizer(writer, tokenizer, config.vocab_size)
@@ -137,3 +168,6 @@ def _add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerFast, vocab_size: 
     writer.add_add_sep_token(False)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
+    if tokenizer.chat_template is not None:
+        # Only transformers knows the marks of what is learned.
+        writer.add_chat_template(GENERATION_MARKS.sub("", tokenizer.chat_template))

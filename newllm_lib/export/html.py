@@ -7,6 +7,7 @@ or its card is data in it, never HTML or script; its Content-Security-Policy let
 import base64
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ POLICY = (
 SIZES = ("hidden_size", "context_size", "intermediate_size", "num_hidden_layers", "vocab_size", "layer_norm_eps")
 
 
-def export_html(path: str | Path, output: str | Path | None = None) -> Path:
-    """Write the page of the model in `path` to `output`, by default `chat.html` in its folder.
+def export_html(path: str | Path, output: str | Path | None = None, int8: bool = False) -> Path:
+    """Write the page of the model in `path` to `output`, by default `chat.html` in its folder. With `int8` the matrices
+    have 8 bits and a scale for each row, which halves the page.
 
     Raises:
         InputError: `path` holds no New-LLM with a tokenizer of bytes, its card lacks a licence, or `output` cannot be
@@ -41,10 +43,10 @@ def export_html(path: str | Path, output: str | Path | None = None) -> Path:
     """
     trained = open_model(path)
     check_exportable(trained)
-    target = Path(output).expanduser() if output else trained.folder / "chat.html"
+    target = Path(os.path.expanduser(output or trained.folder / "chat.html"))
     with saying(f"output {str(target)!r} cannot be written to", "name another one"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, page_of(trained))
+        write_text(target, page_of(trained, int8))
     return target
 
 
@@ -59,22 +61,32 @@ def check_exportable(trained: TrainedModel) -> None:
         raise InputError(f"{what} has a chat template of its own, which a page cannot run.")
 
 
-def page_of(trained: TrainedModel) -> str:
+def page_of(trained: TrainedModel, int8: bool = False) -> str:
     """The page as HTML."""
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    weights = {name: tensor for name, tensor in trained.model.state_dict().items() if name != "lm_head.weight"}
-    halves = b"".join(tensor.to("cpu", torch.float16).numpy().tobytes() for tensor in weights.values())
+    weights = {name: tensor.cpu() for name, tensor in trained.model.state_dict().items() if name != "lm_head.weight"}
+    layout = [(name, list(tensor.shape), int8 and tensor.dim() > 1) for name, tensor in weights.items()]
+    numbers = b"".join(packed(weights[name], is_small) for name, _, is_small in layout)
     parts = {
         "policy": POLICY.format(hash=digest),
-        "model": as_json({**description(trained), "layout": [(it, list(weights[it].shape)) for it in weights]}),
-        "weights": base64.b64encode(halves).decode(),
+        "model": as_json({**description(trained), "layout": layout}),
+        "weights": base64.b64encode(numbers).decode(),
         "worker": "".join((HERE / name).read_text(encoding="utf-8") for name in ("engine.js", "worker.js")),
         "texts": as_json(read_json(HERE / "texts.json")),
         "script": script,
     }
     page = (HERE / "page.html").read_text(encoding="utf-8")
     return re.sub(rf"\{{({'|'.join(parts)})\}}", lambda found: parts[found[1]], page)
+
+
+def packed(tensor: torch.Tensor, is_small: bool) -> bytes:
+    """A tensor as engine.js reads it: halves; or, of a matrix [rows, N], rows scales as halves and rows * N bytes."""
+    if not is_small:
+        return tensor.half().numpy().tobytes()
+    scales = (tensor.abs().amax(dim=1, keepdim=True) / 127).half().clamp(min=2**-14)
+    values = (tensor / scales.float()).round().clamp(-127, 127).to(torch.int8).numpy().tobytes()
+    return scales.numpy().tobytes() + values + bytes(len(values) % 2)
 
 
 def description(trained: TrainedModel) -> dict[str, Any]:

@@ -2,15 +2,14 @@
 // its card or a user is text to it, never HTML.
 "use strict";
 
-const FIELDS = { temperature: [0.8, 0, 5, 0.05], topP: [0.95, 0.01, 1, 0.01], penalty: [1, 0.5, 2, 0.05], seed: [0, 0, 4294967295, 1], most: [200, 1, 2000, 1] };
-const COLUMNS = 120, QUICK = 4; // tokens in the picture; a half-life below so many tokens is quick
+const COLUMNS = 120, HEIGHT = 4, QUICK = 4; // tokens in the picture; pixels of a row; a half-life below so many tokens is quick
 
 const $ = (id) => document.getElementById(id);
 const TEXTS = JSON.parse($("texts").textContent); // language -> name -> sentence
 const { about, ...model } = JSON.parse($("model").textContent);
 const worker = new Worker(URL.createObjectURL(new Blob([$("worker").textContent], { type: "text/javascript" })));
 const columns = [];
-let language = navigator.language.startsWith("ja") ? "ja" : "en", state = "opening", opened = { bytes: 0, layers: 0, lives: [] }, tokens = 0, started = 0, counted = 0;
+let language = navigator.language.startsWith("ja") ? "ja" : "en", state = "opening", opened = { bytes: 0, layers: 0, tops: [] }, tokens = 0, started = 0, counted = 0, frame = 0;
 
 const say = (name, values = {}) => TEXTS[language][name].replace(/\{(\w+)\}/g, (_, key) => values[key]);
 const number = (value) => value.toLocaleString(language);
@@ -44,15 +43,25 @@ function element(tag, text, className = "") {
   return made;
 }
 
-/** A new turn in the log; a call of what is returned adds to it. */
+/** A new turn in the log, and the function that adds to it. */
 function turn(role, text) {
   const box = element("div", "", `turn ${role}`), append = (piece) => {
-    box.textContent += piece;
+    box.append(piece);
     $("log").scrollTop = $("log").scrollHeight;
   };
   $("log").append(box);
   append(text);
   return append;
+}
+
+/** The conversation that the worker remembers, in place of the one that is there. */
+function show({ messages, tokens: read }, what) {
+  $("log").replaceChildren();
+  for (const { role, content } of messages) turn(role, content);
+  columns.length = 0;
+  draw();
+  [tokens, state] = [read, what];
+  $("words").focus();
 }
 
 function busy(isBusy) {
@@ -61,26 +70,24 @@ function busy(isBusy) {
   for (const id of ["reset", "save", "load"]) $(id).disabled = isBusy;
 }
 
+/** Where each row of the picture stands: layers apart, and in a layer the slow channels apart from the quick ones. */
+function places({ lives, layers }) {
+  let y = 0;
+  const isSlow = lives.map((life) => life >= QUICK), begins = (row) => row % (lives.length / layers) === 0;
+  const tops = lives.map((_, row) => (y += row && HEIGHT + (begins(row) ? 8 : isSlow[row] && !isSlow[row - 1] ? 3 : 0)));
+  $("picture").height = y + HEIGHT;
+  return tops;
+}
+
 function draw() {
-  const canvas = $("picture"), brush = canvas.getContext("2d"), rows = opened.lives.length;
-  if (!rows) return;
-  const slow = (row) => opened.lives[row] >= QUICK;
-  const gaps = opened.lives.map((_, row) => row > 0 && (row % (rows / opened.layers) === 0 ? 8 : slow(row) && !slow(row - 1) ? 3 : 0));
-  const height = 4, whole = rows * height + gaps.reduce((a, b) => a + b, 0);
-  if (canvas.height !== whole) canvas.height = whole;
-  const width = canvas.width / COLUMNS, largest = new Float32Array(rows).fill(1e-6);
-  for (const column of columns) column.forEach((value, row) => (largest[row] = Math.max(largest[row], Math.abs(value))));
+  const canvas = $("picture"), brush = canvas.getContext("2d"), width = canvas.width / COLUMNS;
+  const largest = opened.tops.map((_, row) => Math.max(1e-6, ...columns.map((column) => Math.abs(column[row]))));
   brush.clearRect(0, 0, canvas.width, canvas.height);
-  columns.forEach((column, x) => {
-    let y = 0;
-    column.forEach((value, row) => {
-      y += gaps[row];
-      const share = value / largest[row];
-      brush.fillStyle = `rgba(${share < 0 ? "45, 110, 220" : "215, 60, 50"}, ${Math.abs(share)})`;
-      brush.fillRect(x * width, y, width, height);
-      y += height;
-    });
-  });
+  columns.forEach((column, x) => column.forEach((value, row) => {
+    const share = value / largest[row];
+    brush.fillStyle = `rgba(${share < 0 ? "45, 110, 220" : "215, 60, 50"}, ${Math.abs(share)})`;
+    brush.fillRect(x * width, opened.tops[row], width, HEIGHT);
+  }));
 }
 
 function download(content, name) {
@@ -98,11 +105,12 @@ const answers = {
     if (columns.length > COLUMNS) columns.shift();
     tokens++;
     counted++;
-    requestAnimationFrame(draw);
+    cancelAnimationFrame(frame); // one picture a frame, of the last token
+    frame = requestAnimationFrame(draw);
   },
   piece: ({ piece }) => append(piece),
   "done open"(found) {
-    opened = found;
+    opened = { ...found, tops: places(found) };
     state = "ready";
     busy(false);
     $("words").focus();
@@ -113,13 +121,8 @@ const answers = {
     busy(false);
   },
   "done memory": ({ file }) => download(file, "memory.safetensors"),
-  "done remember"({ messages, tokens: read }) {
-    $("log").replaceChildren();
-    columns.length = 0;
-    for (const { role, content } of messages) turn(role, content);
-    tokens = read;
-    state = "loaded";
-  },
+  "done reset": (found) => show(found, "ready"),
+  "done remember": (found) => show(found, "loaded"),
 };
 
 worker.onmessage = ({ data: { kind, ...what } }) => {
@@ -130,32 +133,22 @@ worker.onmessage = ({ data: { kind, ...what } }) => {
   tell();
 };
 
-$("fields").append(
-  ...Object.entries(FIELDS).map(([name, [value, min, max, step]]) => {
-    const box = element("div", ""), label = element("label", ""), input = element("input", "");
-    label.htmlFor = input.id = label.dataset.text = name;
-    Object.assign(input, { type: "number", value, min, max, step });
-    box.append(label, input);
-    return box;
-  }),
-);
+// A number that cannot be becomes the nearest that can.
+$("fields").onchange = ({ target }) => {
+  const { valueAsNumber: value, defaultValue, min, max } = target;
+  target.value = Number.isNaN(value) ? defaultValue : Math.min(Math.max(value, min), max);
+};
 $("form").onsubmit = (event) => {
   event.preventDefault();
   const text = $("words").value;
   if ((isChat && !text.trim()) || $("say").disabled) return;
-  const options = Object.fromEntries(
-    Object.entries(FIELDS).map(([name, [standard, min, max]]) => {
-      const value = $(name).valueAsNumber;
-      $(name).value = Number.isNaN(value) ? standard : Math.min(Math.max(value, min), max);
-      return [name, $(name).valueAsNumber];
-    }),
-  );
+  const options = Array.from($("fields").querySelectorAll("input"), ({ id, valueAsNumber }) => [id, valueAsNumber]);
   $("words").value = "";
   turn("user", text);
   append = turn("assistant", "");
   [started, counted] = [performance.now(), 0];
   busy(true);
-  worker.postMessage({ kind: "say", text, options });
+  worker.postMessage({ kind: "say", text, options: Object.fromEntries(options) });
 };
 $("words").onkeydown = (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -164,14 +157,7 @@ $("words").onkeydown = (event) => {
   }
 };
 $("stop").onclick = () => worker.postMessage({ kind: "stop" });
-$("reset").onclick = () => {
-  worker.postMessage({ kind: "reset" });
-  $("log").replaceChildren();
-  columns.length = tokens = 0;
-  draw();
-  tell();
-  $("words").focus();
-};
+$("reset").onclick = () => worker.postMessage({ kind: "reset" });
 $("save").onclick = () => worker.postMessage({ kind: "memory", withWords: $("words-too").checked });
 $("load").onchange = async ({ target }) => {
   const buffer = await target.files[0].arrayBuffer();
@@ -189,4 +175,4 @@ $("language").onclick = () => {
 
 $("log").classList.toggle("text", !isChat);
 write();
-worker.postMessage({ kind: "open", model, bytes: $("weights").textContent });
+worker.postMessage({ kind: "open", model, weights: $("weights").textContent });

@@ -86,7 +86,7 @@ def engine(opened, chat_folder):
     page = opened(chat_folder, bypass_csp=True)
     page.evaluate("() => { (0, eval)(document.getElementById('worker').textContent) }")
     open_it = "() => { const get = (id) => document.getElementById(id).textContent;"
-    page.evaluate(open_it + "window.talk = new newllm.Talk(JSON.parse(get('model')), newllm.bytesOf(get('weights'))) }")
+    page.evaluate(open_it + "window.talk = new newllm.Talk(JSON.parse(get('model')), get('weights')) }")
     return page
 
 
