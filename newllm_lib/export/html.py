@@ -25,6 +25,7 @@ from ..training.trained_model import TrainedModel, open_model, weights_hash
 from .card import read_card
 
 HERE = Path(__file__).parent
+PAGE = "chat.html"
 # Nothing from outside, and no script but the page's own, which it runs in a worker, too.
 POLICY = (
     "default-src 'none'; script-src 'sha256-{hash}'; worker-src blob:; style-src 'unsafe-inline'; "
@@ -34,7 +35,7 @@ SIZES = ("hidden_size", "context_size", "intermediate_size", "num_hidden_layers"
 
 
 def export_html(path: str | Path, output: str | Path | None = None, int8: bool = False) -> Path:
-    """Write the page of the model in `path` to `output`, by default `chat.html` in its folder. With `int8` the matrices
+    """Write the page of the model in `path` to `output`, by default PAGE in its folder. With `int8` the matrices
     have 8 bits and a scale for each row, which halves the page.
 
     Raises:
@@ -43,7 +44,7 @@ def export_html(path: str | Path, output: str | Path | None = None, int8: bool =
     """
     trained = open_model(path)
     check_exportable(trained)
-    target = Path(os.path.expanduser(output or trained.folder / "chat.html"))
+    target = Path(os.path.expanduser(output or trained.folder / PAGE))
     with saying(f"output {str(target)!r} cannot be written to", "name another one"):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, page_of(trained, int8))

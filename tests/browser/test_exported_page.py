@@ -1,6 +1,7 @@
 """The page of a model, opened from its file in a browser without a network: it says what PyTorch says, remembers what
 `newllm chat` remembers, and takes nothing for HTML."""
 
+import html
 import json
 import random
 import re
@@ -13,6 +14,7 @@ from jupyter_lab import BROWSER_FLAGS, CHROMIUM, SECONDS
 from sample_text import make_text
 
 from newllm_lib.chat import Chat
+from newllm_lib.colab.take_along import FRAME
 from newllm_lib.data.chat_template import ROLE_TEMPLATE
 from newllm_lib.data.tokenizer import build_tokenizer, text_backend
 from newllm_lib.errors import InputError
@@ -27,6 +29,7 @@ CARD = f"""| trained on | {HOSTILE} (licence: none) |
 | held out | a text (licence: none) |
 | bits_per_byte | 2.5 |
 """
+MEASURED = ("--enable-precise-memory-info", "--js-flags=--expose-gc")
 SETTINGS = {"temperature": 0, "topP": 1, "penalty": 1, "seed": 1, "most": 200}
 
 
@@ -53,7 +56,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_FLAGS.split())
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*BROWSER_FLAGS.split(), *MEASURED])
         yield browser
         browser.close()
 
@@ -63,7 +66,7 @@ def opened(browser):
     """A call of it opens the page of a model. `asked` and `said` are what the page asks of others and complains of."""
     contexts = []
 
-    def opened(folder: Path, **options):
+    def opened(folder: Path, **options):  # or a page
         context = browser.new_context(offline=True, accept_downloads=True, **options)
         contexts.append(context)
         page = context.new_page()
@@ -71,7 +74,7 @@ def opened(browser):
         page.on("request", lambda request: page.asked.append(request.url))
         page.on("console", lambda message: page.said.append(message.text))
         page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.goto(export_html(folder).as_uri())
+        page.goto((folder if folder.suffix == ".html" else export_html(folder)).as_uri())
         page.wait_for_selector("#say:not([disabled])", timeout=30 * SECONDS)
         return page
 
@@ -83,22 +86,50 @@ def opened(browser):
 @pytest.fixture
 def engine(opened, chat_folder):
     """The page with its programs in reach of a test, as `talk`."""
-    page = opened(chat_folder, bypass_csp=True)
+    return reach(opened(chat_folder, bypass_csp=True))
+
+
+def reach(page):
     page.evaluate("() => { (0, eval)(document.getElementById('worker').textContent) }")
     open_it = "() => { const get = (id) => document.getElementById(id).textContent;"
     page.evaluate(open_it + "window.talk = new newllm.Talk(JSON.parse(get('model')), get('weights')) }")
     return page
 
 
+def logits(page, token_ids: list[int]) -> torch.Tensor:
+    """What the page's model says after each token: [tokens, types]."""
+    step = "(id) => [...talk.model.step(id, state)]"
+    return torch.tensor(
+        page.evaluate(f"(ids) => {{ const state = new Float32Array(talk.model.S); return ids.map({step}) }}", token_ids)
+    )
+
+
 def test_logits_are_pytorchs(engine, chat_folder):
     trained = open_model(chat_folder)
     token_ids = torch.randint(0, trained.model.config.vocab_size, (200,)).tolist()
-    step = "(ids) => { const state = new Float32Array(talk.model.S); return ids.map((id) => [...talk.model.step(id, state)]) }"
-    found = torch.tensor(engine.evaluate(step, token_ids))
+    found = logits(engine, token_ids)
     with torch.no_grad():
         expected = trained.model(input_ids=torch.tensor([token_ids], device=trained.model.device)).logits[0].cpu()
     assert expected.std() > 0.2
     assert (found - expected).abs().max() < 2e-3
+
+
+def test_eight_bits_say_nearly_the_same_in_half_the_page(opened, chat_folder, tmp_path):
+    """The page computes with the numbers that the bytes stand for: PyTorch with the same says the same."""
+    small = export_html(chat_folder, tmp_path / "small.html", int8=True)
+    whole = export_html(chat_folder, tmp_path / "whole.html")
+    weights = [re.search(r'id="weights">([^<]*)', page.read_text())[1] for page in (small, whole)]
+    assert len(weights[0]) < 0.55 * len(weights[1])
+    trained = open_model(chat_folder)
+    with torch.no_grad():
+        for weight in trained.model.parameters():
+            if weight.dim() > 1:
+                scales = (weight.abs().amax(dim=1, keepdim=True) / 127).half().float()
+                weight.copy_((weight / scales).round() * scales)
+    token_ids = [trained.tokenizer.bos_token_id, *range(40, 70)]
+    expected = trained.model(input_ids=torch.tensor([token_ids], device=trained.model.device)).logits[0].cpu()
+    page = opened(small, bypass_csp=True)
+    assert (logits(reach(page), token_ids) - expected).abs().max() < 2e-3
 
 
 def test_the_likeliest_text_is_that_of_the_command(engine, chat_folder):
@@ -120,10 +151,11 @@ def test_the_likeliest_text_is_that_of_the_command(engine, chat_folder):
 def mixed_lines() -> list[str]:
     """1,000 lines of everything that people write, and of what no one should."""
     chance = random.Random(0)
-    words = make_text(40).split() + [
-        "日本語", "の", "テキスト", "👩‍👩‍👧", "🇯🇵", "é", "e\u0301", "½", "Ⅷ", "²", "don't", "I'LL", "we're", "x_1", "==", "{}",
-        "<|user|>", "<|end|>", "<|endoftext|>", "def", "return", "\u00a0", "\u2003", "\ufeff", "\u0085", "\x00", "\x1b[0m",
-        "'", "''s", "...", "12,345.6", "ﷺ", "नमस्ते", "ราคา", "\u200d", "\ud7ff", "\U0010ffff",
+    words = [
+        *make_text(40).split(),
+        "日本語", "の", "テキスト", "👩‍👩‍👧", "🇯🇵", "é", "e\u0301", "½", "Ⅷ", "²", "don't", "I'LL", "we're", "x_1",
+        "==", "{}", "<|user|>", "<|end|>", "<|endoftext|>", "def", "return", "\u00a0", "\u2003", "\ufeff", "\u0085",
+        "\x00", "\x1b[0m", "'", "''s", "...", "12,345.6", "ﷺ", "नमस्ते", "ราคา", "\u200d", "\ud7ff", "\U0010ffff",
     ]  # fmt: skip
     spaces = [" ", " ", " ", "  ", "\n", "\t", "\r\n", "", "\n\n   "]
     return ["".join(chance.choice(words) + chance.choice(spaces) for _ in range(12)) for _ in range(1000)]
@@ -188,7 +220,7 @@ def test_a_memory_goes_from_the_page_to_the_command_and_back(opened, chat_folder
     replies = ["".join(expected.reply(text)) for text in SAID]
 
     page = opened(chat_folder)
-    assert [say(page, text) for text in SAID[:2]] == [reply for reply in replies[:2]]
+    assert [say(page, text) for text in SAID[:2]] == replies[:2]
     with page.expect_download() as download:
         page.click("#save")
     file = tmp_path / "memory.safetensors"
@@ -257,3 +289,48 @@ def test_what_a_page_cannot_run_is_refused(tmp_path, model_type, tokenizer, sent
     with pytest.raises(InputError, match=sentence):
         export_html(folder)
     assert open_model(folder).tokenizer.chat_template != ROLE_TEMPLATE or tokenizer == "byte"
+
+
+def test_the_keyboard_alone_is_enough(opened, chat_folder):
+    page = opened(chat_folder)
+    page.evaluate("() => { document.getElementById('most').value = 4 }")
+    page.keyboard.type("Hello")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#say:not([disabled])", timeout=30 * SECONDS)
+    assert page.locator(".turn").count() == 2
+    reached = set()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("() => document.activeElement.id || document.activeElement.tagName"))
+    assert {"say", "reset", "settings", "about", "save", "load", "words-too", "transcript", "language", "log"} <= reached
+    page.focus("#reset")
+    page.keyboard.press("Space")
+    page.wait_for_function("() => !document.querySelector('.turn')")
+
+
+def test_it_runs_in_a_frame_of_a_notebook(browser, chat_folder, tmp_path):
+    """Sandboxed, as *Take it with you* shows it."""
+    frame = FRAME.format(name="page", page=html.escape(export_html(chat_folder).read_text()))
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><title>n</title>{frame}", encoding="utf-8")
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    page.goto((tmp_path / "notebook.html").as_uri())
+    inside = page.frame_locator("iframe")
+    inside.locator("#say:not([disabled])").wait_for(timeout=30 * SECONDS)
+    inside.locator("#most").evaluate("(field) => { field.value = 4 }")
+    inside.locator("#words").fill("Hello")
+    inside.locator("#say").click()
+    inside.locator("#say:not([disabled])").wait_for(timeout=30 * SECONDS)
+    assert inside.locator(".turn.assistant").text_content()
+    context.close()
+
+
+def test_a_long_conversation_takes_no_more_memory(engine):
+    """The state is of one size, and all else that 20,000 tokens leave is their numbers."""
+    heap = "() => { gc(); return performance.memory.usedJSHeapSize }"
+    read = "(count) => { for (let i = 0; i < count; i++) talk.readOne(i % 250, i % 100 === 0) }"
+    engine.evaluate(read, 1000)
+    before, state = engine.evaluate(heap), engine.evaluate("() => talk.state.length")
+    engine.evaluate(read, 20_000)
+    assert engine.evaluate("() => talk.state.length") == state
+    assert engine.evaluate(heap) - before < 500_000
