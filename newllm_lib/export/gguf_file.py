@@ -146,10 +146,10 @@ def _add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerFast, vocab_size: 
     added = tokenizer.added_tokens_decoder
     for index, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))):
         kind = TokenType.BYTE if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else TokenType.NORMAL
-        if index in added:
-            kind = TokenType.CONTROL if added[index].special else TokenType.USER_DEFINED
-        elif re.fullmatch("▁{2,}", token):  # a run of spaces is looked up as such
+        if re.fullmatch("▁{2,}", token):  # a run of spaces is looked up as such
             token, kind = " " * len(token), TokenType.USER_DEFINED
+        elif index in added:
+            kind = TokenType.CONTROL if added[index].special else TokenType.USER_DEFINED
         tokens.append(token)
         scores.append({TokenType.NORMAL: -float(index), TokenType.BYTE: 0.0}.get(kind, -1000.0))
         kinds.append(kind)

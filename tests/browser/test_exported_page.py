@@ -302,7 +302,18 @@ def test_the_keyboard_alone_is_enough(opened, chat_folder):
     for _ in range(20):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("() => document.activeElement.id || document.activeElement.tagName"))
-    assert {"say", "reset", "settings", "about", "save", "load", "words-too", "transcript", "language", "log"} <= reached
+    assert {
+        "say",
+        "reset",
+        "settings",
+        "about",
+        "save",
+        "load",
+        "words-too",
+        "transcript",
+        "language",
+        "log",
+    } <= reached
     page.focus("#reset")
     page.keyboard.press("Space")
     page.wait_for_function("() => !document.querySelector('.turn')")
