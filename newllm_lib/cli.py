@@ -122,7 +122,10 @@ def run_stage(name: str, parser: SentenceParser, argv: Sequence[str]) -> None:
 
 def run_export(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_model_field(parser)
-    forms = "html: a page that chats in any browser; gguf: for Ollama; merged: adapters and base as one plain model"
+    forms = (
+        "html: a page that chats in any browser; gguf: for Ollama; transformers: a folder that others open with it; "
+    )
+    forms += "merged: adapters and base as one plain model"
     parser.add_argument("--format", required=True, help=forms)
     parser.add_argument("--output", help="file or folder to write, a folder must not exist yet; else beside the model")
     parser.add_argument("--int8", action="store_true", help="html, gguf: numbers of 8 bits, half the file")

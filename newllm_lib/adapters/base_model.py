@@ -196,6 +196,9 @@ def open_adapted(
     dtype = None if is_half else torch.float32
     own = folder / REFERENCE_FOLDER
     named = session.get("model") if base is None else base
+    of_sweep = folder.parent / REFERENCE_FOLDER  # which its trials name by where it was
+    if base is None and of_sweep.is_dir() and not Path(named or "").is_dir():
+        named = str(of_sweep)
     found = find_base_model(str(own)) if own.is_dir() else base_of_run(run["base"], named)
     model = open_base(found, run["load_in_4bit"], dtype=dtype)
     if unpack and run["load_in_4bit"]:

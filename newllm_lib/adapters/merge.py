@@ -1,7 +1,6 @@
 """Adapters and the base they were trained on, written as one plain model that needs neither PEFT nor bitsandbytes."""
 
 import logging
-import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 
 from ..errors import InputError
 from ..training.checkpoint import RESULTS_FILE, SETTINGS_FILE, check_model_folder, has_adapters
-from ..training.disk import PARTIAL, saying, temporary
+from ..training.disk import unwritten_folder
 from ..training.trained_model import open_model
 
 KEPT_FILES = (SETTINGS_FILE, RESULTS_FILE, "README.md", "generation_config.json")
@@ -25,28 +24,17 @@ def merge(path: str | Path, output: str | Path, base: str | None = None) -> Path
     Raises:
         InputError: `path` holds no adapters, or `output` is in use or cannot be written to.
     """
-    folder, target = check_model_folder(path), Path(os.path.expanduser(output))
+    folder = check_model_folder(path)
     if not has_adapters(folder):
         raise InputError(f"{str(path)!r} holds a whole model, no adapters: there is nothing to merge.")
-    partial = temporary(target, PARTIAL)
-    refused = f"output {str(output)!r} cannot be written to", "choose another --output"
-    with saying(*refused):
-        if target.exists():
-            raise InputError(f"output {str(output)!r} exists; choose another --output.")
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-        partial.mkdir(parents=True)
-    try:
+    with unwritten_folder(output) as (partial, target):
         trained = open_model(folder, base, unpack=True)
         plain = trained.model.float().merge_and_unload()
-        with saying(*refused):
-            dtype = torch.float32 if trained.run["stage"] == "dpo" else torch.bfloat16
-            plain.to(dtype).save_pretrained(partial)
-            trained.tokenizer.save_pretrained(partial)
-            for name in KEPT_FILES:
-                if (folder / name).exists():
-                    shutil.copy2(folder / name, partial / name)
-            os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        dtype = torch.float32 if trained.run["stage"] == "dpo" else torch.bfloat16
+        plain.to(dtype).save_pretrained(partial)
+        trained.tokenizer.save_pretrained(partial)
+        for name in KEPT_FILES:
+            if (folder / name).exists():
+                shutil.copy2(folder / name, partial / name)
     logger.info("Merged: a plain model of %s parameters is in %s.", f"{plain.num_parameters():,}", target)
     return target

@@ -10,18 +10,15 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache
-from huggingface_hub import HfApi, constants
+from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from IPython.display import HTML, FileLink, display
 
-from ..adapters.qlora_lwf import FORGETTING_FILE
 from ..errors import InputError
-from ..export.card import read_card
+from ..export.model_folder import model_files, read_card
 from ..training import checkpoint
-from ..training.callbacks import CURVES_FILE, METRICS_FILE
 from ..training.device import size
 from ..training.disk import PARTIAL, temporary
-from ..training.run import CARD_FILE
 from .chat_box import ChatBox
 from .drive.drive_copy import wait_for_drive
 from .page.notices import in_one_sentence, say
@@ -29,13 +26,7 @@ from .page.pieces import button_box, escape, sentence_html, table_html
 from .storage import drive_copier, on_colab
 
 SECRET = "HF_TOKEN"
-# What is uploaded of a model's folder.
-UPLOADED = (
-    CARD_FILE, checkpoint.SETTINGS_FILE, checkpoint.RESULTS_FILE, METRICS_FILE, CURVES_FILE, FORGETTING_FILE,
-    checkpoint.ADAPTER_CONFIG, checkpoint.ADAPTER_WEIGHTS, "config.json",
-    "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
-)  # fmt: skip
+LARGEST_UNASKED = 50 * 2**20  # bytes that go to the browser without a click
 
 
 @in_one_sentence()
@@ -92,8 +83,9 @@ def push_to_hub(folders: Sequence[Path], repository: str, private: bool = True) 
             addresses.append(str(api.create_repo(target, private=private, exist_ok=True)))
             if private and not api.model_info(target).private:
                 raise InputError(f"hub_repository {target!r} is public: untick private, or choose another name.")
-            what = {"allow_patterns": list(UPLOADED), "ignore_patterns": "*/*"}  # none of the folders below
-            api.upload_folder(folder_path=folder, repo_id=target, commit_message="Upload from New-LLM", **what)
+            with model_files(folder, target) as files:
+                operations = [CommitOperationAdd(name, file) for name, file in files.items()]
+                api.create_commit(target, operations, commit_message="Upload from New-LLM")
     except HFValidationError as error:
         raise InputError(f"hub_repository {repository!r} is no name for a repository: {error}") from error
     except HfHubHTTPError as error:
@@ -129,16 +121,25 @@ def find_token() -> str:
 
 
 def offer(file: Path) -> None:
-    """Send a file to the browser, or show a link to it where the notebook's server has one."""
+    """Send a file to the browser, a large one when a button is pressed, which Run all does not; or show a link to it
+    where the notebook's server has one."""
     if not on_colab():
         display(FileLink(str(file.relative_to(Path.cwd()))))
-        return
+    elif (there := file.stat().st_size) > LARGEST_UNASKED:
+        display(button_box(f"Download ({size(there)})", lambda: sentence_html(*send(file))))
+    elif (said := send(file))[1] != "ok":
+        say(*said)
+
+
+def send(file: Path) -> tuple[str, str]:
+    """Send a file to the browser of Colab; returns (what happened, its status)."""
     from google.colab import files
 
     try:
         files.download(str(file))
     except Exception as error:  # the browser's answer, of whatever kind: the file is there all the same
-        say(f"The browser did not take it ({error}): it is in {file.parent}, under the folder on the left.", "note")
+        return f"The browser did not take it ({error}): it is in {file.parent}, under the folder on the left.", "note"
+    return f"{file.name} is on its way; the browser shows how far it is.", "ok"
 
 
 @in_one_sentence()

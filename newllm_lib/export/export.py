@@ -10,6 +10,7 @@ from ..training.checkpoint import check_model_folder
 from ..training.device import size
 from .gguf_file import export_gguf
 from .html import export_html
+from .model_folder import export_folder
 
 logger = logging.getLogger(__name__)
 
@@ -53,5 +54,6 @@ def _merged(folder: Path, output: str | Path | None, int8: bool, base: str | Non
 FORMATS: dict[str, Callable[[Path, str | Path | None, bool, str | None], Path]] = {
     "html": _page,
     "gguf": export_gguf,
+    "transformers": export_folder,
     "merged": _merged,
 }

@@ -22,7 +22,7 @@ from ..evaluation.memory_file import header_of
 from ..models import NewLLMForCausalLM
 from ..training.disk import read_json, saying, write_text
 from ..training.trained_model import TrainedModel, open_model, weights_hash
-from .card import read_card
+from .model_folder import read_card
 
 HERE = Path(__file__).parent
 PAGE = "chat.html"

@@ -254,7 +254,6 @@ def model_card(args: ModelArguments, prepared: PreparedRun, metrics: dict[str, A
     table = "\n".join(f"| {name} | {value} |" for name, value in shown.items())
     talks = prepared.tokenizer.chat_template is not None
     purpose = "It answers as the conversations it has seen" if talks else "It continues text; it is no assistant"
-    prompt = '[{"role": "user", "content": "Hello"}]' if talks else '"The "'
     begun = "from scratch" if start is None else f"from another one (`{Path(start).name}`)"
     if base is not None:
         begun = f"as adapters on {base.name} (licence: {base.licence})"
@@ -284,14 +283,28 @@ A small language model trained {begun} with New-LLM {__version__}. {purpose}, an
 
 ## Use
 
-```python
-import newllm_lib.models
-from transformers import pipeline
-
-generator = pipeline("text-generation", model="path/to/this/folder")
-print(generator({prompt}, max_new_tokens=40)[0]["generated_text"])
-```
+{how_to_use("path/to/this/folder", model.config, talks, base is not None)}
 
 All settings are in `{SETTINGS_FILE}`, the log of the run in `{METRICS_FILE}`. Trained with Python
 {platform.python_version()}, torch {torch.__version__} and transformers {transformers.__version__}.
 """
+
+
+def how_to_use(place: str, config: PreTrainedConfig | None, talks: bool, has_base: bool = False) -> str:
+    """Python for the card of a model, in its block: what prints some of its text. `config` is None for adapters whose
+    base is on the hub; with `has_base` they are such whose base lies beside them, or where it lay: only we find it."""
+    if has_base:
+        return f"""```python
+from newllm_lib.chat import Chat
+from newllm_lib.training.trained_model import open_model
+
+print(*Chat(open_model("{place}")).reply("Hello"), sep="")
+```"""
+    registered = "import newllm_lib.models\n" if type(config).__module__.startswith("newllm_lib.") else ""
+    prompt = '[{"role": "user", "content": "Hello"}]' if talks else '"The "'
+    return f"""```python
+{registered}from transformers import pipeline
+
+generator = pipeline("text-generation", model="{place}", tokenizer="{place}")
+print(generator({prompt}, max_new_tokens=40)[0]["generated_text"])
+```"""

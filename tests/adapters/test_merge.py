@@ -14,7 +14,8 @@ from newllm_lib.errors import InputError
 HANGS = """
 import sys, time
 from newllm_lib.adapters import merge
-merge.os.replace = lambda *names: print("written", flush=True) or time.sleep(600)
+from newllm_lib.training import disk
+disk.os.replace = lambda *names: print("written", flush=True) or time.sleep(600)
 merge.merge(sys.argv[1], sys.argv[2])
 """
 

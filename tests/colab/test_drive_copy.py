@@ -218,7 +218,6 @@ def test_waiting_ends_with_everything_on_drive(tmp_path):
     save(copier, run, 10)
     make_run(run, finished=True)
     assert wait_for_drive(copier, lambda: None) == " It is on your Drive, too."
-    assert checkpoints_on_drive(copier, run) == ["checkpoint-10"]
     assert (copier.copy_of(run) / "results.json").is_file()
     threads = [thread for thread in threading.enumerate() if thread.name == "copy-to-drive"]
     assert threads and all(thread.daemon for thread in threads)
@@ -329,6 +328,29 @@ def test_a_run_of_adapters_brings_its_reference_along(copier, tmp_path):
     assert elsewhere.fetch(there).progress == 40
     assert contents(there / "reference").keys() >= {"model.safetensors", "results.json", "settings.json"}
     assert contents(there / "reference")["model.safetensors"] == contents(run / "reference")["model.safetensors"]
+
+
+def test_of_a_finished_run_drive_keeps_neither_checkpoints_nor_what_can_be_made_anew(copier, run, monkeypatch):
+    reference = make_run(run / "reference")
+    for folder in (reference, run):
+        save(copier, folder, 40)
+        copier.work()
+        assert checkpoints_on_drive(copier, folder) == ["checkpoint-40"], "needed to go on"
+        (folder / "checkpoint-40" / "mine.txt").write_text("stays here")
+        make_run(folder, finished=True)
+        if folder == run:
+            make_run(run / "merged", finished=True)
+            (run / "adapter_config.json").write_text("{}")
+        plain = failing(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+        copier.work()
+        assert plain and checkpoints_on_drive(copier, folder) == ["checkpoint-40"], "the results are not there yet"
+        copier.work()
+        assert checkpoints_on_drive(copier, folder) == [] and (folder / "checkpoint-40" / "mine.txt").exists()
+    assert contents(copier.copy_of(run)).keys() >= {"results.json", "reference/model.safetensors"}
+    assert (run / "merged").exists() and not (copier.copy_of(run) / "merged").exists()
+    (run / "adapter_config.json").unlink()  # a folder of that name in another run is the user's
+    copier.work()
+    assert (copier.copy_of(run) / "merged" / "model.safetensors").exists()
 
 
 def test_a_folder_that_cannot_be_copied_keeps_no_other_from_it(copier, run, monkeypatch):

@@ -1,11 +1,16 @@
 """The hub: a token that is never asked for, private by default, and nothing uploaded that is of no use there."""
 
+import re
+import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 from google_colab import NotebookAccessError, SecretNotFoundError, TimeoutException
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
+from preference_runs import dpo_arguments
 from run_folders import make_run
 
 from newllm_lib.colab import share
@@ -14,10 +19,10 @@ from newllm_lib.errors import InputError
 
 
 class Hub:
-    """Stands in for the hub: its repositories, name -> (is private, names of files)."""
+    """Stands in for the hub: its repositories, name -> (is private, name -> content of files)."""
 
     def __init__(self):
-        self.repositories: dict[str, tuple[bool, set[str]]] = {}
+        self.repositories: dict[str, tuple[bool, dict[str, bytes]]] = {}
         self.tokens = []
         self.status = None
 
@@ -33,16 +38,16 @@ class Hub:
         validate_repo_id(repo_id)
         self._answer()
         assert exist_ok
-        self.repositories.setdefault(repo_id, (private, set()))
+        self.repositories.setdefault(repo_id, (private, {}))
         return f"https://huggingface.co/{repo_id}"
 
     def model_info(self, repo_id):
         return SimpleNamespace(private=self.repositories[repo_id][0])
 
-    def upload_folder(self, folder_path, repo_id, allow_patterns, ignore_patterns, commit_message):
-        paths = [path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*") if path.is_file()]
-        chosen = filter_repo_objects(paths, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
-        self.repositories[repo_id][1].update(chosen)
+    def create_commit(self, repo_id, operations, commit_message):
+        for operation in operations:
+            with operation.as_file() as file:
+                self.repositories[repo_id][1][operation.path_in_repo] = file.read()
 
     def _answer(self):
         if self.status is not None:
@@ -71,18 +76,67 @@ def folders(tmp_path):
         ):
             (model / name).write_text("x")
         (model / "optimizer.pt").write_text("x")
+        (model / "config.json").write_text('{"model_type": "gpt2"}')
+        (model / "README.md").write_text('# Card\n```python\npipeline(model="path/to/this/folder")\n```\nEnd')
     return models
 
 
 def test_each_model_goes_to_a_private_repository_without_checkpoints(hub, folders):
     addresses = push_to_hub(folders, "chatty")
     assert addresses == ["https://huggingface.co/me/chatty-newllm", "https://huggingface.co/me/chatty-tiny-gpt2"]
-    for is_private, names in hub.repositories.values():
+    for name, (is_private, files) in hub.repositories.items():
         assert is_private
-        assert names == {
+        card = files["README.md"].decode()
+        assert f'model="{name}", tokenizer="{name}"' in card and "path/to" not in card and card.endswith("```\nEnd")
+        assert files.keys() == {
             "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
             "settings.json", "metrics.jsonl", "results.json",
         }  # fmt: skip
+
+
+BLOCKED = "import sys; sys.modules['newllm_lib'] = None\n"  # it is not installed there
+
+
+@pytest.fixture(scope="module")
+def preferred(tmp_path_factory):
+    """The folder of two DPO runs: `run` with its merged model, `plain` without."""
+    from newllm_lib.preferences.dpo import dpo
+
+    folder = tmp_path_factory.mktemp("preferred")
+    for name, merged in (("run", True), ("plain", False)):
+        dpo(dpo_arguments(folder, name, max_steps=2, sft_epochs=0.1, save_merged=merged))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["run", "plain"])
+def test_the_snippet_of_the_card_works_on_another_machine(hub, preferred, tmp_path, name):
+    push_to_hub([preferred / name], "owner/tuned")
+    files = hub.repositories["owner/tuned"][1]
+    assert {"model.safetensors", "preferences.json", "curves.png", "chat_template.jinja"} <= files.keys()
+    assert not list(preferred.rglob(".newllm-*")) and "adapter_config.json" not in files
+    for file, content in files.items():
+        (tmp_path / "owner" / "tuned" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "owner" / "tuned" / file).write_bytes(content)
+    (snippet,) = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", BLOCKED + snippet], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "assistant" in done.stdout, done.stderr
+
+
+def test_the_snippet_of_a_run_folder_works_when_it_has_moved(preferred, tmp_path):
+    there = shutil.copytree(preferred / "plain", tmp_path / "path" / "to" / "this" / "folder")
+    (snippet,) = re.findall(r"```python\n(.*?)```", (there / "README.md").read_text(), re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_adapters_on_a_base_of_the_hub_go_there_as_they_are(hub, preferred, tmp_path):
+    run = shutil.copytree(preferred / "plain", tmp_path / "run")
+    config = run / "adapter_config.json"
+    config.write_text(re.sub(r'(?<="base_model_name_or_path": )".*?"', '"someone/base"', config.read_text()))
+    push_to_hub([run], "owner/tuned")
+    files = hub.repositories["owner/tuned"][1]
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= files.keys() and "config.json" not in files
+    assert 'model="owner/tuned", tokenizer="owner/tuned"' in files["README.md"].decode()
 
 
 def test_one_model_takes_the_name_as_it_is(hub, folders):
@@ -91,10 +145,10 @@ def test_one_model_takes_the_name_as_it_is(hub, folders):
 
 
 def test_what_is_public_already_is_not_taken_for_private(hub, folders):
-    hub.repositories["me/known"] = (False, set())
+    hub.repositories["me/known"] = (False, {})
     with pytest.raises(InputError, match="'me/known' is public: untick private"):
         push_to_hub(folders[:1], "known")
-    assert hub.repositories["me/known"][1] == set()
+    assert hub.repositories["me/known"][1] == {}
 
 
 @pytest.mark.parametrize(

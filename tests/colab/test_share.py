@@ -13,7 +13,7 @@ from chats import train_chat, write_conversations
 from newllm_lib.colab import share
 from newllm_lib.colab.chat_box import ChatBox
 from newllm_lib.colab.page.notices import CellStopped
-from newllm_lib.export.card import read_card
+from newllm_lib.export.model_folder import read_card
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,19 @@ def test_on_colab_it_goes_to_the_browser(colab, folders, page, tmp_path):
     colab.download_error = RuntimeError("no browser")
     share.save_and_share(folders)
     assert page.said[-2][0] == "note" and "no browser" in page.said[-2][1]
+
+
+def test_what_is_large_waits_for_a_click(colab, folders, page, tmp_path, monkeypatch):
+    assert share.LARGEST_UNASKED == 50 * 2**20
+    monkeypatch.setattr(share, "LARGEST_UNASKED", 100)
+    share.save_and_share(folders)
+    button, line = page.displayed[-1].children
+    assert colab.downloads == [] and button.description.startswith("Download (")
+    button.click()
+    assert colab.downloads == [str(tmp_path / "02_dailydialog-demo-1.zip")] and "on its way" in line.value
+    colab.download_error = RuntimeError("no browser")
+    button.click()
+    assert "no browser" in line.value
 
 
 def test_the_cards_are_shown(folders, page):

@@ -14,8 +14,16 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from ...errors import FULL
+from ...preferences.dpo import MERGED_FOLDER
 from ...preferences.sweep import TRIALS_FILE
-from ...training.checkpoint import CHECKPOINT_NAME, REFERENCE_FOLDER, RESULTS_FILE, SETTINGS_FILE
+from ...training.checkpoint import (
+    CHECKPOINT_NAME,
+    REFERENCE_FOLDER,
+    RESULTS_FILE,
+    SETTINGS_FILE,
+    has_adapters,
+    numbered_checkpoints,
+)
 from ..page.notices import GONE
 from . import run_copy
 
@@ -44,7 +52,8 @@ LONGEST_RETRY_SECONDS = 300.0
 
 class DriveCopier(TrainerCallback):
     """Keeps a copy of the runs in `local` on `drive`, in one daemon thread. A run that trains is copied when it saves,
-    a checkpoint at a time; of several that wait only the newest is. Everything else is copied when it has changed."""
+    a checkpoint at a time; of several that wait only the newest is. Everything else is copied when it has changed. Once
+    the results of a run are there, its checkpoints are of no use there and go."""
 
     def __init__(self, local: Path, drive: Path, clock: Callable[[], float] = time.monotonic):
         self.local, self.drive, self.clock = local, drive, clock
@@ -180,12 +189,18 @@ class DriveCopier(TrainerCallback):
             self.seen[folder] = now
             self.saved_at[folder] = self.clock()
             self.missed.discard(folder)
+        if RESULTS_FILE in names:
+            for _, checkpoint in numbered_checkpoints(self.copy_of(folder)):
+                run_copy.discard(checkpoint)
 
     def _settled_folders(self) -> Iterator[tuple[Path, list[str]]]:
         """(folder, names of its files, the results last), but for runs under way, whose files belong to their
-        checkpoints. A sweep is none, its trials are. A link that leads nowhere is no file."""
+        checkpoints. A sweep is none, its trials are. A link that leads nowhere is no file. What adapters were merged
+        into is left out: their stage, called again, makes it anew."""
         for path, folders, names in os.walk(self.local):
-            folders[:] = [f for f in sorted(folders) if not f.startswith(".") and not CHECKPOINT_NAME.fullmatch(f)]
+            made_anew = {MERGED_FOLDER} if has_adapters(Path(path)) else ()
+            folders[:] = [f for f in sorted(folders) if f[0] != "." and not CHECKPOINT_NAME.fullmatch(f)]
+            folders[:] = [f for f in folders if f not in made_anew]
             if SETTINGS_FILE not in names or {RESULTS_FILE, TRIALS_FILE} & set(names):
                 files = [n for n in names if n[0] != "." and n != run_copy.MANIFEST_FILE and (Path(path) / n).is_file()]
                 yield Path(path), sorted(files, key=lambda name: (name == RESULTS_FILE, name))
