@@ -1,5 +1,5 @@
-"""The page of a New-LLM (`newllm export RUN --format html`) in headless Chromium without a network: the time from a click
-to the first token and tokens a second, medians, and what 20,000 tokens leave in the page's memory.
+"""The page of a New-LLM (`newllm export RUN --format html`) in headless Chromium without a network: the time from a
+click to the first token and tokens a second, medians, and what 20,000 tokens leave in the page's memory.
 
     python benchmarks/page.py RUN [--chromium /usr/bin/chromium]
 """
@@ -32,7 +32,11 @@ OPEN = """() => {
     window.talk = new newllm.Talk(JSON.parse(get("model")), get("weights"));
 }"""
 # Milliseconds of `count` tokens, each with its logits; and what the page holds.
-READ = "(count) => { const t = performance.now(); for (let i = 0; i < count; i++) talk.readOne(i % 250, true); return performance.now() - t }"
+READ = """(count) => {
+    const started = performance.now();
+    for (let i = 0; i < count; i++) talk.readOne(i % 250, true);
+    return performance.now() - started;
+}"""
 HEAP = "() => { gc(); return performance.memory.usedJSHeapSize }"
 
 
