@@ -63,7 +63,11 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["newllm_lib*"]),
-    package_data={"newllm_lib.preferences": ["*.json", "*.jsonl"], "newllm_lib.colab.page": ["*.json"]},
+    package_data={
+        "newllm_lib.preferences": ["*.json", "*.jsonl"],
+        "newllm_lib.colab.page": ["*.json"],
+        "newllm_lib.export": ["*.html", "*.js", "*.json"],
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["newllm = newllm_lib.cli:main"]},

@@ -171,10 +171,14 @@ def run_stop(parser: SentenceParser, argv: Sequence[str]) -> None:
         print(sentence, flush=True)
 
 
-def run_merge(parser: SentenceParser, argv: Sequence[str]) -> None:
+def run_export(parser: SentenceParser, argv: Sequence[str]) -> None:
     add_model_field(parser)
-    parser.add_argument("--output_dir", required=True, help="folder for the merged model; must not exist yet")
-    wing("adapters.merge").merge(**vars(parser.parse(argv)))
+    forms = "html: a page that chats in any browser; gguf: for Ollama; transformers: a folder that others open with it"
+    forms = f"{forms}; merged: adapters and base as one plain model"
+    parser.add_argument("--format", required=True, help=forms)
+    parser.add_argument("--output", help="file or folder to write, a folder must not exist yet; else beside the model")
+    parser.add_argument("--int8", action="store_true", help="html, gguf: numbers of 8 bits, half the file")
+    wing("export.export").export(**vars(parser.parse(argv)))
 
 
 def run_data(parser: SentenceParser, argv: Sequence[str]) -> None:
@@ -360,7 +364,7 @@ COMMANDS: dict[str, tuple[Callable[[SentenceParser, Sequence[str]], None], str]]
     "start": (run_start, "train in the background: a stage, and first what it starts from"),
     "status": (run_status, "what runs, how far it is and how long still; a run, or all"),
     "stop": (run_stop, "save a run that trains, wherever it was started, and end it"),
-    "merge": (run_merge, "adapters and their base into one plain model"),
+    "export": (run_export, "a model to take with you: as a page for any browser, for Ollama, as one plain model"),
     "modules": (run_modules, "the layers of a model that adapters can go on"),
     "data": (run_data, "look at a dataset: rows, tokens, lengths, duplicates; without a name, list those we know"),
     "evaluate": (run_evaluate, "metrics of a model on a text: perplexity, bits per byte"),

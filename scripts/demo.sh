@@ -27,5 +27,6 @@ for notebook in "${NOTEBOOKS[@]}"; do
         --output "runs/demo/$(basename "$notebook")" --cwd "$NEWLLM_RUNS"
 done
 
-say "done; runs/demo holds"
-find runs/demo \( -name '*.ipynb' -o -name '*.png' \) -not -path '*/checkpoint*' | sort
+cp "$(ls -t runs/demo/ultrachat/*/newllm/chat.html | head -1)" runs/demo/chat.html
+say "done; runs/demo holds (open chat.html in a browser and talk)"
+find runs/demo \( -name '*.ipynb' -o -name '*.png' -o -path runs/demo/chat.html \) -not -path '*/checkpoint*' | sort

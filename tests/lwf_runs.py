@@ -46,9 +46,9 @@ def lwf_arguments(folder: Path, name: str = "run", **fields) -> QloraLwfArgument
     return QloraLwfArguments(**{**small, **fields})
 
 
-def run_of_adapters(folder: Path) -> Path:
+def run_of_adapters(folder: Path, base_folder: Path | None = None) -> Path:
     """Adapters of an untrained Gemma, as a finished run has them."""
-    base = find_base_model(str(tiny_gemma_folder(folder / "base")))
+    base = find_base_model(str(base_folder or tiny_gemma_folder(folder / "base")))
     run = folder / "run"
     model = open_base(base, False)
     add_adapters(model, 2, 4.0, 0.0, "all-linear").save_pretrained(run)

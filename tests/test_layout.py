@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A package may import from those before it in this order, and from itself.
 LAYERS = (
     "errors", "wings", "install", "progress", "models", "data", "evaluation", "training", "stages", "chat", "doctor",
-    "cli", "kernels", "adapters", "preferences", "background", "colab",
+    "cli", "kernels", "adapters", "preferences", "background", "export", "colab",
 )  # fmt: skip
 COLAB_ONLY = {"google", "IPython", "ipywidgets"}
 

@@ -88,7 +88,7 @@ def test_every_command_parses(line, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", EDITIONS, ids=lambda path: path.name)
 def test_there_are_commands_for_every_stage(path):
     words = {line.split()[1] for line in commands(path)}
-    stages = {"pretrain", "sft", "qlora-lwf", "dpo", "sweep", "merge", "data", "evaluate", "compare", "generate"}
+    stages = {"pretrain", "sft", "qlora-lwf", "dpo", "sweep", "export", "data", "evaluate", "compare", "generate"}
     assert words >= stages | {"chat", "doctor", "start", "status", "stop"}
     started = {line.split()[2] for line in commands(path) if line.startswith("newllm start ")}
     assert started == {"pretrain", "sft", "qlora-lwf", "dpo", "sweep"}

@@ -12,7 +12,7 @@ from conversations import make_conversations, write_conversations
 from sample_text import make_text
 
 ROOT = Path(__file__).parents[1]
-WINGS = ("kernels", "adapters", "preferences", "background", "colab")
+WINGS = ("kernels", "adapters", "preferences", "background", "export", "colab")
 # Of the core's tests those that train, score and read with nothing of a wing.
 CORE_TESTS = ("stages/test_pretrain.py", "stages/test_sft.py", "evaluation", "models/test_modeling_newllm.py")
 # An editable installation finds whatever the copy lacks.
@@ -39,12 +39,12 @@ def run(core: Path, module: str, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=core, env=environment, capture_output=True, text=True, input="Hello!\n")
 
 
-@pytest.mark.parametrize("command", ["qlora-lwf", "merge", "dpo", "sweep", "status", "stop", "start"])
+@pytest.mark.parametrize("command", ["qlora-lwf", "export", "dpo", "sweep", "status", "stop", "start"])
 def test_a_command_of_a_missing_wing_says_so(core, command):
-    words = {"merge": ["runs/x", "--output_dir", "runs/y"], "stop": ["runs/x"], "start": ["pretrain"]}
+    words = {"export": ["runs/x", "--format", "html"], "stop": ["runs/x"], "start": ["pretrain"]}
     done = run(core, "newllm_lib", command, *words.get(command, []))
     assert done.returncode == 2
-    wing = {"qlora-lwf": "adapters", "merge": "adapters", "dpo": "preferences", "sweep": "preferences"}
+    wing = {"qlora-lwf": "adapters", "export": "export", "dpo": "preferences", "sweep": "preferences"}
     wing = wing.get(command, "background")
     assert done.stderr.startswith(f"newllm: this copy of newllm has no newllm_lib.{wing};")
 

@@ -3,11 +3,8 @@
 import os
 import re
 import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from fnmatch import fnmatch
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -17,17 +14,11 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from IPython.display import HTML, FileLink, display
 
-from ..adapters.base_model import HUB_ID
-from ..adapters.merge import merge
-from ..adapters.qlora_lwf import FORGETTING_FILE
 from ..errors import InputError
-from ..preferences.dpo import MERGED_FOLDER, PREFERENCES_FILE
+from ..export.model_folder import model_files, read_card
 from ..training import checkpoint
-from ..training.callbacks import CURVES_FILE, METRICS_FILE
 from ..training.device import size
-from ..training.disk import PARTIAL, read_json, temporary
-from ..training.run import CARD_FILE, how_to_use
-from ..training.trained_model import read_config
+from ..training.disk import PARTIAL, temporary
 from .chat_box import ChatBox
 from .drive.drive_copy import wait_for_drive
 from .page.notices import in_one_sentence, say
@@ -36,13 +27,6 @@ from .storage import drive_copier, on_colab
 
 SECRET = "HF_TOKEN"
 LARGEST_UNASKED = 50 * 2**20  # bytes that go to the browser without a click
-# What is uploaded of a run beside its card, and of the folder of its model.
-OF_RUN = checkpoint.SETTINGS_FILE, checkpoint.RESULTS_FILE, METRICS_FILE, CURVES_FILE, FORGETTING_FILE, PREFERENCES_FILE
-OF_MODEL = (
-    checkpoint.ADAPTER_CONFIG, checkpoint.ADAPTER_WEIGHTS, "config.json", "generation_config.json",
-    "model*.safetensors", "model.safetensors.index.json", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
-)  # fmt: skip
 
 
 @in_one_sentence()
@@ -99,9 +83,7 @@ def push_to_hub(folders: Sequence[Path], repository: str, private: bool = True) 
             addresses.append(str(api.create_repo(target, private=private, exist_ok=True)))
             if private and not api.model_info(target).private:
                 raise InputError(f"hub_repository {target!r} is public: untick private, or choose another name.")
-            with model_to_upload(folder) as model:
-                files = {path.name: path for path in files_like(OF_RUN, folder) + files_like(OF_MODEL, model)}
-                files[CARD_FILE] = card_on_the_hub(folder, model, target).encode()
+            with model_files(folder, target) as files:
                 operations = [CommitOperationAdd(name, file) for name, file in files.items()]
                 api.create_commit(target, operations, commit_message="Upload from New-LLM")
     except HFValidationError as error:
@@ -113,34 +95,6 @@ def push_to_hub(folders: Sequence[Path], repository: str, private: bool = True) 
             raise InputError(f"the hub refuses the token for {repository!r}: {remedy}.", "NL-302") from error
         raise InputError(f"the hub did not take {repository!r} (HTTP {status}): try again later.", "NL-301") from error
     return addresses
-
-
-def files_like(patterns: Sequence[str], folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_file() and any(fnmatch(path.name, it) for it in patterns)]
-
-
-@contextmanager
-def model_to_upload(folder: Path) -> Iterator[Path]:
-    """The folder of a model that needs no other which is not on the hub: of adapters on such a base the model that they
-    were merged into, or else are now. Raises InputError: their base is not there."""
-    base = (read_json(folder / checkpoint.ADAPTER_CONFIG) or {}).get("base_model_name_or_path")
-    merged = folder / MERGED_FOLDER
-    if checkpoint.has_adapters(folder) and merged.is_dir():
-        yield merged
-    elif not checkpoint.has_adapters(folder) or (HUB_ID.fullmatch(str(base)) and not Path(base).is_dir()):
-        yield folder
-    else:
-        with tempfile.TemporaryDirectory(prefix=".newllm-", dir=folder.parent) as place:
-            yield merge(folder, Path(place) / MERGED_FOLDER)
-
-
-def card_on_the_hub(folder: Path, model: Path, repository: str) -> str:
-    """The card of a run, with Python that opens the model where it is uploaded from `model` to."""
-    is_whole = not checkpoint.has_adapters(model)
-    talks = (model / "chat_template.jinja").is_file()
-    lines = how_to_use(repository, read_config(model) if is_whole else None, talks)
-    card = (folder / CARD_FILE).read_text(encoding="utf-8")
-    return re.sub(r"```python\n.*?```", lambda _: lines, card, count=1, flags=re.DOTALL)
 
 
 def find_token() -> str:
@@ -166,12 +120,12 @@ def find_token() -> str:
     return token
 
 
-def offer(file: Path) -> None:
-    """Send a file to the browser, a large one when a button is pressed, which Run all does not; or show a link to it
-    where the notebook's server has one."""
+def offer(file: Path, ask: bool = False) -> None:
+    """Send a file to the browser, a large one or with `ask` any when a button is pressed, which Run all does not; or
+    show a link to it where the notebook's server has one."""
     if not on_colab():
         display(FileLink(str(file.relative_to(Path.cwd()))))
-    elif (there := file.stat().st_size) > LARGEST_UNASKED:
+    elif (there := file.stat().st_size) > LARGEST_UNASKED or ask:
         display(button_box(f"Download ({size(there)})", lambda: sentence_html(*send(file))))
     elif (said := send(file))[1] != "ok":
         say(*said)
@@ -213,18 +167,3 @@ def memory_sentence() -> str:
         return f"{size(free)} of {size(total)} of the GPU's memory are free."
     memory = psutil.virtual_memory()
     return f"{size(memory.available)} of {size(memory.total)} of this machine's memory are free."
-
-
-def read_card(folder: Path) -> dict[str, str]:
-    """What the card of a finished run says: text -> where it is from and its licence, metric -> its value. Raises
-    InputError: there is no card, or it leaves out a licence or the metrics of the run."""
-    path = folder / CARD_FILE
-    card = path.read_text(encoding="utf-8") if path.is_file() else ""
-    rows, texts = dict(re.findall(r"^\| (.+?) \| (.+) \|$", card, re.MULTILINE)), ("trained on", "held out")
-    metrics = {name: rows[name] for name in checkpoint.read_results(folder) or () if name in rows}
-    missing = [name for name in texts if "(licence: " not in rows.get(name, "")] + ["metrics"] * (not metrics)
-    if missing:
-        problem = f"does not say everything that a user of the model has to know ({', '.join(missing)})"
-        remedy = "delete results.json beside it and run the training again, which then only scores the model"
-        raise InputError(f"{str(path)!r} {problem}; {remedy}.", "NL-404")
-    return {name: rows[name] for name in (*texts, "tested on") if name in rows} | metrics

@@ -38,12 +38,17 @@ class Memory:
 
     def file(self, config: PreTrainedConfig) -> bytes:
         """As a file; `config` is the model's."""
-        header = {"format": FORMAT, "model": self.model, "weights": self.weights, "tokens": str(self.tokens)}
-        fields = config.to_dict() | {"context_numbers": config.context_numbers}
-        header |= {name: str(fields[name]) for name in ("context_numbers", *LAYOUT_FIELDS) if name in fields}
+        header = {**header_of(config, self.model, self.weights), "tokens": str(self.tokens)}
         if self.messages:
             header["messages"] = json.dumps(self.messages, ensure_ascii=False)
         return save({"state": self.state.float().cpu().contiguous()}, header)
+
+
+def header_of(config: PreTrainedConfig, model: str, weights: str) -> dict[str, str]:
+    """What the header says of the model, which is the same in all its memories."""
+    fields = config.to_dict() | {"context_numbers": config.context_numbers}
+    layout = {name: str(fields[name]) for name in ("context_numbers", *LAYOUT_FIELDS) if name in fields}
+    return {"format": FORMAT, "model": model, "weights": weights, **layout}
 
 
 def read_memory(path: str | Path) -> Memory:

@@ -74,6 +74,24 @@ def write_bytes(path: Path, content: bytes) -> None:
     os.replace(unfinished, path)
 
 
+@contextmanager
+def unwritten_folder(output: str | Path) -> Iterator[tuple[Path, Path]]:
+    """(a hidden folder to write into, `output`, whose name it has once all is written: whole or not there). Raises
+    InputError: `output` exists, or the disk refuses it."""
+    target, refused = Path(os.path.expanduser(output)), f"output {str(output)!r} cannot be written to"
+    partial = temporary(target, PARTIAL)
+    try:
+        with saying(refused, "choose another --output"):
+            if target.exists():
+                raise InputError(f"output {str(output)!r} exists; choose another --output.")
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            partial.mkdir(parents=True)
+            yield partial, target
+            os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def read_json(path: Path) -> Any:
     """What the file says, None if there is none that can be read."""
     try:

@@ -14,7 +14,8 @@ from newllm_lib.errors import InputError
 HANGS = """
 import sys, time
 from newllm_lib.adapters import merge
-merge.os.replace = lambda *names: print("written", flush=True) or time.sleep(600)
+from newllm_lib.training import disk
+disk.os.replace = lambda *names: print("written", flush=True) or time.sleep(600)
 merge.merge(sys.argv[1], sys.argv[2])
 """
 
@@ -38,6 +39,6 @@ def test_what_a_killed_process_has_left_gives_way(tuned, tmp_path):
 @pytest.mark.parametrize("place", ["/proc/merged", "file/merged", "y" * 300])
 def test_where_nothing_can_be_written_a_sentence_says_so(tuned, tmp_path, place):
     (tmp_path / "file").write_text("a file")
-    with pytest.raises(InputError, match=r"output_dir .* cannot be written to"):
+    with pytest.raises(InputError, match=r"output .* cannot be written to"):
         merge(tuned, tmp_path / place)
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and Path(tuned).is_dir()

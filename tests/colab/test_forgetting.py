@@ -86,7 +86,7 @@ def test_a_run_shows_its_table_picture_and_answers(adapter_run, shown):
     results.show_saved_files([adapter_run])
     assert "adapter_model.safetensors" in shown[0] and "forgetting.json" in shown[0]
     assert ">-<" not in shown[0], "a file that is not there"
-    assert "newllm merge" in shown[1] and "comparison" not in shown[1]
+    assert "newllm export" in shown[1] and "comparison" not in shown[1]
 
 
 def test_an_unfinished_run_is_one_sentence(tmp_path):

@@ -13,6 +13,7 @@ from chats import train_chat, write_conversations
 from newllm_lib.colab import share
 from newllm_lib.colab.chat_box import ChatBox
 from newllm_lib.colab.page.notices import CellStopped
+from newllm_lib.export.model_folder import read_card
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_a_card_that_says_too_little_is_refused(folders, page, tmp_path):
 
 
 def test_what_a_card_says_is_what_was_measured(folders):
-    facts = share.read_card(folders[0])
+    facts = read_card(folders[0])
     results = json.loads((folders[0] / "results.json").read_text())
     assert "rows.jsonl" in facts["trained on"] and "(licence: " in facts["held out"]
     assert float(facts["perplexity"].replace(",", "")) == pytest.approx(results["perplexity"], abs=1e-3)

@@ -130,7 +130,7 @@ COMMANDS = {  # command -> what stands before the flags, and these
     "evaluate": (["{model}", "--data", "text.txt"], ["data", "max_length", "batch_size", "json", "limit", "base"]),
     "compare": (["{model}", "--data", "text.txt"], ["data", "prompt", "json", "picture"]),
     "data": ([], ["data", "data_source", "max_length", "max_samples", "skip_bad_rows", "template", "model"]),
-    "merge": (["{model}"], ["output_dir", "base"]),
+    "export": (["{model}"], ["format", "output", "int8", "base"]),
     "doctor": ([], ["folder"]),
     "": ([], ["help", "version", "seed"]),
 }
@@ -142,7 +142,10 @@ FOUND = {
     ],
     "chat": [["--seed", "9" * 30], ["--repetition_penalty", "inf"], ["--repetition_penalty", "1e-320"]],
     "compare": [["--picture", "text.txt"], ["--picture", "no-folder/a.png"]],
-    "merge": [["--output_dir", "a", "9" * 5000], ["--output_dir", "~no such user/a"]],
+    "export": [
+        ["--format", "merged", "--output", "a", "9" * 5000],
+        *(["--format", form, "--output", "~no such user/a"] for form in ("merged", "html", "gguf")),
+    ],
     "doctor": [["--folder", "9" * 5000], ["--folder=--"]],
     "data": [["--data", "", "--max_samples=--"]],
 }

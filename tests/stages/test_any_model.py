@@ -71,7 +71,7 @@ def test_a_run_is_opened_from_elsewhere(tuned, tmp_path, monkeypatch):
 
 
 def test_adapters_are_no_base(tuned):
-    with pytest.raises(InputError, match="holds adapters and not a whole model; write one with newllm merge"):
+    with pytest.raises(InputError, match="holds adapters and not a whole model; write one with newllm export"):
         prepare_dpo(dpo_arguments(tuned, "other", model=str(tuned / "run")))
 
 

@@ -1,0 +1,35 @@
+"""The cell *Take it with you*: a New-LLM as one page that chats in any browser, tried where it was trained."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from IPython.display import HTML, display
+
+from ..export.html import PAGE, export_html
+from ..models import NewLLMConfig
+from ..training.device import size
+from ..training.trained_model import read_config
+from .page.notices import in_one_sentence, say
+from .share import offer
+
+SHOWN_BYTES = 20 * 2**20  # of a page inside the notebook, which is saved with it
+# The frame may run its own programs and give files away; it has no origin, so nothing of the notebook is in its reach.
+FRAME = (
+    '<div><iframe title="{name}" sandbox="allow-scripts allow-forms allow-downloads" srcdoc="{page}" loading="lazy" '
+    'style="width:100%;height:760px;border:1px solid rgba(128,128,128,.35);border-radius:6px"></iframe></div>'
+)
+
+
+@in_one_sentence()
+def take_with_you(folders: Sequence[str | Path]) -> None:
+    """Write the page of each New-LLM in `folders`, show the first and offer them for download."""
+    pages = [export_html(folder) for folder in folders if isinstance(read_config(folder), NewLLMConfig)]
+    if not pages:
+        say("None of these models is a New-LLM: only that runs in a page.", "note")
+    for page in pages:
+        length = page.stat().st_size
+        if page == pages[0] and length <= SHOWN_BYTES:
+            display(HTML(FRAME.format(name=PAGE, page=html.escape(page.read_text(encoding="utf-8")))))
+        offer(page, ask=True)
+        say(f"{page.parent.name}: {page.name} ({size(length)}) runs from a double click, without a network.")
