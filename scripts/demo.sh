@@ -27,6 +27,6 @@ for notebook in "${NOTEBOOKS[@]}"; do
         --output "runs/demo/$(basename "$notebook")" --cwd "$NEWLLM_RUNS"
 done
 
-cp "$(ls -t runs/demo/ultrachat/*/newllm/chat.html | head -1)" runs/demo/chat.html
+cp "$(ls -t runs/demo/04_ultrachat/*/newllm/chat.html | head -1)" runs/demo/chat.html
 say "done; runs/demo holds (open chat.html in a browser and talk)"
 find runs/demo \( -name '*.ipynb' -o -name '*.png' -o -path runs/demo/chat.html \) -not -path '*/checkpoint*' | sort
