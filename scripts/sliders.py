@@ -49,7 +49,7 @@ def entries_by_group() -> dict[str, list[str]]:
     groups: dict[str, dict[str, None]] = {}
     for notebook in (found for found in vars(stage).values() if isinstance(found, stage.NotebookStage)):
         for field in settings_fields(notebook.arguments):
-            is_offered = field.name not in {*notebook.fixed, *notebook.hidden}
+            is_offered = field.name not in notebook.hidden
             if is_offered and label_of(field.name) != field.name.replace("_", " "):
                 entry = f"*{text(label_of(field.name))}* `--{field.name}`"
                 groups.setdefault(metadata_of(field)["group"], {})[entry] = None

@@ -18,7 +18,8 @@ class AdapterArguments(StageArguments):
 
     model_type: ClassVar[str] = "tuned"  # what the run's curves and tables call the model
     refused: ClassVar[dict[str, str]] = StageArguments.refused | {
-        "neftune_noise_alpha": "what the model is held to is the model itself, which would hear the noise, too"
+        "neftune_noise_alpha": "what the model is held to is the model itself, which would hear the noise, too",
+        **dict.fromkeys(("fsdp", "fsdp_config"), "of several GPUs each has the whole base; only adapters are trained"),
     }
 
     model: str | None = setting(None, "What the adapters are trained on.", session=True)

@@ -46,8 +46,8 @@ REFUSED = {
     **dict.fromkeys(("data_seed", "train_sampling_strategy", "length_column_name", "dataloader_in_order",
                      "accelerator_config"),
         "each stage has its own order of rows, which a run that goes on finds again; --seed decides it"),
-    **dict.fromkeys(("parallelism_config", "fsdp", "fsdp_config", "deepspeed"),
-        "several GPUs share a run under torchrun or accelerate launch, each with the whole model"),
+    **dict.fromkeys(("parallelism_config", "deepspeed"),
+        "several GPUs share a run under torchrun or accelerate launch, each with the whole model, or part by --fsdp"),
     **dict.fromkeys(("use_liger_kernel", "liger_kernel_config"),
         "the loss is taken in pieces already, and by the models' own code"),
 }  # fmt: skip
@@ -195,6 +195,7 @@ class StageArguments(TrainingArguments):
         with as_sentence():
             super().__post_init__()
         check_libraries(self)
+        check_sharding(self, device)
         for name in unused if self.process_index == 0 else ():
             logger.warning("%s has no effect here: %s.", name, NO_EFFECT[name])
         if self.n_gpu > 1:  # torch's DataParallel knows no context to carry; more GPUs: accelerate launch
@@ -306,6 +307,17 @@ def check_refused(args: StageArguments) -> None:
             f"ddp_backend {args.ddp_backend} is for several processes, which torchrun or accelerate launch starts; "
             "leave it out."
         )
+
+
+def check_sharding(args: TrainingArguments, device: Device) -> None:
+    """Raise InputError for FSDP where there is nothing to share, or where no process would write a whole model."""
+    if args.fsdp and (device.kind != "cuda" or args.world_size == 1):
+        raise InputError(
+            f"fsdp {args.fsdp} shares a model among several GPUs, each with a process that torchrun or accelerate "
+            "launch starts; leave it out."
+        )
+    if args.fsdp and (kind := (args.fsdp_config or {}).get("state_dict_type", "FULL_STATE_DICT")) != "FULL_STATE_DICT":
+        raise InputError(f"fsdp_config has state_dict_type {kind}, which writes no whole model; leave it out.")
 
 
 def check_values(args: TrainingArguments) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import SeedableRandomSampler
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from transformers import Trainer
+from transformers import AutoModelForCausalLM, Trainer
 
 from ..data.text import IGNORED, EvaluationDocuments, PackedRows, collate_rows, positions_within_row
 from ..evaluation.perplexity import TextMetrics, score_documents
@@ -124,8 +125,17 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
 
     def score(self, documents: EvaluationDocuments) -> TextMetrics:
         """Metrics of the model as it is now."""
-        model, start = self.accelerator.unwrap_model(self.model), self.processing_class.bos_token_id
-        return score_documents(model, documents, start, self.args.max_length, self.args.per_device_eval_batch_size)
+        model, args = self.accelerator.unwrap_model(self.model), self.args
+        how = documents, self.processing_class.bos_token_id, args.max_length, args.per_device_eval_batch_size
+        if not self.is_fsdp_enabled:
+            return score_documents(model, *how)
+        # No process holds all weights: the first gets them for once, and tells the others what it finds.
+        weights, found = self.accelerator.get_state_dict(self.model), [None]
+        if args.process_index == 0:
+            whole = AutoModelForCausalLM.from_config(model.config)
+            whole.load_state_dict(weights)
+            found = [score_documents(whole.to(args.device), *how)]
+        return broadcast_object_list(found)[0]
 
     def scores(self, documents: EvaluationDocuments) -> dict[str, Any]:
         return dataclasses.asdict(self.score(documents))

@@ -344,6 +344,10 @@ def test_of_a_finished_run_drive_keeps_neither_checkpoints_nor_what_can_be_made_
         plain = failing(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
         copier.work()
         assert plain and checkpoints_on_drive(copier, folder) == ["checkpoint-40"], "the results are not there yet"
+        (folder / "results.json").write_text("damaged")
+        copier.work()
+        assert checkpoints_on_drive(copier, folder) == ["checkpoint-40"], "they cannot be read: it may go on"
+        make_run(folder, finished=True)
         copier.work()
         assert checkpoints_on_drive(copier, folder) == [] and (folder / "checkpoint-40" / "mine.txt").exists()
     assert contents(copier.copy_of(run)).keys() >= {"results.json", "reference/model.safetensors"}

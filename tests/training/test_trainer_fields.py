@@ -18,7 +18,8 @@ from newllm_lib.errors import InputError
 from newllm_lib.models import MODEL_TYPES
 from newllm_lib.preferences.sweep import SweepArguments
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, pretrain
-from newllm_lib.training.arguments import NO_EFFECT, REFUSED
+from newllm_lib.training.arguments import NO_EFFECT, REFUSED, check_sharding
+from newllm_lib.training.device import Device
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments)}
 
@@ -46,11 +47,11 @@ WORKS = {
     "do_eval": True,
 }  # fmt: skip
 # Not set together with the others: what they need is not there, or they would take a minute.
-WORKS_ELSEWHERE = {"torch_compile", "torch_compile_backend", "torch_compile_mode", "ddp_backend"}
+WORKS_ELSEWHERE = {"torch_compile", "torch_compile_backend", "torch_compile_mode", "ddp_backend", "fsdp", "fsdp_config"}
 # Other values than the default of fields that are refused or mean nothing, where 1 is no such value.
 OTHER = {
-    "hub_strategy": "end", "train_sampling_strategy": "sequential", "length_column_name": "n", "fsdp": "full_shard",
-    "fsdp_config": "{}", "deepspeed": "zero.json", "accelerator_config": '{"split_batches": true}',
+    "hub_strategy": "end", "train_sampling_strategy": "sequential", "length_column_name": "n", "deepspeed": "zero.json",
+    "accelerator_config": '{"split_batches": true}',
     "hub_token": "secret", "hub_model_id": "me/mine", "hub_revision": "main", "optim_target_modules": "all-linear",
     "resume_from_checkpoint": "true", "liger_kernel_config": {"rope": True}, "parallelism_config": object(),
     "dataloader_in_order": False, "remove_unused_columns": True, "label_names": ["labels"],
@@ -85,6 +86,18 @@ def test_what_cannot_be_used_is_refused_with_a_sentence(name):
     assert "secret" not in str(error.value)
 
 
+def test_a_model_is_shared_among_several_gpus_or_it_is_said_why_not(monkeypatch):
+    with pytest.raises(InputError, match=r"^fsdp True shares a model among several GPUs.+; leave it out\.$"):
+        PretrainArguments(fsdp="full_shard")
+    sharded = PretrainArguments()
+    sharded.fsdp, sharded.fsdp_config = True, {"state_dict_type": "SHARDED_STATE_DICT"}
+    monkeypatch.setattr(PretrainArguments, "world_size", 2)
+    with pytest.raises(InputError, match="SHARDED_STATE_DICT, which writes no whole model"):
+        check_sharding(sharded, Device("cuda", "GPU", 80.0, (9, 0), 1))
+    sharded.fsdp_config = {}
+    check_sharding(sharded, Device("cuda", "GPU", 80.0, (9, 0), 1))
+
+
 @pytest.mark.parametrize("name", [name for name in NO_EFFECT if name in FIELDS])
 def test_what_has_no_effect_says_so(name, caplog):
     with caplog.at_level(logging.WARNING):
@@ -112,6 +125,8 @@ def test_each_stage_has_its_own_reasons(tmp_path):
     for arguments in (dpo_arguments, lwf_arguments):
         with pytest.raises(InputError, match="which would hear the noise"):
             arguments(tmp_path, neftune_noise_alpha=5.0)
+        with pytest.raises(InputError, match="of several GPUs each has the whole base"):
+            arguments(tmp_path, fsdp="full_shard")
     assert lwf_arguments(tmp_path, label_smoothing_factor=0.1).label_smoothing_factor == 0.1
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from conversations import make_conversations, write_conversations
 from lwf_runs import lwf_files
 from preference_runs import dpo_fields
 from safetensors.torch import load_file
@@ -23,6 +24,7 @@ from newllm_lib.models import build_config, build_model
 from newllm_lib.models.recurrent_model import loss_only
 from newllm_lib.training.checkpoint import newest_checkpoint
 from newllm_lib.training.samplers import NO_ROW, EvenSampler, LaneSampler, RowsAndBlank
+from newllm_lib.training.trained_model import open_model
 from newllm_lib.training.trainer import ContextCarrier
 
 ROOT = Path(__file__).parents[2]
@@ -87,18 +89,18 @@ def test_the_context_goes_on_with_another_number_of_processes(tmp_path, source, 
     assert torch.equal(found.rows, unbroken.rows) and torch.equal(found.contexts, unbroken.contexts)
 
 
-def command(words: tuple[str, ...], processes: int) -> dict:
+def command(words: tuple[str, ...], processes: int, program: tuple[str, ...] = ("-m", "newllm_lib")) -> dict:
     """What subprocess needs to run newllm on so many processes."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return {
-        "args": [sys.executable, *(launch if processes > 1 else []), "-m", "newllm_lib", *words],
+        "args": [sys.executable, *(launch if processes > 1 else []), *program, *words],
         "env": {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         "text": True,
     }
 
 
-def newllm(*words: str, processes: int = 1) -> None:
-    done = subprocess.run(**command(words, processes), capture_output=True, timeout=300)
+def newllm(*words: str, processes: int = 1, **program: tuple[str, ...]) -> None:
+    done = subprocess.run(**command(words, processes, **program), capture_output=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(f"Finished: everything is in {words[-1]}.") == 1
 
@@ -216,6 +218,15 @@ def of_adapters(stage: str, folder: Path) -> tuple[str, ...]:
     return (stage, *flags, *more, "--save_steps", "3", "--max_eval_tokens", "200")
 
 
+def cut_off(finished: Path, folder: Path) -> None:
+    """A copy of a run as if it had been killed after update 3."""
+    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
+    (folder / "results.json").unlink()
+    for checkpoint in folder.glob("checkpoint-*"):
+        if checkpoint.name != "checkpoint-3":
+            (checkpoint / "complete.json").unlink()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["qlora-lwf", "dpo"])
 def test_adapters_on_two_processes_are_those_of_one(tmp_path, stage):
@@ -223,11 +234,7 @@ def test_adapters_on_two_processes_are_those_of_one(tmp_path, stage):
     fields = of_adapters(stage, tmp_path)
     one, two, taken_up = (tmp_path / name for name in ("one", "two", "taken up"))
     newllm(*fields, "--per_device_train_batch_size", "8", "--output_dir", str(one))
-    subprocess.run(["cp", "-r", str(one), str(taken_up)], check=True)
-    (taken_up / "results.json").unlink()
-    for checkpoint in taken_up.glob("checkpoint-*"):
-        if checkpoint.name != "checkpoint-3":
-            (checkpoint / "complete.json").unlink()
+    cut_off(one, taken_up)
     shares = ("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2")
     for folder in (two, taken_up):
         newllm(*fields, *shares, "--output_dir", str(folder), processes=2)
@@ -251,3 +258,27 @@ def test_a_sweep_on_two_processes_is_that_of_one(tmp_path):
         assert other == {
             name: pytest.approx(value, abs=1e-4) if isinstance(value, float) else value for name, value in row.items()
         }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_two_processes_with_half_of_the_model_each_train_what_one_trains(tmp_path, text_file, stage):
+    """FSDP, from the start, going on from a checkpoint, and from the last one, where only the end is missing."""
+    data = text_file if stage == "pretrain" else write_conversations(tmp_path / "talk.jsonl", make_conversations(60))
+    fields = (stage, "--data", str(data), "--max_length", "64", "--max_steps", "6", *SMALL, "--max_eval_tokens", "500")
+    one, two, taken_up = (tmp_path / name for name in ("one", "two", "taken up"))
+    newllm(*fields, "--per_device_train_batch_size", "8", "--output_dir", str(one))
+    sharded = {"processes": 2, "program": (str(Path(__file__).with_name("sharded_on_cpu.py")),)}
+    half = ("--per_device_train_batch_size", "4", "--fsdp", "full_shard", "--output_dir")
+    newllm(*fields, *half, str(two), **sharded)
+    assert_same_curve(one, two)
+    for weight, other in zip(*(open_model(folder).model.parameters() for folder in (one, two)), strict=True):
+        torch.testing.assert_close(weight, other, rtol=0, atol=1e-3)
+    cut_off(two, taken_up)
+    for _ in range(2):
+        newllm(*fields, *half, str(taken_up), **sharded)
+        assert_same_curve(one, taken_up)
+        assert json.loads((taken_up / "results.json").read_text())["loss"] == pytest.approx(
+            json.loads((one / "results.json").read_text())["loss"], abs=1e-4
+        )
+        (taken_up / "results.json").unlink()

@@ -23,6 +23,7 @@ from ...training.checkpoint import (
     SETTINGS_FILE,
     has_adapters,
     numbered_checkpoints,
+    read_results,
 )
 from ..page.notices import GONE
 from . import run_copy
@@ -176,6 +177,7 @@ class DriveCopier(TrainerCallback):
             self.total_bytes = run_copy.bytes_in(staged.parent)
             run_copy.copy_checkpoint(run, self.copy_of(run), staged, self._count)
             self.saved_at[run], self.current = self.clock(), None
+            self.seen.pop(run, None)  # if it is finished, this checkpoint goes again
             shutil.rmtree(staged.parent, ignore_errors=True)
 
     def _count(self, size: int) -> None:
@@ -189,8 +191,8 @@ class DriveCopier(TrainerCallback):
             self.seen[folder] = now
             self.saved_at[folder] = self.clock()
             self.missed.discard(folder)
-        if RESULTS_FILE in names:
-            for _, checkpoint in numbered_checkpoints(self.copy_of(folder)):
+            copy = self.copy_of(folder)
+            for _, checkpoint in numbered_checkpoints(copy) if read_results(copy) is not None else ():
                 run_copy.discard(checkpoint)
 
     def _settled_folders(self) -> Iterator[tuple[Path, list[str]]]:
