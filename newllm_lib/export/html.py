@@ -96,7 +96,7 @@ def description(trained: TrainedModel) -> dict[str, Any]:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     card = read_card(trained.folder)
     about = {
-        "name": trained.name, "parameters": trained.model.num_parameters(), "version": f"New-LLM {__version__}",
+        "name": "New-LLM", "parameters": trained.model.num_parameters(), "version": f"New-LLM {__version__}",
         "trained": card["trained on"], "held": card["held out"], "score": card.get("bits_per_byte", "-"),
     }  # fmt: skip
     return {
