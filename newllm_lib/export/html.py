@@ -95,10 +95,11 @@ def description(trained: TrainedModel) -> dict[str, Any]:
     """What the page's programs have to know of the model, but for its weights."""
     tokenizer, config = trained.tokenizer, trained.model.config
     backend = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    card, is_best = read_card(run_of(trained.folder)), run_of(trained.folder) == trained.folder
+    card = read_card(run_of(trained.folder))
+    score = card.get("bits_per_byte", "-") if run_of(trained.folder) == trained.folder else "-"  # of the best weights
     about = {
         "name": "New-LLM", "parameters": trained.model.num_parameters(), "version": f"New-LLM {__version__}",
-        "trained": card["trained on"], "held": card["held out"], "score": card.get("bits_per_byte", "-") if is_best else "-",
+        "trained": card["trained on"], "held": card.get("tested on", card["held out"]), "score": score,
     }  # fmt: skip
     return {
         "about": about,
