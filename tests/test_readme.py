@@ -61,7 +61,7 @@ def test_every_command_parses(line, tmp_path, monkeypatch):
         return {"loss": 1.0} if "evaluate" in line else []
 
     stages = [f"stages.{stage}" for stage in ("pretrain", "sft", "evaluate", "compare", "generate")]
-    stages += ["adapters.qlora_lwf", "adapters.merge", "preferences.dpo", "preferences.sweep"]
+    stages += ["adapters.qlora_lwf", "export.export", "preferences.dpo", "preferences.sweep"]
     for stage in stages:
         module, name = import_module(f"newllm_lib.{stage}"), stage.split(".")[1]
         monkeypatch.setattr(module, name, wraps(getattr(module, name))(partial(record)))

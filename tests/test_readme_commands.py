@@ -70,7 +70,8 @@ def test_the_commands_of_the_stages(folder, monkeypatch, capsys):
             assert read_results(Path(words[words.index("--output_dir") + 1])), words
         elif words[1] in ("doctor", "compare", "generate", "evaluate", "data", "chat"):
             assert said, words
-    assert Path("runs/comparison.png").exists() and Path("runs/gemma-whole/model.safetensors").exists()
+    written = ("comparison.png", "gemma-whole/model.safetensors", "instructions/chat.html")
+    assert all((Path("runs") / name).is_file() for name in written)
     assert len(Path("runs/sweep/trials.jsonl").read_text().splitlines()) == 2
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..adapters.merge import merge
 from ..errors import InputError
-from ..training.checkpoint import check_model_folder
+from ..training.checkpoint import check_model_folder, run_of
 from ..training.device import size
 from .gguf_file import export_gguf
 from .html import export_html
@@ -37,6 +37,8 @@ def export(
     if int8 and format not in ("html", "gguf"):
         raise InputError(f"int8 is for the formats html and gguf; leave it out with {format}.")
     folder = check_model_folder(path)
+    if format == "transformers" and run_of(folder) != folder:
+        raise InputError("format transformers takes the best weights, of which its card is; leave out --which final.")
     written = FORMATS[format](folder, output, int8, base)
     length = f" ({size(written.stat().st_size)})" if written.is_file() else ""
     logger.info("Written: %s%s.", written, length)

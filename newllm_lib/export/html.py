@@ -20,6 +20,7 @@ from ..data.tokenizer import SPECIAL_TOKENS, end_token_ids, has_role_tokens
 from ..errors import InputError
 from ..evaluation.memory_file import header_of
 from ..models import NewLLMForCausalLM
+from ..training.checkpoint import run_of
 from ..training.disk import read_json, saying, write_text
 from ..training.trained_model import TrainedModel, open_model, weights_hash
 from .model_folder import read_card
@@ -94,10 +95,11 @@ def description(trained: TrainedModel) -> dict[str, Any]:
     """What the page's programs have to know of the model, but for its weights."""
     tokenizer, config = trained.tokenizer, trained.model.config
     backend = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    card = read_card(trained.folder)
+    card = read_card(run_of(trained.folder))
+    score = card.get("bits_per_byte", "-") if run_of(trained.folder) == trained.folder else "-"  # of the best weights
     about = {
-        "name": trained.name, "parameters": trained.model.num_parameters(), "version": f"New-LLM {__version__}",
-        "trained": card["trained on"], "held": card["held out"], "score": card.get("bits_per_byte", "-"),
+        "name": "New-LLM", "parameters": trained.model.num_parameters(), "version": f"New-LLM {__version__}",
+        "trained": card["trained on"], "held": card.get("tested on", card["held out"]), "score": score,
     }  # fmt: skip
     return {
         "about": about,

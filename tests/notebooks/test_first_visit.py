@@ -132,10 +132,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 def test_the_extras_of_the_install_cells_are_those_of_the_package():
     extras = re.search(r"EXTRAS = \{(.+?)\n\}", (ROOT / "setup.py").read_text(encoding="utf-8"), re.DOTALL)[1]
-    assert install.MODULES.keys() - {""} == set(re.findall(r'^    "([\w-]+)":', extras, re.MULTILINE)) - {
-        "eval",
-        "test",
-    }
+    of_package = set(re.findall(r'^    "([\w-]+)":', extras, re.MULTILINE)) - {"eval", "formats", "test"}
+    assert install.MODULES.keys() - {""} == of_package
     cells = [first_cells(path, ("install",)).cells[0].source for path in NOTEBOOKS]
     bodies = {re.sub(r"install\((.+)\)$", "", cell) for cell in cells}
     asked = [set(re.findall(r'"([\w-]+)"', cell.rsplit("install(", 1)[1])) for cell in cells]
