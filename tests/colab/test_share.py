@@ -56,6 +56,16 @@ def test_the_zip_holds_the_run_without_its_checkpoints(folders, page, tmp_path):
     assert status == "ok" and "02_dailydialog-demo-1.zip holds the run" in sentence
 
 
+def test_a_file_beside_the_notebooks_folder_has_a_link(page, tmp_path, monkeypatch):
+    file, folder = tmp_path / "runs" / "chat.html", tmp_path / "ja"
+    for place in (file.parent, folder):
+        place.mkdir()
+    file.write_text("a page")
+    monkeypatch.chdir(folder)
+    share.offer(file, ask=True)
+    assert page.displayed[-1].path == "../runs/chat.html"
+
+
 def test_on_colab_it_goes_to_the_browser(colab, folders, page, tmp_path):
     share.save_and_share(folders)
     assert colab.downloads == [str(tmp_path / "02_dailydialog-demo-1.zip")]
