@@ -31,7 +31,9 @@ def dpo_config(args: DpoArguments) -> DPOConfig:
     ours = {"beta": args.beta, "label_smoothing": args.label_smoothing, "max_length": args.max_length}
     ours |= {"loss_type": list(weights), "loss_weights": list(weights.values())}
     fixed = {"remove_unused_columns": False, "disable_dropout": True}
-    return DPOConfig(**{**values_for(TrainingArguments, args), **ours, **fixed})
+    config = DPOConfig(**{**values_for(TrainingArguments, args), **ours, **fixed})
+    vars(config)["_setup_devices"] = args.device  # of a CPU without the number, which torch cannot load onto
+    return config
 
 
 class ShuffledLengthGroups(LengthGroupedSampler):
