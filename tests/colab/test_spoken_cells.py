@@ -115,6 +115,21 @@ def test_sentences_that_a_cell_has_put_together_are_translated(sentence):
     assert set(re.findall(r"\d+(?:\.\d+)?", sentence)) <= set(re.findall(r"\d+(?:\.\d+)?", spoken))
 
 
+def test_brackets_of_a_value_are_whole():
+    use_language("ja")
+    origin = "ChitChat conversations, train (package chitchat-dataset 0.9.0), first 400 rows (licence: MIT)"
+    words = re.findall(r"[\w.-]+", translate(origin))
+    assert words == [
+        "ChitChatの会話",
+        "学習用",
+        "パッケージchitchat-dataset",
+        "0.9.0",
+        "最初の400行",
+        "ライセンス",
+        "MIT",
+    ]
+
+
 def test_what_has_no_translation_stays():
     use_language("ja")
     assert translate(SENTENCES[-1]) == SENTENCES[-1] and translate("Trained; so it was.") == "Trained; so it was."
