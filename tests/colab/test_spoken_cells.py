@@ -22,7 +22,7 @@ JAPANESE = re.compile("[ぁ-んァ-ヶ一-龠。、\uff1b]")
 UNSAID = {"report_text", "version_lines", "settings_lines", "metrics_lines", "error_lines", "kind_of", "place"}
 UNSAID |= {"SAID", "run_copy.py", "stage.py", "InputError", "compile", "HTML_STYLES", "BAG", "push_to_hub", "read_card"}
 UNSAID |= {"row wrap", "offset points", "outside right upper", " The same command", "New-LLM (reference)"}
-UNSAID |= {"there is no box for it"}
+UNSAID |= {"there is no box for it", "INSTALL"}
 PROSE = re.compile(r"[A-Za-z]{2,}[,;:.]? [A-Za-z]{2,}|[A-Z][a-z]+ ")
 # What stays as it is in any language.
 NAMES = re.compile(
@@ -113,6 +113,21 @@ def test_sentences_that_a_cell_has_put_together_are_translated(sentence):
     spoken = translate(sentence)
     assert untranslated(spoken) == [] and "。 " not in spoken
     assert set(re.findall(r"\d+(?:\.\d+)?", sentence)) <= set(re.findall(r"\d+(?:\.\d+)?", spoken))
+
+
+def test_brackets_of_a_value_are_whole():
+    use_language("ja")
+    origin = "ChitChat conversations, train (package chitchat-dataset 0.9.0), first 400 rows (licence: MIT)"
+    words = re.findall(r"[\w.-]+", translate(origin))
+    assert words == [
+        "ChitChatの会話",
+        "学習用",
+        "パッケージchitchat-dataset",
+        "0.9.0",
+        "最初の400行",
+        "ライセンス",
+        "MIT",
+    ]
 
 
 def test_what_has_no_translation_stays():
