@@ -73,7 +73,7 @@ def with_rows(text: str, edition: str) -> str:
     """The edition with the minutes in its rows of notebooks renewed."""
     lines = text.splitlines(keepends=True)
     for at, line in enumerate(lines):
-        if found := re.search(r"^\| \[!\[.+/notebooks/(\d\d)_", line):
+        if found := re.search(r"^\| \[!\[.+/notebooks/(?:ja/)?(\d\d)_", line):
             cells, minutes = line.split("|"), of_notebook(found[1])
             pairs = zip(EDITIONS[edition], (minutes["cpu"]["demo"], minutes["t4"]["standard"]), strict=True)
             said = [sentence.format(training=pair[0].strip("~"), whole=pair[1].strip("~")) for sentence, pair in pairs]

@@ -1,5 +1,6 @@
 """Every Japanese text says one thing by one word, in です・ます, with full-width punctuation."""
 
+import json
 import re
 from pathlib import Path
 
@@ -23,9 +24,13 @@ WORDS = {
     r"(?<![ァ-ヶー])ラン(?![ァ-ヶー])|新しい実行|実行のフォルダ": "学習",
     r"Hub(?!:)": "hub",
     r"ファインチューニング": "調整",
+    r"パラメーター": "パラメータ",
+    r"アテンション": "注意機構",
+    r"ペナルティ": "抑制",
+    r"二つ|[一二三]つ目|[一二三十]行|十秒|一分": "2つ: a number in digits",
 }
 KANA = "ぁ-んァ-ヶー一-龠"
-HALF_WIDTH = re.compile(rf"[{KANA}][(),:;?!]|[(][{KANA}]|[{KANA}][.](?![\w/])")
+HALF_WIDTH = re.compile(rf"[{KANA}][(),:;?!]|[(][{KANA}]|[{KANA}][.](?![\w/])|[:;] [{KANA}]")
 # A sentence that ends in the plain form of a verb or an adjective.
 PLAIN = re.compile(r"[うくぐすつぬぶむるいだた](?=。)")
 POLITE = re.compile(r"(ます|です|ません|ました|でした|ましょう|でしょう|ください|なさい)(?=。)")
@@ -49,6 +54,10 @@ def notebooks() -> dict[str, str]:
     return {english: re.sub(shown, "", text, flags=re.M | re.S) for english, text in texts.items()}
 
 
+def exported_page() -> dict[str, str]:
+    return json.loads((ROOT / "newllm_lib" / "export" / "texts.json").read_text(encoding="utf-8"))["ja"]
+
+
 def faults(text: str) -> list[str]:
     text = re.sub(r"\{\w+\}", "1", text)
     found = [f"{hit[0]} -> {right}" for wrong, right in WORDS.items() if (hit := re.search(wrong, text))]
@@ -56,7 +65,7 @@ def faults(text: str) -> list[str]:
     return found + [f"plain form: {text[: hit.end()][-12:]}" for hit in PLAIN.finditer(POLITE.sub("+", text))]
 
 
-@pytest.mark.parametrize("read", [guide, texts, notebooks])
+@pytest.mark.parametrize("read", [guide, texts, notebooks, exported_page])
 def test_one_word_for_one_thing(read):
     assert {english: found for english, text in read().items() if (found := faults(text))} == {}
 
@@ -65,6 +74,7 @@ WRONG = [
     *("アダプタを使います。", "文脈の長さ。", "この装置です。", "好みを学びます。", "単一コアで5分です。"),
     *("新しい版です。", "文が示します。", "このrunは終わりました。", "新しい実行として始まります。"),
     *("値(例)です。", "学習する。", "多い。"),
+    *("Published: 公表された設定です。", "二つ目のデータです。"),
 ]
 
 

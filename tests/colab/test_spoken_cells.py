@@ -5,6 +5,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,8 +13,12 @@ from newllm_lib.colab.page import languages, pieces
 from newllm_lib.colab.page.languages import japanese, texts, translate, use_language
 from newllm_lib.colab.page.notices import CellStopped, in_one_sentence
 from newllm_lib.colab.page.pieces import png_of, table_html
+from newllm_lib.colab.panel.controls import in_the_panels_words
 from newllm_lib.doctor import doctor
 from newllm_lib.errors import CODES, InputError
+from newllm_lib.stages.compare import goal_cells
+from newllm_lib.stages.goals import goals
+from newllm_lib.stages.sft import BANDS, advice
 from newllm_lib.training.curves import curves_figure
 
 COLAB = Path(languages.__file__).parents[1]
@@ -22,7 +27,7 @@ JAPANESE = re.compile("[ぁ-んァ-ヶ一-龠。、\uff1b]")
 UNSAID = {"report_text", "version_lines", "settings_lines", "metrics_lines", "error_lines", "kind_of", "place"}
 UNSAID |= {"SAID", "run_copy.py", "stage.py", "InputError", "compile", "HTML_STYLES", "BAG", "push_to_hub", "read_card"}
 UNSAID |= {"row wrap", "offset points", "outside right upper", " The same command", "New-LLM (reference)"}
-UNSAID |= {"there is no box for it", "INSTALL"}
+UNSAID |= {"there is no box for it", "and its test split", "INSTALL", "remedy"}
 PROSE = re.compile(r"[A-Za-z]{2,}[,;:.]? [A-Za-z]{2,}|[A-Z][a-z]+ ")
 # What stays as it is in any language.
 NAMES = re.compile(
@@ -61,6 +66,40 @@ def test_every_sentence_of_a_cell_has_its_japanese():
             prose = [p.strip() for p in pieces if PROSE.search(p) and not re.search(r"[a-z-]+:\S", p)]
             missing += [f"{path.name}: {piece!r}" for piece in prose if piece not in known]
     assert missing == [], "these need an entry in one of newllm_lib/colab/page/*.json"
+
+
+# What cells show of the code outside colab: file -> the functions that make it, () for all.
+SHOWN = {
+    "adapters/base_model.py": ("find_base_model", "_download"), "adapters/forgetting.py": ("changes_figure",),
+    "data/conversations.py": ("load_conversations", "remarks", "unread_note"), "data/mix.py": ("mixed",),
+    "data/chat_template.py": ("learnable_template",), "data/text.py": ("load_text", "same_file_note"),
+    "preferences/pairs.py": ("_generated", "_read"),
+    "stages/compare.py": ("comparison_cells", "comparison_figure"), "stages/goals.py": (),
+    "training/curves.py": ("curves_figure",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", SHOWN)
+def test_what_cells_show_of_other_code_has_its_japanese(file):
+    tree = ast.parse((COLAB.parent / file).read_text(encoding="utf-8"))
+    made = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name in SHOWN[file]] or [tree]
+    assert len(made) == max(len(SHOWN[file]), 1)
+    known = "\n".join(re.sub(r"\{\w+\}", "\0", key) for key in texts())
+    said = [p.strip() for node in made for found in said_in(node) for p in re.split(r"\{[^}]*\}|(?<=[.!?]) ", found)]
+    assert [piece for piece in said if PROSE.search(piece) and piece not in known] == []
+
+
+def test_single_words_in_tables_have_their_japanese():
+    """A row is a list in a list, or a list that is appended."""
+    words = set()
+    for path in COLAB.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            rows = node.elts if isinstance(node, ast.List) else []
+            rows = node.args if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "append" else rows
+            cells = [cell for row in rows if isinstance(row, ast.List) for cell in row.elts]
+            words |= {cell.value for cell in cells if isinstance(cell, ast.Constant) and isinstance(cell.value, str)}
+    words = {re.sub("<[^>]*>", "", word).strip() for word in words}
+    assert len(words) > 20 and {word for word in words if re.search("[a-z]{3}", word)} - texts().keys() == set()
 
 
 def test_no_text_is_in_both_tables():
@@ -128,6 +167,32 @@ def test_brackets_of_a_value_are_whole():
         "ライセンス",
         "MIT",
     ]
+
+
+def test_every_verdict_on_a_model_is_translated():
+    use_language("ja")
+    run = {"text_source": "hub", "tokenizer": "word", "loss_on": "all"}
+    for dataset, (first, last, *_) in BANDS.items():
+        for value in (first - 1.5, last - 0.5, last + 1.5):
+            said = advice({**run, "dataset": dataset}, {"perplexity": value})
+            spoken = translate(in_the_panels_words(said))
+            assert untranslated(re.sub(r"hh-rlhf|ultrachat(-full)?|codealpaca", "", spoken)) == [], said
+        for metrics in ({"bits_per_byte": 1.25}, {"bits_per_byte": None, "unk_rate": 0.05}):
+            said = advice({**run, "dataset": dataset, "tokenizer": "bpe"}, {"perplexity": 30.0, **metrics})
+            assert untranslated(translate(said).replace(dataset, "")) == [], said
+
+
+def test_goals_are_translated(tmp_path, monkeypatch):
+    use_language("ja")
+    general = {"general_text": {"bits_per_byte_before": 1.0, "bits_per_byte_after": 1.1}}
+    monkeypatch.setattr("newllm_lib.stages.goals.read_results", lambda folder: {"forgetting": general})
+    run = {"model_type": "newllm", "stage": "sft", "text_source": "hub", "dataset": "dolly", "tokenizer": "word"}
+    row = {"name": "newllm", "model_type": "newllm", "parameters": 100, "perplexity": 15.0, "bits_per_byte": 1.2}
+    row |= {"tokens": 10, "split": "test", "state_bytes": {"128": 4_000, "1024": 4_000}}
+    others = [{**row, "name": "tiny-gpt2", "model_type": "tiny-gpt2", "tokens": tokens} for tokens in (10, 11)]
+    found = goals(SimpleNamespace(run=run, folder=tmp_path), row, [row, *others])
+    cells = goal_cells([{**row, "goals": found}])
+    assert len(cells) == 7 and [cell for line in cells for cell in line if untranslated(translate(cell))] == []
 
 
 def test_what_has_no_translation_stays():

@@ -30,7 +30,7 @@ entry = DATASETS["ultrachat"]
 DATA = """
 with in_one_sentence():
     source = dataclasses.replace(entry.sources[0], rows={})
-    for split in ("train", "validation"):
+    for split in source.splits:
         say(f"{split}: {open_hub_split(entry, source, split).count} rows")
 """
 MODEL = """

@@ -70,7 +70,7 @@ class SettingsPanel:
         fields = [field for field in settings_fields(stage.arguments) if field.name not in hidden]
         self.controls, boxes = {}, {}  # by field; their boxes by group
         for field in fields:
-            of_presets = [preset[field.name] for preset in self.presets.values() if field.name in preset]
+            of_presets = [preset[field.name] for preset in self.presets.values() if preset.get(field.name) is not None]
             if field.name == "dataset" and stage.dataset:
                 control = DatasetControl(field, stage.dataset)
             elif field.name == "mix":
