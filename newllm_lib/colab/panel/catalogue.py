@@ -6,7 +6,7 @@ import ipywidgets as widgets
 
 from ...data.sources import CONVERSATION_DATASETS, DATASETS
 from ...stages.data import rows_of
-from ..page.languages import text
+from ..page.languages import text, translate
 from ..page.pieces import escape, html_widget, slider_options, small_html
 from .controls import Control, relabel
 
@@ -72,7 +72,7 @@ def about(name: str) -> str:
     rows = rows_of(entry)
     if rows.startswith("about "):
         rows = text("about {count}", count=rows.removeprefix("about "))
-    known = {"rows": rows, "language": text(entry.language), "licence": entry.licence}
+    known = {"rows": rows, "language": text(entry.language), "licence": translate(entry.licence)}
     phrase = "{rows} rows, {language}, licence: {licence}. Good for: {purpose}."
     return text(phrase, **known, purpose=text(entry.good_for))
 
