@@ -124,7 +124,7 @@ def offer(file: Path, ask: bool = False) -> None:
     """Send a file to the browser, a large one or with `ask` any when a button is pressed, which Run all does not; or
     show a link to it where the notebook's server has one."""
     if not on_colab():
-        display(FileLink(str(file.relative_to(Path.cwd()))))
+        display(FileLink(os.path.relpath(file)))
     elif (there := file.stat().st_size) > LARGEST_UNASKED or ask:
         display(button_box(f"Download ({size(there)})", lambda: sentence_html(*send(file))))
     elif (said := send(file))[1] != "ok":
