@@ -158,7 +158,7 @@ def show_sweep_files(folder: str | Path) -> None:
     folder = Path(folder)
     trials = {trial_folder(folder, row["trial"]).name: row["trial"] for row in read_trials(folder)}
     purposes = FILES | {name: f"adapters, metrics and curves of trial {trial}" for name, trial in trials.items()}
-    display(HTML(files_html([folder], ["size"], purposes)))
+    display(HTML(files_html([folder], [text("size")], purposes)))
     say(f"Everything is in {folder}; newllm chat takes the folder of any trial.{copied(folder)}")
 
 

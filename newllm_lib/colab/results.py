@@ -168,10 +168,11 @@ def show_saved_files(folders: Sequence[Path]) -> None:
 
 def files_html(folders: Sequence[Path], names: Sequence[str], purposes: Mapping[str, str]) -> str:
     """A row for each file that there is, with its size in each of the folders, which are called `names`."""
-    rows = [["file", *(f'<span style="white-space:nowrap">{escape(name)}</span>' for name in names), "what it is"]]
+    # Names of files and folders stand in a div, so that no language changes them.
+    rows = [["file", *(f'<div style="white-space:nowrap">{escape(name)}</div>' for name in names), "what it is"]]
     for file, purpose in purposes.items():
         if any((folder / file).exists() for folder in folders):
-            rows.append([file, *(size_html(folder / file) for folder in folders), purpose])
+            rows.append([f"<div>{file}</div>", *(size_html(folder / file) for folder in folders), purpose])
     return table_html(rows, header=True)
 
 

@@ -33,8 +33,8 @@ class HubSource:
     # chosen on "validation", and figures are of "test" where there is one.
     splits: dict[str, str] = field(default_factory=lambda: {"train": "train"})
     rows: dict[str, int] = field(default_factory=dict)  # of our splits, as far as they are known
-    files: dict[str, str] = field(default_factory=dict)  # of our splits, where others would be downloaded with them
     regroup: Callable[[Iterable[dict]], Iterable[dict]] | None = None  # rows of this mirror -> rows with our columns
+    files: dict[str, str] = field(default_factory=dict)  # of our splits, where others would be downloaded with them
 
 
 @dataclass(frozen=True)

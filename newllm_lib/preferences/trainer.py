@@ -32,7 +32,9 @@ def dpo_config(args: DpoArguments) -> DPOConfig:
     ours |= {"loss_type": list(weights), "loss_weights": list(weights.values())}
     ours |= {"learning_rate": args.peak_learning_rate}
     fixed = {"remove_unused_columns": False, "disable_dropout": True}
-    return DPOConfig(**{**values_for(TrainingArguments, args), **ours, **fixed})
+    config = DPOConfig(**{**values_for(TrainingArguments, args), **ours, **fixed})
+    vars(config)["_setup_devices"] = args.device  # of a CPU without the number, which torch cannot load onto
+    return config
 
 
 class ShuffledLengthGroups(LengthGroupedSampler):

@@ -60,10 +60,10 @@ PUBLISHED: dict[str, Any] = {
     "warmup_steps": 0, "weight_decay": 0.0, "per_device_train_batch_size": 128, "gradient_accumulation_steps": 16,
     "num_train_epochs": 150.0, "eval_strategy": "epoch", "save_strategy": "epoch",
 }  # fmt: skip
-# Five rows are the sixteen sentences of a published update.
+# With --data_source random. Five rows are the sixteen sentences of a published update.
 OF_SENTENCES: dict[str, Any] = {
-    "data_source": "random", "num_layers": 9, "context_size": 512, "embedding_size": 256, "hidden_size": 512,
-    "vocab_size": None, "max_length": 32, "stride": None, "learning_rate": 1e-4, "per_device_train_batch_size": 5,
+    "num_layers": 9, "context_size": 512, "embedding_size": 256, "hidden_size": 512, "vocab_size": None,
+    "max_length": 32, "stride": None, "learning_rate": 1e-4, "per_device_train_batch_size": 5,
     "gradient_accumulation_steps": 1, "num_train_epochs": 50.0,
 }  # fmt: skip
 # Named sets of values.

@@ -226,12 +226,22 @@ class Run:
         final = self.folder / FINAL_FOLDER
         if final.is_dir() and not (final / SETTINGS_FILE).exists():  # adapters come without it
             shutil.copyfile(self.folder / "generation_config.json", final / "generation_config.json")
-        write_json(self.folder / RESULTS_FILE, {**metrics, **(more or {}), "split": prepared.split, **size})
+        more = {**self._chosen_by(size["best_update"]), **(more or {}), "split": prepared.split}
+        write_json(self.folder / RESULTS_FILE, {**metrics, **more, **size})
         # A process that was killed while it did so has left some.
         limit, best = self.args.save_total_limit, state.best_model_checkpoint
         rotate(self.folder, self.trainer.saved_step, limit, best, is_over=True)
         self._say(advice)
         self._say(f"Finished: everything is in {self.folder}.")
+
+    def _chosen_by(self, update: int) -> dict[str, Any]:
+        """The evaluation for which the weights of this update were kept, where the results are of another split."""
+        evaluations = [entry for entry in self.trainer.state.log_history if "eval_loss" in entry]
+        found = [entry for entry in evaluations if entry["step"] == update and self.prepared.split == "test"]
+        figures = {
+            name.removeprefix("eval_"): value for entry in found for name, value in entry.items() if "eval_" in name
+        }
+        return {"validation": figures} if found else {}
 
     def _say(self, sentence: str) -> None:
         if sentence and self.is_main:

@@ -154,6 +154,21 @@ def test_sentences_that_a_cell_has_put_together_are_translated(sentence):
     assert set(re.findall(r"\d+(?:\.\d+)?", sentence)) <= set(re.findall(r"\d+(?:\.\d+)?", spoken))
 
 
+def test_brackets_of_a_value_are_whole():
+    use_language("ja")
+    origin = "ChitChat conversations, train (package chitchat-dataset 0.9.0), first 400 rows (licence: MIT)"
+    words = re.findall(r"[\w.-]+", translate(origin))
+    assert words == [
+        "ChitChatの会話",
+        "学習用",
+        "パッケージchitchat-dataset",
+        "0.9.0",
+        "最初の400行",
+        "ライセンス",
+        "MIT",
+    ]
+
+
 def test_every_verdict_on_a_model_is_translated():
     use_language("ja")
     run = {"text_source": "hub", "tokenizer": "word", "loss_on": "all"}

@@ -6,10 +6,10 @@ import pytest
 from conversations import make_conversations, sft_arguments, write_conversations
 from sample_text import make_text
 
-from newllm_lib.colab.share import read_card
 from newllm_lib.data.sources import Splits
 from newllm_lib.data.text import Text
 from newllm_lib.errors import InputError
+from newllm_lib.export.model_folder import read_card
 from newllm_lib.stages.compare import compare, comparison_table
 from newllm_lib.stages.evaluate import evaluate
 from newllm_lib.stages.pretrain import PretrainArguments, prepare, pretrain
@@ -46,6 +46,7 @@ def test_the_figures_are_of_the_test_split(place):
     assert scored["loss"] == pytest.approx(results["loss"])
     log = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
     chosen = [line["eval_loss"] for line in log if "eval_loss" in line]
+    assert results["validation"]["loss"] == min(chosen), "what a sweep compares by"
     assert max(chosen) < results["loss"] - 0.5, "evaluations on the way are of what is held out"
     card = (place / "run" / "README.md").read_text()
     assert "| tested on | file harder.txt (licence: as the file's owner says) |" in card and "the test split" in card

@@ -76,10 +76,11 @@ def _patterns() -> list[tuple[re.Pattern[str], str]]:
 
 
 def _form(key: str) -> str:
-    """The key as a regular expression. No value has the end of a sentence in it; one that comes twice is the same."""
+    """The key as a regular expression. No value has the end of a sentence or half a pair of brackets in it; one that
+    comes twice is the same."""
     form, names = "", NAME.split(key)
     for number, part in enumerate(names):
-        value = f"(?P={part})" if part in names[1:number:2] else f"(?P<{part}>(?:(?![.!?] ).)+?)"
+        value = f"(?P={part})" if part in names[1:number:2] else rf"(?P<{part}>(?:(?![.!?] )(?:\([^()]*\)|[^()]))+?)"
         form += value if number % 2 else re.escape(part)
     return form
 
