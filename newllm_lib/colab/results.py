@@ -15,6 +15,7 @@ from ..data.chat_template import borrowed_template
 from ..errors import InputError
 from ..evaluation.generation import continue_prompt, reply_to
 from ..evaluation.perplexity import score_documents
+from ..export.html import PAGE
 from ..preferences.dpo import MERGED_FOLDER, PREFERENCES_FILE
 from ..stages.compare import compare, comparison_cells, comparison_figure, goal_cells
 from ..stages.evaluate import held_out_documents, held_out_text, score
@@ -49,6 +50,7 @@ PURPOSES = {
     PREFERENCES_FILE: "metrics by kind of flaw, answers before and after",
     MERGED_FOLDER: "one plain model of adapters and base, for transformers",
     "tokenizer.json": "the tokenizer, without which the weights mean nothing",
+    PAGE: "the model as one page, which runs in any browser",
     checkpoint.SETTINGS_FILE: "all settings of the run",
     CARD_FILE: "the model card: text, licence, metrics, how to use it",
     METRICS_FILE: "every logged number",

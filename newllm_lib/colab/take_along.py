@@ -10,6 +10,7 @@ from ..export.html import PAGE, export_html
 from ..models import NewLLMConfig
 from ..training.device import size
 from ..training.trained_model import read_config
+from .page.languages import language
 from .page.notices import in_one_sentence, say
 from .share import offer
 
@@ -30,6 +31,7 @@ def take_with_you(folders: Sequence[str | Path]) -> None:
     for page in pages:
         length = page.stat().st_size
         if page == pages[0] and length <= SHOWN_BYTES:
-            display(HTML(FRAME.format(name=PAGE, page=html.escape(page.read_text(encoding="utf-8")))))
+            spoken = page.read_text(encoding="utf-8").replace('<html lang="en">', f'<html lang="{language()}">', 1)
+            display(HTML(FRAME.format(name=PAGE, page=html.escape(spoken))))
         offer(page, ask=True)
         say(f"{page.parent.name}: {page.name} ({size(length)}) runs from a double click, without a network.")

@@ -9,7 +9,7 @@ const TEXTS = JSON.parse($("texts").textContent); // language -> name -> sentenc
 const { about, ...model } = JSON.parse($("model").textContent);
 const worker = new Worker(URL.createObjectURL(new Blob([$("worker").textContent], { type: "text/javascript" })));
 const columns = [];
-let language = navigator.language.startsWith("ja") ? "ja" : "en", state = "opening", opened = { bytes: 0, layers: 0, tops: [] }, tokens = 0, started = 0, counted = 0, frame = 0;
+let language = [document.documentElement.lang, navigator.language].some((it) => it.startsWith("ja")) ? "ja" : "en", state = "opening", opened = { bytes: 0, layers: 0, tops: [] }, tokens = 0, started = 0, counted = 0, frame = 0;
 
 const say = (name, values = {}) => TEXTS[language][name].replace(/\{(\w+)\}/g, (_, key) => values[key]);
 const number = (value) => value.toLocaleString(language);

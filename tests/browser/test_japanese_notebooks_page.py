@@ -70,6 +70,8 @@ def test_notebook_01_runs_in_japanese(lab, screenshots):
                 cell = code_cell(page, f"{number} ·")
                 cell.screenshot(path=str(screenshots / f"japanese-{width}-cell{number}.png"))
         page.set_viewport_size({"width": 1400, "height": HEIGHT})
+        frame = code_cell(page, "11 ·").frame_locator("iframe")
+        assert "準備ができました" in frame.locator("#status").inner_text()
     assert all("✓" in output for output in outputs.values()), outputs
     (screenshots / "japanese-outputs.json").write_text(json.dumps(outputs, ensure_ascii=False, indent=1))
     said = {number: outputs[number] for number in (2, 3, 4, 6, 11, 12, 13, 14, 15)}  # the others show what models wrote
