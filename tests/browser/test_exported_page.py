@@ -29,6 +29,7 @@ CARD = f"""| trained on | {HOSTILE} (licence: none) |
 | held out | a text (licence: none) |
 | bits_per_byte | 2.5 |
 """
+DEMO_PAGE = Path(__file__).parents[2] / "runs" / "demo" / "chat.html"
 MEASURED = ("--enable-precise-memory-info", "--js-flags=--expose-gc")
 SETTINGS = {"temperature": 0, "topP": 1, "penalty": 1, "seed": 1, "most": 200}
 
@@ -345,3 +346,11 @@ def test_a_long_conversation_takes_no_more_memory(engine):
     engine.evaluate(read, 20_000)
     assert engine.evaluate("() => talk.state.length") == state
     assert engine.evaluate(heap) - before < 500_000
+
+
+@pytest.mark.skipif(not DEMO_PAGE.is_file(), reason="bash scripts/demo.sh has left no page here")
+def test_the_page_of_the_demo_answers(opened):
+    page = opened(DEMO_PAGE)
+    answers = [say(page, text) for text in SAID]
+    assert all(answer.strip() for answer in answers) and page.said == []
+    assert page.locator(".turn").count() == 6
