@@ -105,7 +105,8 @@ def _from_package(note: str = "") -> BaseModel:
 
 
 def _in_folder(folder: Path) -> BaseModel:
-    problem = f"model {str(folder)!r} holds adapters and not a whole model; write one with newllm export and name that."
+    problem = f"model {str(folder)!r} holds adapters and not a whole model"
+    problem = f"{problem}; write one with newllm export --format merged and name that."
     if has_adapters(folder):
         raise InputError(problem, "NL-404")
     if missing := [name for name in ("config.json", "tokenizer.json", "*.safetensors") if not any(folder.glob(name))]:

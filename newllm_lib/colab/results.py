@@ -162,7 +162,7 @@ def show_saved_files(folders: Sequence[Path]) -> None:
         return
     more = "the comparison too; later notebooks continue from there"
     if adapters:
-        more = "newllm export makes one plain model of the adapters and their base"
+        more = "newllm export --format merged makes one plain model of the adapters and their base"
     if (folders[0] / MERGED_FOLDER).exists():
         more = f"{MERGED_FOLDER} holds the same as one plain model"
     say(f"Everything is in {run}{';' if adapters else ','} {more}.{copied(run)}")

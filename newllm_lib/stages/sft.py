@@ -133,7 +133,7 @@ def prepare(args: SftArguments) -> PreparedRun:
     splits = args.load_conversations()
     start, replaced = None if args.model is None else open_model(args.model), ""
     if start is not None and has_adapters(start.folder):
-        remedy = "write a whole model with newllm export and name that"
+        remedy = "write a whole model with newllm export --format merged and name that"
         raise InputError(f"model {args.model!r} holds adapters, which sft does not train; {remedy}.")
     if start is None:
         tokenizer = learned_tokenizer(splits.train, splits.template, args.tokenizer, args.vocab_size)

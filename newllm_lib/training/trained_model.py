@@ -269,7 +269,8 @@ def read_weights(path: str | Path, revision: str | None = None, **options: Any) 
     if folder.is_dir():
         if has_adapters(folder):  # transformers would go on to the model that it names
             raise InputError(
-                f"model {str(path)!r} holds adapters; newllm export makes a whole model of them.", "NL-404"
+                f"model {str(path)!r} holds adapters; newllm export --format merged makes a whole model of them.",
+                "NL-404",
             )
         _check_size(folder, config)
         if (folder / "generation_config.json").exists():  # a damaged one is passed over without a word

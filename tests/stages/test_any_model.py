@@ -58,7 +58,7 @@ def test_sft_goes_on_with_what_dpo_has_left(tuned, tmp_path, part):
 
 def test_sft_says_what_to_name_in_place_of_adapters(tuned, tmp_path):
     with pytest.raises(
-        InputError, match=r"holds adapters, which sft does not train; write a whole model with newllm m"
+        InputError, match=r"holds adapters, which sft does not train; write a whole model with newllm export"
     ):
         sft(sft_on(tuned / "run", tmp_path))
 
