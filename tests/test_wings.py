@@ -46,7 +46,7 @@ def test_a_command_of_a_missing_wing_says_so(core, command):
     assert done.returncode == 2
     wing = {"qlora-lwf": "adapters", "export": "export", "dpo": "preferences", "sweep": "preferences"}
     wing = wing.get(command, "background")
-    assert done.stderr.startswith(f"newllm: this copy of newllm has no newllm_lib.{wing};")
+    assert done.stderr.splitlines()[-1].startswith(f"newllm: this copy of newllm has no newllm_lib.{wing};")
 
 
 @pytest.mark.slow
