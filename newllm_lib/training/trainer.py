@@ -132,7 +132,7 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
         # No process holds all weights: the first gets them for once, and tells the others what it finds.
         weights, found = self.accelerator.get_state_dict(self.model), [None]
         if args.process_index == 0:
-            whole = AutoModelForCausalLM.from_config(model.config)
+            whole = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
             whole.load_state_dict(weights)
             found = [score_documents(whole.to(args.device), *how)]
         return broadcast_object_list(found)[0]
