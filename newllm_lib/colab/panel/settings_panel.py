@@ -113,10 +113,10 @@ class SettingsPanel:
         self._measure()
         if self.stage.continues:
             say(start_sentence(self.start_run, self.stage.continues, self.models), "ok" if self.start_run else "note")
-        file = str(self.output_dir / PANEL_FILE)
-        say(text("Settings are kept in {file}; the cells below take them as they stand.", file=file))
         phrase = "During Run all this panel cannot answer: what you move shows when all cells have ended."
         say(text(phrase), "note")
+        file = str(self.output_dir / PANEL_FILE)
+        say(text("Settings are kept in {file}; the cells below take them as they stand.", file=file))
 
     @in_one_sentence()
     def _take_form(self, language: str, preset: str) -> None:
