@@ -144,7 +144,7 @@ def test_the_form_of_the_cell_holds_from_the_start(make_quick_panel):
     panel.show("日本語", "smoke")
     assert "プリセットに戻す" in shown[0] and panel.preset.value == "smoke"
     assert panel.values()["max_steps"] == stage.PRETRAIN.presets["smoke"]["max_steps"]
-    assert "「すべてのセルを実行」の間、このパネルは応答できません" in shown[-1]
+    assert "「すべてのセルを実行」の間、このパネルは応答できません" in shown[-2]
     again, shown = make_quick_panel()
     again.show()
     assert (again.language.value, again.preset.value) == ("ja", "smoke"), "automatic is what was there last"
