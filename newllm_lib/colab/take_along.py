@@ -6,6 +6,7 @@ from pathlib import Path
 
 from IPython.display import HTML, display
 
+from ..errors import InputError
 from ..export.html import PAGE, export_html
 from ..models import NewLLMConfig
 from ..training.device import size
@@ -24,14 +25,19 @@ FRAME = (
 
 @in_one_sentence()
 def take_with_you(folders: Sequence[str | Path]) -> None:
-    """Write the page of each New-LLM in `folders`, show the first and offer them for download."""
-    pages = [export_html(folder) for folder in folders if isinstance(read_config(folder), NewLLMConfig)]
-    if not pages:
-        say("None of these models is a New-LLM: only that runs in a page.", "note")
-    for page in pages:
+    """Write the page of each New-LLM in `folders`, show the first and offer them for download. What has no page, such
+    as one with a vocabulary of words, is said."""
+    is_shown = False
+    for folder in (Path(folder) for folder in folders if isinstance(read_config(folder), NewLLMConfig)):
+        try:
+            page = export_html(folder)
+        except InputError as error:
+            say(f"{folder.name} has no page: {error}", "note")
+            continue
         length = page.stat().st_size
-        if page == pages[0] and length <= SHOWN_BYTES:
+        if not is_shown and length <= SHOWN_BYTES:
             spoken = page.read_text(encoding="utf-8").replace('<html lang="en">', f'<html lang="{language()}">', 1)
             display(HTML(FRAME.format(name=PAGE, page=html.escape(spoken))))
+            is_shown = True
         offer(page, ask=True)
-        say(f"{page.parent.name}: {page.name} ({size(length)}) runs from a double click, without a network.")
+        say(f"{folder.name}: {page.name} ({size(length)}) runs from a double click, without a network.")
