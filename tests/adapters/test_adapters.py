@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from lwf_runs import run_of_adapters
 from peft import PeftModel
 from tiny_gemma import tiny_gemma, tiny_gemma_folder, trainable
 from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config
@@ -18,6 +19,7 @@ from newllm_lib.adapters.lora import (
     save_generation_settings,
     set_compute_dtype,
 )
+from newllm_lib.chat import Chat
 from newllm_lib.data.tokenizer import build_tokenizer
 
 IDS = torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(3))
@@ -146,3 +148,9 @@ def test_four_bit_layers_are_not_rewritten_by_their_first_answer():
     layer.support_avx512bf16_for_cpu = True
     set_compute_dtype(torch.nn.Sequential(layer), torch.float32)
     assert layer.support_avx512bf16_for_cpu is False and layer.compute_dtype is torch.float32
+
+
+def test_an_answer_keeps_to_its_format(tmp_path):
+    pytest.importorskip("llguidance", reason="needs newllm[formats]")
+    chat = Chat(run_of_adapters(tmp_path), seed=0, max_new_tokens=100, answer_format="(red|blue)!")
+    assert "".join(chat.reply("Hello")) in ("red!", "blue!")

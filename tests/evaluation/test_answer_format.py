@@ -5,7 +5,6 @@ import re
 
 import pytest
 from chats import untrained_chat
-from lwf_runs import run_of_adapters
 
 from newllm_lib.chat import Chat
 from newllm_lib.cli import main
@@ -50,11 +49,6 @@ def test_json_is_json_of_its_schema(folder, tmp_path):
     said = json.loads(reply(folder, str(tmp_path / "person.json")))
     assert said.keys() == {"name", "age"} and 10 <= said["age"] <= 99
     assert reply(folder, "json", max_new_tokens=5).startswith("{")
-
-
-def test_adapters_on_a_gemma_keep_to_it_too(tmp_path):
-    pytest.importorskip("llguidance", reason="needs newllm[formats]")
-    assert re.fullmatch("(red|blue)!", reply(run_of_adapters(tmp_path), "(red|blue)!"))
 
 
 @pytest.mark.parametrize("form", ["(", "gone.json", "broken.json"])
