@@ -56,7 +56,7 @@ def main() -> None:
         firsts, speeds = [], []
         for _ in range(7):
             first, _ = page.evaluate(ANSWER)
-            firsts.append(first)
+            firsts += [] if first is None else [first]  # an answer may be empty
             page.click("#reset")
         page.evaluate(OPEN)
         page.evaluate(READ, 200)
