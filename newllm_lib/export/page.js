@@ -113,7 +113,7 @@ const answers = {
     opened = { ...found, tops: places(found) };
     state = "ready";
     busy(false);
-    $("words").focus();
+    if (window === window.top) $("words").focus(); // a notebook is not scrolled to it
   },
   "done say"({ tokens: read }) {
     tokens = read;
