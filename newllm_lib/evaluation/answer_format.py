@@ -2,6 +2,7 @@
 can still lead to such a reply, and all others are ruled out (https://github.com/guidance-ai/llguidance)."""
 
 import json
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,7 +33,7 @@ class AnswerFormat:
         self.ends: Sequence[int] = end_token_ids(tokenizer)
         try:
             if text == "json" or text.endswith(".json"):
-                schema = ANY_OBJECT if text == "json" else json.loads(Path(text).expanduser().read_text("utf-8"))
+                schema = ANY_OBJECT if text == "json" else json.loads(Path(os.path.expanduser(text)).read_text("utf-8"))
                 grammar = LLMatcher.grammar_from_json_schema(schema, TIGHT)
             else:
                 grammar = LLMatcher.grammar_from_regex(text)
@@ -41,7 +42,7 @@ class AnswerFormat:
             self.matcher = LLMatcher(from_tokenizer(tokenizer, vocab_size, list(self.ends)), grammar)
             if problem := self.matcher.get_error():
                 raise ValueError(problem)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             why = " ".join(str(error).split())[:200]
             wanted = "json, the name of a .json file with a JSON schema, or a regular expression"
             raise InputError(f"answer_format has to be {wanted}, got {text!r}, which cannot be used: {why}") from error

@@ -6,7 +6,9 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import transformers
@@ -221,25 +223,29 @@ def token_cost(model: PreTrainedModel, history_tokens: int, repeats: int = 20) -
         extend_positions(model, history_tokens + repeats + 1)
     next_token = NextToken(model.eval())
     cache = next_token(input_ids, None)[1] if is_recurrent else _filled_key_value_cache(model, history_tokens)
-    milliseconds = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        _, cache = next_token(input_ids[:, -1:], cache)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        milliseconds.append(1000 * (time.perf_counter() - started))
-    return statistics.median(milliseconds[1:]), state_bytes(cache)
+
+    def step() -> None:
+        nonlocal cache
+        cache = next_token(input_ids[:, -1:], cache)[1]
+
+    return _median_milliseconds(step, model.device, repeats), state_bytes(cache)
 
 
 @torch.no_grad()
 def batch_cost(model: PreTrainedModel, rows: int, length: int, repeats: int = 5) -> float:
     """Median milliseconds of a forward pass over [rows, length] tokens, up to the next one of each row."""
     input_ids = torch.randint(0, model.config.vocab_size, (rows, length), device=model.device)
-    milliseconds, model = [], model.eval()
+    forward = partial(model.eval(), input_ids, use_cache=False, logits_to_keep=1)
+    return _median_milliseconds(forward, model.device, repeats)
+
+
+def _median_milliseconds(step: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Of a call of `step`, after one that counts for nothing."""
+    milliseconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
-        model(input_ids, use_cache=False, logits_to_keep=1)
-        if model.device.type == "cuda":
+        step()
+        if device.type == "cuda":
             torch.cuda.synchronize()
         milliseconds.append(1000 * (time.perf_counter() - started))
     return statistics.median(milliseconds[1:])

@@ -91,7 +91,8 @@ class RunTrainerMixin:
         self._load_from_checkpoint(str(checkpoint))
         if best is not None and is_complete(best):
             self.keep_final(best)
-            self._load_from_checkpoint(str(best))
+            if best != checkpoint:
+                self._load_from_checkpoint(str(best))
         return True
 
     def _load_callback_state(self) -> None:

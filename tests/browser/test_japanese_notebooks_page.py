@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 from jupyter_lab import HEIGHT, NEEDS_A_BROWSER, ROOT, SECONDS, code_cell, menu, opened_notebook, running_lab
-from test_notebook_01 import real_text
+from test_notebook_01 import set_small_text
 
 NOTEBOOK = "01_pretrain_wikitext.ipynb"
 EDITIONS = {"ja": ROOT / "notebooks" / "ja", "en": ROOT / "notebooks"}
@@ -29,12 +29,7 @@ def lab(tmp_path_factory):
         (root / language).mkdir()
         for path in folder.glob("*.ipynb"):
             shutil.copy(path, root / language)
-    text = root / "text.txt"
-    text.write_text(real_text(), encoding="utf-8")
-    stage = root / "runs" / "01_pretrain"
-    stage.mkdir(parents=True)
-    values = {"data_source": "file", "data": str(text), "per_device_train_batch_size": 8}
-    (stage / "settings-panel.json").write_text(json.dumps({"preset": "smoke", "values": values}))
+    set_small_text(root)
     with running_lab(root, NEWLLM_PRESET="smoke") as address:
         yield address
 

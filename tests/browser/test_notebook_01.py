@@ -45,18 +45,21 @@ def real_text() -> str:
     return "\n\n".join(dict.fromkeys(pieces))
 
 
+def set_small_text(root: Path) -> None:
+    """Leave the panel as an earlier session did: a small text of the user's own, and small batches."""
+    text, stage = root / "text.txt", root / "runs" / "01_pretrain"
+    text.write_text(real_text(), encoding="utf-8")
+    stage.mkdir(parents=True)
+    values = {"data_source": "file", "data": str(text), "per_device_train_batch_size": 8}
+    (stage / "settings-panel.json").write_text(json.dumps({"preset": "smoke", "values": values}))
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """The address of a JupyterLab that serves the notebook."""
     root = tmp_path_factory.mktemp("lab")
     shutil.copy(ROOT / "notebooks" / NOTEBOOK, root)
-    text = root / "text.txt"
-    text.write_text(real_text(), encoding="utf-8")
-    stage = root / "runs" / "01_pretrain"
-    stage.mkdir(parents=True)
-    # The panel as an earlier session left it: a small text of the user's own, and small batches.
-    values = {"data_source": "file", "data": str(text), "per_device_train_batch_size": 8}
-    (stage / "settings-panel.json").write_text(json.dumps({"preset": "smoke", "values": values}))
+    set_small_text(root)
     with running_lab(root, NEWLLM_PRESET="smoke") as address:
         yield address
 

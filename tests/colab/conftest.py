@@ -29,6 +29,19 @@ def make_panel(tmp_path, text_file, monkeypatch):
     return make
 
 
+@pytest.fixture
+def shown_by(monkeypatch):
+    """A call of it gives a list of all that a module displays from now on, as HTML or as a sentence."""
+
+    def shown_by(module) -> list[str]:
+        contents = []
+        monkeypatch.setattr(module, "display", lambda content: contents.append(content.data))
+        monkeypatch.setattr(module, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
+        return contents
+
+    return shown_by
+
+
 @pytest.fixture(scope="session")
 def adapter_run(tmp_path_factory):
     """The folder of a finished run of stage 5."""

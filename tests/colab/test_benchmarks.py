@@ -15,11 +15,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def shown(monkeypatch):
-    contents = []
-    monkeypatch.setattr(benchmarks, "display", lambda content: contents.append(content.data))
-    monkeypatch.setattr(benchmarks, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
-    return contents
+def shown(shown_by):
+    return shown_by(benchmarks)
 
 
 @pytest.fixture

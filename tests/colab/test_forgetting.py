@@ -13,12 +13,8 @@ from newllm_lib.training.curves import curves_figure
 
 
 @pytest.fixture
-def shown(monkeypatch):
-    """All that is displayed, as HTML or as a sentence."""
-    contents = []
-    monkeypatch.setattr(results, "display", lambda content: contents.append(content.data))
-    monkeypatch.setattr(results, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
-    return contents
+def shown(shown_by):
+    return shown_by(results)
 
 
 def measured(new=(2.0, 1.0), general=(1.0, 1.1)):

@@ -51,10 +51,11 @@ def test_json_is_json_of_its_schema(folder, tmp_path):
     assert reply(folder, "json", max_new_tokens=5).startswith("{")
 
 
-@pytest.mark.parametrize("form", ["(", "gone.json", "broken.json"])
+@pytest.mark.parametrize("form", ["(", "gone.json", "broken.json", "deep.json", "~no such user/a.json"])
 def test_what_is_no_format_is_one_sentence(folder, tmp_path, monkeypatch, form):
     pytest.importorskip("llguidance", reason="needs newllm[formats]")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"answer_format has to be json, .* got '.*', which cannot be used: \S"):
         reply(folder, form)
