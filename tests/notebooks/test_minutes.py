@@ -9,15 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from chats import untrained_chat
 
 from newllm_lib.colab.page.languages import use_language
 from newllm_lib.colab.panel import minutes, stage
+from newllm_lib.colab.panel.preference_panel import PreferencePanel, SweepPanel
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.training.device import find_device
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STAGES = [found for found in vars(stage).values() if isinstance(found, stage.NotebookStage)]
+PANELS = {stage.PREFERENCES.folder: PreferencePanel, stage.EXPERIMENTS.folder: SweepPanel}
 ENTRY = re.compile(r"~?[1-9]\d*")
 
 
@@ -94,3 +97,17 @@ def test_the_live_line_has_the_minutes_of_its_preset(tmp_path, monkeypatch):
     assert minutes.minutes_of_preset("03_dolly", "demo") in panel.line.value
     panel.preset.value = "standard"
     assert minutes.minutes_of_preset("03_dolly", "standard") in panel.line.value
+    panel.controls["dropout"].set(0.3)
+    assert "this preset as it is" not in panel.line.value
+
+
+@pytest.mark.parametrize("of", STAGES, ids=lambda of: of.folder)
+def test_every_preset_that_is_not_touched_says_its_minutes(tmp_path, monkeypatch, of):
+    monkeypatch.setenv("NEWLLM_DATA_SOURCE", "offline")
+    if of.folder in PANELS:  # which need a chat model
+        monkeypatch.setenv("NEWLLM_MODEL", str(untrained_chat(tmp_path / "chat", "tiny-gpt2")))
+    panel = PANELS.get(of.folder, SettingsPanel)(of, tmp_path)
+    for preset in panel.presets:
+        panel.preset.value = preset
+        panel.reset.click()
+        assert minutes.minutes_of_preset(of.folder, preset) in panel.line.value

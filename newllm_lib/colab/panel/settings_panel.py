@@ -262,12 +262,15 @@ class SettingsPanel:
             if name in self.controls:
                 self.controls[name].set(value)
 
-    def _apply_preset(self) -> None:
+    def _of_the_preset(self) -> dict[str, Any]:
         """The preset's values, but for where text and models come from, unless it names them."""
         kept = {name: value for name, value in self.defaults.items() if name not in NOT_OF_A_PRESET}
+        return {**kept, **self.presets[self.preset.value]}
+
+    def _apply_preset(self) -> None:
         trains_others = self.models != self.offered
         self._filling = True
-        self._fill({**kept, **self.presets[self.preset.value]})
+        self._fill(self._of_the_preset())
         if trains_others:
             self._offer_starts()
         self._filling = False
@@ -309,7 +312,9 @@ class SettingsPanel:
         folder, state = self._state(Path(arguments[self.models[0]].output_dir))
         run = text("run folder <b>{folder}</b>: {state}", folder=escape(folder.name), state=state)
         start = start_sentence(self.start_run, self.stage.continues, self.models) if self.stage.continues else ""
-        usual = minutes_of_preset(self.stage.folder, self.preset.value)
+        of_preset = {name: it for name, it in self._of_the_preset().items() if name in self.controls}
+        is_as_it_is = all(self.controls[name].value == value for name, value in of_preset.items())
+        usual = minutes_of_preset(self.stage.folder, self.preset.value) if is_as_it_is else ""
         notes = (escape(translate(line)) for line in (usual, start, note) if line)
         return live_line_html([" · ".join(parts), run, *notes])
 
