@@ -41,6 +41,7 @@ from .callbacks import (
     SaveByMinutes,
     SaveOnInterrupt,
     TrainingInterrupted,
+    any_process,
 )
 from .checkpoint import FINAL_FOLDER, RESULTS_FILE, SETTINGS_FILE, check_place, open_run, read_results, rotate
 from .device import GB, find_device
@@ -187,7 +188,8 @@ class Run:
         stop_early = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
         by_minutes = [SaveByMinutes(args.save_minutes)] if args.save_minutes and args.save_strategy != "no" else []
         log = [self._log, Heartbeat(self.folder)] if self.is_main else []
-        return [*stop_early, EvaluateAtEnd(), *log, self._interrupt, *by_minutes, *callbacks]
+        # Whoever reads that it trains may stop it: the signals come before the heartbeat.
+        return [*stop_early, EvaluateAtEnd(), self._interrupt, *log, *by_minutes, *callbacks]
 
     def train(self, trainer: RunTrainerMixin) -> None:
         """Train, or go on from the newest checkpoint, and save the model that is the result; `trainer` is made with
@@ -213,6 +215,9 @@ class Run:
         if self.is_main:  # no results beside weights that are not all there
             (self.folder / RESULTS_FILE).unlink(missing_ok=True)
         trainer.save_model(str(self.folder))
+        if any_process(self._interrupt.asked, self.args):  # a sweep would go on with its next training
+            then = f"everything is saved in {self.folder}. The same command goes on to its figures."
+            raise TrainingInterrupted(f"Stopped after the last update; {then}")
 
     def finish(self, metrics: dict[str, Any], more: dict[str, Any] | None = None, advice: str = "") -> None:
         """Write the model card and the results, which say that the run is finished: the `metrics` of the trained model,

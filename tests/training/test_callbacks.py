@@ -118,6 +118,14 @@ class SendSignal(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
+class SendSignalAfterAll(SendSignal):
+    def on_step_begin(self, args, state, control, **kwargs):
+        pass
+
+    def on_train_end(self, args, state, control, **kwargs):
+        os.kill(os.getpid(), self.number)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves(text_file, tmp_path, number):
     before = signal.signal(number, signal.default_int_handler)  # the tests may run under nohup
@@ -127,6 +135,16 @@ def test_a_signal_saves(text_file, tmp_path, number):
     finally:
         signal.signal(number, before)
     assert [step for step, _ in numbered_checkpoints(tmp_path / "run")] == [4]
+
+
+@pytest.mark.parametrize("when", [SendSignal, SendSignalAfterAll])
+def test_a_stop_at_the_last_update_is_not_lost_on_what_would_come_next(text_file, tmp_path, when):
+    """A sweep, a comparison or `newllm start` go on with another training, and nobody asks twice."""
+    whole, run = pretrain(arguments(text_file, tmp_path / "whole", max_steps=4)), tmp_path / "run"
+    with pytest.raises(TrainingInterrupted, match=r"after the last update.*The same command goes on to its figures"):
+        pretrain(arguments(text_file, run, max_steps=4), callbacks=(when(signal.SIGINT),))
+    assert not (run / "results.json").exists()
+    assert_same(whole, pretrain(arguments(text_file, run, max_steps=4)))
 
 
 def test_a_run_under_nohup_goes_on(text_file, tmp_path):
