@@ -253,10 +253,11 @@ def run_compare(parser: SentenceParser, argv: Sequence[str]) -> None:
     if fields.picture and not (fields.picture.lower().endswith(".png") and Path(fields.picture).parent.is_dir()):
         raise InputError(f"picture {fields.picture!r} has to be the name of a .png file, in a folder that is there.")
     from .stages.compare import compare, comparison_figure, comparison_table
+    from .training.curves import png_of
 
     rows = compare(fields.models, fields.data, fields.prompt)
     if fields.picture:
-        comparison_figure(rows).savefig(fields.picture, dpi=120)
+        Path(fields.picture).write_bytes(png_of(comparison_figure(rows), 120))
     print(json.dumps(rows) if fields.json else comparison_table(rows))
 
 

@@ -21,7 +21,7 @@ from ..evaluation.perplexity import token_sequence
 from ..models import NewLLMForCausalLM, build_model
 from ..models.recurrent_model import RecurrentGenerationMixin
 from ..stages.evaluate import held_out_documents, held_out_text
-from ..training.curves import COLOURS, as_label, in_the_font, with_letters
+from ..training.curves import COLOURS, as_label, in_the_font
 from ..training.trained_model import open_model
 from .page.languages import text
 from .page.notices import in_one_sentence, quiet_notebook, say
@@ -37,7 +37,6 @@ MOST_MEASURED = 4096  # held-out tokens that the forget gates are measured on
 LAYERS_IN_A_ROW = 4
 
 
-@with_letters()
 def context_figure(
     tokens: Sequence[str], contexts: torch.Tensor, half_lives: torch.Tensor | None = None, title: str = ""
 ) -> Figure:
@@ -116,7 +115,6 @@ def show_context(folder: str | Path, text: str) -> None:
     )
 
 
-@with_letters()
 def half_life_figure(before: torch.Tensor, after: torch.Tensor) -> Figure:
     """A plot for each layer: its channels' half-lives in tokens, sorted; before and after training, [L, C]."""
     layers, channels = before.shape

@@ -23,12 +23,21 @@ from ..preferences.reference import ReferenceArguments
 from ..preferences.sweep import best_trial, margin_histories, read_trials, trial_folder
 from ..training.callbacks import TrainingInterrupted
 from ..training.checkpoint import SETTINGS_FILE, read_results
-from ..training.curves import with_letters
 from .drive.drive_copy import callbacks_for, wait_for_drive
 from .live_plot import LEARNS_ANSWERS, LiveDisplay
 from .page.languages import text, translate
 from .page.notices import CellStopped, error_html, in_one_sentence, quiet_notebook, say
-from .page.pieces import button_box, escape, figure_html, mark_html, picture_html, sentence_html, small_html, table_html
+from .page.pieces import (
+    button_box,
+    escape,
+    figure_html,
+    label_of,
+    mark_html,
+    picture_html,
+    sentence_html,
+    small_html,
+    table_html,
+)
 from .panel.controls import LABELS
 from .panel.preference_panel import PreferencePanel, SweepPanel
 from .panel.stage import PREFERENCES
@@ -169,7 +178,6 @@ def scale_of(rows: Sequence[dict[str, Any]]) -> ScalarMappable:
     return ScalarMappable(Normalize(low if high > low else low - 0.01, high), COLOURS)
 
 
-@with_letters()
 def margins_figure(rows: Sequence[dict[str, Any]], histories: Mapping[int, Sequence[tuple[int, float]]]) -> Figure:
     """Held-out margin over the updates (`histories`: trial -> (update, margin)), coloured by a trial's accuracy."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -195,7 +203,6 @@ def margins_figure(rows: Sequence[dict[str, Any]], histories: Mapping[int, Seque
     return figure
 
 
-@with_letters()
 def coordinates_figure(args: sweep.SweepArguments, rows: Sequence[dict[str, Any]]) -> Figure:
     """Parallel coordinates: an axis per searched setting and one for the accuracy, a line per finished trial."""
     finished = sorted((row for row in rows if row["state"] == "finished"), key=lambda row: row["accuracy"])
@@ -219,7 +226,7 @@ def coordinates_figure(args: sweep.SweepArguments, rows: Sequence[dict[str, Any]
             axes.plot(place, height, marker="_", color="#57606a", markersize=7, zorder=3)
             axes.annotate(label, (place, height), (6, 0), **beside)
     axes.set(xticks=places, xlim=(-0.15, len(axes_of) - 0.55), ylim=(-0.045, 1.045), yticks=[])
-    axes.set_xticklabels([title for title, _, _ in axes_of])
+    axes.set_xticklabels([label_of(title) for title, _, _ in axes_of])
     axes.tick_params(axis="x", length=0)
     axes.spines[:].set_visible(False)
     return figure

@@ -33,7 +33,7 @@ from ..training.device import Device, find_device, size
 from .drive.drive_copy import callbacks_for, span, wait_for_drive
 from .page.languages import translate
 from .page.notices import CellStopped, in_one_sentence, quiet_notebook, say
-from .page.pieces import GRID, escape, mark_html, picture_html, png_of, sentence_html, small_html
+from .page.pieces import GRID, escape, mark_html, picture_html, sentence_html, small_html, spoken_png
 from .page.progress_line import progress_html
 from .panel.controls import in_the_panels_words
 from .panel.settings_panel import SettingsPanel
@@ -67,7 +67,7 @@ class LiveDisplay:
     def draw(self) -> None:
         started = self.clock()
         # As large as with level 6 within a tenth, and a third of the time of a drawing sooner.
-        self.png = png_of(self.figure(), 90, pil_kwargs={"compress_level": 1})
+        self.png = spoken_png(self.figure(), 90, pil_kwargs={"compress_level": 1})
         self.drawn_at = self.clock()
         self.drawing_seconds = self.drawn_at - started
 

@@ -16,10 +16,10 @@ from ..preferences.generator import KINDS
 from ..preferences.pairs import Preference, Preferences
 from ..preferences.scores import chosen_falls
 from ..preferences.shortcuts import CLASSIFIERS, held_out_accuracy
-from ..training.curves import COLOURS, as_label, with_letters
+from ..training.curves import COLOURS, as_label
 from .page.languages import text, translate
 from .page.notices import in_one_sentence, say
-from .page.pieces import AS_WRITTEN, FAINT, escape, figure_html, shortened, small_html, table_html
+from .page.pieces import AS_WRITTEN, FAINT, escape, figure_html, label_of, shortened, small_html, table_html
 from .panel.controls import in_the_panels_words
 from .panel.preference_panel import PreferencePanel
 from .results import read_measured, show_before_and_after
@@ -155,14 +155,13 @@ def shortcut_accuracies(splits: Splits[Preferences]) -> dict[str, float]:
     return {name: held_out_accuracy(train, held_out, features)["all"] for name, features in CLASSIFIERS.items()}
 
 
-@with_letters()
 def kinds_figure(measured: dict[str, Any], counts: Mapping[str, int]) -> Figure:
     """A bar for each kind of flaw (with `counts`, if all pairs were scored), and one for all; the line is chance."""
     by_kind = measured["accuracy_by_kind"]
     order = in_order(by_kind)
     are_all = sum(counts.values()) == measured["held_out"]["pairs"]
     names = [as_label(title(kind)) + (f" ({counts[kind]})" if are_all else "") for kind in order]
-    names.append(f"all ({measured['held_out']['pairs']:,})")
+    names = [*map(label_of, [*names, f"all ({measured['held_out']['pairs']:,})"])]
     shares = [by_kind[kind] for kind in order] + [measured["held_out"]["accuracy"]]
     figure = Figure(figsize=(4.9, 0.7 + 0.3 * len(names)), layout="constrained")
     axes = figure.subplots()

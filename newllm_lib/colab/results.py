@@ -23,14 +23,13 @@ from ..stages.generate import generate
 from ..stages.sft import advice
 from ..training import checkpoint
 from ..training.callbacks import CURVES_FILE, METRICS_FILE
-from ..training.curves import with_letters
 from ..training.device import autocast_dtype, find_device, size
 from ..training.disk import read_json, write_json
 from ..training.run import CARD_FILE
 from ..training.trained_model import open_model, read_tokenizer
 from .page.languages import text, translate
 from .page.notices import in_one_sentence, say
-from .page.pieces import AS_WRITTEN, FAINT, beside_html, escape, figure_html, small_html, table_html
+from .page.pieces import AS_WRITTEN, FAINT, beside_html, escape, figure_html, label_of, small_html, table_html
 from .panel.controls import in_the_panels_words
 from .panel.settings_panel import SettingsPanel
 from .storage import drive_copier
@@ -323,7 +322,6 @@ def change(measured: dict[str, Any], kind: str) -> float:
     return measured[kind]["after"]["bits_per_byte"] / measured[kind]["before"]["bits_per_byte"] - 1
 
 
-@with_letters()
 def forgetting_figure(measured: dict[str, Any]) -> Figure:
     """An arrow from the base to the tuned model for each kind of text: to the left is better."""
     figure = Figure(figsize=(8, 2.2), layout="constrained")
@@ -343,7 +341,7 @@ def forgetting_figure(measured: dict[str, Any]) -> Figure:
         axes.annotate(words, (percent / 2, height), (0, 9), **place, color=colour, bbox=ground)
     axes.axvline(0, color=UNCHANGED, linewidth=1, zorder=0)
     axes.set_xlabel("bits that held-out text takes, against the base, in % (to the left is better)")
-    axes.set_yticks(range(len(KINDS)), list(reversed(KINDS.values())))
+    axes.set_yticks(range(len(KINDS)), [label_of(words) for words in reversed(KINDS.values())])
     axes.set(xlim=(low - room, high + room), ylim=(-0.5, len(KINDS) - 0.3))
     axes.grid(alpha=0.25, axis="x")
     axes.spines[["top", "right"]].set_visible(False)

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..evaluation.generation import answer, batch_cost, token_cost
 from ..progress import Progress
 from ..training.checkpoint import run_of
-from ..training.curves import COLOURS, as_label, with_letters
+from ..training.curves import COLOURS, as_label
 from ..training.trained_model import open_model
 from .evaluate import final_metrics, held_out_documents, held_out_text, score
 from .goals import goals, percent
@@ -136,7 +136,6 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-@with_letters()
 def comparison_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     """Three panels: quality, time per generated token and bytes of state against the length of the history."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
@@ -161,7 +160,7 @@ def comparison_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_xticks(HISTORIES, [f"{history:,}" for history in HISTORIES])
         axes.legend(frameon=False, fontsize=9)
-    speed.set_ylim(bottom=0)
+    speed.set_ylim(0, 1.1 * max(max(row["ms_per_token"].values()) for row in rows))
     for axes in (quality, speed, state):
         axes.grid(alpha=0.25, axis="y")
         axes.set_axisbelow(True)

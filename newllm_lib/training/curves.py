@@ -4,15 +4,16 @@ import functools
 import io
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, findSystemFonts, fontManager, get_font
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .disk import write_bytes
@@ -46,11 +47,14 @@ def can_be_drawn(text: str) -> bool:
     return _characters().issuperset(map(ord, text))
 
 
-@contextmanager
-def with_letters() -> Iterator[None]:
-    """What is written in a figure inside this, which decorates what makes figures, is drawn by all of `_families`."""
-    with rc_context({"font.family": [*_families()]}):
-        yield
+def png_of(figure: Figure, dpi: int, **options: Any) -> bytes:
+    """The figure as `savefig` draws it, its letters from all of `_families`."""
+    families, picture = [*_families()], io.BytesIO()
+    for words in figure.findobj(Text):
+        words.set_fontfamily(families)
+    with rc_context({"font.family": families}):  # of ticks, which are made while it is drawn
+        figure.savefig(picture, format="png", dpi=dpi, **options)
+    return picture.getvalue()
 
 
 def _spelled(letter: str) -> str:
@@ -106,7 +110,6 @@ PREFERENCES = (
 )  # fmt: skip
 
 
-@with_letters()
 def curves_figure(histories: Mapping[str, Sequence[dict]]) -> Figure:
     """Left: training loss of every run; right: its held-out bits per byte (or loss, where bytes are not counted). A run
     that is held to its base has other panels: the loss of its task, its distance from the base, and bits per byte of
@@ -123,7 +126,7 @@ def curves_figure(histories: Mapping[str, Sequence[dict]]) -> Figure:
     figure = Figure(figsize=(width, 3.6))
     FigureCanvasAgg(figure)
     # Fixed margins: to find the best ones takes as long as to draw it all.
-    figure.subplots_adjust(0.7 / width, 0.15, 1 - 0.15 / width, 0.97, wspace=0.22 if len(panels) < 4 else 0.3)
+    figure.subplots_adjust(0.7 / width, 0.15, 1 - 0.15 / width, 0.97, wspace=0.22 if len(panels) < 3 else 0.3)
     for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for run, (name, history) in enumerate(histories.items()):
             for number, (key, name_of_curve) in enumerate(panel.curves.items()):
@@ -153,6 +156,4 @@ def curves_figure(histories: Mapping[str, Sequence[dict]]) -> Figure:
 
 def save_curves(histories: Mapping[str, Sequence[dict]], path: Path) -> None:
     """Write the figure as a PNG, whole or not at all."""
-    picture = io.BytesIO()
-    curves_figure(histories).savefig(picture, format="png", dpi=120)
-    write_bytes(path, picture.getvalue())
+    write_bytes(path, png_of(curves_figure(histories), 120))

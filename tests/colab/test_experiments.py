@@ -6,6 +6,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 from panel_page import plain
 from preference_runs import make_pairs, tiny_chat_model, write_pairs
 from run_files import StopAt
@@ -189,12 +190,12 @@ def test_the_live_table_is_one_display(tmp_path):
 def test_margins_are_drawn_when_their_share_of_the_time_is_there(tmp_path, monkeypatch):
     now, drawn = [0.0], []
 
-    class Figure:
+    class SlowFigure(Figure):
         def savefig(self, buffer, **options):
             now[0] += 0.1
             drawn.append(now[0])
 
-    monkeypatch.setattr(experiments, "margins_figure", lambda rows, histories: Figure())
+    monkeypatch.setattr(experiments, "margins_figure", lambda rows, histories: SlowFigure())
     handle = SimpleNamespace(update=lambda content: None)
     live = LiveTrials(tmp_path, 8, clock=lambda: now[0], show=lambda content: handle)
     live.on_train_begin(None, None, None)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from matplotlib.figure import Figure
 from training_cell import train_models
 
 from newllm_lib.colab import live_plot
@@ -116,11 +117,6 @@ def test_an_evaluation_is_told_at_once_and_drawn_when_its_share_of_the_time_is_t
     page.now += 20
     callback.on_evaluate(ARGS, state(20, history), None, {"eval_runtime": 1.0})
     assert pictures[1:] == [{"newllm": history, "tiny-gpt2": []}]
-
-
-class Figure:
-    def savefig(self, buffer, **options):
-        buffer.write(b"png")
 
 
 def test_drawing_takes_a_small_share_of_the_time(plot, page, monkeypatch):

@@ -4,6 +4,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 from panel_page import plain
 from preference_runs import dpo_arguments, make_pairs
 
@@ -100,7 +101,7 @@ def test_the_live_plot_follows_the_reference_and_then_the_pairs(finished):
 
 
 def test_a_chosen_answer_that_becomes_less_likely_is_told_in_the_plot(monkeypatch):
-    monkeypatch.setattr(live_plot, "curves_figure", lambda histories: SimpleNamespace(savefig=lambda *a, **k: None))
+    monkeypatch.setattr(live_plot, "curves_figure", lambda histories: Figure())
     page = Page()
     plot = LivePlot(["tuned"], show=page.show)
     first = {"step": 0, "eval_chosen_logp": -50.0, "eval_margin": 0.0}

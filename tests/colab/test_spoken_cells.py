@@ -3,22 +3,27 @@
 import ast
 import itertools
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from newllm_lib.adapters.forgetting import changes_figure
 from newllm_lib.colab.page import languages, pieces
 from newllm_lib.colab.page.languages import japanese, texts, translate, use_language
 from newllm_lib.colab.page.notices import CellStopped, in_one_sentence
-from newllm_lib.colab.page.pieces import png_of, table_html
+from newllm_lib.colab.page.pieces import label_of, spoken_png, table_html
 from newllm_lib.colab.panel.controls import in_the_panels_words
+from newllm_lib.colab.preferences import kinds_figure
+from newllm_lib.colab.results import KINDS, forgetting_figure
 from newllm_lib.doctor import doctor
 from newllm_lib.errors import CODES, InputError
 from newllm_lib.stages.compare import goal_cells
 from newllm_lib.stages.goals import goals
 from newllm_lib.stages.sft import BANDS, advice
+from newllm_lib.training import curves
 from newllm_lib.training.curves import curves_figure
 
 COLAB = Path(languages.__file__).parents[1]
@@ -232,16 +237,28 @@ def test_tables_speak_and_what_users_and_models_wrote_does_not():
     assert "<div>data</div>" in spoken and "<div>base</div>" in spoken and "held out" in english
 
 
+MEASURED = {kind: {"before": {"bits_per_byte": 2.0}, "after": {"bits_per_byte": 1.9}} for kind in KINDS}
+KINDS_MEASURED = {"accuracy_by_kind": {"off_topic": 0.5}, "held_out": {"pairs": 3, "accuracy": 0.5}}
+PICTURES = {  # each with words of its own
+    "update": lambda: curves_figure({"newllm": [{"step": 1, "loss": 2.0}, {"step": 2, "eval_bits_per_byte": 3.0}]}),
+    "block of layers": lambda: changes_figure({"layers.0.q_proj": 0.1, "layers.1.q_proj": 0.2}),
+    "new task": lambda: forgetting_figure(MEASURED),
+    "off topic (3)": lambda: kinds_figure(KINDS_MEASURED, {"off_topic": 3}),
+}
+
+
 @pytest.mark.parametrize("has_letters", [True, False])
-def test_a_picture_speaks_japanese_where_its_letters_can_be_drawn(monkeypatch, has_letters):
-    if has_letters:
-        monkeypatch.setattr(pieces, "can_be_drawn", lambda words: True)
-    else:
-        monkeypatch.setattr(pieces, "can_be_drawn", str.isascii)
+@pytest.mark.parametrize("english", PICTURES)
+def test_a_picture_speaks_japanese_where_its_letters_can_be_drawn(monkeypatch, has_letters, english):
+    """As they are drawn: ticks get their words then."""
+    monkeypatch.setattr(pieces, "can_be_drawn", (lambda words: True) if has_letters else str.isascii)
     use_language("ja")
-    figure = curves_figure({"newllm": [{"step": 1, "loss": 2.0}, {"step": 2, "eval_bits_per_byte": 3.0}]})
-    drawn = []
-    monkeypatch.setattr(figure, "savefig", lambda *args, **kwargs: drawn.extend(figure.findobj(pieces.Text)))
-    png_of(figure, 50)
-    words = {text.get_text() for text in drawn}
-    assert ("更新" in words) == has_letters == ("update" not in words)
+    figure, families = PICTURES[english](), [*curves._families(), "a font of this machine"]
+    monkeypatch.setattr(curves, "_families", lambda: families)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of letters that matplotlib's own font does not have
+        spoken_png(figure, 50)
+    written = [text for text in figure.findobj(pieces.Text) if text.get_text()]
+    assert label_of(english) in {text.get_text() for text in written}
+    assert (label_of(english) != english) == has_letters
+    assert all(text.get_fontfamily() == families for text in written)

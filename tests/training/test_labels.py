@@ -1,7 +1,6 @@
 """Names and prompts in pictures: whatever they are, the picture is drawn, and says them."""
 
 import functools
-import io
 import warnings
 
 import pytest
@@ -37,7 +36,7 @@ def drawn(figure: Figure) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", DeprecationWarning)  # matplotlib's own, of what it is made with
-        figure.savefig(io.BytesIO(), format="png")
+        curves.png_of(figure, 100)
     texts = [text for text in figure.findobj(Text) if text.get_visible()]
     read = [text._preprocess_math(text.get_text()) for text in texts if "mathdefault" not in text.get_text()]  # powers
     assert not any(is_formula for _, is_formula in read)

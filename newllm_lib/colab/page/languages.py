@@ -43,7 +43,7 @@ def text(english: str, **values: str) -> str:
 
 def translate(english: str) -> str:
     """Finished English sentences in the session's language. Each is a key of the table, or one that has values in place
-    of its {names}; the values are put into that language, too."""
+    of its {names}; the values are put into that language, too, but for a {folder}."""
     return english if language() == "en" else _in_japanese(english)
 
 
@@ -63,7 +63,8 @@ def _translated(english: str) -> str:
         return texts()[english]
     for pattern, translation in _patterns():
         if found := pattern.fullmatch(english):
-            return translation.format(**{name: _in_japanese(value) for name, value in found.groupdict().items()})
+            values = {name: it if name == "folder" else _in_japanese(it) for name, it in found.groupdict().items()}
+            return translation.format(**values)
     return ""
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ...training.curves import can_be_drawn
+from ...training.curves import can_be_drawn, png_of
 from .languages import language, translate
 
 # status -> mark, colour of its badge (white text on it is readable on any page)
@@ -121,25 +120,27 @@ def data_url(kind: str, content: bytes) -> str:
 
 
 def figure_html(figure: Figure, description: str, file: Path | None = None, dpi: int = 110) -> str:
-    png = png_of(figure, dpi)
+    png = spoken_png(figure, dpi)
     if file is not None:
         file.write_bytes(png)
     return picture_html(png, description)
 
 
-def png_of(figure: Figure, dpi: int, **options: Any) -> bytes:
-    """The figure in the session's language, as far as its letters can be drawn."""
+def spoken_png(figure: Figure, dpi: int, **options: Any) -> bytes:
+    """The figure in the session's language."""
     for words in figure.findobj(Text) if language() != "en" else ():
-        spoken = translate(words.get_text())
-        if spoken == words.get_text():  # maybe words and a number: "held-out pairs: 80%", "vague (12)"
-            spoken = re.sub(r"^[^:(]*(?=: | \()", lambda label: translate(label[0]), spoken)
-        if can_be_drawn(spoken.replace("\n", "")):
-            words.set_text(spoken)
-    buffer = io.BytesIO()
+        words.set_text(label_of(words.get_text()))
     # Hints would blot out the strokes of letters that stand on end.
     with rc_context({} if language() == "en" else {"text.hinting": "none"}):
-        figure.savefig(buffer, format="png", dpi=dpi, **options)
-    return buffer.getvalue()
+        return png_of(figure, dpi, **options)
+
+
+def label_of(words: str) -> str:
+    """Words of ours for a figure, in the session's language if its letters can be drawn."""
+    spoken = translate(words)
+    if spoken == words:  # maybe words and a number: "held-out pairs: 80%", "vague (12)"
+        spoken = re.sub(r"^[^:(]*(?=: | \()", lambda label: translate(label[0]), words)
+    return spoken if can_be_drawn(spoken.replace("\n", "")) else words
 
 
 def slider_options() -> dict[str, Any]:

@@ -25,7 +25,7 @@ class PreferencePanel(SettingsPanel):
         super().__init__(stage, runs)
         model = self.controls["model"]
         model.widget.options = [str(folder) for folder in chat_models(self.runs)]
-        model.placeholder = "empty: DialoGPT-small, or one of yours"
+        model.placeholder = "empty: DialoGPT-small"
         model.speak()
 
     def values(self) -> dict[str, Any]:

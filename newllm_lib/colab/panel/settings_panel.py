@@ -323,11 +323,11 @@ class SettingsPanel:
         folder, copier, states = output_dir.parent, drive_copier(output_dir), []
         for model in self.models:
             if read_results(folder / model) is not None:
-                states.append(text("{model} is finished", model=model))
+                states.append(text("{folder} is finished", folder=model))
             elif any((folder / model).glob("checkpoint-*")):
-                states.append(text("{model} will be continued", model=model))
+                states.append(text("{folder} will be continued", folder=model))
             elif copier is not None and folder / model in copier.left:
-                states.append(text("{model} will be brought back from Drive", model=model))
+                states.append(text("{folder} will be brought back from Drive", folder=model))
         return folder, text(", ").join(states) or text("new")
 
 
