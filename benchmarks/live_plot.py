@@ -15,7 +15,6 @@ import nbformat
 from nbclient import NotebookClient
 
 from newllm_lib.colab.live_plot import LivePlot
-from newllm_lib.colab.page.notices import quiet_notebook
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.colab.panel.stage import PRETRAIN
 from newllm_lib.stages.pretrain import pretrain
@@ -27,7 +26,6 @@ CELL = "import live_plot; live_plot.measure({folder!r}, {pairs})"
 
 def measure(folder: str, pairs: int) -> None:
     """[seconds with the plot, seconds without it] of every pair of New-LLM's runs, into the folder."""
-    quiet_notebook()
     panel = SettingsPanel(PRETRAIN, folder)
     times = []
     for number in range(-1, pairs):

@@ -22,7 +22,7 @@ from ..training.checkpoint import FINAL_FOLDER, weights_folder
 from ..training.trained_model import open_model
 from .chat_controls import MemoryControls, SamplingSliders, memory_html, memory_note, pictures_html
 from .page.languages import text, translate
-from .page.notices import error_html, in_one_sentence, quiet_notebook, say
+from .page.notices import error_html, in_one_sentence, say
 from .page.pieces import GRID, button, columns_html, download_html, html_widget, small_html, wrapping_row
 from .storage import on_colab
 
@@ -237,7 +237,6 @@ def show_side_by_side(folder: str | Path, opening: str = "", which: str = "best"
 
 
 def _open(box: ChatBox, opening: str) -> ChatBox:
-    quiet_notebook()
     display(box.box)
     if opening:
         box.open_chats()  # raises where `send` would only show the sentence

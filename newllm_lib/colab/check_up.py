@@ -3,13 +3,12 @@
 from IPython.display import HTML, display
 
 from ..doctor import Finding, doctor
-from .page.notices import quiet_notebook, say
+from .page.notices import say
 from .page.pieces import code_html, escape, mark_html, table_html
 
 
 def show_check_up(adapters: bool = False, preferences: bool = False) -> None:
     """Show every finding, with what only stage 5 (`adapters`) or stage 6 (`preferences`) needs, and sum them up."""
-    quiet_notebook()
     findings = doctor(".", adapters, preferences)
     display(HTML(check_up_html(findings)))
     say(*verdict(findings))

@@ -24,7 +24,7 @@ from ..stages.evaluate import held_out_documents, held_out_text
 from ..training.curves import COLOURS, as_label, in_the_font
 from ..training.trained_model import open_model
 from .page.languages import text
-from .page.notices import in_one_sentence, quiet_notebook, say
+from .page.notices import in_one_sentence, say
 from .page.pieces import figure_html
 
 MOST_TOKENS = 48  # more would not be legible side by side
@@ -97,7 +97,6 @@ def label(token: str) -> str:
 
 @in_one_sentence()
 def show_context(folder: str | Path, text: str) -> None:
-    quiet_notebook()
     trained = open_model(folder)
     if not isinstance(trained.model, RecurrentGenerationMixin):
         raise InputError(f"{trained.name} carries no context vector; name the folder of a New-LLM.", "NL-404")
@@ -143,7 +142,6 @@ def half_life_figure(before: torch.Tensor, after: torch.Tensor) -> Figure:
 @in_one_sentence()
 def show_half_lives(folder: str | Path) -> None:
     """Show how long the channels of a trained New-LLM remember on held-out text, beside those of a new one."""
-    quiet_notebook()
     trained = open_model(folder)
     if not isinstance(trained.model, NewLLMForCausalLM):
         say(f"{trained.name} is no New-LLM: it has no channels with a half-life to show.", "note")

@@ -26,7 +26,7 @@ from ..training.checkpoint import SETTINGS_FILE, read_results
 from .drive.drive_copy import callbacks_for, wait_for_drive
 from .live_plot import LEARNS_ANSWERS, LiveDisplay
 from .page.languages import text, translate
-from .page.notices import CellStopped, error_html, in_one_sentence, quiet_notebook, say
+from .page.notices import CellStopped, error_html, in_one_sentence, say
 from .page.pieces import (
     button_box,
     escape,
@@ -69,7 +69,6 @@ Axis = tuple[str, list[float], dict[float, str]]  # title, height of every trial
 def live_experiments(panel: SweepPanel) -> Iterator[tuple[TrainerCallback, ...]]:
     """For the `with` of the cell that runs the trials: callbacks that show them and copy them to Drive."""
     with in_one_sentence():
-        quiet_notebook()
         args = panel.arguments(panel.models[0])
         folder = Path(args.output_dir)
         copier = drive_copier(folder)

@@ -32,7 +32,7 @@ from ..training.curves import COLOURS, curves_figure
 from ..training.device import Device, find_device, size
 from .drive.drive_copy import callbacks_for, span, wait_for_drive
 from .page.languages import translate
-from .page.notices import CellStopped, in_one_sentence, quiet_notebook, say
+from .page.notices import CellStopped, in_one_sentence, say
 from .page.pieces import GRID, escape, mark_html, picture_html, sentence_html, small_html, spoken_png
 from .page.progress_line import progress_html
 from .panel.controls import in_the_panels_words
@@ -275,7 +275,6 @@ class LiveTraining:
 def live_training(panel: SettingsPanel) -> Iterator[LiveTraining]:
     """For the `with` of a training cell. What an earlier session has trained is found, or brought back from Drive."""
     with in_one_sentence():
-        quiet_notebook()
         live = LiveTraining(panel)
         try:
             with live.plot.in_place():

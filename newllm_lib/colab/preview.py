@@ -17,7 +17,7 @@ from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
 from .drive.drive_copy import callbacks_for
 from .page.languages import text, translate
-from .page.notices import in_one_sentence, quiet_notebook, say
+from .page.notices import in_one_sentence, say
 from .page.pieces import AS_WRITTEN, FAINT, GRID, beside_html, bubbles_html, escape, shortened, small_html, table_html
 from .panel.lookups import SMALL_FOLDER, base_of, chat_models, count_trainable
 from .panel.preference_panel import PreferencePanel
@@ -176,7 +176,6 @@ def tinted_html(title: str, text: str, tokens: Iterable[tuple[int, int]], styles
 @in_one_sentence()
 def show_base_model(panel: SettingsPanel) -> None:
     """Name the base model and its licence. The one of the package shows its terms and is converted, once."""
-    quiet_notebook()
     args = panel.arguments(panel.models[0])
     base = base_of(args)
     if base.path == offline_gemma.NAME and not offline_gemma.converted_folder().exists():
@@ -193,7 +192,6 @@ def show_base_model(panel: SettingsPanel) -> None:
 @in_one_sentence()
 def show_tuned_model(panel: PreferencePanel) -> None:
     """Name the chat model that is tuned by preferences and its licence; train a small one if there is no other."""
-    quiet_notebook()
     if panel.lacks_chat_model():
         small = small_chat_model(panel.runs)
         remark = (

@@ -1,7 +1,6 @@
 """What a cell says: one sentence of what happened, and errors as one sentence in place of a traceback."""
 
 import errno
-import logging
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +8,6 @@ from contextlib import contextmanager
 import torch
 from IPython.display import HTML, display
 
-from ...cli import quiet_libraries
 from ...errors import CODES, FULL, InputError
 from ...progress import working
 from .languages import language, translate
@@ -114,10 +112,3 @@ def error_html(error: Exception, words: Callable[[str], str] = str) -> str:
     """An error inside a panel, where it ends no cell. `words`: what the sentence goes through first."""
     code, sentence = code_and_sentence(error)
     return sentence_html(explained(code, words(sentence)), "fail", code)
-
-
-def quiet_notebook() -> None:
-    """From libraries only errors, from ours only warnings, and none of stage 6, whose the live plot shows."""
-    quiet_libraries()
-    logging.getLogger("newllm_lib").setLevel(logging.WARNING)
-    logging.getLogger("newllm_lib.preferences.trainer").setLevel(logging.ERROR)
