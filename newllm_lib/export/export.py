@@ -1,7 +1,6 @@
 """A finished run in a form that goes where New-LLM is not: the command `newllm export`."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from ..adapters.merge import merge
@@ -11,6 +10,8 @@ from ..training.device import size
 from .gguf_file import export_gguf
 from .html import export_html
 from .model_folder import export_folder
+
+FORMATS = ("html", "gguf", "transformers", "merged")
 
 logger = logging.getLogger(__name__)
 
@@ -39,23 +40,14 @@ def export(
     folder = check_model_folder(path)
     if format == "transformers" and run_of(folder) != folder:
         raise InputError("format transformers takes the best weights, of which its card is; leave out --which final.")
-    written = FORMATS[format](folder, output, int8, base)
+    if format == "html":
+        written = export_html(folder, output, int8)
+    elif format == "gguf":
+        written = export_gguf(folder, output, int8, base)
+    elif format == "transformers":
+        written = export_folder(folder, output, base)
+    else:
+        written = merge(folder, output or folder.with_name(f"{folder.name}-merged"), base)
     length = f" ({size(written.stat().st_size)})" if written.is_file() else ""
     logger.info("Written: %s%s.", written, length)
     return written
-
-
-def _page(folder: Path, output: str | Path | None, int8: bool, base: str | None) -> Path:
-    return export_html(folder, output, int8)
-
-
-def _merged(folder: Path, output: str | Path | None, int8: bool, base: str | None) -> Path:
-    return merge(folder, output or folder.with_name(f"{folder.name}-merged"), base)
-
-
-FORMATS: dict[str, Callable[[Path, str | Path | None, bool, str | None], Path]] = {
-    "html": _page,
-    "gguf": export_gguf,
-    "transformers": export_folder,
-    "merged": _merged,
-}

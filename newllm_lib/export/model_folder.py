@@ -35,7 +35,7 @@ OF_MODEL = (
 )  # fmt: skip
 
 
-def export_folder(path: Path, output: str | Path | None = None, int8: bool = False, base: str | None = None) -> Path:
+def export_folder(path: Path, output: str | Path | None = None, base: str | None = None) -> Path:
     """Write what `model_files` names into the folder `output`, by default NAME-transformers beside `path`. Raises
     InputError: it is there, or cannot be written to; the run is not finished, or the base of its adapters is gone."""
     read_card(path)  # it has to be a finished run's
