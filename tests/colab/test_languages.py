@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from newllm_lib.colab.page import languages
-from newllm_lib.colab.page.languages import japanese, text, texts, use_language
+from newllm_lib.colab.page.languages import japanese, text, texts, translate, use_language
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.colab.panel import controls, settings_panel, stage
 from newllm_lib.colab.panel.controls import help_of, label_of, metadata_of, settings_fields
@@ -29,12 +29,10 @@ def none_chosen(monkeypatch):
 
 
 def literal_texts() -> set[str]:
-    """What the code hands to `text` as it stands, or as the variable `phrase`."""
+    """What the code hands to `text` as it stands."""
     found = set()
     for path in COLAB.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "phrase":
-                found.add(node.value.value)
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "text":
                 given = node.args[0]
                 parts = [given.body, given.orelse] if isinstance(given, ast.IfExp) else [given]
@@ -70,9 +68,8 @@ def test_a_translation_fills_in_the_same_values():
 def test_no_translation_is_left_over():
     source = " ".join(path.read_text(encoding="utf-8") for path in COLAB.parent.rglob("*.py"))
     source = re.sub(r'"\s*\n\s*f?"', "", source.replace("{{", "{").replace("}}", "}"))  # texts over several lines
-    made_of_parts = ("No finished model of notebook", "models go on from {run}.", "{count} ")
     unused = [english for english in japanese().keys() - panel_texts() if english not in source]
-    assert [english for english in unused if not any(part in english for part in made_of_parts)] == []
+    assert [english for english in unused if "{count} " not in english] == []  # units of bars
 
 
 def test_a_language_that_is_none_is_refused():
@@ -135,7 +132,7 @@ def make_quick_panel(make_panel, monkeypatch):
     monkeypatch.delenv("NEWLLM_PRESET")
     shown = []
     monkeypatch.setattr(settings_panel, "display", lambda box: shown.append(all_words(box)))
-    monkeypatch.setattr(settings_panel, "say", lambda sentence, status="ok": shown.append(sentence))
+    monkeypatch.setattr(settings_panel, "say", lambda sentence, status="ok": shown.append(translate(sentence)))
     return lambda: (make_panel(stage=dataclasses.replace(stage.PRETRAIN, measure=lambda arguments: {})), shown)
 
 

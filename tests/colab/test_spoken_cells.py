@@ -18,6 +18,7 @@ from newllm_lib.colab.page.pieces import label_of, spoken_png, table_html
 from newllm_lib.colab.panel.controls import in_the_panels_words
 from newllm_lib.colab.preferences import kinds_figure
 from newllm_lib.colab.results import KINDS, forgetting_figure
+from newllm_lib.data.sources import DATASETS
 from newllm_lib.doctor import doctor
 from newllm_lib.errors import CODES, InputError
 from newllm_lib.stages.compare import goal_cells
@@ -38,7 +39,7 @@ PROSE = re.compile(r"[A-Za-z]{2,}[,;:.]? [A-Za-z]{2,}|[A-Z][a-z]+ ")
 NAMES = re.compile(
     r"newllm|tiny-gpt2|New-LLM|TinyGPT2|DialoGPT-small|Gemma\S*|Dolly|ChitChat|bits per byte|nats?|torch\w*|[CG]PU"
     r"|NVIDIA|\+\w+|pip install \S+|HF_\w+|bf16|fp\d+|compute capability|HTTP|Colab|Drive|hub|Python"
-    r"|UTC|top-p|auto|/\S*|\w+\.\w+"
+    r"|UTC|MIT|CC BY[-A-Z]*|top-p|auto|/\S*|\w+\.\w+"
 )
 
 
@@ -149,8 +150,33 @@ SENTENCES = (
     "2 of 3 of the pairs.",
 )
 
+# Of the panel's live line, and of the data sets in it.
+PHRASES = (
+    "<b>newllm 1.68 M, tiny-gpt2 1.66 M</b> parameters",
+    "<b>about 1,200</b> updates of 32 rows of 256 tokens = <b>9.83 M</b> tokens",
+    "<b>2</b> checkpoints kept of each model",
+    *(f"about <b>{span}</b> here for all updates{of} (one was measured), plus evaluations"
+      for span, of in (("a minute", ""), ("40 minutes", " of both models"), ("1.5 hours", " of all models"))),
+    "at least <b>77 MB</b> on disk, and <b>only 1 MB</b> are free",
+    "about <b>3.0 GB of 4.0 GB</b> on this GPU (estimated)",
+    "<b>5.0 GB of 4.0 GB</b> on this GPU: halve the batch size and double the accumulation",
+    *("<b>Gemma</b> in 4 bit", "<b>Gemma</b> in full precision", "<b>99,000</b> trainable parameters"),
+    "<b>20</b> updates of 32 examples, out of up to <b>640</b> conversations and 96 stretches of text to rehearse",
+    *("<b>20</b> updates of 32 examples", "<b>2</b> epochs of your file, in updates of 32 examples"),
+    "<b>1,000</b> updates of 16 pairs, out of <b>2,000</b> generated ones",
+    *("<b>20</b> updates of 16 pairs", "<b>2</b> epochs in updates of 16 pairs", "after 1 passes over all answers"),
+    *("<b>8</b> trials of <b>DialoGPT-small</b>", "learning rate <b>0.003, 0.001</b>"),
+    *("Both models go on from 01/a1b2.", "All models go on from 01/a1b2.", "newllm goes on from 01/a1b2."),
+    *(f"No finished model of notebook 2 is used: {they} trained from scratch."
+      for they in ("both models are", "all models are", "newllm is")),
+    *(f"this preset as it is: the whole notebook takes ~9 minutes on {where}, ~4 of them training"
+      for where in ("2 CPU cores", "a T4")),
+    *(f"{rows} rows, {entry.language}, licence: {entry.licence}. Good for: {entry.good_for}."
+      for rows, entry in (("11,118", DATASETS["dailydialog"]), ("about 208,000", DATASETS["ultrachat"]))),
+)  # fmt: skip
 
-@pytest.mark.parametrize("sentence", SENTENCES[:-1])
+
+@pytest.mark.parametrize("sentence", SENTENCES[:-1] + PHRASES)
 def test_sentences_that_a_cell_has_put_together_are_translated(sentence):
     assert translate(sentence) == sentence, "in English nothing changes"
     use_language("ja")

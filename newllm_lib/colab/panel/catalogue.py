@@ -6,7 +6,7 @@ import ipywidgets as widgets
 
 from ...data.sources import CONVERSATION_DATASETS, DATASETS
 from ...stages.data import rows_of
-from ..page.languages import text, translate
+from ..page.languages import text
 from ..page.pieces import escape, html_widget, slider_options, small_html
 from .controls import Control, relabel
 
@@ -69,12 +69,7 @@ class MixControl(Control):
 def about(name: str) -> str:
     """A sentence on a data set: how large it is, in which language, under which licence, and what it is good for."""
     entry = DATASETS[name]
-    rows = rows_of(entry)
-    if rows.startswith("about "):
-        rows = text("about {count}", count=rows.removeprefix("about "))
-    known = {"rows": rows, "language": text(entry.language), "licence": translate(entry.licence)}
-    phrase = "{rows} rows, {language}, licence: {licence}. Good for: {purpose}."
-    return text(phrase, **known, purpose=text(entry.good_for))
+    return f"{rows_of(entry)} rows, {entry.language}, licence: {entry.licence}. Good for: {entry.good_for}."
 
 
 def _about_html(name: str) -> str:

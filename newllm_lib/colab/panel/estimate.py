@@ -33,7 +33,7 @@ from ...training.device import GB, find_device, freed_memory_kept, size
 from ...training.run import BYTES_PER_PARAMETER, FEWEST_TYPES
 from ...training.trained_model import BaseModel, read_config
 from ...training.trainer import count_training_tokens
-from ..page.languages import text
+from ..page.languages import translate
 from ..page.pieces import escape
 from ..timed_update import TimedUpdate
 from .lookups import base_of, config_of, count_trainable, sizes_of
@@ -117,17 +117,10 @@ def measured_update(
 
 
 def minutes_phrase(seconds: float, models: int = 1) -> str:
-    spoken = text("a minute")
-    if seconds >= 90 * 60:
-        spoken = text("{hours} hours", hours=f"{seconds / 3600:.1f}")
-    elif seconds >= 90:
-        spoken = text("{minutes} minutes", minutes=f"{seconds / 60:.0f}")
-    phrase = "about <b>{minutes}</b> here for all updates (one was measured), plus evaluations"
-    if models > 2:
-        phrase = "about <b>{minutes}</b> here for all updates of all models (one was measured), plus evaluations"
-    elif models > 1:
-        phrase = "about <b>{minutes}</b> here for all updates of both models (one was measured), plus evaluations"
-    return text(phrase, minutes=spoken)
+    span = f"{seconds / 3600:.1f} hours" if seconds >= 90 * 60 else f"{seconds / 60:.0f} minutes"
+    span = "a minute" if seconds < 90 else span
+    of_models = {1: "", 2: " of both models"}.get(models, " of all models")
+    return f"about <b>{span}</b> here for all updates{of_models} (one was measured), plus evaluations"
 
 
 def gpu_phrase(args: StageArguments, peaks: Iterable[int | None]) -> list[str]:
@@ -135,10 +128,10 @@ def gpu_phrase(args: StageArguments, peaks: Iterable[int | None]) -> list[str]:
     memory_gb, needed = find_device(args.use_cpu).memory_gb, max(filter(None, peaks), default=None)
     if needed is None or memory_gb is None:
         return []
-    phrase = "about <b>{needed} of {there}</b> on this GPU (estimated)"
+    share = f"<b>{size(needed)} of {size(memory_gb * GB)}</b> on this GPU"
     if needed > memory_gb * GB:
-        phrase = "<b>{needed} of {there}</b> on this GPU: halve the batch size and double the accumulation"
-    return [text(phrase, needed=size(needed), there=size(memory_gb * GB))]
+        return [f"{share}: halve the batch size and double the accumulation"]
+    return [f"about {share} (estimated)"]
 
 
 def kept_checkpoints(args: StageArguments, updates: int) -> int:
@@ -155,10 +148,9 @@ def saved_bytes(args: StageArguments, trained: int, updates: int) -> int:
 
 def disk_phrase(args: StageArguments, needed: int) -> str:
     folder = next(path for path in Path(args.output_dir).absolute().parents if path.exists())
-    phrase = "at least <b>{disk}</b> on disk"
-    if (free := shutil.disk_usage(folder).free) < needed:
-        phrase = "at least <b>{disk}</b> on disk, and <b>only {free}</b> are free"
-    return text(phrase, disk=size(needed), free=size(free))
+    free = shutil.disk_usage(folder).free
+    too_little = f", and <b>only {size(free)}</b> are free" if free < needed else ""
+    return f"at least <b>{size(needed)}</b> on disk{too_little}"
 
 
 def phrases(arguments: dict[str, ModelArguments], measured: dict[str, MeasuredUpdate]) -> list[str]:
@@ -171,13 +163,11 @@ def phrases(arguments: dict[str, ModelArguments], measured: dict[str, MeasuredUp
         expected = taken_conversations(args) * min(expected / there.conversations, args.max_length)
     updates, tokens = count_training_tokens(args, max(math.ceil(expected / args.max_length), 1))
     sizes = ", ".join(f"{model} {count / 1e6:.2f} M" for model, count in parameters.items())
-    counted = f"{updates:,}" if args.max_steps > 0 else text("about {count}", count=f"{updates:,}")
-    phrase = "<b>{updates}</b> updates of {rows} rows of {length} tokens = <b>{tokens} M</b> tokens"
-    rows, length, millions = str(args.effective_batch_size), str(args.max_length), f"{tokens / 1e6:.2f}"
+    extent = f"<b>{'' if args.max_steps > 0 else 'about '}{updates:,}</b> updates of {args.effective_batch_size} rows"
     parts = [
-        text("<b>{sizes}</b> parameters", sizes=sizes),
-        text(phrase, updates=counted, rows=rows, length=length, tokens=millions),
-        text("<b>{checkpoints}</b> checkpoints kept of each model", checkpoints=str(kept_checkpoints(args, updates))),
+        f"<b>{sizes}</b> parameters",
+        f"{extent} of {args.max_length} tokens = <b>{tokens / 1e6:.2f} M</b> tokens",
+        f"<b>{kept_checkpoints(args, updates)}</b> checkpoints kept of each model",
         disk_phrase(args, sum(saved_bytes(args, count, updates) for count in parameters.values())),
     ]
     if measured.keys() >= arguments.keys():
@@ -258,23 +248,19 @@ def lwf_phrases(arguments: dict[str, QloraLwfArguments], measured: dict[str, Mea
     ((model, args),) = arguments.items()
     base, conversations = base_of(args), taken_conversations(args)
     config, trained = config_of(base), count_trainable(args, base)
-    bits = text("in 4 bit" if args.load_in_4bit else "in full precision")
+    bits = "in 4 bit" if args.load_in_4bit else "in full precision"
     count = f"{trained:,}" if trained < 100_000 else f"{trained / 1e6:.2f} M"
-    parts = [f"<b>{escape(base.name)}</b> {bits}", text("<b>{count}</b> trainable parameters", count=count)]
+    parts = [f"<b>{escape(base.name)}</b> {bits}", f"<b>{count}</b> trainable parameters"]
     stretches = round(args.rehearsal_ratio * (conversations or 0))
     updates = args.updates((conversations or 0) + stretches)  # 0: the examples are not counted yet
-    phrase = "<b>{updates}</b> updates of {rows} examples"
+    extent = f"<b>{updates:,}</b> updates of {args.effective_batch_size} examples"
     if conversations is not None:
-        phrase = (
-            "<b>{updates}</b> updates of {rows} examples, out of up to <b>{conversations}</b> conversations and "
-            "{stretches} stretches of text to rehearse"
-        )
+        extent += f", out of up to <b>{conversations:,}</b> conversations"
+        extent += f" and {stretches:,} stretches of text to rehearse"
     elif not updates:
-        phrase = "<b>{epochs}</b> epochs of your file, in updates of {rows} examples"
-    counts = {"updates": updates, "conversations": conversations or 0, "stretches": stretches}
-    counted = {name: f"{count:,}" for name, count in counts.items()}
-    rows, epochs = str(args.effective_batch_size), f"{args.num_train_epochs:g}"
-    parts.append(text(phrase, **counted, rows=rows, epochs=epochs))
+        extent = f"<b>{args.num_train_epochs:g}</b> epochs of your file"
+        extent += f", in updates of {args.effective_batch_size} examples"
+    parts.append(extent)
     if updates:
         parts.append(disk_phrase(args, saved_bytes(args, trained, updates)))
     if measured and conversations is not None:
@@ -308,25 +294,21 @@ def pair_phrases(arguments: dict[str, DpoArguments], measured: dict[str, Measure
     base, trials, pairs = base_of(args), getattr(args, "trials", 1), generated_for_training(args)
     trained, whole = count_trainable(args, base), count_parameters(config_of(base))
     updates, makes_reference = args.updates(pairs), args.sft_epochs > 0  # no updates: the pairs are not counted yet
-    phrase = "<b>{epochs}</b> epochs in updates of {rows} pairs"
-    if pairs:
-        phrase = "<b>{updates}</b> updates of {rows} pairs, out of <b>{pairs}</b> generated ones"
-    elif updates:
-        phrase = "<b>{updates}</b> updates of {rows} pairs"
-    rows, epochs = str(args.effective_batch_size), f"{args.num_train_epochs:g}"
-    extent = [text(phrase, updates=f"{updates:,}", pairs=f"{pairs:,}", rows=rows, epochs=epochs)]
+    extent = [f"<b>{args.num_train_epochs:g}</b> epochs in updates of {args.effective_batch_size} pairs"]
+    if updates:
+        generated = f", out of <b>{pairs:,}</b> generated ones" if pairs else ""
+        extent = [f"<b>{updates:,}</b> updates of {args.effective_batch_size} pairs{generated}"]
     if makes_reference:
-        extent.append(text("after {epochs} passes over all answers", epochs=f"{args.sft_epochs:g}"))
+        extent.append(f"after {args.sft_epochs:g} passes over all answers")
     if isinstance(args, SweepArguments):
         ranks = args.choices()["lora_r"]
         trained = trained // args.lora_r * sum(ranks) // len(ranks)
         disk = trials * 4 * trained
-        parts = [text("<b>{trials}</b> trials of <b>{model}</b>", trials=str(trials), model=escape(base.name))]
-        parts.append(text("each {extent}", extent=", ".join(extent)))
+        each = ", ".join(map(translate, extent))
+        parts = [f"<b>{trials}</b> trials of <b>{escape(base.name)}</b>", f"each {each}"]
     else:
         disk = saved_bytes(args, trained, updates)
-        parts = [f"<b>{escape(base.name)}</b>", text("<b>{count}</b> trainable parameters", count=f"{trained:,}")]
-        parts += extent
+        parts = [f"<b>{escape(base.name)}</b>", f"<b>{trained:,}</b> trainable parameters", *extent]
     if updates:
         disk += trials * 4 * whole * args.save_merged
         if makes_reference:

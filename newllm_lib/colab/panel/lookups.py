@@ -130,12 +130,11 @@ def finished_runs(runs: str | Path, folders: Sequence[str], models: Sequence[str
 def start_sentence(start: Path | None, folders: Sequence[str], models: Sequence[str]) -> str:
     several = "All models" if len(models) > 2 else "Both models"
     if start is not None:
-        goes_on = f"{several} go on from {{run}}." if len(models) > 1 else "{model} goes on from {run}."
-        return text(goes_on, model=models[0], run=f"{start.parent.name}/{start.name}")
+        they_go_on = f"{several} go on" if len(models) > 1 else f"{models[0]} goes on"
+        return f"{they_go_on} from {start.parent.name}/{start.name}."
     numbers = text(" or ").join(str(int(folder.split("_")[0])) for folder in folders)
-    whole = f"{several.lower()} are" if len(models) > 1 else "{model} is"
-    unused = "No finished model of notebook {numbers} is used: " + whole + " trained from scratch."
-    return text(unused, numbers=numbers, model=models[0])
+    they_are = f"{several.lower()} are" if len(models) > 1 else f"{models[0]} is"
+    return f"No finished model of notebook {numbers} is used: {they_are} trained from scratch."
 
 
 def chat_models(runs: str | Path) -> list[Path]:

@@ -5,7 +5,7 @@ import json
 from importlib.resources import files
 
 from ...training.device import find_device
-from ..page.languages import text
+from ..page.languages import text, translate
 
 
 @functools.cache
@@ -20,9 +20,7 @@ def minutes_of_preset(folder: str, preset: str) -> str:
     found = table().get(folder, {}).get(machine, {}).get(preset)
     if found is None:
         return ""
-    phrase = "this preset as it is: the whole notebook takes {whole} minutes on a T4, {training} of them training"
-    if machine == "cpu":
-        phrase = (
-            "this preset as it is: the whole notebook takes {whole} minutes on 2 CPU cores, {training} of them training"
-        )
-    return text(phrase, whole=found[1], training=found[0]) + text(" (~ is an estimate)") * ("~" in "".join(found))
+    training, whole = found
+    where = "2 CPU cores" if machine == "cpu" else "a T4"
+    takes = f"the whole notebook takes {whole} minutes on {where}, {training} of them training"
+    return translate(f"this preset as it is: {takes}") + text(" (~ is an estimate)") * ("~" in training + whole)

@@ -113,10 +113,8 @@ class SettingsPanel:
         self._measure()
         if self.stage.continues:
             say(start_sentence(self.start_run, self.stage.continues, self.models), "ok" if self.start_run else "note")
-        phrase = "During Run all this panel cannot answer: what you move shows when all cells have ended."
-        say(text(phrase), "note")
-        file = str(self.output_dir / PANEL_FILE)
-        say(text("Settings are kept in {file}; the cells below take them as they stand.", file=file))
+        say("During Run all this panel cannot answer: what you move shows when all cells have ended.", "note")
+        say(f"Settings are kept in {self.output_dir / PANEL_FILE}; the cells below take them as they stand.")
 
     @in_one_sentence()
     def _take_form(self, language: str, preset: str) -> None:
@@ -305,7 +303,7 @@ class SettingsPanel:
             parts = self.stage.phrases(arguments, self.measured)
             if any(args.scale_learning_rate for args in arguments.values()):
                 rates = dict.fromkeys(f"{args.peak_learning_rate:.3g}" for args in arguments.values())
-                parts.append(text("learning rate <b>{rates}</b>", rates=", ".join(rates)))
+                parts.append(f"learning rate <b>{', '.join(rates)}</b>")
             _, note = self._settled(self.values())
         except InputError as error:
             return error_html(error, in_the_panels_words)
@@ -316,7 +314,7 @@ class SettingsPanel:
         is_as_it_is = all(self.controls[name].value == value for name, value in of_preset.items())
         usual = minutes_of_preset(self.stage.folder, self.preset.value) if is_as_it_is else ""
         notes = (escape(translate(line)) for line in (usual, start, note) if line)
-        return live_line_html([" · ".join(parts), run, *notes])
+        return live_line_html([" · ".join(map(translate, parts)), run, *notes])
 
     def _state(self, output_dir: Path) -> tuple[Path, str]:
         """(the run's folder, whether it is new, under way or finished, by its models)."""

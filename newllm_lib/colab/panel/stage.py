@@ -28,7 +28,7 @@ class NotebookStage:
     # Raises InputError for settings that cannot be run; returns what a look outside adds to the run's identity.
     resolve: Callable[[Any], dict[str, Any]] = estimate.resolve_size
     measure: Callable[[dict[str, Any]], dict[str, Any]] = estimate.measure  # takes the models' settings
-    # The cost line, as HTML phrases, of the models' settings and of what `measure` returned, or {}.
+    # The cost line, as HTML phrases in English, of the models' settings and of what `measure` returned, or {}.
     phrases: Callable[[dict[str, Any], dict[str, Any]], list[str]] = estimate.phrases
     hidden: tuple[str, ...] = ()  # settings that the panel does not offer
 
