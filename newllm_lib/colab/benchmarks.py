@@ -1,23 +1,19 @@
 """Public benchmarks in notebook 5: the base and the tuned model on the same questions, where somebody asks for them."""
 
 import importlib
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from IPython import get_ipython
 from IPython.display import HTML, display
 
+from ..install import bring
 from ..models.frozen_head import adapters_off
 from ..stages.evaluate import evaluate_tasks
 from ..training.trained_model import open_model
 from .page.notices import in_one_sentence, say
 from .page.pieces import escape, table_html
-
-# As the install cell does it: no package that is there is changed.
-INSTALL = '"{0}" -m pip list --format=freeze > installed.txt && "{0}" -m pip install -c installed.txt lm-eval'
 
 Results = dict[str, dict[str, Any]]  # of `evaluate_tasks`
 
@@ -32,7 +28,7 @@ def show_benchmarks(folder: str | Path, tasks: str = "", questions: int = 20) ->
         return
     if find_spec("lm_eval") is None:
         say("The package lm-eval is installed; no package that is there is changed.", "note")
-        get_ipython().system(INSTALL.format(sys.executable))
+        print(*bring(["lm-eval"]), sep="\n")
         importlib.invalidate_caches()
     trained = open_model(folder)
     with adapters_off(trained.model):

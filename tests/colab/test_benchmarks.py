@@ -47,19 +47,19 @@ def harness(monkeypatch):
 
 
 def test_without_a_name_nothing_is_installed_or_opened(adapter_run, shown, monkeypatch):
-    for name in ("find_spec", "open_model", "get_ipython"):
+    for name in ("find_spec", "open_model", "bring"):
         monkeypatch.setattr(benchmarks, name, lambda *args: pytest.fail("nothing was asked for"))
     benchmarks.show_benchmarks(adapter_run, " , ")
     assert len(shown) == 1 and shown[0].startswith("ok: No benchmark is asked for")
 
 
 def test_base_and_tuned_model_are_asked_the_same(adapter_run, shown, harness, monkeypatch):
-    commands = []
+    installed = []
     monkeypatch.setattr(benchmarks, "find_spec", lambda name: None)
-    monkeypatch.setattr(benchmarks, "get_ipython", lambda: types.SimpleNamespace(system=commands.append))
+    monkeypatch.setattr(benchmarks, "bring", lambda place: installed.append(place) or [])
     benchmarks.show_benchmarks(adapter_run, "mmlu", 7)
     assert harness == [(["mmlu"], 7)] * 2
-    assert len(commands) == 1 and commands[0].endswith("install -c installed.txt lm-eval")
+    assert installed == [["lm-eval"]]
     (table,) = [content for content in shown if "<table" in content]
     assert all(figure in table for figure in ("mmlu: acc", "75.0%", "25.0%", "1.2%")) and "mmlu_law" not in table
     benchmarks.show_benchmarks(adapter_run, "mmlu", 0)

@@ -33,7 +33,7 @@ JAPANESE = re.compile("[ぁ-んァ-ヶ一-龠。、\uff1b]")
 UNSAID = {"report_text", "version_lines", "settings_lines", "metrics_lines", "error_lines", "kind_of", "place"}
 UNSAID |= {"SAID", "run_copy.py", "stage.py", "InputError", "compile", "HTML_STYLES", "BAG", "push_to_hub", "read_card"}
 UNSAID |= {"row wrap", "offset points", "outside right upper", " The same command", "New-LLM (reference)"}
-UNSAID |= {"there is no box for it", "and its test split", "INSTALL", "remedy"}
+UNSAID |= {"there is no box for it", "and its test split", "remedy"}
 PROSE = re.compile(r"[A-Za-z]{2,}[,;:.]? [A-Za-z]{2,}|[A-Z][a-z]+ ")
 # What stays as it is in any language.
 NAMES = re.compile(
