@@ -6,13 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from IPython.display import HTML, display
-
 from ..install import bring
 from ..models.frozen_head import adapters_off
 from ..stages.evaluate import evaluate_tasks
 from ..training.trained_model import open_model
-from .page.notices import in_one_sentence, say
+from .page.notices import in_one_sentence, say, show
 from .page.pieces import escape, table_html
 
 Results = dict[str, dict[str, Any]]  # of `evaluate_tasks`
@@ -35,7 +33,7 @@ def show_benchmarks(folder: str | Path, tasks: str = "", questions: int = 20) ->
         say("The base is asked; the tuned model follows.", "note")
         base = evaluate_tasks(trained, names, limit=questions or None)
     tuned = evaluate_tasks(trained, names, limit=questions or None)
-    display(HTML(table_html(benchmark_rows(names, base, tuned), header=True, numbers=True)))
+    show(table_html(benchmark_rows(names, base, tuned), header=True, numbers=True))
     say("A difference of less than twice the error says nothing. Guessing gives 50% in Winogrande, 25% in MMLU.")
 
 

@@ -1,16 +1,14 @@
 """The check-up of `newllm doctor` as one table."""
 
-from IPython.display import HTML, display
-
 from ..doctor import Finding, doctor
-from .page.notices import say
+from .page.notices import say, show
 from .page.pieces import code_html, escape, mark_html, table_html
 
 
 def show_check_up(adapters: bool = False, preferences: bool = False) -> None:
     """Show every finding, with what only stage 5 (`adapters`) or stage 6 (`preferences`) needs, and sum them up."""
     findings = doctor(".", adapters, preferences)
-    display(HTML(check_up_html(findings)))
+    show(check_up_html(findings))
     say(*verdict(findings))
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -24,7 +23,7 @@ from ..stages.evaluate import held_out_documents, held_out_text
 from ..training.curves import COLOURS, as_label, in_the_font
 from ..training.trained_model import open_model
 from .page.languages import text
-from .page.notices import in_one_sentence, say
+from .page.notices import in_one_sentence, say, show
 from .page.pieces import figure_html
 
 MOST_TOKENS = 48  # more would not be legible side by side
@@ -106,7 +105,7 @@ def show_context(folder: str | Path, text: str) -> None:
     read = token_ids[-MOST_TOKENS:]
     contexts = trace_context(trained.model, token_ids, len(read))
     tokens = [trained.tokenizer.decode([token]) for token in read]
-    display(HTML(context_picture(tokens, contexts, trained.model)))
+    show(context_picture(tokens, contexts, trained.model))
     size = contexts.shape[1]
     say(
         f"{trained.name} has read {len(token_ids):,} tokens, one column each, and keeps of them the last column, "
@@ -159,7 +158,7 @@ def show_half_lives(folder: str | Path) -> None:
         return text("{low} to {high}", low=f"{low:.2g}", high=f"{high:,.0f}" if high >= 10 else f"{high:.2g}")
 
     figure = half_life_figure(before, after)
-    display(HTML(figure_html(figure, "the half-life of every channel, before and after training", dpi=DPI)))
+    show(figure_html(figure, "the half-life of every channel, before and after training", dpi=DPI))
     say(
         f"Half of what a channel of {trained.name} holds is gone after {middle(after)} tokens, in four of five "
         f"channels; before training it was {middle(before)}. Measured on {len(token_ids):,} held-out tokens."

@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
-from IPython.display import HTML, display
+from IPython.display import display
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
@@ -26,7 +26,7 @@ from ..training.checkpoint import SETTINGS_FILE, read_results
 from .drive.drive_copy import callbacks_for, wait_for_drive
 from .live_plot import LEARNS_ANSWERS, LiveDisplay
 from .page.languages import text, translate
-from .page.notices import CellStopped, error_html, in_one_sentence, say
+from .page.notices import CellStopped, error_html, in_one_sentence, say, show
 from .page.pieces import (
     button_box,
     escape,
@@ -105,8 +105,8 @@ def show_experiments(panel: SweepPanel, folder: str | Path) -> Path:
     coordinates = coordinates_figure(panel.arguments(panel.models[0]), rows)
     figures = coordinates, margins_figure(rows, margin_histories(folder, rows))
     for figure, (name, what) in zip(figures, PICTURES.items(), strict=True):
-        display(HTML(figure_html(figure, what, folder / name)))
-    display(HTML(table_html(trial_cells(by_merit(rows)), header=True)))
+        show(figure_html(figure, what, folder / name))
+    show(table_html(trial_cells(by_merit(rows)), header=True))
     say(verdict(rows, read_results(trial_folder(folder, best["trial"]))["pairs"]))
     return trial_folder(folder, best["trial"])
 
@@ -166,7 +166,7 @@ def show_sweep_files(folder: str | Path) -> None:
     folder = Path(folder)
     trials = {trial_folder(folder, row["trial"]).name: row["trial"] for row in read_trials(folder)}
     purposes = FILES | {name: f"adapters, metrics and curves of trial {trial}" for name, trial in trials.items()}
-    display(HTML(files_html([folder], [text("size")], purposes)))
+    show(files_html([folder], [text("size")], purposes))
     say(f"Everything is in {folder}; newllm chat takes the folder of any trial.{copied(folder)}")
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -18,7 +17,7 @@ from ..preferences.scores import chosen_falls
 from ..preferences.shortcuts import CLASSIFIERS, held_out_accuracy
 from ..training.curves import COLOURS, as_label
 from .page.languages import text, translate
-from .page.notices import in_one_sentence, say
+from .page.notices import in_one_sentence, say, show
 from .page.pieces import AS_WRITTEN, FAINT, escape, figure_html, label_of, shortened, small_html, table_html
 from .panel.controls import in_the_panels_words
 from .panel.preference_panel import PreferencePanel
@@ -54,8 +53,8 @@ METRICS = (
 def preview_pairs(panel: PreferencePanel) -> None:
     """Show what training will see: counts, a pair for each kind of flaw, and how far a reader of lengths alone gets."""
     splits = panel.arguments(panel.models[0]).load_preferences()
-    display(HTML(counts_html(splits)))
-    display(HTML(pairs_html(pairs_to_show(splits.train))))
+    show(counts_html(splits))
+    show(pairs_html(pairs_to_show(splits.train)))
     shortcuts = shortcut_accuracies(splits)
     by_length = max(accuracy for name, accuracy in shortcuts.items() if name != BAG)
     say(
@@ -75,10 +74,10 @@ def show_preferences(panel: PreferencePanel, folder: str | Path) -> None:
     rows = [["", f"reference, {kept}", f"tuned, {kept}", "tuned, training pairs"]]
     for name, words, form in METRICS:
         rows.append([words, *(format(column[name], form) if name in column else "" for column in columns)])
-    display(HTML(table_html(rows, header=True, numbers=True)))
+    show(table_html(rows, header=True, numbers=True))
     if measured["accuracy_by_kind"]:
         figure = kinds_figure(measured, Counter(pair.kind for pair in splits.reported.pairs))
-        display(HTML(figure_html(figure, "accuracy by kind of flaw", Path(folder).parent / PICTURE_FILE, dpi=95)))
+        show(figure_html(figure, "accuracy by kind of flaw", Path(folder).parent / PICTURE_FILE, dpi=95))
     # `chosen_falls` compares what a trainer has logged, under these names.
     first, last = ({f"eval_{name}": value for name, value in column.items()} for column in columns[:2])
     if warning := chosen_falls(first, last):

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
-from IPython.display import HTML, display
 from transformers import PreTrainedTokenizerFast
 
 from ..adapters import offline_gemma
@@ -17,7 +16,7 @@ from ..training.run import PreparedRun
 from ..training.trainer import count_training_tokens
 from .drive.drive_copy import callbacks_for
 from .page.languages import text, translate
-from .page.notices import in_one_sentence, say
+from .page.notices import in_one_sentence, say, show
 from .page.pieces import AS_WRITTEN, FAINT, GRID, beside_html, bubbles_html, escape, shortened, small_html, table_html
 from .panel.lookups import SMALL_FOLDER, base_of, chat_models, count_trainable
 from .panel.preference_panel import PreferencePanel
@@ -50,7 +49,7 @@ def preview_data(panel: SettingsPanel) -> None:
     title = f"<b>{translate(f'{len(samples)} samples' if len(samples) > 1 else 'A sample')}</b>"
     shown = "".join(f'<div style="{style}">{escape(sample)}</div>' for sample in samples)
     table, tokens = counts_html("text", prepared, rows), tokens_html(samples[0], prepared.tokenizer)
-    display(HTML(f"{table}{title}{shown}{tokens}"))
+    show(f"{table}{title}{shown}{tokens}")
     updates, tokens = count_training_tokens(args, len(prepared.train_rows))
     extent = passes_over("the text", tokens / counts.tokens)
     say(f"{counts.tokens:,} tokens are ready; training takes {updates:,} updates over {tokens:,} tokens, {extent}.")
@@ -65,7 +64,7 @@ def preview_conversations(panel: SettingsPanel) -> None:
     if len(samples) < NUM_SAMPLES:
         samples = [*itertools.islice(prepared.splits.train, NUM_SAMPLES)]
     tokens = learned_html(samples, prepared.tokenizer, form)
-    display(HTML(conversations_table(prepared) + conversations_html(samples) + tokens))
+    show(conversations_table(prepared) + conversations_html(samples) + tokens)
     ready = f"{prepared.train_counts.documents:,} conversations are ready"
     if prepared.extent:
         say(f"{ready}. {prepared.extent}")
@@ -182,7 +181,7 @@ def show_base_model(panel: SettingsPanel) -> None:
         style = f"max-height:220px;overflow-y:auto;border:1px solid {GRID};border-radius:8px;padding:6px 10px;"
         style += f"margin:6px 0;{AS_WRITTEN};font-size:13px;line-height:1.45"
         terms = f'<div style="{style}">{escape(offline_gemma.terms_text())}</div>'
-        display(HTML(f"<b>{text('The Gemma Terms of Use. By going on you accept them.')}</b>{terms}"))
+        show(f"<b>{text('The Gemma Terms of Use. By going on you accept them.')}</b>{terms}")
         say(f"{base.name} is converted for its first use, once; this takes one to two minutes.", "note")
         offline_gemma.offline_gemma(terms_were_shown=True)
     stays = f"It stays as it is; {count_trainable(args, base):,} parameters beside it are trained."

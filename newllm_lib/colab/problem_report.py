@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, get_args
 
 import ipywidgets as widgets
-from IPython.display import HTML, display
+from IPython.display import display
 
 from .. import REPOSITORY, __version__
 from ..adapters import offline_gemma
@@ -29,7 +29,7 @@ from ..preferences.arguments import LOSS_TYPES
 from ..training.callbacks import read_history
 from .live_plot import FACTS
 from .page.languages import text
-from .page.notices import CellStopped, causes, code_and_sentence, in_one_sentence, say
+from .page.notices import CellStopped, causes, code_and_sentence, in_one_sentence, say, show
 from .page.pieces import AS_WRITTEN, FAINT, GRID, button_box, download_html, escape, table_html
 from .panel import stage
 from .panel.settings_panel import SettingsPanel
@@ -57,7 +57,7 @@ def show_report(panel: SettingsPanel | None = None) -> widgets.Widget:
     rows = [["code", "what happened", "what to do"]]
     rows += [[f"<b>{code}</b>", escape(happened), escape(remedy)] for code, (happened, remedy) in CODES.items()]
     codes = f"<summary>{text('The codes and what to do')}</summary>{table_html(rows, header=True)}"
-    display(HTML(f'<details style="padding-left:8px">{codes}</details>'))
+    show(f'<details style="padding-left:8px">{codes}</details>')
 
     def make() -> str:
         report = report_text(panel)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 from ..adapters.forgetting import changes_figure
@@ -28,7 +27,7 @@ from ..training.disk import read_json, write_json
 from ..training.run import CARD_FILE
 from ..training.trained_model import open_model, read_tokenizer
 from .page.languages import text, translate
-from .page.notices import in_one_sentence, say
+from .page.notices import in_one_sentence, say, show
 from .page.pieces import AS_WRITTEN, FAINT, beside_html, escape, figure_html, label_of, small_html, table_html
 from .panel.controls import in_the_panels_words
 from .panel.settings_panel import SettingsPanel
@@ -78,13 +77,13 @@ def show_comparison(folders: Sequence[Path]) -> None:
     reached = [["", "goal of the guides", "figure"], *([escape(cell) for cell in line] for line in goal_cells(rows))]
     cells = [[escape(cell) for cell in line] for line in (*comparison_cells(rows), milliseconds)]
     source = translate(f"Held-out text ({rows[0]['split']}): {rows[0]['text']}")
-    display(HTML(f"<div>{escape(source)}</div>{table_html(cells, header=True, numbers=True)}"))
+    show(f"<div>{escape(source)}</div>{table_html(cells, header=True, numbers=True)}")
     if len(reached) > 1:
-        display(HTML(table_html(reached, header=True)))
-    display(HTML(figure_html(comparison_figure(rows), "comparison", run / "comparison.png")))
+        show(table_html(reached, header=True))
+    show(figure_html(comparison_figure(rows), "comparison", run / "comparison.png"))
     samples = {prompt: {row["name"]: row["samples"][prompt] for row in rows} for prompt in rows[0]["samples"]}
     is_chat = checkpoint.read_settings(Path(folders[0]))["run"]["stage"] == "sft"
-    display(HTML(samples_html(samples, between="\n" if is_chat else "")))
+    show(samples_html(samples, between="\n" if is_chat else ""))
     say(verdict(rows))
 
 
@@ -132,7 +131,7 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
 @in_one_sentence()
 def show_samples(folders: Sequence[Path], prompt: str, max_new_tokens: int = 60, seed: int = 0) -> None:
     written = {Path(f).name: generate(f, prompt, max_new_tokens, seed)[len(prompt) :] for f in folders}
-    display(HTML(samples_html({prompt: written})))
+    show(samples_html({prompt: written}))
     say(f"{len(written)} continuations of the same beginning; another seed gives others.")
 
 
@@ -155,7 +154,7 @@ def show_saved_files(folders: Sequence[Path]) -> None:
     """Every kept file of the run with its size in each model's folder, and what it is for."""
     folders = [Path(folder) for folder in folders]
     run, adapters = folders[0].parent, checkpoint.has_adapters(folders[0])
-    display(HTML(files_html(folders, [folder.name for folder in folders], PURPOSES)))
+    show(files_html(folders, [folder.name for folder in folders], PURPOSES))
     if unfinished := [folder.name for folder in folders if checkpoint.read_results(folder) is None]:
         say(f"{', '.join(unfinished)} is not finished: run the training cell again.", "note")
         return
@@ -202,7 +201,7 @@ def show_untrained(panel: SettingsPanel) -> None:
         found = score_documents(model, sample, tokenizer.bos_token_id, args.max_length, args.per_device_eval_batch_size)
         rows.append([escape(name), *metric_cells(asdict(found))])
         written[name] = continue_prompt(model, tokenizer, prompt, MAX_NEW_TOKENS)
-    display(HTML(table_html(rows, header=True, numbers=True) + samples_html({prompt: written})))
+    show(table_html(rows, header=True, numbers=True) + samples_html({prompt: written}))
     types = f"{len(tokenizer):,}"
     say(f"Nothing is learned yet: a blind guess among the {types} types has a perplexity of {types}.")
 
@@ -225,7 +224,7 @@ def show_progress(panel: SettingsPanel, folders: Sequence[Path]) -> None:
         sentence += f" {in_the_panels_words(advice(checkpoint.read_settings(folder)['run'], after))}"
         rows.append([f"<b>{escape(model)} after</b>", *metric_cells(after)])
         sentences.append(sentence)
-    display(HTML(table_html(rows, header=True, numbers=True)))
+    show(table_html(rows, header=True, numbers=True))
     say(" ".join(sentences))
 
 
@@ -284,7 +283,7 @@ def _show(prompts: Sequence[str], answers: Mapping[str, Answers], max_new_tokens
             *(text("{ended} of {count}", ended=ended, count=len(prompts)) for _, ended in answers.values()),
         ]
     )
-    display(HTML(table_html(rows, header=True)))
+    show(table_html(rows, header=True))
     counts = ", ".join(f"{translate(title)} {ended}" for title, (_, ended) in answers.items())
     say(f"Answers that ended by themselves within {max_new_tokens} tokens, of {len(prompts)}: {counts}.{remark}")
 
@@ -301,14 +300,14 @@ def show_forgetting(folder: str | Path) -> None:
         bits, *others = metric_cells(after)
         share = small_html(f"{change(measured, kind):+.1%}")
         rows.append([f"<b>{name}</b>, tuned", bits + share, *others, f"{after['kl_to_base']:.3f}"])
-    display(HTML(table_html(rows, header=True, numbers=True)))
+    show(table_html(rows, header=True, numbers=True))
     picture = Path(folder).parent / FORGETTING_PICTURE
-    display(HTML(figure_html(forgetting_figure(measured), "learned and forgotten", picture)))
+    show(figure_html(forgetting_figure(measured), "learned and forgotten", picture))
     if changes := measured.get("layers"):
         largest = sorted(changes, key=changes.get, reverse=True)[:3]
-        display(HTML(figure_html(changes_figure(changes), "changed layers", Path(folder).parent / LAYERS_PICTURE)))
+        show(figure_html(changes_figure(changes), "changed layers", Path(folder).parent / LAYERS_PICTURE))
         most = ", ".join(f"{name} ({changes[name]:.1%})" for name in largest)
-        display(HTML(small_html(f"The adapters changed most: {escape(most)}.")))
+        show(small_html(f"The adapters changed most: {escape(most)}."))
     say(forgetting_verdict(measured))
 
 

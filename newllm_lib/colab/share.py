@@ -12,7 +12,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from IPython.display import HTML, FileLink, display
+from IPython.display import FileLink, display
 
 from ..errors import InputError
 from ..export.model_folder import model_files, read_card
@@ -21,7 +21,7 @@ from ..training.device import size
 from ..training.disk import PARTIAL, temporary
 from .chat_box import ChatBox
 from .drive.drive_copy import wait_for_drive
-from .page.notices import in_one_sentence, say
+from .page.notices import in_one_sentence, say, show
 from .page.pieces import button_box, escape, sentence_html, table_html
 from .storage import drive_copier, on_colab
 
@@ -41,7 +41,7 @@ def save_and_share(
     rows = [["model card", *(f"<b>{escape(folder.name)}</b>" for folder in folders)]]
     for name in dict.fromkeys(name for model in facts for name in model):
         rows.append([escape(name.replace("_", " ")), *(escape(model.get(name, "-")) for model in facts)])
-    display(HTML(table_html(rows, header=True)))
+    show(table_html(rows, header=True))
     run = folders[0].parent
     archive = write_zip(run, Path.cwd() / f"{run.parent.name}-{run.name}.zip")
     if download:

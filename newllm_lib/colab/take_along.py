@@ -4,15 +4,13 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from IPython.display import HTML, display
-
 from ..errors import InputError
 from ..export.html import PAGE, export_html
 from ..models import NewLLMConfig
 from ..training.device import size
 from ..training.trained_model import read_config
 from .page.languages import language
-from .page.notices import in_one_sentence, say
+from .page.notices import in_one_sentence, say, show
 from .share import offer
 
 SHOWN_BYTES = 20 * 2**20  # of a page inside the notebook, which is saved with it
@@ -37,7 +35,7 @@ def take_with_you(folders: Sequence[str | Path]) -> None:
         length = page.stat().st_size
         if not is_shown and length <= SHOWN_BYTES:
             spoken = page.read_text(encoding="utf-8").replace('<html lang="en">', f'<html lang="{language()}">', 1)
-            display(HTML(FRAME.format(name=PAGE, page=html.escape(spoken))))
+            show(FRAME.format(name=PAGE, page=html.escape(spoken)))
             is_shown = True
         offer(page, ask=True)
         say(f"{folder.name}: {page.name} ({size(length)}) runs from a double click, without a network.")

@@ -35,7 +35,7 @@ def shown_by(monkeypatch):
 
     def shown_by(module) -> list[str]:
         contents = []
-        monkeypatch.setattr(module, "display", lambda content: contents.append(content.data))
+        monkeypatch.setattr(module, "show", contents.append)
         monkeypatch.setattr(module, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
         return contents
 

@@ -123,7 +123,7 @@ def test_minutes_are_told_once_a_block_is_measured(make_panel, monkeypatch):
 
 def test_the_panel_opens_no_model(make_panel, monkeypatch):
     monkeypatch.setattr("newllm_lib.adapters.qlora_lwf.open_to_tune", lambda *args: pytest.fail("a model was opened"))
-    monkeypatch.setattr(preview, "display", lambda content: None)
+    monkeypatch.setattr(preview, "show", lambda content: None)
     make_panel().show()
 
 
@@ -182,7 +182,7 @@ def test_what_does_not_fit_on_a_t4_is_refused_with_what_does(make_panel, t4):
 
 def test_the_preview_shows_what_is_rehearsed(make_panel, monkeypatch):
     shown = []
-    monkeypatch.setattr(preview, "display", lambda content: shown.append(content.data))
+    monkeypatch.setattr(preview, "show", shown.append)
     monkeypatch.setattr(preview, "say", shown.append)
     preview.preview_conversations(make_panel())
     assert "general text" in shown[0] and "text.txt" in shown[0] and "3 conversations" in shown[0]
@@ -206,7 +206,7 @@ def package(monkeypatch, tmp_path, model, no_gpu):
 
 def test_terms_are_shown_before_the_first_use_and_only_then(make_panel, package, monkeypatch):
     shown = []
-    monkeypatch.setattr(preview, "display", lambda content: shown.append(content.data))
+    monkeypatch.setattr(preview, "show", shown.append)
     monkeypatch.setattr(preview, "say", lambda sentence, status="ok": shown.append(f"{status}: {sentence}"))
     panel = make_panel()
     set_to(panel, "model", offline_gemma.NAME)
@@ -223,7 +223,7 @@ def test_terms_are_shown_before_the_first_use_and_only_then(make_panel, package,
 
 def test_another_model_needs_no_terms(make_panel, monkeypatch):
     shown = []
-    monkeypatch.setattr(preview, "display", lambda content: pytest.fail("nothing but a sentence"))
+    monkeypatch.setattr(preview, "show", lambda content: pytest.fail("nothing but a sentence"))
     monkeypatch.setattr(preview, "say", shown.append)
     preview.show_base_model(make_panel())
     assert len(shown) == 1 and "as the model's owner says" in shown[0]

@@ -114,7 +114,7 @@ def test_notebook_4_reads_the_full_ultrachat(make_panel, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *args, **kwargs: commit)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     shown = []
-    monkeypatch.setattr(preview, "display", lambda content: shown.append(content.data))
+    monkeypatch.setattr(preview, "show", shown.append)
     monkeypatch.setattr(preview, "say", lambda sentence, status="ok": shown.append(sentence))
     panel = make_panel(stage.CONVERSATION)
     for name, value in {"dataset": "ultrachat-full", "data_source": "hub", "tokenizer": "byte"}.items():

@@ -39,7 +39,7 @@ def test_the_verdict_names_what_is_missing(findings, words, status):
 def test_the_page_shows_table_and_verdict(monkeypatch):
     shown = []
     monkeypatch.setattr(check_up, "doctor", lambda *wanted: FINDINGS)
-    monkeypatch.setattr(check_up, "display", lambda content: shown.append(content.data))
+    monkeypatch.setattr(check_up, "show", shown.append)
     monkeypatch.setattr(check_up, "say", lambda sentence, status: shown.append(sentence))
     check_up.show_check_up()
     assert len(shown) == 2 and "<table" in shown[0]

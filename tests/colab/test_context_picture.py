@@ -87,7 +87,7 @@ def test_labels_are_short_and_visible():
 
 def test_the_cell_lets_a_model_read(small_chats, monkeypatch):
     shown, said = [], []
-    monkeypatch.setattr(context_picture, "display", lambda content: shown.append(content.data))
+    monkeypatch.setattr(context_picture, "show", shown.append)
     monkeypatch.setattr(context_picture, "say", said.append)
     show_context(small_chats["newllm"], "It was a long day. " * 10)
     assert "<img" in shown[0] and "has read 191 tokens" in said[0] and "bytes" in said[0]
@@ -155,7 +155,7 @@ def test_every_layer_has_a_plot_of_its_sorted_channels():
 
 def test_the_cell_of_half_lives(tmp_path, small_chats, monkeypatch):
     shown, said = [], []
-    monkeypatch.setattr(context_picture, "display", lambda content: shown.append(content.data))
+    monkeypatch.setattr(context_picture, "show", shown.append)
     monkeypatch.setattr(context_picture, "say", lambda sentence, status="ok": said.append((sentence, status)))
     text = tmp_path / "text.txt"
     text.write_text(make_text(240), encoding="utf-8")

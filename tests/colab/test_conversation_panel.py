@@ -33,7 +33,7 @@ def shown(monkeypatch):
     """All that is displayed, as HTML or as a sentence."""
     contents = []
     for module in (preview, results):
-        monkeypatch.setattr(module, "display", lambda content: contents.append(content.data))
+        monkeypatch.setattr(module, "show", contents.append)
         monkeypatch.setattr(module, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
     monkeypatch.setattr(live_plot, "say", contents.append)
     handle = type("Handle", (), {"update": lambda self, content: None})()

@@ -37,7 +37,8 @@ def shown(monkeypatch):
     """All that is displayed: HTML, sentences, and what the live table has shown."""
     found = SimpleNamespace(contents=[], live=[])
     put, handle = found.contents.append, SimpleNamespace(update=lambda content: found.live.append(content.data))
-    monkeypatch.setattr(experiments, "display", lambda content: put(getattr(content, "data", content)))
+    monkeypatch.setattr(experiments, "display", put)
+    monkeypatch.setattr(experiments, "show", put)
     monkeypatch.setattr(experiments, "say", lambda sentence, status="ok": put(f"{status}: {sentence}"))
     monkeypatch.setattr(experiments, "LiveTrials", partial(LiveTrials, show=lambda content: handle))
     return found

@@ -25,7 +25,7 @@ def shown(monkeypatch):
     """All that is displayed, as HTML or as a sentence."""
     contents = []
     for module in (preferences, results):
-        monkeypatch.setattr(module, "display", lambda content: contents.append(content.data))
+        monkeypatch.setattr(module, "show", contents.append)
         monkeypatch.setattr(module, "say", lambda sentence, status="ok": contents.append(f"{status}: {sentence}"))
     return contents
 

@@ -39,7 +39,8 @@ def page(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     shown = SimpleNamespace(said=[], displayed=[])
     monkeypatch.setattr(share, "say", lambda sentence, status="ok", code="": shown.said.append((status, sentence)))
-    monkeypatch.setattr(share, "display", shown.displayed.append)
+    for name in ("display", "show"):
+        monkeypatch.setattr(share, name, shown.displayed.append)
     return shown
 
 
@@ -91,7 +92,7 @@ def test_what_is_large_waits_for_a_click(colab, folders, page, tmp_path, monkeyp
 
 def test_the_cards_are_shown(folders, page):
     share.save_and_share(folders)
-    html = page.displayed[0].data
+    html = page.displayed[0]
     assert html.count("licence: ") >= 4 and "rows.jsonl" in html and "bits per byte" in html
 
 

@@ -17,8 +17,8 @@ def page(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     shown = SimpleNamespace(said=[], displayed=[])
     monkeypatch.setattr(take_along, "say", lambda sentence, status="ok", code="": shown.said.append((status, sentence)))
-    for module in (share, take_along):
-        monkeypatch.setattr(module, "display", shown.displayed.append)
+    monkeypatch.setattr(share, "display", shown.displayed.append)
+    monkeypatch.setattr(take_along, "show", shown.displayed.append)
     return shown
 
 
@@ -28,10 +28,7 @@ def test_it_is_shown_in_a_frame_of_its_own_and_offered(page, tmp_path):
     take_with_you([run])
     use_language("en")
     frame, link = page.displayed
-    assert (
-        'sandbox="allow-scripts allow-forms allow-downloads"' in frame.data
-        and html.escape('<html lang="ja">') in frame.data
-    )
+    assert 'sandbox="allow-scripts allow-forms allow-downloads"' in frame and html.escape('<html lang="ja">') in frame
     assert link.path == "run/newllm/chat.html" and (run / "chat.html").is_file()
     ((status, sentence),) = page.said
     assert status == "ok" and sentence.startswith("newllm: chat.html (") and "double click" in sentence

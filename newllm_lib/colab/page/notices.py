@@ -105,7 +105,12 @@ def _code(error: BaseException) -> str:
 
 def say(sentence: str, status: str = "ok", code: str = "") -> None:
     """Show `sentence_html`; the README explains the code."""
-    display(HTML(sentence_html(sentence, status, code)))
+    show(sentence_html(sentence, status, code))
+
+
+def show(content: str) -> None:
+    """Show HTML below the cell."""
+    display(HTML(content))
 
 
 def error_html(error: Exception, words: Callable[[str], str] = str) -> str:
