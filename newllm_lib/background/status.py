@@ -13,15 +13,8 @@ from typing import Any
 import psutil
 
 from ..errors import InputError
+from ..training import checkpoint
 from ..training.callbacks import COLUMNS, METRICS_FILE, read_history
-from ..training.checkpoint import (
-    COMPLETE_FILE,
-    SETTINGS_FILE,
-    TRAINER_STATE_NAME,
-    is_complete,
-    numbered_checkpoints,
-    read_results,
-)
 from ..training.device import MB, size
 from ..training.disk import read_json
 from ..wings import wing
@@ -36,7 +29,7 @@ QUERY = "name,utilization.gpu,memory.used,memory.total"  # of nvidia-smi; memory
 def run_folder(name: str) -> Path:
     """The folder of the run that a user has named. Raises InputError: there is none, nor one that was started."""
     folder = Path(os.path.abspath(os.path.expanduser(name)))
-    if not ((folder / SETTINGS_FILE).exists() or started_file(folder).exists()):
+    if not ((folder / checkpoint.SETTINGS_FILE).exists() or started_file(folder).exists()):
         remedy = "newllm status FOLDER lists the runs below a folder"
         raise InputError(
             f"run {name!r} is not there: neither a run of ours nor one that was started; {remedy}.", "NL-404"
@@ -46,12 +39,10 @@ def run_folder(name: str) -> Path:
 
 def runs_below(folder: Path) -> list[Path]:
     """The runs in a folder, down to those of the notebooks (notebook, run, model), without parts of them."""
-    holders = (
-        path.parent for depth in range(1, 4) for path in folder.glob("/".join("*" * depth) + f"/{SETTINGS_FILE}")
-    )
+    settings = (path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/{checkpoint.SETTINGS_FILE}"))
     started = (path.with_name(path.name[1 : -len(".started.json")]) for path in folder.glob(".*.started.json"))
     runs: list[Path] = []
-    for run in sorted({*holders, *started}):  # a folder comes before what is in it
+    for run in sorted({*(path.parent for path in settings), *started}):  # a folder comes before what is in it
         if not any(run.is_relative_to(other) for other in runs):
             runs.append(run)
     return runs
@@ -60,7 +51,7 @@ def runs_below(folder: Path) -> list[Path]:
 def run_status(folder: Path) -> dict[str, Any]:
     """What is known of a run; what is not, is left out. `state` is one of RUNNING, finished, stopped, or elsewhere: on
     another machine."""
-    results, trials = read_results(folder), _trials(folder)
+    results, trials = checkpoint.read_results(folder), _trials(folder)
     place, note = find_owner(folder) or (folder if results else _last_part(folder), {})
     is_over = results is not None or (trials is not None and trials["done"] >= trials["asked"])
     status: dict[str, Any] = {"run": str(folder), "state": "finished" if is_over else "stopped"}
@@ -98,7 +89,7 @@ def _state_of(note: dict[str, Any], is_over: bool) -> str:
 
 def _trials(folder: Path) -> dict[str, int] | None:
     """How many trials of a sweep are done, and how many were asked for; None for another run."""
-    settings = read_json(folder / SETTINGS_FILE)
+    settings = read_json(folder / checkpoint.SETTINGS_FILE)
     if not isinstance(settings, dict) or "sweep" not in settings.get("run", {}):
         return None
     rows = wing("preferences.sweep").read_trials(folder)
@@ -108,12 +99,12 @@ def _trials(folder: Path) -> dict[str, int] | None:
 def _progress(place: Path, note: dict[str, Any], results: dict[str, Any] | None) -> dict[str, Any]:
     """How far the training in `place` is, by the heartbeat of its owner, its log and its newest sealed checkpoint."""
     found: dict[str, Any] = {}
-    saved = [(step, path) for step, path in numbered_checkpoints(place) if is_complete(path, sizes_only=True)]
+    saved = [it for it in checkpoint.numbered_checkpoints(place) if checkpoint.is_complete(it[1], sizes_only=True)]
     if saved:
         step, path = saved[-1]
-        state = read_json(path / TRAINER_STATE_NAME)
+        state = read_json(path / checkpoint.TRAINER_STATE_NAME)
         found |= {"update": step, "updates": state["max_steps"]} if isinstance(state, dict) else {}
-        found |= {"saved_update": step, "saved_at": (path / COMPLETE_FILE).stat().st_mtime}
+        found |= {"saved_update": step, "saved_at": (path / checkpoint.COMPLETE_FILE).stat().st_mtime}
     if results is not None and "updates" in results:
         found |= {"update": results["updates"], "updates": results["updates"]}
     if "update" in note:
@@ -222,7 +213,7 @@ def report(name: str, follow: bool = False, as_json: bool = False, on_terminal: 
     """The text of `newllm status NAME`, a run or a folder with runs; with `follow` again and again until none of them
     runs any more. Raises InputError: there is no run."""
     folder = Path(os.path.abspath(os.path.expanduser(name)))
-    runs = [] if (folder / SETTINGS_FILE).exists() else runs_below(folder)
+    runs = [] if (folder / checkpoint.SETTINGS_FILE).exists() else runs_below(folder)
     is_list = bool(runs)
     runs = runs or [run_folder(name)]
     try:

@@ -277,12 +277,8 @@ def _show(prompts: Sequence[str], answers: Mapping[str, Answers], max_new_tokens
         texts = (escape(written[number]) or text("(nothing)") for written, _ in answers.values())
         cells = (f'<div style="{style}">{answer}</div>' for answer in texts)
         rows.append([f'<div style="min-width:130px">{escape(prompt)}</div>', *cells])
-    rows.append(
-        [
-            "<b>ended by itself</b>",
-            *(text("{ended} of {count}", ended=ended, count=len(prompts)) for _, ended in answers.values()),
-        ]
-    )
+    ends = (text("{ended} of {count}", ended=ended, count=len(prompts)) for _, ended in answers.values())
+    rows.append(["<b>ended by itself</b>", *ends])
     show(table_html(rows, header=True))
     counts = ", ".join(f"{translate(title)} {ended}" for title, (_, ended) in answers.items())
     say(f"Answers that ended by themselves within {max_new_tokens} tokens, of {len(prompts)}: {counts}.{remark}")

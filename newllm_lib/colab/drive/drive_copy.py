@@ -16,15 +16,7 @@ from transformers import TrainerCallback
 from ...errors import FULL
 from ...preferences.dpo import MERGED_FOLDER
 from ...preferences.sweep import TRIALS_FILE
-from ...training.checkpoint import (
-    CHECKPOINT_NAME,
-    REFERENCE_FOLDER,
-    RESULTS_FILE,
-    SETTINGS_FILE,
-    has_adapters,
-    numbered_checkpoints,
-    read_results,
-)
+from ...training import checkpoint as run_folder
 from ..page.notices import GONE
 from . import run_copy
 
@@ -133,7 +125,7 @@ class DriveCopier(TrainerCallback):
         if run_copy.progress_of_copy(self.copy_of(run)) <= here:
             return run_copy.BroughtBack()
         brought = run_copy.bring_back(self.copy_of(run), run, beyond=here)
-        reference = run / REFERENCE_FOLDER  # the model that adapters are on, a run of its own inside theirs
+        reference = run / run_folder.REFERENCE_FOLDER  # the model that adapters are on, a run of its own inside theirs
         if brought.progress > here and self.copy_of(reference).is_dir():
             brought.damaged += run_copy.bring_back(self.copy_of(reference), reference).damaged
         self.left.discard(run)
@@ -192,20 +184,21 @@ class DriveCopier(TrainerCallback):
             self.saved_at[folder] = self.clock()
             self.missed.discard(folder)
             copy = self.copy_of(folder)
-            for _, checkpoint in numbered_checkpoints(copy) if read_results(copy) is not None else ():
-                run_copy.discard(checkpoint)
+            if run_folder.read_results(copy) is not None:
+                for _, checkpoint in run_folder.numbered_checkpoints(copy):
+                    run_copy.discard(checkpoint)
 
     def _settled_folders(self) -> Iterator[tuple[Path, list[str]]]:
         """(folder, names of its files, the results last), but for runs under way, whose files belong to their
         checkpoints. A sweep is none, its trials are. A link that leads nowhere is no file. What adapters were merged
         into is left out: their stage, called again, makes it anew."""
         for path, folders, names in os.walk(self.local):
-            made_anew = {MERGED_FOLDER} if has_adapters(Path(path)) else ()
-            folders[:] = [f for f in sorted(folders) if f[0] != "." and not CHECKPOINT_NAME.fullmatch(f)]
+            made_anew = {MERGED_FOLDER} if run_folder.has_adapters(Path(path)) else ()
+            folders[:] = [f for f in sorted(folders) if f[0] != "." and not run_folder.CHECKPOINT_NAME.fullmatch(f)]
             folders[:] = [f for f in folders if f not in made_anew]
-            if SETTINGS_FILE not in names or {RESULTS_FILE, TRIALS_FILE} & set(names):
+            if run_folder.SETTINGS_FILE not in names or {run_folder.RESULTS_FILE, TRIALS_FILE} & set(names):
                 files = [n for n in names if n[0] != "." and n != run_copy.MANIFEST_FILE and (Path(path) / n).is_file()]
-                yield Path(path), sorted(files, key=lambda name: (name == RESULTS_FILE, name))
+                yield Path(path), sorted(files, key=lambda name: (name == run_folder.RESULTS_FILE, name))
 
 
 def callbacks_for(copier: DriveCopier | None) -> tuple[TrainerCallback, ...]:

@@ -22,18 +22,10 @@ from ..page.languages import LANGUAGES, chosen_language, text, translate, use_la
 from ..page.notices import error_html, in_one_sentence, say
 from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
 from ..storage import drive_copier
+from . import lookups
 from .catalogue import DatasetControl, MixControl
 from .controls import in_the_panels_words, make_control, metadata_of, relabel, settings_fields, title_of
 from .estimate import MeasuredUpdate, count_model
-from .lookups import (
-    check_mix,
-    data_identity,
-    dataset_of_file,
-    file_identity,
-    finished_runs,
-    resolve_source,
-    start_sentence,
-)
 from .minutes import minutes_of_preset
 from .stage import NotebookStage
 
@@ -112,7 +104,8 @@ class SettingsPanel:
         display(self.box)
         self._measure()
         if self.stage.continues:
-            say(start_sentence(self.start_run, self.stage.continues, self.models), "ok" if self.start_run else "note")
+            start = lookups.start_sentence(self.start_run, self.stage.continues, self.models)
+            say(start, "ok" if self.start_run else "note")
         say("During Run all this panel cannot answer: what you move shows when all cells have ended.", "note")
         say(f"Settings are kept in {self.output_dir / PANEL_FILE}; the cells below take them as they stand.")
 
@@ -171,16 +164,16 @@ class SettingsPanel:
             default = self.stage.arguments(**{**values, "model_type": self.models[0]})
             values["num_parameters"] = count_model(default)
         args = self.stage.arguments(**values)
-        found = self.stage.resolve(args)
+        found = {**self.stage.resolve(args), "text": lookups.data_identity(args)}
         # Only what the panel offers and presets set: another release of transformers brings other fields. What is left
         # to each model, such as its learning rate, does not part the models of a run.
         ran = args.run_settings()
         settings = {name: None if value is None else ran[name] for name, value in values.items() if name in ran}
         settings = {name: value for name, value in settings.items() if value or name not in LATER_SETTINGS}
-        settings |= {"batch": args.effective_batch_size, "model_type": None, "text": data_identity(args), **found}
+        settings |= {"batch": args.effective_batch_size, "model_type": None, **found}
         if self.start_run is not None:
             weights = [self.start_model(model) / "model.safetensors" for model in self.models]
-            settings["starts"] = [file_identity(str(path)) for path in weights]
+            settings["starts"] = [lookups.file_identity(str(path)) for path in weights]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:6]
         args.output_dir = str(self.output_dir / f"{self.preset.value}-{digest}" / model_type)
         return args
@@ -189,12 +182,12 @@ class SettingsPanel:
         """(what the settings that leave a choice come to, what the user should know about it)."""
         files = values["data"], values["eval_data"], values["test_data"]
         dataset = values.get("dataset") or self.stage.dataset
-        source, note = resolve_source(dataset, values["data_source"], *files)
+        source, note = lookups.resolve_source(dataset, values["data_source"], *files)
         if values.get("mix"):
-            check_mix(values["mix"], dataset, source)
+            lookups.check_mix(values["mix"], dataset, source)
         found = {"data_source": source}
         if "dataset" in values and values["data"] is not None:
-            found["dataset"] = dataset_of_file(dataset, values["data"])
+            found["dataset"] = lookups.dataset_of_file(dataset, values["data"])
         return found, note
 
     def _speak(self) -> None:
@@ -221,7 +214,7 @@ class SettingsPanel:
 
     def _offer_starts(self) -> None:
         """Offer the finished runs of all models. A recipe for a model of its own begins with a new one."""
-        self.starts = [*map(str, finished_runs(self.runs, self.stage.continues, self.models)), FROM_SCRATCH]
+        self.starts = [*map(str, lookups.finished_runs(self.runs, self.stage.continues, self.models)), FROM_SCRATCH]
         self.newest = self.starts[0] if self.models == self.stage.models else FROM_SCRATCH
         self.offered = self.models
         self.start.options = self._named_starts()
@@ -309,11 +302,11 @@ class SettingsPanel:
             return error_html(error, in_the_panels_words)
         folder, state = self._state(Path(arguments[self.models[0]].output_dir))
         run = text("run folder <b>{folder}</b>: {state}", folder=escape(folder.name), state=state)
-        start = start_sentence(self.start_run, self.stage.continues, self.models) if self.stage.continues else ""
+        start = lookups.start_sentence(self.start_run, self.stage.continues, self.models)
         of_preset = {name: it for name, it in self._of_the_preset().items() if name in self.controls}
         is_as_it_is = all(self.controls[name].value == value for name, value in of_preset.items())
         usual = minutes_of_preset(self.stage.folder, self.preset.value) if is_as_it_is else ""
-        notes = (escape(translate(line)) for line in (usual, start, note) if line)
+        notes = (escape(translate(line)) for line in (usual, start if self.stage.continues else "", note) if line)
         return live_line_html([" · ".join(map(translate, parts)), run, *notes])
 
     def _state(self, output_dir: Path) -> tuple[Path, str]:
