@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 from tqdm.std import tqdm
@@ -37,15 +37,6 @@ class Line(NamedTuple):
     facts: list[str]
 
 
-class Place(Protocol):
-    """Where lines are shown."""
-
-    def show(self, line: Line) -> None: ...
-
-    def clear(self) -> None:
-        """Take the last line away: all bars are closed."""
-
-
 def in_english(text: str, **values: str) -> str:
     return text.format(**values) if values else text
 
@@ -58,7 +49,7 @@ class Progress(tqdm):
     bar moves; time that passes is then all there is to see.
     """
 
-    place: Place | None = None
+    place: Any = None  # its `show` takes a Line; its `clear` takes the last one away, when all bars are closed
     words: Callable[..., str] = staticmethod(in_english)  # a text and the values in it -> the text in the language
     monitor_interval = 0  # tqdm's own thread shows too little
     _instances: WeakSet["Progress"] = WeakSet()  # the open ones; libraries leave closing to the garbage collector

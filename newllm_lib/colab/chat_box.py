@@ -52,9 +52,8 @@ class ChatBox:
         self.second = widgets.Dropdown(options=options, value=[*names, NOBODY][1], layout=narrow)
         self.choice = wrapping_row(widgets.HTML("<b>A</b>"), self.first, widgets.HTML("<b>B</b>"), self.second)
         self.choice.layout.display = None if len(names) > 1 else "none"
-        self.text = widgets.Text(
-            placeholder=text("Say something"), layout=widgets.Layout(width="auto", flex="1 1 240px")
-        )
+        wide = widgets.Layout(width="auto", flex="1 1 240px")
+        self.text = widgets.Text(placeholder=text("Say something"), layout=wide)
         presses = {"Send": self.send, "Stop": self.stop, "Reset": self.reset}
         buttons = [button(name, press, "80px") for name, press in presses.items()]
         self.send_button, self.stop_button, self.reset_button = buttons

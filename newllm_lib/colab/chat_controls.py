@@ -36,9 +36,8 @@ class SamplingSliders:
         self.temperature = widgets.FloatSlider(min=0.0, max=2.0, value=0.8, **share)
         self.top_p = widgets.FloatSlider(min=0.05, max=1.0, value=0.95, **share)
         self.length = widgets.IntSlider(min=10, max=400, step=10, value=max_new_tokens, **common)
-        self.penalty = widgets.SelectionSlider(
-            options=[(translate(told), value) for told, value in PENALTIES], value=AS_TRAINED, **common
-        )
+        penalties = [(translate(told), value) for told, value in PENALTIES]
+        self.penalty = widgets.SelectionSlider(options=penalties, value=AS_TRAINED, **common)
         self.box = wrapping_row(
             labelled(self.temperature, "temperature", "0: always the likeliest token. Above 1: wild."),
             labelled(self.top_p, "top-p", "Draw among the likeliest that make up this share."),
@@ -125,15 +124,11 @@ class MemoryControls:
         self.folder, self.chats, self.changed = folder, chats, changed
         wide = widgets.Layout(width="190px")
         self.name = widgets.Text(value="conversation", layout=wide)
-        self.with_words = widgets.Checkbox(
-            value=False, indent=False, description=text("and the words, to read"), layout=wide
-        )
+        self.with_words = widgets.Checkbox(indent=False, description=text("and the words, to read"), layout=wide)
         self.save_button = button("Save memory", lambda: self._in_notice(self.save), "120px")
         self.saved = widgets.Dropdown(options=[], layout=wide)
         self.resume_button = button("Go on from it", lambda: self._in_notice(self.resume), "120px")
-        self.upload = widgets.FileUpload(
-            accept=SUFFIX, multiple=False, description=text("from my computer"), layout=wide
-        )
+        self.upload = widgets.FileUpload(accept=SUFFIX, description=text("from my computer"), layout=wide)
         self.upload.observe(lambda change: change["new"] and self._in_notice(self.take_upload), names="value")
         shows = {"description": text("show the context vector"), "layout": widgets.Layout(width="210px")}
         self.picture = widgets.Checkbox(value=True, indent=False, **shows)

@@ -85,13 +85,13 @@ def live_experiments(panel: SweepPanel) -> Iterator[tuple[TrainerCallback, ...]]
             where = f" in trial {begun}" if ended < begun else ""
             of_it = " What this one has done is saved, too." if where and isinstance(stop, TrainingInterrupted) else ""
             kept = f"Stopped{where}; {ended} are finished and kept.{of_it} Run this cell again to go on from there."
-            raise CellStopped(f"■ {translate(kept + wait_for_drive(copier, lambda: None))}") from None
+            raise CellStopped(f"■ {translate(kept + wait_for_drive(copier))}") from None
         finally:
             panel.refresh()  # its line says how many trials are finished
         live.tell("", draw=True)
         count, is_new = len(live.rows), live.rows != before
         done = f"{count} trials are finished" if is_new else f"All {count} trials were finished before"
-        say(f"{done}; everything is in {folder}.{wait_for_drive(copier, lambda: None)}")
+        say(f"{done}; everything is in {folder}.{wait_for_drive(copier)}")
 
 
 @in_one_sentence()

@@ -47,7 +47,7 @@ def save_and_share(
     if download:
         offer(archive)
     without = f"without its checkpoints ({size(archive.stat().st_size)})"
-    on_drive = wait_for_drive(drive_copier(run), lambda: None)  # what the cells above have added to the run
+    on_drive = wait_for_drive(drive_copier(run))  # what the cells above have added to the run
     say(f"{archive.name} holds the run {without}; its cards say what one has to know.{on_drive}")
     if hub_repository.strip():
         addresses = push_to_hub(folders, hub_repository, private)

@@ -21,13 +21,8 @@ from ..training.trained_model import read_config
 
 # Of a run beside its card, and of the folder of its model.
 OF_RUN = (
-    checkpoint.SETTINGS_FILE,
-    checkpoint.RESULTS_FILE,
-    METRICS_FILE,
-    CURVES_FILE,
-    FORGETTING_FILE,
-    PREFERENCES_FILE,
-)
+    checkpoint.SETTINGS_FILE, checkpoint.RESULTS_FILE, METRICS_FILE, CURVES_FILE, FORGETTING_FILE, PREFERENCES_FILE,
+)  # fmt: skip
 OF_MODEL = (
     checkpoint.ADAPTER_CONFIG, checkpoint.ADAPTER_WEIGHTS, "config.json", "generation_config.json",
     "model*.safetensors", "model.safetensors.index.json", "tokenizer*", "special_tokens_map.json",

@@ -213,7 +213,7 @@ def link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def wait_for_drive(copier: DriveCopier | None, tell: Callable[[], None]) -> str:
+def wait_for_drive(copier: DriveCopier | None, tell: Callable[[], None] = lambda: None) -> str:
     """Wait for the last copy, or until ■ is pressed; returns a sentence after a blank, "" without Drive."""
     if copier is None:
         return ""

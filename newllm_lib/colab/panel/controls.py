@@ -214,10 +214,8 @@ def _slider(field: dataclasses.Field, extra_values: Iterable[Any]) -> widgets.Wi
     if metadata.get("log") or optional or "steps" in metadata:
         usual = log_steps(low, high, kind) if metadata.get("log") else range(int(low), int(high) + 1)
         default = UNSET if field.default is None else field.default
-        options = _labelled(
-            field.name, sorted({*metadata.get("steps", usual), *extra_values, default, *([UNSET] if optional else [])})
-        )
-        return widgets.SelectionSlider(options=options, value=default, **common)
+        steps = {*metadata.get("steps", usual), *extra_values, default, *([UNSET] if optional else [])}
+        return widgets.SelectionSlider(options=_labelled(field.name, sorted(steps)), value=default, **common)
     if kind is int:
         return widgets.IntSlider(min=int(low), max=int(max([high, *extra_values])), value=field.default, **common)
     round_numbers = (float(f"{digit}e{power}") for power in range(-9, 9) for digit in (1, 2, 5))
