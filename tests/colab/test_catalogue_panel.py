@@ -176,7 +176,7 @@ def test_a_recipe_begins_with_a_new_model_and_may_go_on_from_its_own(make_panel,
         for model in models:
             folder = tmp_path / "02_dailydialog" / run / model
             folder.mkdir(parents=True)
-            (folder / "results.json").write_text("{}")
+            (folder / "results.json").write_text('{"loss": 1.0}')
             (folder / "model.safetensors").touch()
     panel = make_panel()
     assert panel.start_run is not None

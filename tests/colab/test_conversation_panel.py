@@ -78,7 +78,7 @@ def finish(runs, name, seconds, models=("newllm", "tiny-gpt2")):
     for model in models:
         path = runs / name / model / "results.json"
         path.parent.mkdir(parents=True)
-        path.write_text("{}")
+        path.write_text('{"loss": 1.0}')
         path.with_name("model.safetensors").touch()
         os.utime(path, (seconds, seconds))
     return runs / name

@@ -12,7 +12,7 @@ import pytest
 from chats import untrained_chat
 
 from newllm_lib.colab.page.languages import use_language
-from newllm_lib.colab.panel import minutes, stage
+from newllm_lib.colab.panel import estimate, stage
 from newllm_lib.colab.panel.preference_panel import PreferencePanel, SweepPanel
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.training.device import find_device
@@ -64,7 +64,7 @@ def test_a_head_has_every_preset_with_training_and_whole_notebook_apart(path):
     assert rows[0][2].endswith(": training") and rows[0][3] == "whole notebook" and {len(row) for row in rows} == {6}
     shown = [row[0].lower() for row in rows[1:]]
     assert shown == [name for name in of_notebook.presets if name in shown] and len(shown) >= 5
-    for machine, presets in minutes.table()[of_notebook.folder].items():
+    for machine, presets in estimate.preset_minutes()[of_notebook.folder].items():
         assert machine in ("cpu", "t4") and list(presets) == shown
         for name, pair in presets.items():
             assert pair is None or (len(pair) == 2 and all(map(ENTRY.fullmatch, pair)))
@@ -74,29 +74,29 @@ def test_a_head_has_every_preset_with_training_and_whole_notebook_apart(path):
 
 @pytest.mark.parametrize(("kind", "machine", "words"), [("cpu", "cpu", "2 CPU cores"), ("cuda", "t4", "a T4")])
 def test_a_panel_says_the_same(monkeypatch, kind, machine, words):
-    monkeypatch.setattr(minutes, "find_device", lambda: dataclasses.replace(find_device(), kind=kind))
-    training, whole = minutes.table()["01_pretrain"][machine]["quick"]
-    sentence = minutes.minutes_of_preset("01_pretrain", "quick")
+    monkeypatch.setattr(estimate, "find_device", lambda: dataclasses.replace(find_device(), kind=kind))
+    training, whole = estimate.preset_minutes()["01_pretrain"][machine]["quick"]
+    sentence = estimate.minutes_of_preset("01_pretrain", "quick")
     assert f"takes {whole} minutes on {words}, {training} of them training" in sentence and "~ is" in sentence
     use_language("ja")
     try:
-        assert f"{whole}分、うち学習は{training}分です" in minutes.minutes_of_preset("01_pretrain", "quick")
+        assert f"{whole}分、うち学習は{training}分です" in estimate.minutes_of_preset("01_pretrain", "quick")
     finally:
         use_language("en")
-    assert minutes.minutes_of_preset("01_pretrain", "published") == "" == minutes.minutes_of_preset("runs", "quick")
+    assert estimate.minutes_of_preset("01_pretrain", "published") == "" == estimate.minutes_of_preset("runs", "quick")
 
 
 def test_no_tilde_is_explained_where_nothing_was_estimated():
-    assert "~" not in minutes.minutes_of_preset("01_pretrain", "demo")
+    assert "~" not in estimate.minutes_of_preset("01_pretrain", "demo")
 
 
 def test_the_live_line_has_the_minutes_of_its_preset(tmp_path, monkeypatch):
     monkeypatch.setenv("NEWLLM_PRESET", "demo")
     monkeypatch.setenv("NEWLLM_DATA_SOURCE", "offline")
     panel = SettingsPanel(stage.INSTRUCTIONS, tmp_path)
-    assert minutes.minutes_of_preset("03_dolly", "demo") in panel.line.value
+    assert estimate.minutes_of_preset("03_dolly", "demo") in panel.line.value
     panel.preset.value = "standard"
-    assert minutes.minutes_of_preset("03_dolly", "standard") in panel.line.value
+    assert estimate.minutes_of_preset("03_dolly", "standard") in panel.line.value
     panel.controls["dropout"].set(0.3)
     assert "this preset as it is" not in panel.line.value
 
@@ -110,4 +110,4 @@ def test_every_preset_that_is_not_touched_says_its_minutes(tmp_path, monkeypatch
     for preset in panel.presets:
         panel.preset.value = preset
         panel.reset.click()
-        assert minutes.minutes_of_preset(of.folder, preset) in panel.line.value
+        assert estimate.minutes_of_preset(of.folder, preset) in panel.line.value

@@ -3,11 +3,13 @@ here, a GPU's memory, the disk. Nothing is loaded for it: data count by their si
 
 import copy
 import functools
+import json
 import math
 import os
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +35,7 @@ from ...training.device import GB, find_device, freed_memory_kept, size
 from ...training.run import BYTES_PER_PARAMETER, FEWEST_TYPES
 from ...training.trained_model import BaseModel, read_config
 from ...training.trainer import count_training_tokens
-from ..page.languages import translate
+from ..page.languages import text, translate
 from ..page.pieces import escape
 from ..timed_update import TimedUpdate
 from .lookups import base_of, config_of, count_trainable, sizes_of
@@ -356,3 +358,22 @@ def _mean_tokens(base: BaseModel, new_tokens: int, pairs: int, pairs_seed: int) 
     learn_tokens(tokenizer, train, new_tokens, base.name)
     texts = [pair.prompt[0]["content"] + side for pair in train.pairs for side in (pair.chosen, pair.rejected)]
     return sum(map(len, tokenizer(texts)["input_ids"])) / len(texts)
+
+
+@functools.cache
+def preset_minutes() -> dict:
+    """Notebook -> machine -> preset -> minutes of training and of all of it, "~" before an estimate; None: too long.
+    READMEs and heads of notebooks show this table, too."""
+    return json.loads(files("newllm_lib.colab.page").joinpath("minutes.json").read_text(encoding="utf-8"))
+
+
+def minutes_of_preset(folder: str, preset: str) -> str:
+    """One sentence for a machine like this one; "" where the table has none."""
+    machine = "t4" if find_device().kind == "cuda" else "cpu"
+    found = preset_minutes().get(folder, {}).get(machine, {}).get(preset)
+    if found is None:
+        return ""
+    training, whole = found
+    where = "2 CPU cores" if machine == "cpu" else "a T4"
+    takes = f"the whole notebook takes {whole} minutes on {where}, {training} of them training"
+    return translate(f"this preset as it is: {takes}") + text(" (~ is an estimate)") * ("~" in training + whole)

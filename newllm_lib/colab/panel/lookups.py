@@ -21,7 +21,7 @@ from ...preferences.arguments import DIALOGPT, DpoArguments
 from ...preferences.dpo import check_window
 from ...preferences.generator import generator_identity
 from ...preferences.pairs import GENERATED
-from ...training.checkpoint import RESULTS_FILE, is_of_earlier_version
+from ...training.checkpoint import RESULTS_FILE, is_of_earlier_version, read_results
 from ...training.trained_model import BaseModel
 from ..page.languages import text
 from ..storage import name_of
@@ -114,8 +114,7 @@ def finished_runs(runs: str | Path, folders: Sequence[str], models: Sequence[str
     """Run folders in which all `models` are finished and can be opened, by notebook in that order, the newest first."""
 
     def is_usable(model: Path) -> bool:
-        are_there = all((model / name).is_file() for name in (RESULTS_FILE, "model.safetensors"))
-        return are_there and not is_of_earlier_version(model)
+        return read_results(model) is not None and not is_of_earlier_version(model)
 
     def finished_at(run: Path) -> float:
         return max((run / model / RESULTS_FILE).stat().st_mtime for model in models)

@@ -25,8 +25,7 @@ from ..storage import drive_copier
 from . import lookups
 from .catalogue import DatasetControl, MixControl
 from .controls import in_the_panels_words, make_control, metadata_of, relabel, settings_fields, title_of
-from .estimate import MeasuredUpdate, count_model
-from .minutes import minutes_of_preset
+from .estimate import MeasuredUpdate, count_model, minutes_of_preset
 from .stage import NotebookStage
 
 # The environment may decide these, where a notebook runs without a reader.
