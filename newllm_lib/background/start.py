@@ -19,7 +19,6 @@ from ..training.disk import TIME_FORMAT, own_note, write_json
 from ..wings import wing
 from .owner import find_owner, is_here, log_file, started_file
 
-WORKER = __package__
 NEEDS_MODEL = ("sft", "dpo")  # the stages that start from a model of ours where none is named
 CHAT_BASE = "tiny-gpt2"  # what preferences are taught to where there is no hub
 
@@ -30,8 +29,8 @@ def start(words: Sequence[str], args: Any) -> Iterator[str]:
     folder = Path(args.output_dir).absolute()
     before, found = bases(words[0], args)
     commands = [*before, [*words, *found]]
-    folders = [Path(output_of(command)).absolute() for command in before] + [folder]
-    for run in folders:
+    folders = [Path(command[command.index("--output_dir") + 1]).absolute() for command in before]
+    for run in (*folders, folder):
         if (owner := find_owner(run)) and is_here(owner[1]):
             name, who = os.path.relpath(run), f"process {owner[1]['process']}, since {owner[1]['since']}"
             remedy = f"newllm status {name} shows how far it is, newllm stop {name} ends it, saved"
@@ -42,7 +41,7 @@ def start(words: Sequence[str], args: Any) -> Iterator[str]:
         stream.write(f"--- {time.strftime(TIME_FORMAT)} newllm {' '.join(words)}\n")
         stream.flush()
         process = subprocess.Popen(
-            [sys.executable, "-u", "-m", WORKER, json.dumps(commands)],
+            [sys.executable, "-u", "-m", __package__, json.dumps(commands)],
             stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     write_json(started_file(folder), {**own_note(), "process": process.pid})
@@ -54,10 +53,6 @@ def start(words: Sequence[str], args: Any) -> Iterator[str]:
     yield f"  its log     {os.path.relpath(log)}"
     yield f"  its state   {newllm} status {name} --follow"
     yield f"  end it      {newllm} stop {name}      (it is saved, and starting it again goes on)"
-
-
-def output_of(command: Sequence[str]) -> str:
-    return command[command.index("--output_dir") + 1]
 
 
 def bases(stage: str, args: Any) -> tuple[list[list[str]], list[str]]:

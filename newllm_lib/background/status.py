@@ -30,10 +30,8 @@ def run_folder(name: str) -> Path:
     """The folder of the run that a user has named. Raises InputError: there is none, nor one that was started."""
     folder = Path(os.path.abspath(os.path.expanduser(name)))
     if not ((folder / checkpoint.SETTINGS_FILE).exists() or started_file(folder).exists()):
-        remedy = "newllm status FOLDER lists the runs below a folder"
-        raise InputError(
-            f"run {name!r} is not there: neither a run of ours nor one that was started; {remedy}.", "NL-404"
-        )
+        what = "is not there: neither a run of ours nor one that was started"
+        raise InputError(f"run {name!r} {what}; newllm status FOLDER lists the runs below a folder.", "NL-404")
     return folder
 
 

@@ -3,7 +3,6 @@
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,9 +20,8 @@ def stop(name: str, longest: float = LONGEST_SECONDS) -> Iterator[str]:
     folder = run_folder(name)
     owner = find_owner(folder)
     if owner is None:
-        raise InputError(
-            f"run {name!r} does not run, so that there is nothing to stop ({one_line(run_status(folder))})."
-        )
+        state = one_line(run_status(folder))
+        raise InputError(f"run {name!r} does not run, so that there is nothing to stop ({state}).")
     note = owner[1]
     who = f"process {note['process']} of {note.get('machine', '?')}, since {note.get('since', '?')}"
     if not is_here(note):
@@ -37,7 +35,7 @@ def stop(name: str, longest: float = LONGEST_SECONDS) -> Iterator[str]:
         yield "It has come to its end this moment."
     yield f"Stopping {who}: it ends its update and saves."
     began = told = time.monotonic()
-    while is_working(folder, note):
+    while (owner := find_owner(folder)) and owner[1]["process"] == note["process"] and is_alive(note):
         time.sleep(POLL_SECONDS)
         if time.monotonic() > told + TELL_SECONDS:
             told = time.monotonic()
@@ -46,11 +44,6 @@ def stop(name: str, longest: float = LONGEST_SECONDS) -> Iterator[str]:
             remedy = f"kill -9 {note['process']} ends it at once, and what was saved is kept"
             raise InputError(f"run {name!r} has not ended within {longest:.0f} seconds; {remedy}.")
     yield f"{one_line(run_status(folder))}."
-
-
-def is_working(folder: Path, note: dict[str, Any]) -> bool:
-    owner = find_owner(folder)
-    return owner is not None and owner[1]["process"] == note["process"] and is_alive(note)
 
 
 def signal_for(process: psutil.Process, note: dict[str, Any]) -> signal.Signals:
