@@ -14,9 +14,7 @@ import psutil
 
 from ..errors import InputError
 from ..training import checkpoint
-from ..training.callbacks import COLUMNS, METRICS_FILE, read_history
-from ..training.device import MB, size
-from ..training.disk import read_json
+from ..training.disk import MB, read_json, size
 from ..wings import wing
 from .owner import find_owner, is_here, log_file, started_file
 
@@ -75,7 +73,7 @@ def run_status(folder: Path) -> dict[str, Any]:
 
 def _last_part(folder: Path) -> Path:
     """Where the run was at work: in its folder, or in that of a part such as a trial."""
-    logs = [path for path in (folder / METRICS_FILE, *folder.glob(f"*/{METRICS_FILE}")) if path.exists()]
+    logs = [*folder.glob(checkpoint.METRICS_FILE), *folder.glob(f"*/{checkpoint.METRICS_FILE}")]
     return max(logs, key=lambda path: path.stat().st_mtime).parent if logs else folder
 
 
@@ -90,7 +88,7 @@ def _trials(folder: Path) -> dict[str, int] | None:
     settings = read_json(folder / checkpoint.SETTINGS_FILE)
     if not isinstance(settings, dict) or "sweep" not in settings.get("run", {}):
         return None
-    rows = wing("preferences.sweep").read_trials(folder)
+    rows = wing("preferences.trials").read_trials(folder)
     return {"done": sum(row["state"] != "running" for row in rows), "asked": settings["session"]["trials"]}
 
 
@@ -113,10 +111,10 @@ def _progress(place: Path, note: dict[str, Any], results: dict[str, Any] | None)
         if done > 0:
             left = seconds / done * (note["updates"] - note["update"])
             found["seconds_left"] = max(left - (time.time() - note["told"]), 0)
-    for entry in read_history(place):
+    for entry in checkpoint.read_history(place):
         if "loss" in entry:
             found |= {"loss": entry["loss"]}
-        if evaluated := {name: entry[f"eval_{name}"] for name in COLUMNS if f"eval_{name}" in entry}:
+        if evaluated := {name: entry[f"eval_{name}"] for name in checkpoint.COLUMNS if f"eval_{name}" in entry}:
             found |= {"held_out": evaluated}
     return found
 
@@ -193,7 +191,8 @@ def details(status: dict[str, Any]) -> str:
     """All that is known, a line for each; what is said on one line begins."""
     lines = [one_line(status)]
     if "held_out" in status:
-        shown = (f"{COLUMNS[name][0]} {value:{COLUMNS[name][2]}}" for name, value in status["held_out"].items())
+        columns = ((checkpoint.COLUMNS[name], value) for name, value in status["held_out"].items())
+        shown = (f"{title} {value:{form}}" for (title, _, form), value in columns)
         lines.append(f"  held out   {', '.join(shown)}")
     if "process" in status:
         memory = f", {size(status['memory_bytes'])} of memory" if "memory_bytes" in status else ""

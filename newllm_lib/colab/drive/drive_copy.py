@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from ...errors import FULL
 from ...preferences.dpo import MERGED_FOLDER
-from ...preferences.sweep import TRIALS_FILE
+from ...preferences.trials import TRIALS_FILE
 from ...training import checkpoint as run_folder
 from ..page.notices import GONE
 from . import run_copy
