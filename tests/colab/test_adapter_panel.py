@@ -59,7 +59,7 @@ def t4(monkeypatch):
     device = Device("cuda", "Tesla T4", 14.7, (7, 5), 2)
     base = BaseModel("gemma-2b", "unsloth/gemma-2b", f"unsloth/gemma-2b@{'0' * 40}", "Gemma", "0" * 40)
     for module in (estimate, memory_budget):
-        monkeypatch.setattr(module, "find_device", lambda use_cpu: device)
+        monkeypatch.setattr(module, "find_device", lambda use_cpu=False: device)
     for module in (lookups, estimate):
         monkeypatch.setattr(module, "base_of", lambda args: base)
         monkeypatch.setattr(module, "config_of", lambda base: GemmaConfig(**GEMMA_2B))
@@ -81,7 +81,7 @@ def test_the_panel_offers_the_settings_of_adapters(make_panel):
 def no_gpu(monkeypatch):
     """The panel of a machine without one, which says nothing of its memory and reads no config for it."""
     for module in (estimate, qlora_lwf):
-        monkeypatch.setattr(module, "find_device", lambda use_cpu: find_device(use_cpu=True))
+        monkeypatch.setattr(module, "find_device", lambda use_cpu=False: find_device(use_cpu=True))
 
 
 def test_the_line_says_what_will_be_trained(make_panel, no_gpu):

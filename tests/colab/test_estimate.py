@@ -118,7 +118,7 @@ def test_what_does_not_fit_on_the_gpu_is_reckoned_from_fewer_tokens(monkeypatch)
 
 
 def test_memory_of_a_gpu_follows_the_sliders_and_what_is_too_much_is_said(monkeypatch, text_file):
-    monkeypatch.setattr(estimate, "find_device", lambda use_cpu: Device("cuda", "small", 4.0, (7, 5), 2))
+    monkeypatch.setattr(estimate, "find_device", lambda use_cpu=False: Device("cuda", "small", 4.0, (7, 5), 2))
     same, larger = UPDATE.gpu_bytes_of(1_000_000, 2_048), UPDATE.gpu_bytes_of(1_000_000, 4_096)
     assert same == 3 * GB and larger == 2 * 3 * GB - 16_000_000
     assert UPDATE.gpu_bytes_of(2_000_000, 2_048) == 3 * GB + 16_000_000
@@ -126,7 +126,7 @@ def test_memory_of_a_gpu_follows_the_sliders_and_what_is_too_much_is_said(monkey
     assert gpu_phrase(args, [None, same]) == ["about <b>3.0 GB of 4.0 GB</b> on this GPU (estimated)"]
     assert "halve the batch size" in gpu_phrase(args, [larger])[0]
     assert gpu_phrase(args, [None]) == []
-    monkeypatch.setattr(estimate, "find_device", lambda use_cpu: Device("cpu", "CPU", None, None, 2))
+    monkeypatch.setattr(estimate, "find_device", lambda use_cpu=False: Device("cpu", "CPU", None, None, 2))
     assert gpu_phrase(args, [same]) == [], "there is no figure for a CPU"
 
 

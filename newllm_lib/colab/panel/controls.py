@@ -8,8 +8,10 @@ from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets as widgets
 
+from ...data.sources import CONVERSATION_DATASETS, DATASETS
 from ...errors import InputError
 from ...preferences.arguments import LOSS_TYPES
+from ...stages.data import rows_of
 from ..page.languages import text
 from ..page.pieces import escape, html_widget, slider_options, small_html
 
@@ -59,6 +61,8 @@ CHOICES = {"search_lora_r": ("2", "4", "8", "16", "32", "64"), "search_loss_type
 AUTOMATIC = "automatic"
 UNSET = 0  # stands for None in a slider of steps, where ipywidgets would take None for no step at all
 BY_EPOCHS = "by epochs"  # what max_steps shows when it does not decide
+NO_MIX = ""
+NAMED = [(name, name) for name in CONVERSATION_DATASETS]
 
 
 @dataclasses.dataclass
@@ -154,6 +158,70 @@ class ChoicesControl(Control):
             box.value = box.description in names
 
 
+class DatasetControl(Control):
+    """A list of the catalogue's conversations; below it what the chosen one is."""
+
+    def __init__(self, field: dataclasses.Field, dataset: str):
+        super().__init__(field, widgets.Dropdown(options=NAMED, value=dataset, layout=in_the_column()))
+        self.about = html_widget()
+        self.box.children = (*self.box.children, self.about)
+        self.widget.observe(lambda change: self._describe(), names="value")
+
+    def speak(self) -> None:
+        super().speak()
+        self._describe()
+
+    def _describe(self) -> None:
+        self.about.value = about_html(self.widget.value)
+
+
+class MixControl(Control):
+    """A second data set and its share; the setting's text is "name:share", or nothing."""
+
+    def __init__(self, field: dataclasses.Field):
+        self.dataset = widgets.Dropdown(options=[NO_MIX, *CONVERSATION_DATASETS], value=NO_MIX, layout=in_the_column())
+        self.share = widgets.FloatSlider(value=0.2, min=0.05, max=0.95, step=0.05, **slider_options())
+        self.about = html_widget()
+        super().__init__(field, widgets.VBox([self.dataset, self.share, self.about], layout=in_the_column()))
+        self.dataset.observe(lambda change: self._describe(), names="value")
+
+    @property
+    def value(self) -> str | None:
+        return f"{self.dataset.value}:{self.share.value:g}" if self.dataset.value else None
+
+    def observe(self, changed: Callable[[Any], Any]) -> None:
+        for widget in (self.dataset, self.share):
+            widget.observe(changed, names="value")
+
+    def speak(self) -> None:
+        super().speak()
+        relabel(self.dataset, [(name or text("nothing"), name) for name in (NO_MIX, *CONVERSATION_DATASETS)])
+        self._describe()
+
+    def _show(self, value: str | None) -> None:
+        name, _, share = (value or NO_MIX).rpartition(":")
+        self.dataset.value = name
+        if name:
+            self.share.value = float(share)
+
+    def _describe(self) -> None:
+        name = self.dataset.value
+        self.share.layout.display = None if name else "none"
+        self.about.value = about_html(name) if name else ""
+
+
+def about_html(dataset: str) -> str:
+    """A sentence on a data set: how large it is, in which language, under which licence, and what it is good for."""
+    entry = DATASETS[dataset]
+    told = f"{rows_of(entry)} rows, {entry.language}, licence: {entry.licence}. Good for: {entry.good_for}."
+    return small_html(escape(told), "line-height:1.35")
+
+
+def in_the_column() -> widgets.Layout:
+    """As wide as the column that the widget stands in."""
+    return widgets.Layout(width="auto", min_width="0")
+
+
 def settings_fields(arguments_class: type) -> list[dataclasses.Field]:
     """The fields that a panel offers, in its order: those with a range, choices, a yes or no, or a file."""
     fields = filter(_is_offered, dataclasses.fields(arguments_class))
@@ -161,10 +229,14 @@ def settings_fields(arguments_class: type) -> list[dataclasses.Field]:
     return sorted(fields, key=lambda field: order.index(field.name) if field.name in order else len(order))
 
 
-def make_control(field: dataclasses.Field, extra_values: Iterable[Any] = ()) -> Control:
-    """The control of one field. A slider of steps also has the `extra_values`, such as those of presets."""
-    kind = _plain_type(field)[0]
-    control, layout = Control, widgets.Layout(width="auto", min_width="0")
+def make_control(field: dataclasses.Field, extra_values: Iterable[Any], dataset: str) -> Control:
+    """The control of one field. A slider of steps also has the `extra_values`, such as those of presets; a list of the
+    catalogue begins with `dataset`, where there is one."""
+    if field.name == "mix":
+        return MixControl(field)
+    if field.name == "dataset" and dataset:
+        return DatasetControl(field, dataset)
+    kind, control, layout = _plain_type(field)[0], Control, in_the_column()
     if field.name in RANGES:
         control, steps = RangeControl, _labelled(field.name, log_steps(*RANGES[field.name], float))
         widget = widgets.SelectionRangeSlider(options=steps, index=(0, len(steps) - 1), **slider_options())

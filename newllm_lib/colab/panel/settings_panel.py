@@ -23,7 +23,6 @@ from ..page.notices import error_html, in_one_sentence, say
 from ..page.pieces import FAINT, button, escape, html_widget, wrapping_row
 from ..storage import drive_copier
 from . import lookups
-from .catalogue import DatasetControl, MixControl
 from .controls import in_the_panels_words, make_control, metadata_of, relabel, settings_fields, title_of
 from .estimate import MeasuredUpdate, count_model, minutes_of_preset
 from .stage import NotebookStage
@@ -62,13 +61,7 @@ class SettingsPanel:
         self.controls, boxes = {}, {}  # by field; their boxes by group
         for field in fields:
             of_presets = [preset[field.name] for preset in self.presets.values() if preset.get(field.name) is not None]
-            if field.name == "dataset" and stage.dataset:
-                control = DatasetControl(field, stage.dataset)
-            elif field.name == "mix":
-                control = MixControl(field)
-            else:
-                control = make_control(field, of_presets)
-            self.controls[field.name] = control
+            self.controls[field.name] = control = make_control(field, of_presets, stage.dataset)
             boxes.setdefault(metadata_of(field)["group"], [widgets.HTML()]).append(control.box)
         self.defaults = {name: control.value for name, control in self.controls.items()}
         wide = widgets.Layout(width="auto", flex="1 1 240px")
