@@ -40,20 +40,10 @@ def export_html(path: str | Path, output: str | Path | None = None, int8: bool =
     have 8 bits and a scale for each row, which halves the page.
 
     Raises:
-        InputError: `path` holds no New-LLM with a tokenizer of bytes, its card lacks a licence, or `output` cannot be
-            written to.
+        InputError: `path` holds no New-LLM with a tokenizer of bytes and no other chat template than ours, its card
+            lacks a licence, or `output` cannot be written to.
     """
     trained = open_model(path)
-    check_exportable(trained)
-    target = Path(os.path.expanduser(output or trained.folder / PAGE))
-    with saying(f"output {str(target)!r} cannot be written to", "name another one"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, page_of(trained, int8))
-    return target
-
-
-def check_exportable(trained: TrainedModel) -> None:
-    """Raises InputError: the page has no program for this model or its tokenizer."""
     what = f"model {str(trained.folder)!r}"
     if not isinstance(trained.model, NewLLMForCausalLM):
         raise InputError(f"{what} is a {trained.name}; only a New-LLM can be exported as a page.")
@@ -61,6 +51,11 @@ def check_exportable(trained: TrainedModel) -> None:
         raise InputError(f"{what} was trained with another tokenizer than bpe or byte, which a page cannot run.")
     if trained.tokenizer.chat_template not in (None, ROLE_TEMPLATE):
         raise InputError(f"{what} has a chat template of its own, which a page cannot run.")
+    target = Path(os.path.expanduser(output or trained.folder / PAGE))
+    with saying(f"output {str(target)!r} cannot be written to", "name another one"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, page_of(trained, int8))
+    return target
 
 
 def page_of(trained: TrainedModel, int8: bool = False) -> str:
