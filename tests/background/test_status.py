@@ -36,8 +36,8 @@ def work():
                     heart.on_train_begin(None, state, None)
                     now[0], state.global_step = time.time(), update
                     heart.on_step_end(None, state, None)
-                os.write(write_end, b"!")
                 try:
+                    os.write(write_end, b"!")
                     while True:
                         signal.pause()
                 except KeyboardInterrupt:
