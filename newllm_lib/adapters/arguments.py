@@ -9,7 +9,7 @@ import torch
 
 from ..errors import InputError
 from ..stages.sft import ConversationArguments
-from ..training.arguments import StageArguments, check_intervals, setting
+from ..training.arguments import StageArguments, setting
 
 
 @dataclass
@@ -34,7 +34,6 @@ class AdapterArguments(StageArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        check_intervals(self, [("lora_r", 1, 1024), ("lora_alpha", 0, 4096), ("repetition_penalty", 0.5, 10.0)])
         if self.model is not None and Path(os.path.expanduser(self.model)).is_dir():
             self.model = os.path.abspath(os.path.expanduser(self.model))  # the finished run is opened from elsewhere
 
@@ -112,10 +111,6 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
         super().__post_init__()
         if self.rank_schedule is not None:
             self.lora_r = self.ranks[-1]
-        check_intervals(self, [
-            ("lora_dropout", 0.0, 0.99), ("distill_weight", 0.0, 1000.0), ("distill_weight_end", 0.0, 1000.0),
-            ("rehearsal_ratio", 0.0, 100.0), ("label_smoothing_factor", 0.0, 0.99),
-        ])  # fmt: skip
         if self.bnb_4bit_quant_type not in ("nf4", "fp4"):
             raise InputError(f"bnb_4bit_quant_type has to be nf4 or fp4, got {self.bnb_4bit_quant_type!r}.")
         if self.teacher_on_cpu and self.teacher is None:

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 from ..adapters.arguments import AdapterArguments
 from ..data.sources import Splits
 from ..errors import InputError
-from ..training.arguments import NO_EFFECT, check_intervals, setting
+from ..training.arguments import NO_EFFECT, setting
 from ..training.device import Device
 from .pairs import Preferences, load_preferences
 
@@ -93,10 +93,6 @@ class DpoArguments(AdapterArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        check_intervals(self, [
-            ("beta", 1e-4, 100.0), ("sft_epochs", 0.0, 1000.0), ("sft_learning_rate", 1e-7, 1.0),
-            ("new_tokens", 0, 50_000), ("sft_weight", 0.0, 100.0), ("label_smoothing", 0.0, 0.49),
-        ])  # fmt: skip
         if self.loss_type not in LOSS_TYPES:
             raise InputError(f"loss_type has to be one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}.")
         if self.label_smoothing > 0 and self.loss_type != "robust":
