@@ -119,10 +119,10 @@ class SentenceParser(argparse.ArgumentParser):
         if vars(namespace).pop("which", "best") == "final":
             from .training.checkpoint import weights_folder
 
-            for name in vars(namespace).keys() & {"path", "models"}:
-                paths = getattr(namespace, name)
-                folders = [weights_folder(it, "final") for it in ([paths] if isinstance(paths, str) else paths)]
-                setattr(namespace, name, folders[0] if isinstance(paths, str) else folders)
+            if "models" in namespace:
+                namespace.models = [weights_folder(path, "final") for path in namespace.models]
+            else:
+                namespace.path = weights_folder(namespace.path, "final")
         return namespace
 
 

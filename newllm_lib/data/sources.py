@@ -210,12 +210,11 @@ def problem_of(error: Exception, hub_id: str, kind: str) -> HubProblem:
     if isinstance(error, HFValidationError):
         return HubProblem("other", f"{hub_id!r} cannot be the id of a {kind}, which reads owner/name")
     if isinstance(error, HfHubHTTPError):
-        answer = f"it answered {error.response.status_code}"
-        if error.response.status_code in (401, 403):
-            return HubProblem(
-                "gated", f"{answer}: not there, or gated: accept its licence on its page and set HF_TOKEN"
-            )
-        return HubProblem("other", answer)
+        status = error.response.status_code
+        if status not in (401, 403):
+            return HubProblem("other", f"it answered {status}")
+        remedy = "accept its licence on its page and set HF_TOKEN"
+        return HubProblem("gated", f"it answered {status}: not there, or gated: {remedy}")
     return HubProblem("unreachable", f"no connection: {type(error).__name__}")  # all failures to connect mean the same
 
 
