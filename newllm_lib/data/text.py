@@ -368,10 +368,9 @@ def packed_rows(
     return PackedRows([path], tokenizer, max_length, stride), counts
 
 
-def collate_rows(rows: list[dict[str, np.ndarray]] | dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Rows of `packed_rows`, or their columns -> [B, T] tensors, and `row` [B]. `shift_labels` tells transformers that
-    the labels are shifted already."""
-    columns = rows if isinstance(rows, dict) else {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+def collate_rows(columns: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Columns of `PackedRows` -> [B, T] tensors, and `row` [B]. `shift_labels` tells transformers that the labels are
+    shifted already."""
     batch = {name: torch.from_numpy(column.astype(np.int64)) for name, column in columns.items()}
     return batch | {"shift_labels": batch["labels"]}
 
