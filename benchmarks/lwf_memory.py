@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from newllm_lib.adapters.lwf_loss import lwf_loss
 from newllm_lib.models.frozen_head import Head
-from newllm_lib.training.device import GB, size
+from newllm_lib.training.disk import GB, size
 
 TEMPERATURE, DISTILL_WEIGHT = 2.0, 1.0
 WARM_UP_TOKENS = 8

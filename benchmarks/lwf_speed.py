@@ -29,7 +29,7 @@ from newllm_lib.adapters.mixture import ExampleMix
 from newllm_lib.adapters.trainer import LwfTrainer
 from newllm_lib.data.text import EvaluationDocuments
 from newllm_lib.data.tokenizer import build_tokenizer
-from newllm_lib.training.device import GB
+from newllm_lib.training.disk import GB
 
 TINY = {
     "vocab_size": 3000, "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3,

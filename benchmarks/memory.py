@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 
 from newllm_lib.colab.timed_update import TimedUpdate
 from newllm_lib.models import build_config, build_model
-from newllm_lib.training.device import MB
-from newllm_lib.training.disk import write_json
+from newllm_lib.training.disk import MB, write_json
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

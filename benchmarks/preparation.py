@@ -23,8 +23,7 @@ from newllm_lib.data.chat_template import ConversationFormat, render, template_f
 from newllm_lib.data.conversations import CONVERSATIONS_PER_CALL, conversation_rows, load_conversations
 from newllm_lib.data.stand_ins import documentation_rows
 from newllm_lib.data.tokenizer import build_tokenizer
-from newllm_lib.training.device import MB
-from newllm_lib.training.disk import write_json
+from newllm_lib.training.disk import MB, write_json
 
 BASELINE_CONVERSATIONS = 20_000  # encode_batch's speed does not depend on how many there are
 

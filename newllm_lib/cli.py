@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command not in COMMANDS:
             raise InputError(f"unknown command {command!r}{nearest(command, COMMANDS)}; newllm --help lists them all.")
         set_up_output()
+        if command not in WATCHING:
+            quiet_libraries()
         run, purpose = COMMANDS[command]
         # Who talks to a model is not to see how long it takes.
         with contextlib.nullcontext() if command == "chat" else working():
@@ -63,8 +65,7 @@ def accept_every_character() -> None:
 
 
 def set_up_output() -> None:
-    """Our own log lines on standard output, the progress of long work on standard error; from the libraries below us,
-    errors only."""
+    """Our own log lines on standard output, the progress of long work on standard error."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     handler, line = logging.StreamHandler(sys.stdout), ConsoleLine()
     handler.addFilter(line.make_room)
@@ -72,7 +73,6 @@ def set_up_output() -> None:
     logging.getLogger(__package__).setLevel(logging.INFO)
     if os.environ.get("RANK", "0") == "0" and sys.stderr is not None:  # of several processes the first
         Progress.place = line
-    quiet_libraries()
 
 
 def quiet_libraries() -> None:
@@ -374,3 +374,4 @@ COMMANDS: dict[str, tuple[Callable[[SentenceParser, Sequence[str]], None], str]]
     "chat": (run_chat, "talk to a model; an empty line ends it"),
     "doctor": (run_doctor, "what this machine is and what will run on it"),
 }  # fmt: skip
+WATCHING = ("status", "stop")  # these read files: no library is loaded for them, which would take seconds

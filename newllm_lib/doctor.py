@@ -11,7 +11,8 @@ import psutil
 from packaging.version import Version
 
 from .data.sources import DATASETS, has_chitchat, hub_problem
-from .training.device import GB, Device, choose_precision, find_device, size
+from .training.device import Device, choose_precision, find_device
+from .training.disk import GB, size
 
 PYTHON = "3.10", "3.13"  # the least that setup.py asks for, and the newest this release was tested with
 # package -> (likewise, "" for any, and of constraints.txt; what it is for; the stages that alone need it, () for all;

@@ -17,7 +17,8 @@ from ..errors import InputError
 from ..models.adjust import set_dropout
 from ..models.frozen_head import blocks_of_logits, split_head
 from ..training.checkpoint import REFERENCE_FOLDER, check_version, has_adapters, run_of
-from ..training.device import Device, autocast_dtype, find_device, size
+from ..training.device import Device, autocast_dtype, find_device
+from ..training.disk import size
 from ..training.trained_model import (
     BaseModel,
     RunSettings,

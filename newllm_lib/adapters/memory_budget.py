@@ -20,7 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import InputError
 from ..models.frozen_head import CHUNK_ELEMENTS
-from ..training.device import GB, find_device
+from ..training.device import find_device
+from ..training.disk import GB
 from .arguments import QloraLwfArguments
 
 FP32 = 4  # bytes

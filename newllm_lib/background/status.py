@@ -13,17 +13,18 @@ from typing import Any
 import psutil
 
 from ..errors import InputError
-from ..training.callbacks import COLUMNS, METRICS_FILE, read_history
 from ..training.checkpoint import (
+    COLUMNS,
     COMPLETE_FILE,
+    METRICS_FILE,
     SETTINGS_FILE,
     TRAINER_STATE_NAME,
     is_complete,
     numbered_checkpoints,
+    read_history,
     read_results,
 )
-from ..training.device import MB, size
-from ..training.disk import read_json
+from ..training.disk import MB, read_json, size
 from ..wings import wing
 from .owner import find_owner, is_here, log_file, started_file
 
@@ -101,7 +102,7 @@ def _trials(folder: Path) -> dict[str, int] | None:
     settings = read_json(folder / SETTINGS_FILE)
     if not isinstance(settings, dict) or "sweep" not in settings.get("run", {}):
         return None
-    rows = wing("preferences.sweep").read_trials(folder)
+    rows = wing("preferences.trials").read_trials(folder)
     return {"done": sum(row["state"] != "running" for row in rows), "asked": settings["session"]["trials"]}
 
 

@@ -20,7 +20,8 @@ from transformers import TrainerCallback
 from ..errors import InputError
 from ..preferences import sweep
 from ..preferences.reference import ReferenceArguments
-from ..preferences.sweep import best_trial, margin_histories, read_trials, trial_folder
+from ..preferences.sweep import best_trial, margin_histories, trial_folder
+from ..preferences.trials import read_trials
 from ..training.callbacks import TrainingInterrupted
 from ..training.checkpoint import SETTINGS_FILE, read_results
 from .drive.drive_copy import callbacks_for, wait_for_drive

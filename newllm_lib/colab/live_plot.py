@@ -26,10 +26,11 @@ from ..preferences.reference import ReferenceArguments
 from ..preferences.scores import chosen_falls
 from ..progress import TRAINING, Line, Progress
 from ..training.arguments import StageArguments
-from ..training.callbacks import TrainingInterrupted, read_history
-from ..training.checkpoint import newest_checkpoint, read_results
+from ..training.callbacks import TrainingInterrupted
+from ..training.checkpoint import newest_checkpoint, read_history, read_results
 from ..training.curves import COLOURS, curves_figure
-from ..training.device import Device, find_device, size
+from ..training.device import Device, find_device
+from ..training.disk import size
 from .drive.drive_copy import callbacks_for, span, wait_for_drive
 from .page.languages import translate
 from .page.notices import CellStopped, in_one_sentence, quiet_notebook, say

@@ -26,7 +26,7 @@ from ..data.sources import DATASETS
 from ..doctor import PACKAGES, doctor
 from ..errors import CODES, InputError
 from ..preferences.arguments import LOSS_TYPES
-from ..training.callbacks import read_history
+from ..training.checkpoint import read_history
 from .live_plot import FACTS
 from .page.languages import text
 from .page.notices import CellStopped, causes, code_and_sentence, in_one_sentence, say

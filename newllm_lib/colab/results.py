@@ -22,9 +22,9 @@ from ..stages.evaluate import held_out_documents, held_out_text, score
 from ..stages.generate import generate
 from ..stages.sft import advice
 from ..training import checkpoint
-from ..training.callbacks import CURVES_FILE, METRICS_FILE
-from ..training.device import autocast_dtype, find_device, size
-from ..training.disk import read_json, write_json
+from ..training.checkpoint import CURVES_FILE, METRICS_FILE
+from ..training.device import autocast_dtype, find_device
+from ..training.disk import read_json, size, write_json
 from ..training.run import CARD_FILE
 from ..training.trained_model import open_model, read_tokenizer
 from .page.languages import text, translate

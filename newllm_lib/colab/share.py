@@ -17,8 +17,7 @@ from IPython.display import HTML, FileLink, display
 from ..errors import InputError
 from ..export.model_folder import model_files, read_card
 from ..training import checkpoint
-from ..training.device import size
-from ..training.disk import PARTIAL, temporary
+from ..training.disk import PARTIAL, size, temporary
 from .chat_box import ChatBox
 from .drive.drive_copy import wait_for_drive
 from .page.notices import in_one_sentence, say

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from IPython.display import HTML, display
 
-from ..preferences.sweep import TRIALS_FILE, read_trials
+from ..preferences.trials import TRIALS_FILE, read_trials
 from ..training import checkpoint
 from ..training.checkpoint import COMPLETE_FILE, RESULTS_FILE, SETTINGS_FILE, numbered_checkpoints
-from ..training.device import GB, size
+from ..training.disk import GB, size
 from .drive import run_copy
 from .drive.drive_copy import DriveCopier, problem_of
 from .page.languages import text, translate

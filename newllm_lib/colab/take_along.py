@@ -9,7 +9,7 @@ from IPython.display import HTML, display
 from ..errors import InputError
 from ..export.html import PAGE, export_html
 from ..models import NewLLMConfig
-from ..training.device import size
+from ..training.disk import size
 from ..training.trained_model import read_config
 from .page.languages import language
 from .page.notices import in_one_sentence, say

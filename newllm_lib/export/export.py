@@ -7,7 +7,7 @@ from pathlib import Path
 from ..adapters.merge import merge
 from ..errors import InputError
 from ..training.checkpoint import check_model_folder, run_of
-from ..training.device import size
+from ..training.disk import size
 from .gguf_file import export_gguf
 from .html import export_html
 from .model_folder import export_folder

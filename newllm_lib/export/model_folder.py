@@ -14,7 +14,7 @@ from ..adapters.qlora_lwf import FORGETTING_FILE
 from ..errors import InputError
 from ..preferences.dpo import MERGED_FOLDER, PREFERENCES_FILE
 from ..training import checkpoint
-from ..training.callbacks import CURVES_FILE, METRICS_FILE
+from ..training.checkpoint import CURVES_FILE, METRICS_FILE
 from ..training.disk import read_json, unwritten_folder
 from ..training.run import CARD_FILE, how_to_use
 from ..training.trained_model import read_config

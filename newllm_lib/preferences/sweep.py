@@ -17,15 +17,15 @@ from ..adapters.qlora_lwf import qlora_lwf
 from ..errors import InputError
 from ..stages.sft import sft
 from ..training.arguments import setting
-from ..training.callbacks import TrainingInterrupted, read_history
-from ..training.checkpoint import open_run, read_results, read_settings
+from ..training.callbacks import TrainingInterrupted
+from ..training.checkpoint import open_run, read_history, read_results, read_settings
 from ..training.disk import in_use, write_json, write_text
 from .arguments import LOSS_TYPES, DpoArguments, values_for
 from .dpo import dpo, prepare
 from .reference import learn_answers
 from .searches import QloraLwfSweepArguments, Search, SftSweepArguments
+from .trials import TRIALS_FILE, read_trials
 
-TRIALS_FILE = "trials.jsonl"
 BEST_FILE = "best.json"
 RESULTS = ("accuracy", "margin", "loss", "kl", "chosen_logp", "rejected_logp", "updates")  # of a finished trial of dpo
 SHOWN = ("accuracy", "margin", "kl", "bits_per_byte", "general_bits_per_byte", "objective")  # of any, in its line
@@ -108,20 +108,6 @@ def check_optuna() -> None:
     """Raises InputError if there is no optuna, which chooses what is tried next."""
     if find_spec("optuna") is None:
         raise InputError("sweep needs the package optuna; run pip install 'newllm[sweep,dpo]'.")
-
-
-def read_trials(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the table: trial, state (running, finished, failed), the settings and, of finished ones, metrics.
-    Raises InputError: the table is damaged."""
-    path = folder / TRIALS_FILE
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) | {} for line in lines]  # a line that is no object is damage, too: a TypeError
-    except (ValueError, TypeError, RecursionError) as error:
-        remedy = "choose another --output_dir. Its trials stay there, each a run of its own"
-        raise InputError(
-            f"output_dir {str(folder)!r} holds a sweep whose table, {TRIALS_FILE}, is damaged; {remedy}.", "NL-404"
-        ) from error
 
 
 def write_trials(args: SweepArguments, rows: Sequence[dict[str, Any]]) -> None:

@@ -14,19 +14,11 @@ from accelerate.utils import gather
 from transformers import TrainerCallback, TrainingArguments
 
 from ..progress import TRAINING, Progress
+from .checkpoint import COLUMNS, CURVES_FILE, METRICS_FILE
 from .disk import OWNER_FILE, read_json, refusal, write_json
 
 RETRY_SECONDS = 60.0  # after a save that failed
 HEARTBEAT_SECONDS = 5.0
-METRICS_FILE = "metrics.jsonl"
-CURVES_FILE = "curves.png"
-# Metric of an evaluation -> (title, width, format) of its column in the log.
-COLUMNS = {
-    "loss": ("loss", 8, ".4f"), "perplexity": ("perplexity", 11, ".2f"), "token_accuracy": ("accuracy", 9, ".2%"),
-    "bits_per_byte": ("bits/byte", 10, ".4f"), "accuracy": ("accuracy", 9, ".2%"), "margin": ("margin", 8, ".3f"),
-    "chosen_logp": ("chosen", 8, ".1f"), "rejected_logp": ("rejected", 9, ".1f"), "kl": ("KL", 7, ".3f"),
-}  # fmt: skip
-
 logger = logging.getLogger(__name__)
 
 
@@ -216,12 +208,3 @@ class Heartbeat(TrainerCallback):
             now = {"update": state.global_step, "updates": state.max_steps, "told": self.told}
             with suppress(OSError):
                 write_json(self.note, {**self.owner, **self.begun, **now})
-
-
-def read_history(folder: Path) -> list[dict]:
-    """The metrics log of a run folder, but for lines that a disk has damaged."""
-    path, entries = folder / METRICS_FILE, []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        with suppress(ValueError, RecursionError):
-            entries.append(json.loads(line))
-    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)]

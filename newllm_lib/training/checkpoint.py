@@ -1,29 +1,38 @@
-"""The run folder: settings, checkpoints that are known to be complete, results. A machine may vanish at any moment.
+"""The run folder: settings, checkpoints that are known to be complete, log, results. A machine may vanish at any
+moment. Whoever watches a run reads it without torch and transformers, which take seconds and memory.
 
 A checkpoint is written in a hidden folder, and stands among the others when it is sealed. One is removed when a newer
 one stands there, and never before: one that is damaged stays until then, for it may be good after all.
 """
 
 import functools
+import json
 import logging
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from transformers.trainer import TRAINER_STATE_NAME
-
 from ..data.files import content_hash
 from ..errors import InputError
-from ..models.configuration_newllm import EARLIER_FIELDS, NewLLMConfig
 from .disk import read_json, saying, write_json
 
 SETTINGS_FILE = "settings.json"
 RESULTS_FILE = "results.json"
 COMPLETE_FILE = "complete.json"
+TRAINER_STATE_NAME = "trainer_state.json"  # transformers' own name, which takes seconds to import
+METRICS_FILE = "metrics.jsonl"
+CURVES_FILE = "curves.png"
+# Metric of an evaluation -> (title, width, format) of its column in the log.
+COLUMNS = {
+    "loss": ("loss", 8, ".4f"), "perplexity": ("perplexity", 11, ".2f"), "token_accuracy": ("accuracy", 9, ".2%"),
+    "bits_per_byte": ("bits/byte", 10, ".4f"), "accuracy": ("accuracy", 9, ".2%"), "margin": ("margin", 8, ".3f"),
+    "chosen_logp": ("chosen", 8, ".1f"), "rejected_logp": ("rejected", 9, ".1f"), "kl": ("KL", 7, ".3f"),
+}  # fmt: skip
 MODEL_FILES = ("config.json", "model.safetensors")
 # In a run: a model of the weights after its last update, where the best ones are another's.
 FINAL_FOLDER = "final-weights"
@@ -123,6 +132,15 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     return results if isinstance(results, dict) and "loss" in results and has_weights else None
 
 
+def read_history(folder: Path) -> list[dict]:
+    """The metrics log of a run folder, but for lines that a disk has damaged."""
+    path, entries = folder / METRICS_FILE, []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        with suppress(ValueError, RecursionError):
+            entries.append(json.loads(line))
+    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
+
+
 def seal_checkpoint(checkpoint: Path, run: Path) -> None:
     """State of every file of a checkpoint what it holds, after all of them are written, and the settings of its run,
     which everything else depends on. A file whose name begins with a dot is none of ours."""
@@ -164,6 +182,8 @@ def has_adapters(folder: Path) -> bool:
 
 def is_of_earlier_version(folder: Path) -> bool:
     """True if the model in the folder, or a checkpoint of it, is a New-LLM that this version cannot go on with."""
+    from ..models.configuration_newllm import EARLIER_FIELDS, NewLLMConfig  # it brings torch
+
     holders = (folder, *(checkpoint for _, checkpoint in numbered_checkpoints(folder)))
     configs = (read_json(holder / "config.json") for holder in holders)
     # Where there is none yet, or one that was cut off while it was written, there is no model at all.

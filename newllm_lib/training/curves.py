@@ -150,7 +150,7 @@ def curves_figure(histories: Mapping[str, Sequence[dict]]) -> Figure:
         axes.margins(y=0.12)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         if axes.get_lines():
-            axes.legend(frameon=False, title=panel.says or None, alignment="left")
+            axes.legend(framealpha=0.7, edgecolor="none", title=panel.says or None, alignment="left")
     return figure
 
 

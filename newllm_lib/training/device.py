@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from .disk import GB
+
 BF16_CAPABILITY = (8, 0)  # torch says yes to bf16 on a T4 (7.5) too, through a slow emulation
-KB, MB, GB = 2**10, 2**20, 2**30  # as torch, nvidia-smi and Colab count
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 GLIBC_TRIM_THRESHOLD, GLIBC_MMAP_MAX = 128 * 1024, 65536  # what glibc starts with
 
@@ -82,9 +83,3 @@ def freed_memory_kept() -> Iterator[None]:
         libc.mallopt(M_MMAP_MAX, GLIBC_MMAP_MAX)
         libc.mallopt(M_TRIM_THRESHOLD, GLIBC_TRIM_THRESHOLD)
         libc.malloc_trim(0)
-
-
-def size(count: float) -> str:
-    """Bytes as people read them: "1.5 GB"."""
-    unit, name = next((pair for pair in ((GB, "GB"), (MB, "MB")) if count >= pair[0]), (KB, "kB"))
-    return f"{count / unit:,.1f} {name}"

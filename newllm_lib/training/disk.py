@@ -1,5 +1,5 @@
-"""What the disk refuses, in whatever words libraries say it; files that are written whole or not at all; and the one
-owner that a run folder has at a time."""
+"""What the disk refuses, in whatever words libraries say it; files that are written whole or not at all; the one owner
+that a run folder has at a time; and how much it holds."""
 
 import json
 import logging
@@ -27,7 +27,15 @@ LOCK_FILE, OWNER_FILE = ".in-use.lock", ".in-use.json"
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 WORKERS_END_SECONDS = 10.0  # a data loader's processes outlive a killed owner by five seconds, and hold its lock
 
+KB, MB, GB = 2**10, 2**20, 2**30  # as torch, nvidia-smi and Colab count
+
 logger = logging.getLogger(__name__)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them: "1.5 GB"."""
+    unit, name = next((pair for pair in ((GB, "GB"), (MB, "MB")) if count >= pair[0]), (KB, "kB"))
+    return f"{count / unit:,.1f} {name}"
 
 
 def refusal(error: BaseException) -> str:

@@ -33,8 +33,6 @@ from ..models.sizing import ALL_SIZES
 from ..progress import Progress
 from .arguments import ModelArguments
 from .callbacks import (
-    CURVES_FILE,
-    METRICS_FILE,
     EvaluateAtEnd,
     Heartbeat,
     RunLog,
@@ -43,9 +41,19 @@ from .callbacks import (
     TrainingInterrupted,
     any_process,
 )
-from .checkpoint import FINAL_FOLDER, RESULTS_FILE, SETTINGS_FILE, check_place, open_run, read_results, rotate
-from .device import GB, find_device
-from .disk import in_use, saying, write_json, write_text
+from .checkpoint import (
+    CURVES_FILE,
+    FINAL_FOLDER,
+    METRICS_FILE,
+    RESULTS_FILE,
+    SETTINGS_FILE,
+    check_place,
+    open_run,
+    read_results,
+    rotate,
+)
+from .device import find_device
+from .disk import GB, in_use, saying, write_json, write_text
 from .run_trainer import RunTrainerMixin
 from .trained_model import BaseModel
 from .trainer import count_training_tokens
@@ -184,12 +192,12 @@ class Run:
     def callbacks(self, callbacks: Sequence[TrainerCallback] = ()) -> list[TrainerCallback]:
         """What a trainer of this run calls back, `callbacks` last."""
         args = self.args
-        self._log, self._interrupt = RunLog(self.folder, args.model_type, args.metrics), SaveOnInterrupt()
+        self._log, self.interrupt = RunLog(self.folder, args.model_type, args.metrics), SaveOnInterrupt()
         stop_early = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
         by_minutes = [SaveByMinutes(args.save_minutes)] if args.save_minutes and args.save_strategy != "no" else []
         log = [self._log, Heartbeat(self.folder)] if self.is_main else []
         # Whoever reads that it trains may stop it: the signals come before the heartbeat.
-        return [*stop_early, EvaluateAtEnd(), self._interrupt, *log, *by_minutes, *callbacks]
+        return [*stop_early, EvaluateAtEnd(), self.interrupt, *log, *by_minutes, *callbacks]
 
     def train(self, trainer: RunTrainerMixin) -> None:
         """Train, or go on from the newest checkpoint, and save the model that is the result; `trainer` is made with
@@ -202,10 +210,10 @@ class Run:
             if self.is_main:
                 self._log.write_all(trainer.state)
         finally:
-            self._interrupt.restore()
+            self.interrupt.restore()
             self._log.progress.close()
         state, saved = trainer.state, trainer.saved_step
-        if self._interrupt.interrupted and state.global_step < state.max_steps:
+        if self.interrupt.interrupted and state.global_step < state.max_steps:
             then = f"; everything is saved in {self.folder}. The same command continues from there."
             if saved != state.global_step:
                 then = f", which could not be saved. The same command continues from update {saved}."
@@ -215,9 +223,6 @@ class Run:
         if self.is_main:  # no results beside weights that are not all there
             (self.folder / RESULTS_FILE).unlink(missing_ok=True)
         trainer.save_model(str(self.folder))
-        if any_process(self._interrupt.asked, self.args):  # a sweep would go on with its next training
-            then = f"everything is saved in {self.folder}. The same command goes on to its figures."
-            raise TrainingInterrupted(f"Stopped after the last update; {then}")
 
     def finish(self, metrics: dict[str, Any], more: dict[str, Any] | None = None, advice: str = "") -> None:
         """Write the model card and the results, which say that the run is finished: the `metrics` of the trained model,
@@ -257,7 +262,7 @@ class Run:
 def opened_run(args: ModelArguments, prepared: PreparedRun, identity: dict[str, Any]) -> Iterator[Run]:
     """The run that `args.output_dir` holds, or a new one there; beside its settings and its data, `identity` makes it
     this run. Raises InputError: the folder holds something else, another process works on it, or the disk does not take
-    the result."""
+    the result; TrainingInterrupted, at its end: a stop came when there was nothing left to train."""
     claim_folder(args, prepared, identity)
     with in_use(Path(args.output_dir)) if args.process_index == 0 else nullcontext():
         run = Run(args, prepared)
@@ -271,6 +276,8 @@ def opened_run(args: ModelArguments, prepared: PreparedRun, identity: dict[str, 
                 f"the same command writes it when the disk can take it (saved up to update {run.trainer.saved_step})",
             ):
                 raise
+        if run.trainer is not None and any_process(run.interrupt.asked, args):  # a sweep would go on with its next run
+            raise TrainingInterrupted(f"Stopped after the last update: the run in {run.folder} is finished.")
 
 
 def claim_folder(args: ModelArguments, prepared: PreparedRun, identity: dict[str, Any]) -> None:

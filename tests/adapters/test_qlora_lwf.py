@@ -16,8 +16,8 @@ from newllm_lib.adapters.qlora_lwf import FORGETTING_FILE, QloraLwfArguments, pr
 from newllm_lib.chat import Chat
 from newllm_lib.errors import InputError
 from newllm_lib.stages.evaluate import evaluate
-from newllm_lib.training.callbacks import TrainingInterrupted, read_history
-from newllm_lib.training.checkpoint import read_results, read_settings
+from newllm_lib.training.callbacks import TrainingInterrupted
+from newllm_lib.training.checkpoint import read_history, read_results, read_settings
 from newllm_lib.training.device import Device
 from newllm_lib.training.trained_model import open_model
 

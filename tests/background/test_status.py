@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -115,6 +117,20 @@ def test_a_sweep_counts_its_trials(tmp_path, work, states, state):
         work(make_run(folder / "trial-002"), update=5)
     status = run_status(folder)
     assert status["state"] == state and f"{states.count('finished')} of 3 trials done" in one_line(status)
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"], ["stop"]])
+def test_whoever_watches_loads_no_library(tmp_path, words):
+    """They would take seconds, and hundreds of MB beside a training."""
+    folder = make_run(tmp_path / "sweep", steps=(5,))
+    write_json(folder / "settings.json", {"run": {"sweep": "dpo"}, "session": {"trials": 3}})
+    (folder / "trials.jsonl").write_text('{"trial": 1, "state": "finished"}\n')
+    asked = [words[0], str(folder), *words[1:]]
+    code = f"import sys; from newllm_lib.cli import main; main({asked}); print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "sweep" in result.stdout + result.stderr and "3" in result.stdout + result.stderr
+    loaded = set(result.stdout.splitlines()[-1].split())
+    assert not loaded & {"torch", "transformers", "datasets", "peft", "matplotlib", "numpy"} and "newllm_lib" in loaded
 
 
 def test_a_later_process_with_its_number_is_not_the_owner():

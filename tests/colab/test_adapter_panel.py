@@ -17,7 +17,8 @@ from newllm_lib.colab.panel.estimate import DataSize
 from newllm_lib.colab.panel.settings_panel import SettingsPanel
 from newllm_lib.colab.panel.stage import ADAPTER
 from newllm_lib.errors import InputError
-from newllm_lib.training.device import KB, MB, Device, find_device
+from newllm_lib.training.device import Device, find_device
+from newllm_lib.training.disk import KB, MB
 from newllm_lib.training.trained_model import BaseModel
 
 SLIDERS = {

@@ -21,7 +21,8 @@ from newllm_lib.data.sources import CONVERSATION_DATASETS, DATASETS
 from newllm_lib.data.text import load_text
 from newllm_lib.models import build_config, build_model
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, prepare, pretrain
-from newllm_lib.training.device import GB, Device
+from newllm_lib.training.device import Device
+from newllm_lib.training.disk import GB
 from newllm_lib.training.trainer import count_training_tokens
 
 UPDATE = MeasuredUpdate(2.0, 1_000_000, 2_048, 3 * GB)

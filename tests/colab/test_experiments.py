@@ -24,7 +24,8 @@ from newllm_lib.colab.panel.preference_panel import PreferencePanel, SweepPanel
 from newllm_lib.colab.panel.stage import EXPERIMENTS, PREFERENCES
 from newllm_lib.colab.storage import bring_back_runs, is_finished, run_sentence
 from newllm_lib.preferences.reference import ReferenceArguments
-from newllm_lib.preferences.sweep import SweepArguments, read_trials, sweep, sweep_settings
+from newllm_lib.preferences.sweep import SweepArguments, sweep, sweep_settings
+from newllm_lib.preferences.trials import read_trials
 
 FEW = {
     "trials": 2, "max_steps": 4, "sft_epochs": 0.0, "max_length": 96, "per_device_train_batch_size": 4,

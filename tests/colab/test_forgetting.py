@@ -8,7 +8,7 @@ import pytest
 from newllm_lib.colab import results
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.page.notices import CellStopped
-from newllm_lib.training.callbacks import read_history
+from newllm_lib.training.checkpoint import read_history
 from newllm_lib.training.curves import curves_figure
 
 

@@ -13,7 +13,8 @@ from newllm_lib.colab import live_plot
 from newllm_lib.colab.live_plot import LivePlot
 from newllm_lib.colab.page.notices import CellStopped
 from newllm_lib.progress import Line, Progress
-from newllm_lib.training.callbacks import TrainingInterrupted, read_history
+from newllm_lib.training.callbacks import TrainingInterrupted
+from newllm_lib.training.checkpoint import read_history
 
 
 class Page:

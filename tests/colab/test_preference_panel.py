@@ -27,7 +27,7 @@ from newllm_lib.preferences.dpo import dpo, prepare
 from newllm_lib.preferences.pairs import encode_preferences
 from newllm_lib.preferences.sweep import sweep
 from newllm_lib.stages.sft import SftArguments
-from newllm_lib.training.device import MB
+from newllm_lib.training.disk import MB
 from newllm_lib.training.trained_model import BaseModel
 
 

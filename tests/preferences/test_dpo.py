@@ -26,8 +26,8 @@ from newllm_lib.preferences.dpo import PREFERENCES_FILE, DpoArguments, dpo, prep
 from newllm_lib.preferences.pairs import encode_preferences
 from newllm_lib.preferences.reference import reference_arguments, row_length
 from newllm_lib.stages.evaluate import evaluate
-from newllm_lib.training.callbacks import TrainingInterrupted, read_history
-from newllm_lib.training.checkpoint import read_results
+from newllm_lib.training.callbacks import TrainingInterrupted
+from newllm_lib.training.checkpoint import read_history, read_results
 from newllm_lib.training.trained_model import open_model
 
 ADAPTERS = "adapter_model.safetensors"

@@ -13,7 +13,8 @@ from newllm_lib.errors import InputError
 from newllm_lib.preferences import sweep as stage
 from newllm_lib.preferences.arguments import values_for
 from newllm_lib.preferences.searches import QloraLwfSweepArguments, SftSweepArguments
-from newllm_lib.preferences.sweep import SweepArguments, best_trial, read_trials, suggest, sweep, trial_folder
+from newllm_lib.preferences.sweep import SweepArguments, best_trial, suggest, sweep, trial_folder
+from newllm_lib.preferences.trials import read_trials
 from newllm_lib.training.callbacks import TrainingInterrupted
 
 

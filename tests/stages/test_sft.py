@@ -23,7 +23,8 @@ from newllm_lib.stages.evaluate import evaluate
 from newllm_lib.stages.generate import generate
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.stages.sft import prepare, sft
-from newllm_lib.training.callbacks import TrainingInterrupted, read_history
+from newllm_lib.training.callbacks import TrainingInterrupted
+from newllm_lib.training.checkpoint import read_history
 from newllm_lib.training.trained_model import open_model
 
 

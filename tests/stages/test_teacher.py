@@ -9,7 +9,7 @@ from sample_text import make_text
 from newllm_lib.errors import InputError
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.stages.sft import sft
-from newllm_lib.training.callbacks import read_history
+from newllm_lib.training.checkpoint import read_history
 
 
 def pretrain_arguments(folder, data, **fields) -> PretrainArguments:

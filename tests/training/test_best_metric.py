@@ -15,7 +15,7 @@ from newllm_lib.preferences.arguments import DpoArguments
 from newllm_lib.preferences.dpo import dpo
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.stages.sft import SftArguments
-from newllm_lib.training.callbacks import METRICS_FILE
+from newllm_lib.training.checkpoint import METRICS_FILE
 from newllm_lib.training.trained_model import open_model
 from newllm_lib.training.trainer import LanguageModelTrainer
 

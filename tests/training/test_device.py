@@ -7,7 +7,8 @@ import pytest
 from newllm_lib.preferences.arguments import DpoArguments
 from newllm_lib.preferences.reference import reference_arguments
 from newllm_lib.training.arguments import StageArguments
-from newllm_lib.training.device import Device, choose_precision, find_device, size
+from newllm_lib.training.device import Device, choose_precision, find_device
+from newllm_lib.training.disk import size
 
 
 @pytest.mark.parametrize(

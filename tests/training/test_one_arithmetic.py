@@ -14,7 +14,7 @@ from newllm_lib.evaluation.perplexity import TextMetrics
 from newllm_lib.preferences.dpo import dpo
 from newllm_lib.stages.evaluate import evaluate
 from newllm_lib.stages.pretrain import PretrainArguments, pretrain
-from newllm_lib.training.callbacks import METRICS_FILE
+from newllm_lib.training.checkpoint import METRICS_FILE
 
 COMPARED = [field.name for field in dataclasses.fields(TextMetrics)]
 

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from ...errors import FULL
 from ...preferences.dpo import MERGED_FOLDER
-from ...preferences.sweep import TRIALS_FILE
+from ...preferences.trials import TRIALS_FILE
 from ...training.checkpoint import (
     CHECKPOINT_NAME,
     REFERENCE_FOLDER,

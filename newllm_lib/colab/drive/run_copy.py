@@ -21,11 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer import TRAINER_STATE_NAME
-
 from ...data.files import content_hash
 from ...training import checkpoint as run_folder
-from ...training.callbacks import CURVES_FILE, METRICS_FILE
+from ...training.checkpoint import CURVES_FILE, METRICS_FILE, TRAINER_STATE_NAME
 from ...training.disk import OLD, PARTIAL, temporary, write_json
 
 MANIFEST_FILE = "manifest.json"

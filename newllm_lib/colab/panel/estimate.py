@@ -29,7 +29,8 @@ from ...preferences.reference import UPDATE_TOKENS, learn_tokens, reference_argu
 from ...preferences.sweep import SweepArguments
 from ...training.arguments import ModelArguments, StageArguments
 from ...training.checkpoint import read_results
-from ...training.device import GB, find_device, freed_memory_kept, size
+from ...training.device import find_device, freed_memory_kept
+from ...training.disk import GB, size
 from ...training.run import BYTES_PER_PARAMETER, FEWEST_TYPES
 from ...training.trained_model import BaseModel, read_config
 from ...training.trainer import count_training_tokens

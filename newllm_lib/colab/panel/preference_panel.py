@@ -7,7 +7,8 @@ from ...data.sources import find_dataset
 from ...errors import InputError
 from ...preferences.dpo import check_trl
 from ...preferences.pairs import GENERATED
-from ...preferences.sweep import TRIALS_FILE, SweepArguments, check_optuna, read_trials
+from ...preferences.sweep import SweepArguments, check_optuna
+from ...preferences.trials import TRIALS_FILE, read_trials
 from ..page.languages import text
 from ..page.notices import in_one_sentence
 from .lookups import chat_models, choose_model, resolve_source
