@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from newllm_lib.adapters.qlora_lwf import PRESETS, QloraLwfArguments, prepare
+from newllm_lib.adapters.qlora_lwf import QloraLwfArguments, prepare
 from newllm_lib.adapters.trainer import LwfTrainer
 from newllm_lib.cli import parse_stage, set_up_output
 from newllm_lib.data.text import EvaluationDocuments
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     own, rest = parser.parse_known_args()
     set_up_output()
-    settings = parse_stage(QloraLwfArguments, PRESETS, "forgetting.py", rest)
+    settings = parse_stage(QloraLwfArguments, "forgetting.py", rest)
     folder = Path(settings.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
@@ -43,7 +43,7 @@ def main() -> None:
         path = folder / f"{arm.strip('+ ')}.json"
         if not path.exists():
             distills, rehearses = ARMS[arm]
-            args = parse_stage(QloraLwfArguments, PRESETS, "forgetting.py", rest)
+            args = parse_stage(QloraLwfArguments, "forgetting.py", rest)
             args.distill_weight = settings.distill_weight if distills else 0.0
             args.rehearsal_ratio = settings.rehearsal_ratio if rehearses else 0.0
             write_json(path, run_arm(args, folder / "base.json"))

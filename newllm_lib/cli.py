@@ -119,10 +119,10 @@ class SentenceParser(argparse.ArgumentParser):
         if vars(namespace).pop("which", "best") == "final":
             from .training.checkpoint import weights_folder
 
-            for name in vars(namespace).keys() & {"path", "models"}:
-                paths = getattr(namespace, name)
-                folders = [weights_folder(it, "final") for it in ([paths] if isinstance(paths, str) else paths)]
-                setattr(namespace, name, folders[0] if isinstance(paths, str) else folders)
+            if "models" in namespace:
+                namespace.models = [weights_folder(path, "final") for path in namespace.models]
+            else:
+                namespace.path = weights_folder(namespace.path, "final")
         return namespace
 
 
@@ -139,10 +139,10 @@ def read_stage(name: str, prog: str, argv: Sequence[str]) -> tuple[Callable[[Any
         module = wing(name)
     stage = getattr(module, name.split(".")[1])
     if name != "preferences.sweep":
-        return stage, parse_stage(stage.__annotations__["args"], module.PRESETS, prog, argv)
+        return stage, parse_stage(stage.__annotations__["args"], prog, argv)
     first = SentenceParser(prog=prog, allow_abbrev=False, add_help=False)
     first.add_argument("--stage", choices=module.STAGES, default="dpo")
-    return stage, parse_stage(*module.STAGES[first.parse_known_args(argv)[0].stage], prog, argv)
+    return stage, parse_stage(module.STAGES[first.parse_known_args(argv)[0].stage], prog, argv)
 
 
 def run_start(parser: SentenceParser, argv: Sequence[str]) -> None:
@@ -297,7 +297,7 @@ def run_doctor(parser: SentenceParser, argv: Sequence[str]) -> None:
         print(f"{marks[finding.status]} {finding.subject:<14} {finding.value:<34} {finding.advice}".rstrip())
 
 
-def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog: str, argv: Sequence[str]) -> Any:
+def parse_stage(arguments_class: type, prog: str, argv: Sequence[str]) -> Any:
     """Flags -> the stage's dataclass, one flag per field; a preset's values are defaults, flags win. Raises InputError:
     unknown flag or preset, or a value the field refuses."""
     from transformers import HfArgumentParser
@@ -320,7 +320,7 @@ def parse_stage(arguments_class: type, presets: dict[str, dict[str, Any]], prog:
     # HfArgumentParser rewrites the dataclass's own field types (`str | None` to `str`); other readers need them whole.
     for field, kind in types.items():
         field.type = kind
-    preset = parser.parse_known_args(argv)[0].preset
+    preset, presets = parser.parse_known_args(argv)[0].preset, arguments_class.presets
     if preset is not None and preset not in presets:
         raise InputError(f"preset has to be one of {', '.join(presets)}, got {preset!r}{nearest(preset, presets)}.")
     parser.set_defaults(**presets.get(preset, {}))

@@ -294,7 +294,7 @@ def test_help_and_version(capsys):
 def test_flags_equal_keywords():
     """One dataclass: what the flags build is what the keywords build, for every kind of field."""
     argv = "--max_length 64 --tokenizer byte --no_carry_context --learning_rate 1e-3 --num_parameters 900000 --seed 3"
-    parsed = parse_stage(PretrainArguments, PRESETS, "newllm pretrain", shlex.split(argv))
+    parsed = parse_stage(PretrainArguments, "newllm pretrain", shlex.split(argv))
     built = PretrainArguments(
         max_length=64, tokenizer="byte", carry_context=False, learning_rate=1e-3, num_parameters=900_000, seed=3
     )
@@ -305,15 +305,15 @@ def test_flags_equal_keywords():
 
 def test_parsing_leaves_the_dataclass_as_it_was():
     before = [field.type for field in dataclasses.fields(PretrainArguments)]
-    parse_stage(PretrainArguments, PRESETS, "newllm pretrain", [])
+    parse_stage(PretrainArguments, "newllm pretrain", [])
     assert [field.type for field in dataclasses.fields(PretrainArguments)] == before
 
 
 def test_a_flag_wins_over_its_preset():
-    parsed = parse_stage(PretrainArguments, PRESETS, "newllm pretrain", ["--preset", "smoke", "--max_steps", "7"])
+    parsed = parse_stage(PretrainArguments, "newllm pretrain", ["--preset", "smoke", "--max_steps", "7"])
     assert (parsed.max_steps, parsed.vocab_size) == (7, PRESETS["smoke"]["vocab_size"])
     with pytest.raises(InputError, match="did you mean 'smoke'"):
-        parse_stage(PretrainArguments, PRESETS, "newllm pretrain", ["--preset", "smok"])
+        parse_stage(PretrainArguments, "newllm pretrain", ["--preset", "smok"])
 
 
 def test_ctrl_c_saves_and_exits_with_130(text_file, tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import InputError
 from ..stages.sft import ConversationArguments
-from ..training.arguments import StageArguments, check_intervals, setting
+from ..training.arguments import StageArguments, setting
 
 
 @dataclass
@@ -28,13 +28,13 @@ class AdapterArguments(StageArguments):
     lora_target_modules: str = setting(
         "all-linear", "Layers with adapters: all-linear, or names that newllm modules lists."
     )
+    weight_decay: float = setting(0.0, "AdamW's weight decay.", "Training", low=0, high=1.0)
     repetition_penalty: float = setting(
         1.1, "Of the answers this model gives; above 1: fewer repetitions.", "Answers", low=1.0, high=1.5
     )
 
     def __post_init__(self):
         super().__post_init__()
-        check_intervals(self, [("lora_r", 1, 1024), ("lora_alpha", 0, 4096), ("repetition_penalty", 0.5, 10.0)])
         if self.model is not None and Path(os.path.expanduser(self.model)).is_dir():
             self.model = os.path.abspath(os.path.expanduser(self.model))  # the finished run is opened from elsewhere
 
@@ -96,7 +96,6 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
     gradient_checkpointing: bool | None = setting(None, "The same by its older name, which wins if given.")
     lr_scheduler_type: str = setting("linear", "How the learning rate changes over the run.", "Training")
     warmup_steps: float = setting(0.03, "Updates (or, below 1, share of them) of warm-up.", "Training")
-    weight_decay: float = setting(0.0, "AdamW's weight decay.", "Training", low=0, high=1.0)
     max_eval_tokens: int = setting(20_000, "Held-out tokens of either kind scored at each evaluation.")
     max_test_tokens: int = setting(100_000, "Held-out tokens of either kind that both are scored on at the end.")
     eval_on_start: bool = setting(True, "Evaluate the base before the first update.")
@@ -112,10 +111,6 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
         super().__post_init__()
         if self.rank_schedule is not None:
             self.lora_r = self.ranks[-1]
-        check_intervals(self, [
-            ("lora_dropout", 0.0, 0.99), ("distill_weight", 0.0, 1000.0), ("distill_weight_end", 0.0, 1000.0),
-            ("rehearsal_ratio", 0.0, 100.0), ("label_smoothing_factor", 0.0, 0.99),
-        ])  # fmt: skip
         if self.bnb_4bit_quant_type not in ("nf4", "fp4"):
             raise InputError(f"bnb_4bit_quant_type has to be nf4 or fp4, got {self.bnb_4bit_quant_type!r}.")
         if self.teacher_on_cpu and self.teacher is None:

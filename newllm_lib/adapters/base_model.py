@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, ModelInfo, auth_check
+from huggingface_hub import ModelInfo
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..data.files import content_hash
-from ..data.sources import TIMEOUT_SECONDS, HubProblem, problem_of
+from ..data.sources import hub_model
 from ..errors import InputError
 from ..models.adjust import set_dropout
 from ..models.frozen_head import blocks_of_logits, split_head
@@ -67,7 +67,7 @@ def find_base_model(
     problems = []
     usual = [hub_id for hub_id in (GEMMA_270M if on_cpu else GEMMA_2B) if four_bit or not hub_id.endswith(IN_4_BIT)]
     for hub_id in usual if model is None else (model,):
-        info, problem = _asked(hub_id)
+        info, problem = hub_model(hub_id)
         if info is not None:
             before = [f"Before it: {'; '.join(problems)}."] if problems else []
             return _on_hub(hub_id, info.sha, " ".join([*before, _download(info)]).strip())
@@ -106,10 +106,9 @@ def _from_package(note: str = "") -> BaseModel:
 
 
 def _in_folder(folder: Path) -> BaseModel:
-    problem = f"model {str(folder)!r} holds adapters and not a whole model"
-    problem = f"{problem}; write one with newllm export --format merged and name that."
     if has_adapters(folder):
-        raise InputError(problem, "NL-404")
+        problem = f"model {str(folder)!r} holds adapters and not a whole model"
+        raise InputError(f"{problem}; write one with newllm export --format merged and name that.", "NL-404")
     if missing := [name for name in ("config.json", "tokenizer.json", "*.safetensors") if not any(folder.glob(name))]:
         lacks = f"model folder {str(folder)!r} lacks {', '.join(missing)}"
         raise InputError(f"{lacks}; name the folder of a causal language model.", "NL-404")
@@ -125,17 +124,6 @@ def _on_hub(hub_id: str, revision: str, note: str = "") -> BaseModel:
         licence = offline_gemma.LICENCE
         note = f"{note} {hub_id} is used under the {licence}; by going on you accept them.".strip()
     return BaseModel(hub_id.split("/")[1], hub_id, f"{hub_id}@{revision}", licence, revision, note)
-
-
-def _asked(hub_id: str) -> tuple[ModelInfo | None, HubProblem | None]:
-    """(what the hub says of the model's main branch or None, why there is none)."""
-    try:
-        info = HfApi().model_info(hub_id, timeout=TIMEOUT_SECONDS, files_metadata=True)
-        if info.gated:  # its page is open to all, its files are not
-            auth_check(hub_id)
-    except Exception as error:  # the HTTP library differs between hub versions
-        return None, problem_of(error, hub_id, "model")
-    return info, None
 
 
 def _download(info: ModelInfo) -> str:

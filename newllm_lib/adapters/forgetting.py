@@ -48,10 +48,8 @@ def layer_changes(model: PeftModel) -> dict[str, float]:
     for name, layer in model.base_model.model.named_modules():
         if isinstance(layer, LoraLayer):
             (adapter,) = layer.active_adapters
-            a, b = (part[adapter].weight.float() for part in (layer.lora_A, layer.lora_B))
-            added = ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt() * layer.scaling[adapter]  # of r x r numbers
             weights = dequantize_module_weight(layer.get_base_layer()).float()
-            changes[name] = float(added / weights.norm())
+            changes[name] = float(layer.get_delta_weight(adapter).norm() / weights.norm())
     return changes
 
 

@@ -19,15 +19,13 @@ from ..training.device import find_device
 from ..training.disk import write_json
 from ..training.run import PreparedRun, opened_run, prepare_once
 from ..training.trained_model import check_same_tokens, check_tokens_fit
-from .arguments import PRESETS, QloraLwfArguments
+from .arguments import QloraLwfArguments
 from .base_model import base_config, find_base_model, open_base, open_to_tune, open_tokenizer
 from .forgetting import PROMPTS, layer_changes, replies_before_and_after
 from .lora import RankSchedule, add_adapters, save_generation_settings
 from .memory_budget import check_memory, model_sizes
 from .mixture import ExampleMix, conversation_examples, in_paragraphs, text_examples
 from .trainer import LwfTrainer, SaveEveryEpoch
-
-__all__ = ["PRESETS", "QloraLwfArguments", "qlora_lwf"]
 
 FORGETTING_FILE = "forgetting.json"
 ANSWER_TOKENS = 60

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any, Generic, Literal, TypeVar
 
+from huggingface_hub import HfApi, ModelInfo, auth_check
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
 from ..errors import InputError
 from ..progress import Progress
 from .files import PlacedRow
@@ -182,8 +185,6 @@ class HubProblem:
 
 def hub_problem(source: HubSource) -> HubProblem | None:
     """None if the hub serves the pinned revision, else why not; asks once, with a time-out."""
-    from huggingface_hub import HfApi
-
     try:
         HfApi().dataset_info(source.hub_id, revision=source.revision, timeout=TIMEOUT_SECONDS)
     except Exception as error:  # the HTTP library differs between hub versions
@@ -191,21 +192,29 @@ def hub_problem(source: HubSource) -> HubProblem | None:
     return None
 
 
+def hub_model(hub_id: str) -> tuple[ModelInfo | None, HubProblem | None]:
+    """(what the hub says of a model's main branch, or None; why it does not serve it); asks once, with a time-out."""
+    try:
+        info = HfApi().model_info(hub_id, timeout=TIMEOUT_SECONDS, files_metadata=True)
+        if info.gated:  # its page is open to all, its files are not
+            auth_check(hub_id)
+    except Exception as error:
+        return None, problem_of(error, hub_id, "model")
+    return info, None
+
+
 def problem_of(error: Exception, hub_id: str, kind: str) -> HubProblem:
     """The problem that an error of the hub's client stands for; `kind` is "dataset" or "model"."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
     if isinstance(error, OfflineModeIsEnabled):
         return HubProblem("unreachable", "HF_HUB_OFFLINE is set")
     if isinstance(error, HFValidationError):
         return HubProblem("other", f"{hub_id!r} cannot be the id of a {kind}, which reads owner/name")
     if isinstance(error, HfHubHTTPError):
-        answer = f"it answered {error.response.status_code}"
-        if error.response.status_code in (401, 403):
-            return HubProblem(
-                "gated", f"{answer}: not there, or gated: accept its licence on its page and set HF_TOKEN"
-            )
-        return HubProblem("other", answer)
+        status = error.response.status_code
+        if status not in (401, 403):
+            return HubProblem("other", f"it answered {status}")
+        remedy = "accept its licence on its page and set HF_TOKEN"
+        return HubProblem("gated", f"it answered {status}: not there, or gated: {remedy}")
     return HubProblem("unreachable", f"no connection: {type(error).__name__}")  # all failures to connect mean the same
 
 
@@ -236,11 +245,7 @@ def first_answering(
 
 def first_opened(entry: Dataset) -> tuple[dict[str, Examples] | None, HubProblem | None]:
     """As `first_answering`: the splits of a source that is what the catalogue says."""
-
-    def opened(source: HubSource) -> dict[str, Examples]:
-        return {name: open_hub_split(entry, source, name) for name in source.splits}
-
-    return first_answering(entry, opened)
+    return first_answering(entry, lambda source: {name: open_hub_split(entry, source, name) for name in source.splits})
 
 
 @dataclass(frozen=True)
@@ -312,7 +317,6 @@ def open_hub_split(entry: Dataset, source: HubSource, split: str) -> Examples:
     InputError: it cannot be loaded, or is not what the catalogue says."""
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(TIMEOUT_SECONDS))
     from datasets import load_dataset
-    from huggingface_hub import HfApi
 
     def refusal(what: str, remedy: str = "give a file with --data") -> InputError:
         return InputError(f"{source.hub_id} {what}; {remedy}.", "NL-303")

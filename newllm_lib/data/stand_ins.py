@@ -27,28 +27,16 @@ def stand_in(name: str) -> dict[str, tuple[str, str, str, Callable[[int], Iterab
     """Split -> what `Examples` takes. "chitchat": rows of DailyDialog, in English, in two splits. "documentation": rows
     of Dolly, in English, in one. "random": rows of a `text` each, random sentences, in two."""
     identity = identity_of(name)
-    if name == "random":
-        origin = f"{SENTENCES} random sentences, {{}} (seed {SEED})"
-        rows = {
-            split: [{"text": it} for it in random_sentences(split == "validation")] for split in ("train", "validation")
-        }
-        return {
-            split: (
-                origin.format(split),
-                "MIT, as this package",
-                f"{identity}/{split}",
-                lambda first, of=of: of[first:],
-            )
-            for split, of in rows.items()
-        }
     if name == "documentation":
         origin = "questions about the Python standard library, from its documentation"
         return {"train": (origin, "PSF-2.0", identity, lambda first: documentation_rows()[first:])}
-    origin = f"ChitChat conversations, {{}} (package {identity.replace('/', ' ')})"
-    splits = {"train": False, "validation": True}
+    origin, licence, rows = f"ChitChat conversations, {{}} (package {identity.replace('/', ' ')})", "MIT", _chitchat
+    if name == "random":
+        origin, licence = f"{SENTENCES} random sentences, {{}} (seed {SEED})", "MIT, as this package"
+        rows = _random
     return {
-        split: (origin.format(split), "MIT", f"{identity}/{split}", functools.partial(_chitchat, held_out))
-        for split, held_out in splits.items()
+        split: (origin.format(split), licence, f"{identity}/{split}", functools.partial(rows, held_out))
+        for split, held_out in (("train", False), ("validation", True))
     }
 
 
@@ -59,6 +47,10 @@ def identity_of(name: str) -> str:
     if name == "documentation":
         return f"python documentation/{platform.python_version()}"
     return f"chitchat-dataset/{version('chitchat-dataset')}"
+
+
+def _random(held_out: bool, first: int) -> Iterator[dict]:
+    return ({"text": sentence} for sentence in random_sentences(held_out)[first:])
 
 
 def _chitchat(held_out: bool, first: int) -> Iterator[dict]:

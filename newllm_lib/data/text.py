@@ -31,6 +31,7 @@ WIKITEXT_TITLE = re.compile(r" = [^=\s](.*[^=\s])? = \n?")
 DOCUMENT_MARK = "<|endoftext|>"  # separates documents in GPT-2's corpora
 PIECE_CHARACTERS = 1 << 16
 PIECES_PER_CALL = 32  # of 65,536 characters: their tokens take some hundred times as many bytes
+NO_ROW = -2  # number of a blank row: no row follows it, and it follows none
 FORMAT_VERSION = 4  # part of the cache key: raise it when rows are laid out otherwise
 
 
@@ -292,7 +293,8 @@ class PackedRows(Dataset):
     """Training rows of T tokens, one after the other in files of `token_bytes` that are mapped into memory; every file
     ends with one token more, which is only a target. Columns, [T] each: `input_ids`; `labels`, already shifted
     (labels[t] follows input_ids[t]), IGNORED where they are not supervised; `position_ids`, the position in the
-    document, 0 where one begins (in the row: one that began before goes on with 1); and `row`, the row's number."""
+    document, 0 where one begins (in the row: one that began before goes on with 1); and `row`, the row's number. A row
+    beyond the last is blank: nothing in it is supervised."""
 
     def __init__(
         self, paths: Iterable[Path], tokenizer: PreTrainedTokenizerFast, max_length: int, stride: int | None = None
@@ -305,18 +307,21 @@ class PackedRows(Dataset):
         return int(self.ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {name: column[0] for name, column in self.__getitems__([index]).items()}
+        return {name: column[0] for name, column in self.__getitems__([range(len(self))[index]]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, np.ndarray]:
         """Columns [B, T], and `row` [B], at once: one by one takes longer than an update on a GPU."""
+        is_blank = np.asarray(indices) == len(self)
+        indices = np.where(is_blank, 0, indices)
         places = zip(np.searchsorted(self.ends, indices, side="right"), indices, strict=True)
         tokens = np.stack([self.files[file][index - self.ends[file]] for file, index in places])
+        tokens["supervised"] &= ~is_blank[:, None]
         token_ids = tokens["token"].astype(np.int32)
         columns = np.arange(tokens.shape[1] - 1, dtype=np.int32)
         begins = np.maximum.accumulate(np.where(tokens["starts"][:, :-1], columns, -1), axis=1)
         labels = np.where(tokens["supervised"], token_ids, IGNORED)[:, 1:]
         named = {"input_ids": token_ids[:, :-1], "labels": labels, "position_ids": columns - begins}
-        return named | {"row": np.asarray(indices)}
+        return named | {"row": np.where(is_blank, NO_ROW, indices)}
 
 
 def token_type(tokenizer: PreTrainedTokenizerFast) -> np.dtype:
@@ -363,10 +368,9 @@ def packed_rows(
     return PackedRows([path], tokenizer, max_length, stride), counts
 
 
-def collate_rows(rows: list[dict[str, np.ndarray]] | dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """Rows of `packed_rows`, or their columns -> [B, T] tensors, and `row` [B]. `shift_labels` tells transformers that
-    the labels are shifted already."""
-    columns = rows if isinstance(rows, dict) else {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+def collate_rows(columns: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Columns of `PackedRows` -> [B, T] tensors, and `row` [B]. `shift_labels` tells transformers that the labels are
+    shifted already."""
     batch = {name: torch.from_numpy(column.astype(np.int64)) for name, column in columns.items()}
     return batch | {"shift_labels": batch["labels"]}
 

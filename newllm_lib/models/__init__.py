@@ -17,20 +17,3 @@ for config, model, causal_lm in (
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)
     AutoModel.register(config, model, exist_ok=True)
-
-__all__ = [
-    "MODEL_TYPES",
-    "ContextCache",
-    "LSTMConfig",
-    "LSTMForCausalLM",
-    "LSTMModel",
-    "NewLLMConfig",
-    "NewLLMForCausalLM",
-    "NewLLMModel",
-    "NewLLMReferenceConfig",
-    "NewLLMReferenceForCausalLM",
-    "NewLLMReferenceModel",
-    "build_config",
-    "build_model",
-    "count_parameters",
-]

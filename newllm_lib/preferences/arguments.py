@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 from ..adapters.arguments import AdapterArguments
 from ..data.sources import Splits
 from ..errors import InputError
-from ..training.arguments import NO_EFFECT, check_intervals, setting
+from ..training.arguments import NO_EFFECT, setting
 from ..training.device import Device
 from .pairs import Preferences, load_preferences
 
@@ -86,17 +86,12 @@ class DpoArguments(AdapterArguments):
     num_train_epochs: float = setting(3.0, "Passes over the pairs.", "Training", low=1, high=20)
     per_device_train_batch_size: int = setting(4, "Pairs per forward pass.", "Training", low=1, high=64, log=True)
     per_device_eval_batch_size: int = setting(16, "Pairs per forward pass in evaluation.")
-    weight_decay: float = setting(0.0, "AdamW's weight decay.", "Training", low=0, high=1.0)
     max_eval_tokens: int = setting(10_000, "Tokens of held-out answers scored at an evaluation, and of training pairs.")
     max_test_tokens: int = setting(200_000, "Tokens of held-out answers scored at the end.")
     eval_on_start: bool = setting(True, "Evaluate the reference before the first update.")
 
     def __post_init__(self):
         super().__post_init__()
-        check_intervals(self, [
-            ("beta", 1e-4, 100.0), ("sft_epochs", 0.0, 1000.0), ("sft_learning_rate", 1e-7, 1.0),
-            ("new_tokens", 0, 50_000), ("sft_weight", 0.0, 100.0), ("label_smoothing", 0.0, 0.49),
-        ])  # fmt: skip
         if self.loss_type not in LOSS_TYPES:
             raise InputError(f"loss_type has to be one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}.")
         if self.label_smoothing > 0 and self.loss_type != "robust":

@@ -21,15 +21,13 @@ from ..training.device import find_device
 from ..training.disk import write_json
 from ..training.run import PreparedRun, claim_folder, opened_run, prepare_once
 from ..training.trained_model import BaseModel, check_tokens_fit
-from .arguments import DIALOGPT, PRESETS, DpoArguments
+from .arguments import DIALOGPT, DpoArguments
 from .pairs import drop_too_long, sample_pairs
 from .reference import grow, learn_answers, learn_tokens
 from .scores import accuracy_by_kind, preference_metrics
 
 if TYPE_CHECKING:  # it needs TRL
     from .trainer import PreferenceTrainer
-
-__all__ = ["PRESETS", "DpoArguments", "dpo"]
 
 PREFERENCES_FILE = "preferences.json"
 MERGED_FOLDER = "merged"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from ..adapters.arguments import QloraLwfArguments
 from ..errors import InputError
 from ..stages.sft import SftArguments
-from ..training.arguments import check_intervals, setting
+from ..training.arguments import setting
 from .arguments import values_for
 
 METRICS = ("loss", "perplexity", "bits_per_byte", "token_accuracy", "updates")  # of a finished trial, of its results
@@ -33,7 +33,6 @@ class Search:
 
     def __post_init__(self):
         super().__post_init__()
-        check_intervals(self, [("grid_points", 2, 100)])
         self.ranges()  # refused now if they cannot be
         for name, values in self.choices().items():
             for value in values:

@@ -13,22 +13,18 @@ from typing import Any, ClassVar, Literal
 
 from transformers import TrainerCallback
 
-from ..adapters.qlora_lwf import PRESETS as QLORA_LWF_PRESETS
 from ..adapters.qlora_lwf import qlora_lwf
 from ..errors import InputError
-from ..stages.sft import PRESETS as SFT_PRESETS
 from ..stages.sft import sft
 from ..training.arguments import setting
 from ..training.callbacks import TrainingInterrupted
 from ..training.checkpoint import open_run, read_history, read_results, read_settings
 from ..training.disk import in_use, write_json, write_text
-from .arguments import LOSS_TYPES, PRESETS, DpoArguments, values_for
+from .arguments import LOSS_TYPES, DpoArguments, values_for
 from .dpo import dpo, prepare
 from .reference import learn_answers
 from .searches import QloraLwfSweepArguments, Search, SftSweepArguments
 from .trials import TRIALS_FILE, read_trials
-
-__all__ = ["PRESETS", "SweepArguments", "sweep"]
 
 BEST_FILE = "best.json"
 RESULTS = ("accuracy", "margin", "loss", "kl", "chosen_logp", "rejected_logp", "updates")  # of a finished trial of dpo
@@ -68,12 +64,10 @@ class SweepArguments(Search, DpoArguments):
         return {name: results[name] for name in RESULTS}
 
 
-# stage -> (the settings of its sweep, its named sets of values)
-STAGES: dict[str, tuple[type[Search], dict[str, dict[str, Any]]]] = {
-    "dpo": (SweepArguments, PRESETS),
-    "sft": (SftSweepArguments, SFT_PRESETS),
-    "qlora-lwf": (QloraLwfSweepArguments, QLORA_LWF_PRESETS),
-}
+# stage -> the settings of its sweep
+STAGES: dict[str, type[Search]] = {
+    "dpo": SweepArguments, "sft": SftSweepArguments, "qlora-lwf": QloraLwfSweepArguments
+}  # fmt: skip
 
 
 def sweep(args: Search, callbacks: tuple[TrainerCallback, ...] = ()) -> Path:
@@ -150,7 +144,7 @@ def trial_folder(folder: Path, number: int) -> Path:
 
 
 def searched_settings(row: dict[str, Any]) -> dict[str, Any]:
-    searched = {name for kind, _ in STAGES.values() for name in (*kind.continuous, *kind.discrete)}
+    searched = {name for kind in STAGES.values() for name in (*kind.continuous, *kind.discrete)}
     return {name: value for name, value in row.items() if name in searched}
 
 

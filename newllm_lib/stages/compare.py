@@ -42,7 +42,8 @@ def compare(
     models = [open_model(path) for path in paths]
     names = [trained.name for trained in models]
     if len(set(names)) < len(names):
-        names = [_name_of(trained.folder) for trained in models]
+        runs = [(trained.folder, run_of(trained.folder)) for trained in models]
+        names = [run.name if run == folder else f"{run.name}, last update" for folder, run in runs]
     text = held_out_text(models[0], data)
     if prompts is None and isinstance(text, Conversations):
         prompts = [messages[0]["content"] for messages in itertools.islice(text, NUM_SAMPLES)]
@@ -78,11 +79,6 @@ def figure(row: dict[str, Any], name: str) -> float | None:
     """One number of a comparison: of those by history that after the longest."""
     value = row[name]
     return value if not isinstance(value, dict) else value.get("milliseconds", value.get(str(HISTORIES[-1])))
-
-
-def _name_of(folder: Path) -> str:
-    run = run_of(folder)
-    return folder.name if run == folder else f"{run.name}, last update"
 
 
 def comparison_cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -89,6 +89,13 @@ LEAST = {  # of the others 0
     ), MORE_THAN_ZERO),
 }  # fmt: skip
 LESS_THAN = {"adam_beta1": 1, "adam_beta2": 1, "dropout": 1, "lora_dropout": 1, "seed": 2**32, "num_layers": 1001}
+BETWEEN = {  # the lowest and the highest
+    "teacher_weight": (0, 1), "lora_r": (1, 1024), "lora_alpha": (0, 4096), "repetition_penalty": (0.5, 10.0),
+    "lora_dropout": (0.0, 0.99), "distill_weight": (0.0, 1000.0), "distill_weight_end": (0.0, 1000.0),
+    "rehearsal_ratio": (0.0, 100.0), "label_smoothing_factor": (0.0, 0.99), "beta": (1e-4, 100.0),
+    "sft_epochs": (0.0, 1000.0), "sft_learning_rate": (1e-7, 1.0), "new_tokens": (0, 50_000),
+    "sft_weight": (0.0, 100.0), "label_smoothing": (0.0, 0.49), "grid_points": (2, 100),
+}  # fmt: skip
 
 SETTING_KEYS = ("group", "low", "high", "log", "session")  # of a setting's metadata, beside its help text
 
@@ -280,21 +287,9 @@ class ModelArguments(StageArguments):
         None, "Token types; none: up to 4,096 (bpe) or 1,000 (word).", "Data", low=512, high=16384, log=True
     )
 
-    def __post_init__(self):
-        super().__post_init__()
-        check_intervals(self, [("teacher_weight", 0, 1)])
-
-
-def check_intervals(args: StageArguments, intervals: Iterable[tuple[str, float, float]]) -> None:
-    """Raise InputError for a field outside of its (name, lowest, highest) value."""
-    for name, low, high in intervals:
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            raise InputError(f"{name} has to lie in [{low}, {high}], got {value}.")
-
 
 def check_refused(args: StageArguments) -> None:
-    """Raise InputError for a value that cannot be used here."""
+    """Raise InputError for a value that cannot be used here, or lies outside of its bounds."""
     for field in fields(args):
         name, value = field.name, getattr(args, field.name)
         # transformers puts an AcceleratorConfig in the place of None, and a trainer of ours lets copies not wait.
@@ -302,6 +297,10 @@ def check_refused(args: StageArguments) -> None:
         if name in args.refused and value not in none:
             shown = "" if name.endswith("_token") else f" {value}"
             raise InputError(f"{name}{shown} cannot be used here: {args.refused[name]}; leave it out.")
+        if name in BETWEEN and value is not None:
+            low, high = BETWEEN[name]
+            if not low <= value <= high:
+                raise InputError(f"{name} has to lie in [{low}, {high}], got {value}.")
     if args.ddp_backend and "WORLD_SIZE" not in os.environ:
         raise InputError(
             f"ddp_backend {args.ddp_backend} is for several processes, which torchrun or accelerate launch starts; "

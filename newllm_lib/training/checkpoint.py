@@ -34,9 +34,8 @@ COLUMNS = {
     "chosen_logp": ("chosen", 8, ".1f"), "rejected_logp": ("rejected", 9, ".1f"), "kl": ("KL", 7, ".3f"),
 }  # fmt: skip
 MODEL_FILES = ("config.json", "model.safetensors")
-FINAL_FOLDER = (
-    "final-weights"  # in a run: a model of the weights after its last update, where the best ones are another's
-)
+# In a run: a model of the weights after its last update, where the best ones are another's.
+FINAL_FOLDER = "final-weights"
 REFERENCE_FOLDER = "reference"  # in a run of adapters: the model they are trained on, where the run has made it
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")

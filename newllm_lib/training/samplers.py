@@ -3,11 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
-from torch.utils.data import Dataset, Sampler
-
-from ..data.text import IGNORED, PackedRows
-
-NO_ROW = -2  # number of a blank row: no row follows it, and it follows none
+from torch.utils.data import Sampler
 
 
 class LaneSampler(Sampler[int]):
@@ -37,26 +33,9 @@ class LaneSampler(Sampler[int]):
                 yield (first + lane * self.rows_per_lane + step) % self.num_rows
 
 
-class RowsAndBlank(Dataset):
-    """The rows, and after the last of them a blank one, without a supervised token."""
-
-    def __init__(self, rows: PackedRows):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitems__(self, indices: list[int]) -> dict[str, np.ndarray]:
-        """As `PackedRows.__getitems__`."""
-        is_blank = np.asarray(indices) == len(self)
-        batch = self.rows.__getitems__(np.where(is_blank, 0, indices))
-        batch["labels"] = np.where(is_blank[:, None], IGNORED, batch["labels"])
-        return batch | {"row": np.where(is_blank, NO_ROW, batch["row"])}
-
-
 class EvenSampler(Sampler[int]):
-    """The rows in the order of `order`, then blank ones until all processes have whole batches. accelerate would fill
-    up with rows that were seen already."""
+    """The rows in the order of `order`, then blank ones, with the number after the last, until all processes have whole
+    batches. accelerate would fill up with rows that were seen already."""
 
     def __init__(self, order: Sampler[int], num_rows: int, multiple: int):
         self.order, self.blank, self.multiple = order, num_rows, multiple

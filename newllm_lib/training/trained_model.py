@@ -32,7 +32,7 @@ from transformers import (
 
 from .. import models  # noqa: F401  registers our models with the Auto classes
 from ..data.files import content_hash
-from ..data.sources import TIMEOUT_SECONDS, problem_of
+from ..data.sources import hub_model
 from ..errors import InputError
 from ..models.recurrent_model import state_after
 from ..models.sizing import name_loss
@@ -146,8 +146,13 @@ def open_teacher(
         check_same_tokens(args.teacher, teacher.tokenizer, "the model", tokenizer)
         model, identity = teacher.model, weights_hash(folder)
     else:
-        revision = None if folder.is_dir() else hub_revision(args.teacher)
-        path = folder if revision is None else args.teacher
+        path, revision = folder, None
+        if not folder.is_dir():
+            info, problem = hub_model(args.teacher)
+            if problem is not None:
+                what = f"teacher {args.teacher!r} is no folder here, and could not be had from the hub ({problem})"
+                raise InputError(f"{what}; check the name and the network.", problem.code)
+            path, revision = args.teacher, info.sha
         check_same_tokens(args.teacher, read_tokenizer(path, revision), "the model", tokenizer)
         model = read_weights(path, revision, dtype=torch.float32)
         check_tokens_fit(model, tokenizer, args.teacher)
@@ -157,18 +162,6 @@ def open_teacher(
     if window < args.max_length:
         raise InputError(f"teacher {args.teacher!r} reads {window} tokens; choose --max_length {window} or less.")
     return model, {"teacher_weights": identity}
-
-
-def hub_revision(teacher: str) -> str:
-    """The commit of a model on the hub. Raises InputError: the hub does not serve it."""
-    from huggingface_hub import HfApi
-
-    try:
-        return HfApi().model_info(teacher, timeout=TIMEOUT_SECONDS).sha
-    except Exception as error:  # the HTTP library differs between hub versions
-        problem = problem_of(error, teacher, "model")
-        what = f"teacher {teacher!r} is no folder here, and could not be had from the hub ({problem})"
-        raise InputError(f"{what}; check the name and the network.", problem.code) from error
 
 
 def check_same_tokens(

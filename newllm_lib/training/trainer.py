@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, Trainer
 
-from ..data.text import IGNORED, EvaluationDocuments, PackedRows, collate_rows, positions_within_row
+from ..data.text import IGNORED, NO_ROW, EvaluationDocuments, collate_rows, positions_within_row
 from ..evaluation.perplexity import TextMetrics, score_documents
 from ..models.gpu import GraphedBackward, can_be_captured
 from ..models.recurrent_model import ContextCache, RecurrentGenerationMixin, loss_only, state_after
 from .arguments import StageArguments
 from .run_trainer import RunTrainerMixin
-from .samplers import NO_ROW, EvenSampler, LaneSampler, RowsAndBlank
+from .samplers import EvenSampler, LaneSampler
 
 CONTEXT_FILE = "carried_context.safetensors"
 
@@ -54,8 +54,6 @@ class LanguageModelTrainer(RunTrainerMixin, GraphedTrainer):
         self.teacher = None if teacher is None else teacher.to(args.device).requires_grad_(False).eval()
         self.carries_context = carry_context and isinstance(model, RecurrentGenerationMixin)
         self.carrier = ContextCarrier(args.effective_batch_size)
-        if isinstance(rows, PackedRows):
-            rows = RowsAndBlank(rows)
         args.accelerator_config.non_blocking = args.dataloader_pin_memory  # or each batch waits for the one before
         sets = {"train_dataset": rows, "eval_dataset": documents.sample(args.max_eval_tokens)}
         super().__init__(model, args, collate_rows, processing_class=tokenizer, **sets, **kwargs)

@@ -18,6 +18,7 @@ from newllm_lib.adapters.base_model import (
     open_tokenizer,
 )
 from newllm_lib.colab.panel import lookups
+from newllm_lib.data import sources
 from newllm_lib.errors import InputError
 from newllm_lib.training.device import Device, find_device
 
@@ -53,7 +54,7 @@ def hub(monkeypatch):
         return types.SimpleNamespace(sha=COMMIT, gated="manual" if hub_id in gated else False, siblings=siblings)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
-    monkeypatch.setattr(base_model, "auth_check", lambda hub_id: answer(401))
+    monkeypatch.setattr(sources, "auth_check", lambda hub_id: answer(401))
     monkeypatch.setattr(base_model, "find_device", lambda use_cpu=False: find_device(True) if use_cpu else GPU)
     return served, gated
 

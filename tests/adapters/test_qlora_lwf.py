@@ -12,7 +12,7 @@ from tiny_gemma import tiny_gemma_folder, trainable
 from transformers import TrainerCallback
 
 from newllm_lib.adapters.merge import merge
-from newllm_lib.adapters.qlora_lwf import FORGETTING_FILE, PRESETS, QloraLwfArguments, prepare, qlora_lwf
+from newllm_lib.adapters.qlora_lwf import FORGETTING_FILE, QloraLwfArguments, prepare, qlora_lwf
 from newllm_lib.chat import Chat
 from newllm_lib.errors import InputError
 from newllm_lib.stages.evaluate import evaluate
@@ -254,7 +254,7 @@ def test_what_does_not_fit_on_the_gpu_is_refused_before_anything_is_loaded(tmp_p
 
 
 def test_the_published_recipe_is_a_preset():
-    published = PRESETS["published"]
+    published = QloraLwfArguments.presets["published"]
     args = QloraLwfArguments(output_dir="unused", **published)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (4, 8)
     assert (args.learning_rate, args.num_train_epochs, args.max_length) == (2e-4, 3.0, 512)

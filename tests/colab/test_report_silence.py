@@ -33,7 +33,7 @@ from newllm_lib.errors import CODES, InputError
 from newllm_lib.evaluation.memory_file import read_memory
 from newllm_lib.models import NewLLMConfig
 from newllm_lib.preferences.pairs import load_preferences
-from newllm_lib.stages.pretrain import PRESETS, PretrainArguments
+from newllm_lib.stages.pretrain import PretrainArguments
 from newllm_lib.training.checkpoint import check_model_folder, open_run, read_settings
 
 SECRET = "Zxqv"  # part of a word in every file, name and value below
@@ -116,9 +116,9 @@ ERRORS = {
     "a run's folder": lambda f: read_settings(f / SECRET),
     "other settings": other_settings,
     "a memory": lambda f: read_memory(named(f, WORDS, "a.safetensors")),
-    "a flag's value": lambda f: parse_stage(PretrainArguments, PRESETS, "newllm", ["--seed", SECRET]),
-    "a flag": lambda f: parse_stage(PretrainArguments, PRESETS, "newllm", [f"--{SECRET}", WORDS]),
-    "a preset": lambda f: parse_stage(PretrainArguments, PRESETS, "newllm", ["--preset", WORDS]),
+    "a flag's value": lambda f: parse_stage(PretrainArguments, "newllm", ["--seed", SECRET]),
+    "a flag": lambda f: parse_stage(PretrainArguments, "newllm", [f"--{SECRET}", WORDS]),
+    "a preset": lambda f: parse_stage(PretrainArguments, "newllm", ["--preset", WORDS]),
     "a config": lambda f: NewLLMConfig.from_dict({"hidden_size": WORDS, SECRET: WORDS}).to_json_file(f / SECRET / "a"),
     "a chat's memory": lambda f: Chat(untrained_chat(f / "chat")).load_memory(f / SECRET),
     "a template": lambda f: Environment().from_string("{% if " + WORDS),

@@ -77,7 +77,7 @@ def test_text_shorter_than_a_row_is_refused(byte_tokenizer):
 
 def test_collated_batch(byte_tokenizer):
     rows, _ = packed_rows(text_of(TextPiece("abcdefgh", True)), byte_tokenizer, 4)
-    batch = collate_rows([rows[0], rows[1]])
+    batch = collate_rows(rows.__getitems__([0, 1]))
     shapes = dict.fromkeys(("input_ids", "labels", "position_ids", "shift_labels"), (2, 4)) | {"row": (2,)}
     assert {name: tuple(tensor.shape) for name, tensor in batch.items()} == shapes
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}

@@ -26,7 +26,7 @@ def test_packed_rows_have_the_loss_of_each_conversation_alone(tmp_path, byte_tok
     byte_tokenizer.chat_template = None
     assert len(rows) < len(documents.documents) == 30
     model = build_model(build_config(model_type, len(byte_tokenizer), 96, num_parameters=120_000)).eval()
-    batch = collate_rows([rows[index] for index in range(len(rows))])
+    batch = collate_rows(rows.__getitems__(range(len(rows))))
     labels = batch["shift_labels"]
     assert int((labels != -100).sum()) == counts.tokens == documents.counts.tokens
     with torch.no_grad():

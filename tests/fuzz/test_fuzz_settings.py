@@ -84,7 +84,7 @@ def test_settings_open_a_run_or_are_refused(fuzz, tmp_path, monkeypatch, stage):
         nonlocal number
         number += 1
         try:
-            args = parse_stage(kind, module.PRESETS, f"newllm {stage}", ["--output_dir", f"run-{number}", *argv])
+            args = parse_stage(kind, f"newllm {stage}", ["--output_dir", f"run-{number}", *argv])
             folder = Path(args.output_dir)
             check_place(folder)
             if isinstance(args, ModelArguments):

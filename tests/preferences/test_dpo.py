@@ -22,7 +22,7 @@ from newllm_lib.cli import main
 from newllm_lib.errors import InputError
 from newllm_lib.models.frozen_head import adapters_off
 from newllm_lib.preferences import dpo as stage
-from newllm_lib.preferences.dpo import PREFERENCES_FILE, PRESETS, DpoArguments, dpo, prepare
+from newllm_lib.preferences.dpo import PREFERENCES_FILE, DpoArguments, dpo, prepare
 from newllm_lib.preferences.pairs import encode_preferences
 from newllm_lib.preferences.reference import reference_arguments, row_length
 from newllm_lib.stages.evaluate import evaluate
@@ -249,7 +249,7 @@ def test_the_command(tmp_path, capsys, caplog):
 
 
 def test_the_published_recipe_is_a_preset():
-    args = DpoArguments(output_dir="unused", **PRESETS["published"])
+    args = DpoArguments(output_dir="unused", **DpoArguments.presets["published"])
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (1, 4)
     assert (args.learning_rate, args.num_train_epochs, args.max_length, args.beta) == (5e-6, 1.0, 128, 0.1)
     assert args.targets == ["c_attn", "c_proj"] and args.sft_epochs == 0
@@ -273,7 +273,7 @@ import json, resource, sys
 from pathlib import Path
 from transformers import GPT2Config, GPT2LMHeadModel
 from newllm_lib.data.tokenizer import build_tokenizer
-from newllm_lib.preferences.dpo import PRESETS, DpoArguments, dpo
+from newllm_lib.preferences.dpo import DpoArguments, dpo
 
 folder = Path(sys.argv[1])
 tokenizer = build_tokenizer("gpt2", [])
@@ -285,7 +285,7 @@ del start
 few = {"pairs": 60, "max_steps": 1, "max_eval_tokens": 100, "max_test_tokens": 100, "logging_steps": 1,
        "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "eval_on_start": False}
 run = dpo(DpoArguments(model=str(folder / "DialoGPT-like"), output_dir=str(folder / "run"), data_source="offline",
-                       **PRESETS["published"], **few))
+                       **DpoArguments.presets["published"], **few))
 losses = [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 print(peak, parameters, next(loss for loss in losses if loss is not None))

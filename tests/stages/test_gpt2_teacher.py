@@ -66,7 +66,8 @@ def test_gpt2_teaches_from_a_folder(gpt2, text, tmp_path):
 def test_gpt2_teaches_from_the_hub(gpt2, text, tmp_path, monkeypatch):
     """A stand-in of the hub: its files are those of the folder, at the commit that the hub names."""
     asked = []
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: SimpleNamespace(sha=COMMIT))
+    answer = SimpleNamespace(sha=COMMIT, gated=False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **options: answer)
 
     def from_hub(real):
         def load(path, *args, **options):

@@ -14,7 +14,7 @@ from newllm_lib.stages import pretrain, sft
 
 def arguments(stage, *words: str):
     kind = stage.__annotations__["args"]
-    return parse_stage(kind, kind.presets, "newllm", words)
+    return parse_stage(kind, "newllm", words)
 
 
 @pytest.mark.parametrize(

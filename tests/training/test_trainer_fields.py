@@ -17,7 +17,7 @@ from newllm_lib.cli import main, parse_stage
 from newllm_lib.errors import InputError
 from newllm_lib.models import MODEL_TYPES
 from newllm_lib.preferences.sweep import SweepArguments
-from newllm_lib.stages.pretrain import PRESETS, PretrainArguments, pretrain
+from newllm_lib.stages.pretrain import PretrainArguments, pretrain
 from newllm_lib.training.arguments import NO_EFFECT, REFUSED, check_sharding
 from newllm_lib.training.device import Device
 
@@ -113,7 +113,7 @@ def test_nothing_is_told_of_what_was_not_set(caplog):
 
 def test_the_help_says_what_a_flag_cannot_do(capsys):
     with pytest.raises(SystemExit):
-        parse_stage(PretrainArguments, PRESETS, "newllm pretrain", ["--help"])
+        parse_stage(PretrainArguments, "newllm pretrain", ["--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert f"cannot be used here: {REFUSED['deepspeed']}" in shown
     assert f"has no effect here: {NO_EFFECT['do_predict']}" in shown

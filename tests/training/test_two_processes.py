@@ -19,11 +19,11 @@ from preference_runs import dpo_fields
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
-from newllm_lib.data.text import PackedRows, token_bytes, token_type
+from newllm_lib.data.text import NO_ROW, PackedRows, token_bytes, token_type
 from newllm_lib.models import build_config, build_model
 from newllm_lib.models.recurrent_model import loss_only
 from newllm_lib.training.checkpoint import newest_checkpoint
-from newllm_lib.training.samplers import NO_ROW, EvenSampler, LaneSampler, RowsAndBlank
+from newllm_lib.training.samplers import EvenSampler, LaneSampler
 from newllm_lib.training.trained_model import open_model
 from newllm_lib.training.trainer import ContextCarrier
 
@@ -46,7 +46,7 @@ def test_every_row_is_seen_once_and_all_processes_have_as_many(num_rows, process
 def test_nothing_is_learned_from_a_blank_row(tmp_path, byte_tokenizer):
     path = tmp_path / "rows"
     path.write_bytes(token_bytes(token_type(byte_tokenizer), [1, 2, 3, 4]))
-    batch = RowsAndBlank(PackedRows([path], byte_tokenizer, 3)).__getitems__([1, 0])
+    batch = PackedRows([path], byte_tokenizer, 3).__getitems__([1, 0])
     assert batch["labels"].tolist() == [[-100] * 3, [2, 3, 4]]
     assert batch["row"].tolist() == [NO_ROW, 0]
 

@@ -80,21 +80,21 @@ CONVERSATION = dataclasses.replace(
     },
 )  # fmt: skip
 ADAPTER = NotebookStage(
-    "05_qlora_lwf", qlora_lwf.QloraLwfArguments, qlora_lwf.PRESETS,
+    "05_qlora_lwf", qlora_lwf.QloraLwfArguments, qlora_lwf.QloraLwfArguments.presets,
     qlora_lwf.prepare_data,  # a look at the data needs no base in memory
     models=("tuned",), dataset="alpaca", prompts=PROMPTS,
     resolve=lookups.resolve_lwf, measure=estimate.lwf_measure, phrases=estimate.lwf_phrases,
 )  # fmt: skip
 PREFERENCES = NotebookStage(
-    "06_dpo", dpo.DpoArguments, dpo.PRESETS, dpo.prepare, models=("tuned",), dataset="",
+    "06_dpo", dpo.DpoArguments, dpo.DpoArguments.presets, dpo.prepare, models=("tuned",), dataset="",
     resolve=lookups.resolve_pairs, measure=estimate.pair_measure, phrases=estimate.pair_phrases,
 )  # fmt: skip
 EXPERIMENTS = dataclasses.replace(
     PREFERENCES, folder="07_dpo_experiments", arguments=sweep.SweepArguments, models=("trials",),
     hidden=("beta", "learning_rate", "scale_learning_rate", "lora_r", "loss_type"),  # they are searched
     presets={
-        "smoke": {**dpo.PRESETS["smoke"], "trials": 3, "max_steps": 6},
-        "demo": {**dpo.PRESETS["demo"], "trials": 4, "max_steps": 30},
+        "smoke": {**dpo.DpoArguments.presets["smoke"], "trials": 3, "max_steps": 6},
+        "demo": {**dpo.DpoArguments.presets["demo"], "trials": 4, "max_steps": 30},
         "quick": {"trials": 8, "max_steps": 60},
         "standard": {"trials": 16, "num_train_epochs": 1.0},
         "long": {"trials": 40, "num_train_epochs": 3.0},
