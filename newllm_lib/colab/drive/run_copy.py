@@ -6,6 +6,7 @@ SHA-256 of every file. Whatever goes wrong, what was there before stays. A copy 
 states are matched before they are used, and links are never followed.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -240,18 +241,15 @@ def copy_checkpoint(run: Path, copy: Path, checkpoint: Path, report: Report = la
 
 
 def bring_back(copy: Path, run: Path, beyond: float = NOTHING) -> BroughtBack:
-    """Bring a run back from its copy if that is further than update `beyond`: finished, or with all checkpoints that
-    verify. Raises OSError: a disk is full or gone; what was in `run` is as it was."""
+    """Bring a run back from its copy if that is further than update `beyond`: finished, or with the newest checkpoint
+    that verifies and the best one. Raises OSError: a disk is full or gone; what was in `run` is as it was."""
     result, partial, stated = BroughtBack(), temporary(run, PARTIAL), read_manifest(copy)
     discard(partial)
     try:
         if run_folder.RESULTS_FILE in stated and _came(copy, partial, result):
             result.progress = FINISHED
         elif run_folder.SETTINGS_FILE in stated and _came(copy, partial, result, [run_folder.SETTINGS_FILE]):
-            # All that verify, the oldest first: training chooses among them what it goes on from.
-            steps = run_folder.numbered_checkpoints(copy)
-            came = [step for step, path in steps if _came(path, partial / path.name, result)]
-            result.progress = max(came, default=NOTHING)
+            result.progress = _bring_checkpoints(copy, partial, beyond, result)
         if result.progress > beyond:
             replace_folder(partial, run)
     finally:
@@ -276,6 +274,27 @@ def _came(source: Path, target: Path, result: BroughtBack, names: Sequence[str] 
         result.damaged.append(f"{source.name}: {damage}" if is_checkpoint else str(damage))
         discard(target)
         return False
+
+
+def _bring_checkpoints(copy: Path, partial: Path, beyond: float, result: BroughtBack) -> float:
+    """The update that was brought back, or NOTHING."""
+    came = functools.cache(lambda name: _came(copy / name, partial / name, result))
+
+    def best_came(name: str) -> bool:
+        best = run_folder.best_beside(partial / name)
+        return best is None or came(best.name)
+
+    steps = {path.name: step for step, path in reversed(run_folder.numbered_checkpoints(copy)) if step > beyond}
+    # Without its best checkpoint a run goes on, but may end with other weights: that is the second choice.
+    chosen = next((name for name in steps if came(name) and best_came(name)), None) or next(filter(came, steps), None)
+    if chosen is None:
+        return NOTHING
+    needed = with_best(partial / chosen)
+    for _, path in run_folder.numbered_checkpoints(partial):
+        if path not in needed:
+            discard(path)
+    os.utime(partial / chosen)  # transformers takes the checkpoint that was changed last for the newest
+    return steps[chosen]
 
 
 def bring_missing_files(copy: Path, folder: Path) -> list[str]:
