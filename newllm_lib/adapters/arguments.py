@@ -28,7 +28,6 @@ class AdapterArguments(StageArguments):
     lora_target_modules: str = setting(
         "all-linear", "Layers with adapters: all-linear, or names that newllm modules lists."
     )
-    weight_decay: float = setting(0.0, "AdamW's weight decay.", "Training", low=0, high=1.0)
     repetition_penalty: float = setting(
         1.1, "Of the answers this model gives; above 1: fewer repetitions.", "Answers", low=1.0, high=1.5
     )
@@ -96,6 +95,7 @@ class QloraLwfArguments(ConversationArguments, AdapterArguments):
     gradient_checkpointing: bool | None = setting(None, "The same by its older name, which wins if given.")
     lr_scheduler_type: str = setting("linear", "How the learning rate changes over the run.", "Training")
     warmup_steps: float = setting(0.03, "Updates (or, below 1, share of them) of warm-up.", "Training")
+    weight_decay: float = setting(0.0, "AdamW's weight decay.", "Training", low=0, high=1.0)
     max_eval_tokens: int = setting(20_000, "Held-out tokens of either kind scored at each evaluation.")
     max_test_tokens: int = setting(100_000, "Held-out tokens of either kind that both are scored on at the end.")
     eval_on_start: bool = setting(True, "Evaluate the base before the first update.")

@@ -86,6 +86,7 @@ class DpoArguments(AdapterArguments):
     num_train_epochs: float = setting(3.0, "Passes over the pairs.", "Training", low=1, high=20)
     per_device_train_batch_size: int = setting(4, "Pairs per forward pass.", "Training", low=1, high=64, log=True)
     per_device_eval_batch_size: int = setting(16, "Pairs per forward pass in evaluation.")
+    weight_decay: float = setting(0.0, "AdamW's weight decay.", "Training", low=0, high=1.0)
     max_eval_tokens: int = setting(10_000, "Tokens of held-out answers scored at an evaluation, and of training pairs.")
     max_test_tokens: int = setting(200_000, "Tokens of held-out answers scored at the end.")
     eval_on_start: bool = setting(True, "Evaluate the reference before the first update.")

@@ -7,11 +7,12 @@ from chats import write_conversations
 from lwf_runs import lwf_arguments
 from run_files import StopAt
 
+from newllm_lib.adapters.arguments import QloraLwfArguments
 from newllm_lib.chat import Chat
 from newllm_lib.cli import main
 from newllm_lib.errors import InputError
 from newllm_lib.preferences import sweep as stage
-from newllm_lib.preferences.arguments import values_for
+from newllm_lib.preferences.arguments import DpoArguments, values_for
 from newllm_lib.preferences.searches import QloraLwfSweepArguments, SftSweepArguments
 from newllm_lib.preferences.sweep import SweepArguments, best_trial, suggest, sweep, trial_folder
 from newllm_lib.preferences.trials import read_trials
@@ -116,3 +117,9 @@ def test_a_rank_that_grows_is_not_searched(tmp_path):
 def test_an_unknown_stage_is_told(capsys):
     assert main(["sweep", "--stage", "pretrain"]) == 2
     assert "argument --stage: invalid choice: 'pretrain'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", [DpoArguments, QloraLwfArguments, SweepArguments, QloraLwfSweepArguments])
+def test_adapters_are_not_decayed_unless_somebody_says_so(stage):
+    """Of two classes that a stage's settings come from, the later one's default wins."""
+    assert stage.__dataclass_fields__["weight_decay"].default == 0.0
