@@ -83,6 +83,8 @@ def load_conversations(
         mix: a second dataset and its share of every split, as `parse_mix` reads them.
     """
     other, percent = (None, 0) if mix is None else parse_mix(mix)
+    if max_samples is not None and max_samples < 1:
+        raise InputError(f"max_samples has to be at least 1, got {max_samples}.")
     entry = None if dataset is None else find_dataset(dataset)
     found = find_data(dataset, entry, data_source, data)
     notes = [found.note]

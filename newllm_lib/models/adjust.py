@@ -16,7 +16,13 @@ FIRST_READING = 1e-2  # standard deviation of the weights that read a copy, of t
 
 
 def set_dropout(model: PreTrainedModel, dropout: float) -> None:
-    """The same probability, in [0, 1), for every place that drops units."""
+    """The same probability for every place that drops units.
+
+    Raises:
+        ValueError: dropout is not in [0, 1).
+    """
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}.")
     for name in DROPOUT_FIELDS:
         if hasattr(model.config, name):
             setattr(model.config, name, dropout)

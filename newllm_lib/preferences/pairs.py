@@ -124,6 +124,8 @@ def load_preferences(
         max_samples: rows of the training split to look at, the first ones; None takes all.
         test_data: a file that the figures are of; without it, the hub's test split, or what is evaluated on.
     """
+    if max_samples is not None and max_samples < 1:
+        raise InputError(f"max_samples has to be at least 1, got {max_samples}.")
     if held_out_share is not None and not 0 < held_out_share < 1:
         raise InputError(f"held_out_share has to lie between 0 and 1, got {held_out_share}.")
     if data is None and data_source in ("auto", "hub", "offline") and dataset in (None, GENERATED):

@@ -153,15 +153,15 @@ def prepare(args: SftArguments) -> PreparedRun:
 
 def _adjusted(model: PreTrainedModel, args: SftArguments) -> PreTrainedModel:
     """The model to start from as the settings want it."""
-    set_dropout(model, args.dropout)
-    extend_positions(model, args.max_length)
-    if args.grow_context is None:
-        return model
-    if not isinstance(model, NewLLMForCausalLM):
+    grows = args.grow_context is not None
+    if grows and not isinstance(model, NewLLMForCausalLM):
         raise InputError(f"grow_context is for New-LLM; {args.model!r} is a {args.model_type}.")
-    old = model.config.context_size
+    old = model.config.context_size if grows else None
     try:
-        grow_context(model, args.grow_context)
+        set_dropout(model, args.dropout)
+        extend_positions(model, args.max_length)
+        if grows:
+            grow_context(model, args.grow_context)
     except ValueError as error:
         raise InputError(str(error).replace("context_size", "grow_context", 1)) from error
     if args.train_only_new_context:

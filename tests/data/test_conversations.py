@@ -92,6 +92,7 @@ def test_a_bad_row_is_named_or_left_out_and_told(tmp_path, dataset, bad, complai
         ({"dataset": "dolly", "data_source": "disk"}, "data_source has to be one of auto, hub, offline, file"),
         ({"dataset": "dolly", "data_source": "file"}, "data_source 'file' needs the path"),
         ({"dataset": "dolly", "data": "x.jsonl", "data_source": "hub"}, "contradicts data_source 'hub'"),
+        ({"dataset": "dolly", "max_samples": 0}, "max_samples has to be at least 1, got 0"),
         ({"data": "nowhere.jsonl"}, "data 'nowhere.jsonl' does not exist"),
         ({"dataset": "dolly-ja"}, "dataset 'dolly-ja' could not be had from the hub"),
         ({"dataset": "dolly-ja", "data_source": "offline"}, "dataset 'dolly-ja' has no offline stand-in"),

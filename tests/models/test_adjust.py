@@ -173,3 +173,9 @@ def test_dropout_reaches_every_place(tmp_path, model_type, layers):
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(built))
     set_dropout(model, 0.0)
     assert torch.equal(logits(model), plain)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5])
+def test_a_dropout_no_model_could_have(dropout):
+    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\)"):
+        set_dropout(gpt2(), dropout)

@@ -99,6 +99,7 @@ def test_a_line_that_is_no_json_and_one_without_a_column(tmp_path):
     [
         ({"dataset": "dolly"}, "dataset has to be generated-ja, hh-rlhf, or the id .* got 'dolly'"),
         ({"held_out_share": 1.5}, "held_out_share has to lie between 0 and 1, got 1.5"),
+        ({"max_samples": 0}, "max_samples has to be at least 1, got 0"),
         ({"dataset": "hh-rlhf", "data_source": "offline"}, "has no offline stand-in"),
         ({"data_source": "file"}, "needs the path of the file"),
     ],
