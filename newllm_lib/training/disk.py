@@ -26,7 +26,6 @@ FULL_SAID = (*map(os.strerror, sorted(FULL)), TORCH_SAYS)
 LOCK_FILE, OWNER_FILE = ".in-use.lock", ".in-use.json"
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 WORKERS_END_SECONDS = 10.0  # a data loader's processes outlive a killed owner by five seconds, and hold its lock
-
 KB, MB, GB = 2**10, 2**20, 2**30  # as torch, nvidia-smi and Colab count
 
 logger = logging.getLogger(__name__)

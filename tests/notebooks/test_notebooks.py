@@ -308,6 +308,11 @@ def test_what_was_trained_comes_back_from_drive_on_a_new_machine(session, name, 
     result, executed = run(path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert digests(runs / stage) == before
+    # What was trained again would have the same bits: nothing was written once the cell of the storage had ended.
+    storage = next(cell for cell in executed.cells if cell.id == "storage")
+    ended = datetime.fromisoformat(storage.metadata.execution[STARTED_AND_ENDED[1]].replace("Z", "+00:00")).timestamp()
+    weights = [path for path in (runs / stage).rglob("*.safetensors") if "merged" not in path.parts]
+    assert weights and all(path.stat().st_mtime < ended for path in weights)
     shown = json.dumps(executed.cells, ensure_ascii=False)
     assert said in shown and "brought back from your Drive and verified" in shown
 
