@@ -20,7 +20,7 @@ from ..evaluation.perplexity import token_sequence
 from ..models import NewLLMForCausalLM, build_model
 from ..models.recurrent_model import RecurrentGenerationMixin
 from ..stages.evaluate import held_out_documents, held_out_text
-from ..training.curves import COLOURS, as_label, in_the_font
+from ..training.curves import COLOURS, as_label, in_the_font, plain
 from ..training.trained_model import open_model
 from .page.languages import text
 from .page.notices import in_one_sentence, say, show
@@ -129,8 +129,7 @@ def half_life_figure(before: torch.Tensor, after: torch.Tensor) -> Figure:
         ):
             axes.plot(range(1, channels + 1), half_lives[number].sort().values, color=colour, label=name, linewidth=1.6)
         axes.set(title=f"layer {number + 1}", xlabel="channels, sorted", yscale="log")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
     for axes in plots[:layers:columns]:
         axes.set_ylabel("half-life (tokens)")
     plots[0].yaxis.set_major_formatter("{x:g}")

@@ -24,6 +24,7 @@ from ..preferences.sweep import best_trial, margin_histories, trial_folder
 from ..preferences.trials import read_trials
 from ..training.callbacks import TrainingInterrupted
 from ..training.checkpoint import SETTINGS_FILE, read_results
+from ..training.curves import plain
 from .drive.drive_copy import callbacks_for, wait_for_drive
 from .live_plot import LEARNS_ANSWERS, LiveDisplay
 from .page.languages import text, translate
@@ -194,8 +195,7 @@ def margins_figure(rows: Sequence[dict[str, Any]], histories: Mapping[int, Seque
     axes.axhline(0, color="#8c959f", linewidth=0.8, zorder=1)
     axes.set(xlabel="update", ylabel="held-out reward margin")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     if 0 < len(axes.get_lines()) - 1 <= MOST_NAMED:
         figure.legend(frameon=False, loc="outside right upper", fontsize=9)
     elif best is not None:

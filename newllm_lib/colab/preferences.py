@@ -15,7 +15,7 @@ from ..preferences.generator import KINDS
 from ..preferences.pairs import Preference, Preferences
 from ..preferences.scores import chosen_falls
 from ..preferences.shortcuts import CLASSIFIERS, held_out_accuracy
-from ..training.curves import COLOURS, as_label
+from ..training.curves import COLOURS, as_label, plain
 from .page.languages import text, translate
 from .page.notices import in_one_sentence, say, show
 from .page.pieces import AS_WRITTEN, FAINT, escape, figure_html, label_of, shortened, small_html, table_html
@@ -174,9 +174,7 @@ def kinds_figure(measured: dict[str, Any], counts: Mapping[str, int]) -> Figure:
     axes.set_xlabel("held-out pairs with the chosen answer ahead")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    axes.grid(alpha=0.25, axis="x")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes, "x")
     return figure
 
 

@@ -22,6 +22,7 @@ from ..stages.generate import generate
 from ..stages.sft import advice
 from ..training import checkpoint
 from ..training.checkpoint import CURVES_FILE, METRICS_FILE
+from ..training.curves import plain
 from ..training.device import autocast_dtype, find_device
 from ..training.disk import read_json, size, write_json
 from ..training.run import CARD_FILE
@@ -338,8 +339,7 @@ def forgetting_figure(measured: dict[str, Any]) -> Figure:
     axes.set_xlabel("bits that held-out text takes, against the base, in % (to the left is better)")
     axes.set_yticks(range(len(KINDS)), [label_of(words) for words in reversed(KINDS.values())])
     axes.set(xlim=(low - room, high + room), ylim=(-0.5, len(KINDS) - 0.3))
-    axes.grid(alpha=0.25, axis="x")
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes, "x")
     return figure
 
 

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..evaluation.generation import answer, batch_cost, token_cost
 from ..progress import Progress
 from ..training.checkpoint import run_of
-from ..training.curves import COLOURS, as_label
+from ..training.curves import COLOURS, as_label, plain
 from ..training.trained_model import open_model
 from .evaluate import final_metrics, held_out_documents, held_out_text, score
 from .goals import goals, percent
@@ -158,7 +158,5 @@ def comparison_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.legend(frameon=False, fontsize=9)
     speed.set_ylim(0, 1.1 * max(max(row["ms_per_token"].values()) for row in rows))
     for axes in (quality, speed, state):
-        axes.grid(alpha=0.25, axis="y")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes, "y")
     return figure

@@ -88,7 +88,7 @@ LEAST = {  # of the others 0
         "teacher_temperature", "temperature", "temperature_end",
     ), MORE_THAN_ZERO),
 }  # fmt: skip
-LESS_THAN = {"adam_beta1": 1, "adam_beta2": 1, "dropout": 1, "lora_dropout": 1, "seed": 2**32, "num_layers": 1001}
+LESS_THAN = {"adam_beta1": 1, "adam_beta2": 1, "dropout": 1, "seed": 2**32, "num_layers": 1001}
 BETWEEN = {  # the lowest and the highest
     "teacher_weight": (0, 1), "lora_r": (1, 1024), "lora_alpha": (0, 4096), "repetition_penalty": (0.5, 10.0),
     "lora_dropout": (0.0, 0.99), "distill_weight": (0.0, 1000.0), "distill_weight_end": (0.0, 1000.0),

@@ -7,9 +7,10 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, findSystemFonts, fontManager, get_font
@@ -45,6 +46,13 @@ def in_the_font(text: str) -> str:
 
 def can_be_drawn(text: str) -> bool:
     return _characters().issuperset(map(ord, text))
+
+
+def plain(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
+    """The look of every plot: a pale grid behind what is drawn, and no frame above and to the right."""
+    axes.grid(alpha=0.25, axis=grid)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def png_of(figure: Figure, dpi: int, **options: Any) -> bytes:
@@ -145,8 +153,7 @@ def curves_figure(histories: Mapping[str, Sequence[dict]]) -> Figure:
         axes.set(xlabel="update", ylabel=panel.ylabel)
         if panel.form.endswith("%"):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
         axes.margins(y=0.12)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         if axes.get_lines():
