@@ -64,6 +64,7 @@ def make_earlier_model(folder: Path) -> Path:
         "num_hidden_layers": 1,
         "recurrent_dropout": False,
         "tie_word_embeddings": True,
+        "transformers_version": "5.23.0",
         "vocab_size": 64,
     }
     (folder / "config.json").write_text(json.dumps(config))

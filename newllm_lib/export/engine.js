@@ -7,6 +7,10 @@
 // GPT-2's pieces of text, as tokenizers' ByteLevel cuts them.
 const PIECES = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
 
+// White space as Python's strip() knows it; trim() knows other characters.
+const SPACE = "(?:[^\\S\\ufeff]|[\\x1c-\\x1f\\x85])+";
+const lstrip = (text) => text.replace(new RegExp(`^${SPACE}`), ""), rstrip = (text) => text.replace(new RegExp(`${SPACE}$`), "");
+
 const sigmoid = (z) => 1 / (1 + Math.exp(-z));
 
 // Half precision -> single, for all 65,536 halves.
@@ -58,8 +62,7 @@ class NewLLM {
       for (let i = 0; i < C; i++) c[i] = sigmoid(z[i]) * c[i] + sigmoid(-z[i]) * d[i];
       product(p["output_gate.weight"], shift(lastU, 2), C, E, z);
       lastU.set(u.subarray(0, E));
-      normed(c, p["context_norm.weight"], C, eps, d);
-      for (let i = 0; i < C; i++) d[i] *= z[i] * sigmoid(z[i]);
+      for (let i = 0; i < C; i++) d[i] = c[i] * z[i] * sigmoid(z[i]);
       product(p["context_out.weight"], d, E, C, a);
       for (let i = 0; i < E; i++) x[i] += a[i];
       normed(x, p["mlp_norm.weight"], E, eps, u);
@@ -240,14 +243,14 @@ class Talk {
         let piece = this.tokenizer.decode(pending);
         if (piece.endsWith("\ufffd")) piece = "";
         else pending = [];
-        if (this.chats && !said) piece = piece.trimStart();
+        if (this.chats && !said) piece = lstrip(piece);
         said += piece;
         yield piece;
         if (count % 8 === 0) await pause();
         if (count < options.most) logits = this.readOne(token, true);
       }
     } finally {
-      this.messages.push({ role: "assistant", content: this.chats ? said.trimEnd() : said });
+      this.messages.push({ role: "assistant", content: this.chats ? rstrip(said) : said });
     }
   }
 
@@ -283,4 +286,4 @@ class Talk {
   }
 }
 
-globalThis.newllm = { Talk, NewLLM, Tokenizer, chosen, randomNumbers };
+globalThis.newllm = { Talk, NewLLM, Tokenizer, chosen, randomNumbers, lstrip, rstrip };

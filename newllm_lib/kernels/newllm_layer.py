@@ -1,6 +1,6 @@
-"""What New-LLM computes on an NVIDIA GPU, from the T4 on, in Triton kernels: the scan, norm with token shift, norm with
-output gate and the gate of the MLP, each one kernel forward and one back. torch would launch some ten kernels for each,
-and move every intermediate through the memory.
+"""What New-LLM computes on an NVIDIA GPU, from the T4 on, in Triton kernels: the scan, norm with token shift, and
+gates, each one kernel forward and one back. torch would launch up to ten kernels for each, and move every intermediate
+through the memory.
 
 The definitions are `linear_scan.plain_scan` and, in modeling_newllm.py, `shifted` and `gated`. Without a GPU,
 TRITON_INTERPRET=1 runs the kernels on a CPU.
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 # CHANNELS of a program, and AHEAD: tokens that are fetched together, so that a row waits once for so many.
 TILES = {"CHANNELS": 64, "AHEAD": 8, "num_warps": 2}
 MOST_PROGRAMS = 1024  # on the way back each sums the weights' gradients over its tokens, and torch sums those sums
-TILE = 1024  # numbers that a program holds of a tensor: TOKENS times WIDTH, which is E rounded up to a power of two
+TILE = 1024  # numbers that a program holds of a tensor; of a norm TOKENS times WIDTH, E rounded up to a power of two
 
 
 @triton.jit
@@ -186,44 +186,22 @@ def shift_backward_kernel(
 
 
 @triton.jit
-def gate_kernel(c, weight, o, gated, N, E, eps, TOKENS: tl.constexpr, WIDTH: tl.constexpr):
-    n = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
-    channels = tl.arange(0, WIDTH)[None, :]
-    there = channels < E
-    inside = there & (n < N)
-    value = tl.load(c + n * E + channels, mask=inside, other=0.0).to(tl.float32)
-    if weight is not None:
-        normal, _ = normalize(value, inside, E, eps)
-        value = normal * tl.load(weight + channels, mask=there, other=0.0).to(tl.float32)
-    gate = tl.load(o + n * E + channels, mask=inside, other=0.0).to(tl.float32)
-    tl.store(gated + n * E + channels, value * gate * sigmoid(gate), mask=inside)
+def gate_kernel(c, o, gated, N, SIZE: tl.constexpr):
+    n = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    value = tl.load(c + n, mask=n < N, other=0.0).to(tl.float32)
+    gate = tl.load(o + n, mask=n < N, other=0.0).to(tl.float32)
+    tl.store(gated + n, value * gate * sigmoid(gate), mask=n < N)
 
 
 @triton.jit
-def gate_backward_kernel(
-    grad_gated, c, weight, o, grad_c, grad_o, sums, N, E, eps, TOKENS: tl.constexpr, WIDTH: tl.constexpr
-):
-    """`sums` [programs, WIDTH]: the gradient of the weight over a program's tokens."""
-    channels = tl.arange(0, WIDTH)[None, :]
-    there = channels < E
-    sum_w = tl.full((WIDTH,), 0.0, tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(N, TOKENS), tl.num_programs(0)):
-        n = tl.cast(tile, tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
-        inside = there & (n < N)
-        value = tl.load(c + n * E + channels, mask=inside, other=0.0).to(tl.float32)
-        gate = tl.load(o + n * E + channels, mask=inside, other=0.0).to(tl.float32)
-        grad = tl.load(grad_gated + n * E + channels, mask=inside, other=0.0).to(tl.float32)
-        share = sigmoid(gate)
-        grad_value = grad * gate * share
-        if weight is not None:
-            w = tl.load(weight + channels, mask=there, other=0.0).to(tl.float32)
-            normal, scale = normalize(value, inside, E, eps)
-            sum_w += tl.sum(grad_value * normal, axis=0)
-            grad_value, value = normalize_backward(grad_value * w, normal, scale, E), normal * w
-        tl.store(grad_c + n * E + channels, grad_value, mask=inside)
-        tl.store(grad_o + n * E + channels, grad * value * share * (1 + gate * (1 - share)), mask=inside)
-    if weight is not None:
-        tl.store(sums + tl.program_id(0) * WIDTH + tl.arange(0, WIDTH), sum_w)
+def gate_backward_kernel(grad_gated, c, o, grad_c, grad_o, N, SIZE: tl.constexpr):
+    n = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    value = tl.load(c + n, mask=n < N, other=0.0).to(tl.float32)
+    gate = tl.load(o + n, mask=n < N, other=0.0).to(tl.float32)
+    grad = tl.load(grad_gated + n, mask=n < N, other=0.0).to(tl.float32)
+    share = sigmoid(gate)
+    tl.store(grad_c + n, grad * gate * share, mask=n < N)
+    tl.store(grad_o + n, grad * value * share * (1 + gate * (1 - share)), mask=n < N)
 
 
 def grid(z: torch.Tensor) -> tuple[int, int]:
@@ -301,30 +279,24 @@ shifted_norm = ShiftedNorm.apply
 
 
 class Gated(torch.autograd.Function):
+    """c and o of one shape -> c times silu(o), in o's type."""
+
     @staticmethod
-    def forward(ctx, c, weight, o, eps):
+    def forward(ctx, c, o):
         c, o = c.contiguous(), o.contiguous()
         gated = torch.empty_like(o)
-        count, sizes = tiles(c)
-        gate_kernel[(count,)](c, weight, o, gated, c.numel() // c.shape[-1], c.shape[-1], eps, **sizes)
-        ctx.save_for_backward(c, weight, o)
-        ctx.eps = eps
+        gate_kernel[(triton.cdiv(c.numel(), TILE),)](c, o, gated, c.numel(), SIZE=TILE)
+        ctx.save_for_backward(c, o)
         return gated
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        c, weight, o = ctx.saved_tensors
-        grad_c, grad_o, E = torch.empty_like(c), torch.empty_like(o), c.shape[-1]
-        count, sizes = tiles(c)
-        programs = min(count, MOST_PROGRAMS)
-        sums = None if weight is None else torch.empty(programs, sizes["WIDTH"], device=c.device)
-        gate_backward_kernel[(programs,)](
-            grad.contiguous(), c, weight, o, grad_c, grad_o, sums, c.numel() // E, E, ctx.eps, **sizes
-        )
-        return grad_c, None if weight is None else sums.sum(dim=0)[:E], grad_o, None
+        c, o = ctx.saved_tensors
+        grads = torch.empty_like(c), torch.empty_like(o)
+        count = c.numel()
+        gate_backward_kernel[(triton.cdiv(count, TILE),)](grad.contiguous(), c, o, *grads, count, SIZE=TILE)
+        return grads
 
 
-def gated(c: torch.Tensor, o: torch.Tensor, weight: torch.Tensor | None = None, eps: float = 0.0) -> torch.Tensor:
-    """c, o [B, T, C] -> c, normalised and times `weight` unless that is None, times silu(o); in o's type."""
-    return Gated.apply(c, weight, o, eps)
+gated = Gated.apply

@@ -3,6 +3,7 @@
 Dimensions: C context of a layer, E width.
 """
 
+import copy
 from functools import cache
 
 import torch
@@ -12,7 +13,6 @@ from transformers import PreTrainedModel
 from .modeling_newllm import NewLLMForCausalLM, NewLLMLayer
 
 DROPOUT_FIELDS = ("dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
-FIRST_READING = 1e-2  # standard deviation of the weights that read a copy, of those that read the original
 
 
 def set_dropout(model: PreTrainedModel, dropout: float) -> None:
@@ -48,33 +48,28 @@ def extend_positions(model: PreTrainedModel, positions: int) -> None:
 
 
 def grow_context(model: NewLLMForCausalLM, context_size: int) -> None:
-    """Enlarge the context of every layer to a multiple of its size; the model computes what it did before.
-
-    The new channels begin as copies of the old ones, so that the norm sees the same mean and variance, and what is read
-    of all copies of a channel adds up to zero: one copy is read with weight zero, several with small weights that
-    differ, for copies that are read alike would stay alike for good. From the first update on they part (as in Net2Net,
-    Chen et al. 2016).
+    """Enlarge the context of every layer; the model computes what it did before: the new channels, as a new model has
+    them, are read with weight zero at first.
 
     Raises:
-        ValueError: the size is no multiple, or not larger.
+        ValueError: the size is not larger.
     """
     old = model.config.context_size
-    if context_size <= old or context_size % old:
-        multiples = ", ".join(str(old * factor) for factor in (2, 3, 4))
-        raise ValueError(f"context_size {context_size} has to be a multiple of the model's {old}: {multiples}, ...")
-    factor = context_size // old
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            for parameter in _of_channels(layer):
-                parameter.data = parameter.repeat(factor, *[1] * (parameter.dim() - 1))
+    if context_size <= old:
+        raise ValueError(f"context_size {context_size} has to be larger than the model's {old}.")
+    config = copy.deepcopy(model.config)
+    config.context_size = context_size - old
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        fresh = NewLLMForCausalLM(config).to(model.device, model.dtype)
+        for layer, new in zip(model.model.layers, fresh.model.layers, strict=True):
+            for parameter, added in zip(_of_channels(layer), _of_channels(new), strict=True):
+                parameter.data = torch.cat([parameter, added])
             readers = layer.context_out.weight  # [E, C]
-            new = torch.randn(len(readers), factor - 1, old, generator=generator).to(readers)
-            new = (new - new.mean(dim=1, keepdim=True)) * FIRST_READING * readers.std()
-            readers.data = torch.cat([readers, new.flatten(1)], dim=1)
+            readers.data = torch.cat([readers, torch.zeros_like(new.context_out.weight)], dim=1)
             for linear in (layer.forget_gate, layer.delta, layer.output_gate):
                 linear.out_features = context_size
-            layer.context_norm.normalized_shape, layer.context_out.in_features = (context_size,), context_size
+            layer.context_out.in_features = context_size
     model.config.context_size = context_size
 
 
@@ -92,7 +87,7 @@ def train_new_context_only(model: NewLLMForCausalLM, old: int) -> None:
 def _of_channels(layer: NewLLMLayer) -> tuple[nn.Parameter, ...]:
     """The parameters whose first dimension is the channels of the context."""
     gate = layer.forget_gate
-    return gate.weight, gate.bias, layer.delta.weight, layer.output_gate.weight, layer.context_norm.weight
+    return gate.weight, gate.bias, layer.delta.weight, layer.output_gate.weight
 
 
 def _train_where(parameter: nn.Parameter, mask: torch.Tensor) -> None:

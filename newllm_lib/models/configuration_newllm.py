@@ -1,12 +1,11 @@
 """Configuration of New-LLM: a language model that carries contexts of fixed size from token to token and has no
 attention."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-# Fields of the model that the name `newllm` meant before its layers trained in parallel.
-EARLIER_FIELDS = ("embedding_scale", "recurrent_dropout", "context_clamp")
+LAYER_VERSION = 3  # of what a layer computes; the weights of one version mean nothing to another
 
 
 class RecurrentConfig(PreTrainedConfig):
@@ -45,14 +44,20 @@ class NewLLMConfig(RecurrentConfig):
     }
 
     def __init__(self, **kwargs):
-        if any(name in kwargs for name in EARLIER_FIELDS):
+        if is_of_earlier_version(kwargs):
             raise ValueError(
-                "this New-LLM was trained by an earlier version, whose model read its tokens one by one; its weights "
-                "mean nothing to this version's model: train it again, or open it with the version that made it."
+                "this New-LLM was trained by an earlier version, whose layers computed something else; its weights "
+                "mean nothing to this version's: train it again, or open it with the version that made it."
             )
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "layer_version": LAYER_VERSION})
 
     @property
     def context_numbers(self) -> int:
         """How many numbers the context vector has; they come first in the state of a sequence."""
         return self.num_hidden_layers * self.context_size
+
+
+def is_of_earlier_version(config: dict[str, Any]) -> bool:
+    """Whether a New-LLM with this config.json has other layers than this version's; "transformers_version" is what
+    every saved config has."""
+    return "transformers_version" in config and config.get("layer_version") != LAYER_VERSION

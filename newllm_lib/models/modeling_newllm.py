@@ -4,7 +4,7 @@ fixed size. Every layer l = 1..L is
     u = norm(x);   u'_p = u + mu_p * (u[t-1] - u),  p = f, d, o              token shift
     f, d, o = sigmoid(W_f u'_f + b_f),  W_d u'_d,  W_o u'_o                  forget gate, what is written, output gate
     c_t = f * c_{t-1} + (1 - f) * d                                          the context
-    x = x + W_c (norm(c_t) * silu(o))
+    x = x + W_c (c_t * silu(o))
     v = norm(x);   v' = v + mu_v * (v[t-1] - v)
     x = x + W_2 (silu(W_a v') * W_b v')
 
@@ -74,7 +74,6 @@ class NewLLMLayer(GradientCheckpointingLayer):
         self.forget_gate = nn.Linear(E, C)
         self.delta = nn.Linear(E, C, bias=False)
         self.output_gate = nn.Linear(E, C, bias=False)
-        self.context_norm = nn.LayerNorm(C, eps=config.layer_norm_eps, bias=False)
         self.context_out = nn.Linear(C, E, bias=False)
         self.mlp_norm = nn.LayerNorm(E, eps=config.layer_norm_eps, bias=False)
         self.mlp_gate = nn.Linear(E, H, bias=False)
@@ -89,7 +88,7 @@ class NewLLMLayer(GradientCheckpointingLayer):
         (for_f, for_delta, for_o), last_u = shifted(self.input_norm, x, mus[:3], last_u, bounds)
         z, delta, o = self.forget_gate(for_f), self.delta(for_delta), self.output_gate(for_o)  # [B, T, C] each
         contexts = linear_scan(z, delta, bounds.starts, bounds.mask, context)
-        x = x + self.context_out(gated(contexts.to(x.dtype), o, self.context_norm))
+        x = x + self.context_out(gated(contexts, o))
         (v,), last_v = shifted(self.mlp_norm, x, mus[3:], last_v, bounds)
         x = x + self.mlp_out(gated(self.mlp_in(v), self.mlp_gate(v)))  # [B, T, H] inside
         return x, contexts[:, -1], last_u, last_v
@@ -110,11 +109,11 @@ def shifted(
     return [u + mu * difference for mu in mus.to(dtype).unbind()], last
 
 
-def gated(c: torch.Tensor, o: torch.Tensor, norm: nn.Module | None = None) -> torch.Tensor:
-    """c, or norm(c), times silu(o); [B, T, channels] each."""
-    if (norm is None or type(norm) is nn.LayerNorm) and (kernels := kernels_for(c)):
-        return kernels.gated(c, o) if norm is None else kernels.gated(c, o, norm.weight, norm.eps)
-    return (c if norm is None else norm(c).to(o.dtype)) * functional.silu(o)
+def gated(c: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
+    """c times silu(o), [B, T, channels] each, in o's type."""
+    if kernels := kernels_for(c):
+        return kernels.gated(c, o)
+    return c.to(o.dtype) * functional.silu(o)
 
 
 class NewLLMPreTrainedModel(RecurrentPreTrainedModel):

@@ -66,7 +66,7 @@ class SftArguments(ConversationArguments, ModelArguments):
     model: str | None = setting(
         None, "Folder of a finished run to start from; none: a new model.", "Model", session=True
     )
-    grow_context: int | None = setting(None, "Enlarge the context_size of New-LLM to this, a multiple of it.")
+    grow_context: int | None = setting(None, "Enlarge the context_size of New-LLM to this.")
     train_only_new_context: bool = setting(False, "After growing: train nothing but the new part.")
 
     max_length: int = setting(

@@ -172,6 +172,14 @@ def test_a_text_has_the_tokens_of_the_library(engine, chat_folder):
     ]
 
 
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_the_page_takes_off_what_python_takes_off(engine, side):
+    signs = [chr(code) for code in range(0x10000) if not 0xD800 <= code < 0xE000]
+    taken = engine.evaluate(f"(signs) => signs.filter((sign) => !newllm.{side}(sign + sign))", signs)
+    assert taken == [sign for sign in signs if sign.isspace()]
+    assert engine.evaluate(f"() => newllm.{side}(' \\x1e a \\x1e ')") == getattr(" \x1e a \x1e ", side)()
+
+
 def test_tokens_are_drawn_as_transformers_draws_them(engine):
     """The same seed the same tokens; and of many draws as large a share as its probability."""
     draw = """([logits, settings, count]) => {

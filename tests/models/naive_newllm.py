@@ -35,7 +35,7 @@ def naive_logits(model, input_ids: torch.Tensor) -> torch.Tensor:
                 forget = sigmoid(w["forget_gate.weight"] @ to_f + w["forget_gate.bias"])
                 written, output = w["delta.weight"] @ to_d, w["output_gate.weight"] @ to_o
                 contexts[layer] = forget * contexts[layer] + (1 - forget) * written
-                read = layer_norm(contexts[layer], w["context_norm.weight"], eps) * output * sigmoid(output)
+                read = contexts[layer] * output * sigmoid(output)
                 x = x + w["context_out.weight"] @ read
                 v = layer_norm(x, w["mlp_norm.weight"], eps)
                 to_mlp = v + mu_v * (last_vs[layer] - v)

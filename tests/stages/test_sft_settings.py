@@ -46,7 +46,7 @@ def test_settings_that_contradict(fields, complaint):
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"model": "newllm", "grow_context": 3}, r"grow_context 3 has to be a multiple of the model's \d+"),
+        ({"model": "newllm", "grow_context": 3}, r"grow_context 3 has to be larger than the model's \d+"),
         ({"model": "tiny-gpt2", "grow_context": 512}, r"grow_context is for New-LLM; .* is a tiny-gpt2"),
         ({"model": "newllm", "dropout": 1.5}, r"dropout has to be less than 1, got 1\.5"),
         ({"model": "nowhere"}, r"model folder .*nowhere.* does not exist"),

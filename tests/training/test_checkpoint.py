@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from newllm_lib.adapters.base_model import find_base_model
 from newllm_lib.chat import Chat
 from newllm_lib.errors import InputError
+from newllm_lib.models import NewLLMConfig
 from newllm_lib.stages.compare import compare
 from newllm_lib.training.checkpoint import (
     check_model_folder,
@@ -144,9 +145,14 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         check_model_folder(tmp_path)
 
 
-@pytest.fixture
-def earlier(tmp_path):
-    return make_earlier_model(tmp_path / "earlier")
+@pytest.fixture(params=["read its tokens one by one", "its contexts were normalised"])
+def earlier(tmp_path, request):
+    folder = make_earlier_model(tmp_path / "earlier")
+    if request.param == "its contexts were normalised":
+        config = NewLLMConfig(vocab_size=64).to_dict()
+        del config["layer_version"]
+        write_json(folder / "config.json", config)
+    return folder
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from newllm_lib.kernels import newllm_layer
 LOW = "z delta grad_z grad_delta o gated grad_gated grad_o".split()
 TYPES = {name: "*fp16" for name in LOW} | {"starts": "*u8", "mask": "*u8", "eps": "fp32"}
 TYPES |= {name: "i32" for name in "TCNE"} | {"shifted": ("*fp16",) * 3, "grads": ("*fp16",) * 3}
-SIZES = {"CHANNELS": 64, "AHEAD": 8, "P": 3, "TOKENS": 4, "WIDTH": 256}
+SIZES = {"CHANNELS": 64, "AHEAD": 8, "P": 3, "TOKENS": 4, "WIDTH": 256, "SIZE": 1024}
 for name, kernel in vars(newllm_layer).items():
     if name.endswith("_kernel"):
         types = {name: "constexpr" if name in SIZES else TYPES.get(name, "*fp32") for name in kernel.arg_names}
@@ -117,18 +117,29 @@ def test_norm_and_shift_equal_their_definition(size, copies, documents, use_kern
     assert_close(*found, tolerance=3e-6)
 
 
-@pytest.mark.parametrize("normed", [True, False])
-def test_the_gates_equal_their_definition(normed, use_kernels):
+@pytest.mark.parametrize("size", [(3, 5, 20), (2, 31, 192)])
+def test_the_gates_equal_their_definition(size, use_kernels):
     torch.manual_seed(0)
-    norm = nn.LayerNorm(20, bias=False, device=DEVICE) if normed else None
-    c, o = (torch.randn(3, 5, 20, device=DEVICE, requires_grad=True) for _ in range(2))
+    c, o = (torch.randn(size, device=DEVICE, requires_grad=True) for _ in range(2))
     found = []
     for are_used in (True, False):
         use_kernels(are_used)
-        result = gated(c, o, norm)
-        inputs = (c, o, norm.weight) if normed else (c, o)
-        found.append([result, *torch.autograd.grad((result * torch.arange(20, device=DEVICE)).sum(), inputs)])
+        result = gated(c, o)
+        found.append([result, *torch.autograd.grad((result * torch.arange(size[2], device=DEVICE)).sum(), (c, o))])
     assert_close(*found, tolerance=3e-6)
+
+
+def test_gates_of_16_bits_take_contexts_of_32(use_kernels):
+    torch.manual_seed(0)
+    c = torch.randn(2, 3, 20, device=DEVICE, requires_grad=True)
+    o = torch.randn(2, 3, 20, device=DEVICE).bfloat16().requires_grad_()
+    found = []
+    for are_used in (True, False):
+        use_kernels(are_used)
+        result = gated(c, o)
+        found.append([result.float(), *(g.float() for g in torch.autograd.grad(result.float().sum(), (c, o)))])
+        assert result.dtype == o.dtype
+    assert_close(*found, tolerance=2**-6)  # torch rounds every intermediate, the kernel its result
 
 
 def test_a_model_learns_with_the_kernels_what_it_learns_without(use_kernels):
