@@ -261,12 +261,9 @@ def test_the_context_grows(conversations, tmp_path, pretrained, caplog):
     assert torch.equal(after[readers][:, :old], before[readers])
     assert after[readers][:, old:].any()
     # The run starts where the smaller model was: its first updates change little.
-    small = sft(sft_arguments(conversations, tmp_path / "small", model=str(start), max_steps=1, learning_rate=1e-9))
-    large = sft(
-        sft_arguments(
-            conversations, tmp_path / "large", model=str(start), grow_context=2 * old + 3, max_steps=1, learning_rate=1e-9
-        )
-    )
+    fields = {"model": str(start), "max_steps": 1, "learning_rate": 1e-9}
+    small = sft(sft_arguments(conversations, tmp_path / "small", **fields))
+    large = sft(sft_arguments(conversations, tmp_path / "large", grow_context=2 * old + 3, **fields))
     assert evaluate(small)["loss"] == pytest.approx(evaluate(large)["loss"], rel=1e-5)
 
 
