@@ -46,7 +46,7 @@ TOKENS = 4_096_000  # to train every model on: 4.4 passes of wikitext's and 4.1 
 TEXTS = {
     "wikitext": {
         "newllm": (5e-3, 0.6), "lstm": (6e-3, 0.4), "multiplicative-lstm": (5e-3, 0.8), "tiny-gpt2": (3e-3, 0.4),
-        "newllm-reference": (2e-3, 0.0),
+        "newllm-reference": (4e-3, 0.0),
     },
     "chitchat": {
         "newllm": (5e-3, 0.1), "lstm": (3e-3, 0.1), "multiplicative-lstm": (3e-3, 0.1), "tiny-gpt2": (3e-3, 0.1),
