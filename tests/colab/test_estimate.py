@@ -145,7 +145,7 @@ def test_the_disk_that_a_run_takes_is_not_less_than_said(make_panel):
 def test_a_disk_with_too_little_room_is_named(monkeypatch, text_file):
     monkeypatch.setattr(estimate.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
     said = line(arguments(text_file, max_steps=10))
-    assert "at least <b>79.1 MB</b> on disk, and <b>only 1.0 MB</b> are free" in said
+    assert "at least <b>79.0 MB</b> on disk, and <b>only 1.0 MB</b> are free" in said
 
 
 def test_the_tokens_of_a_start_model_are_counted_by_its_own_results(tmp_path):
