@@ -60,7 +60,7 @@ def grow_context(model: NewLLMForCausalLM, context_size: int) -> None:
     config = copy.deepcopy(model.config)
     config.context_size = context_size - old
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs, too, for good
         fresh = NewLLMForCausalLM(config).to(model.device, model.dtype)
         for layer, new in zip(model.model.layers, fresh.model.layers, strict=True):
             for parameter, added in zip(_of_channels(layer), _of_channels(new), strict=True):

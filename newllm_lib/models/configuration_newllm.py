@@ -44,7 +44,7 @@ class NewLLMConfig(RecurrentConfig):
     }
 
     def __init__(self, **kwargs):
-        if is_of_earlier_version(kwargs):
+        if has_other_layers(kwargs):
             raise ValueError(
                 "this New-LLM was trained by an earlier version, whose layers computed something else; its weights "
                 "mean nothing to this version's: train it again, or open it with the version that made it."
@@ -57,7 +57,7 @@ class NewLLMConfig(RecurrentConfig):
         return self.num_hidden_layers * self.context_size
 
 
-def is_of_earlier_version(config: dict[str, Any]) -> bool:
-    """Whether a New-LLM with this config.json has other layers than this version's; "transformers_version" is what
-    every saved config has."""
+def has_other_layers(config: dict[str, Any]) -> bool:
+    """Whether a New-LLM with this config.json is of another LAYER_VERSION; every saved config has a
+    "transformers_version"."""
     return "transformers_version" in config and config.get("layer_version") != LAYER_VERSION

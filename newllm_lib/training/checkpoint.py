@@ -182,13 +182,13 @@ def has_adapters(folder: Path) -> bool:
 
 def is_of_earlier_version(folder: Path) -> bool:
     """True if the model in the folder, or a checkpoint of it, is a New-LLM that this version cannot go on with."""
-    from ..models import configuration_newllm as ours  # it brings torch
+    from ..models.configuration_newllm import NewLLMConfig, has_other_layers  # it brings torch
 
     holders = (folder, *(checkpoint for _, checkpoint in numbered_checkpoints(folder)))
     configs = (read_json(holder / "config.json") for holder in holders)
     # Where there is none yet, or one that was cut off while it was written, there is no model at all.
-    dicts = (it for it in configs if isinstance(it, dict) and it.get("model_type") == ours.NewLLMConfig.model_type)
-    return any(map(ours.is_of_earlier_version, dicts))
+    ours = (it for it in configs if isinstance(it, dict) and it.get("model_type") == NewLLMConfig.model_type)
+    return any(map(has_other_layers, ours))
 
 
 def check_version(folder: Path) -> None:
